@@ -1,0 +1,1 @@
+"""Acting: stepping environments with a policy, and making items of what happens. No torch."""

@@ -1,0 +1,66 @@
+"""Exploration: the epsilon ladder of Ape-X, and epsilon-greedy choice with one RNG an environment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+def ladder_positions(slot: int, num_actors: int, num_envs: int) -> Floats:
+    """Where the environments of one actor stand on the ladder.
+
+    The ladder has `num_actors * num_envs` rungs, dealt out so that each actor has rungs from all
+    over it. An actor beyond the configured number (a slot past the last) takes midpoints between
+    the rungs of an actor before it.
+
+    Returns:
+        `[num_envs] float64` in [0, num_actors * num_envs - 1].
+    """
+    own, extra = slot % num_actors, slot >= num_actors
+    rungs = own + num_actors * np.arange(num_envs, dtype=np.float64)
+    return np.minimum(rungs + 0.5 * extra, num_actors * num_envs - 1)
+
+
+def epsilon_ladder(positions: Floats, size: int, epsilon: float, alpha: float) -> Floats:
+    """epsilon_i = epsilon^(1 + alpha * i / (N - 1)) (Horgan et al., 2018, section 4.1).
+
+    A ladder of one rung has epsilon^(1 + alpha / 2).
+
+    Args:
+        positions: `[E]`, i, from 0 to N - 1.
+        size: N, rungs of the whole ladder.
+    """
+    fraction = positions / (size - 1) if size > 1 else np.full_like(positions, 0.5)
+    result: Floats = np.power(epsilon, 1.0 + alpha * fraction)
+    return result
+
+
+class EpsilonGreedy:
+    """Replaces each environment's greedy action by a random one with its own epsilon.
+
+    Args:
+        epsilons: `[E]`.
+        num_actions: actions to choose from.
+        seeds: one sequence of integers an environment; every environment has its own generator,
+            so that its draws do not depend on how environments are grouped.
+    """
+
+    def __init__(
+        self, epsilons: Floats, num_actions: int, seeds: Sequence[Sequence[int]]
+    ) -> None:
+        self.epsilons = epsilons
+        self._num_actions = num_actions
+        self._generators = [np.random.default_rng(list(seed)) for seed in seeds]
+
+    def __call__(self, greedy: Ints) -> Ints:
+        """Actions to take, `[E]`, given the greedy ones."""
+        actions = greedy.copy()
+        for env, generator in enumerate(self._generators):
+            if generator.random() < self.epsilons[env]:
+                actions[env] = generator.integers(self._num_actions)
+        return actions

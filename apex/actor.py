@@ -1,0 +1,245 @@
+"""The actor daemon: steps environments, explores, and inserts what it sees."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+
+from apex import params
+from apex.acting.exploration import ladder_positions
+from apex.acting.loop import ActingLoop
+from apex.algos.base import Algorithm, Policy
+from apex.algos.registry import check_schema, make_algorithm
+from apex.envs.registry import make_environments
+from apex.errors import PeerTimeoutError, UsageError
+from apex.extensions import NONE, Extensions
+from apex.learner.client import LearnerClient
+from apex.metrics import MetricsLog, Rate
+from apex.params import Publication
+from apex.replay.client import InsertClient
+from apex.service import Service, run_from_options, run_options, serve
+from apex.types import Chunk
+from apex.wire.messages import Heartbeat, Hello, Phase
+from apex.wire.sockets import Poller
+
+log = logging.getLogger("apex.actor")
+
+WAIT_S = 0.1
+DRAIN_S = 3.0
+METRICS_PERIOD_S = 10.0
+PEERS_GONE_S = 600.0
+"""An actor beyond the configured ones exits when its learner was away for this long."""
+
+
+class ActorDaemon:
+    """Steps environments until it is asked to stop."""
+
+    def __init__(self, service: Service, algorithm: Algorithm, extensions: Extensions) -> None:
+        self._service = service
+        self._config = service.config
+        self._algorithm = algorithm
+        self._policy: Policy = algorithm.policy()
+        self._environments = make_environments(
+            service.config.env, service.config.actor.num_envs, extensions.make_env
+        )
+        hello = Hello(
+            role="actor",
+            name=service.name,
+            epoch=service.epoch,
+            run_id=service.facts.run_id,
+            schema_hash=service.facts.schema.hash,
+            pid=os.getpid(),
+        )
+        self._learner = LearnerClient(service.endpoints.learner.params, hello)
+        self._replay = InsertClient(service.endpoints.replay.insert, hello)
+        self._poller = Poller(self._learner.client, self._replay.client)
+        self._attached = actor_index(service.name) >= self._config.actor.count
+        self._backlog: deque[Chunk] = deque()
+        self._loop: ActingLoop | None = None
+        self._learner_step = 0
+        self._steps_to_refresh = 0
+        self._phase: Phase = "starting"
+        self._rate = Rate()
+        self._metrics = MetricsLog(
+            service.run.metrics, service.name, service.config.run.metrics_max_mb, tensorboard=True
+        )
+        self._next_metrics = time.monotonic() + METRICS_PERIOD_S
+
+    def run(self) -> None:
+        """Act until the end."""
+        try:
+            self._wait_for_learner()
+            while not self._service.stopping:
+                self._turn()
+            self._drain()
+        finally:
+            self._environments.close()
+            self._learner.close()
+            self._replay.close()
+            self._metrics.close()
+
+    def _wait_for_learner(self) -> None:
+        """Wait for a slot on the epsilon ladder and the first parameters, then start."""
+        log.info("waiting for the learner at %s", self._service.endpoints.learner.params)
+        self._phase = "waiting_for_peer"
+        while not self._service.stopping and self._loop is None:
+            self._wait_a_moment()
+            self._learner.ask_for_params()
+            if self._learner.welcome is not None and self._learner.param_version >= 0:
+                self._start(self._learner.welcome.slot, self._learner.welcome.incarnation)
+
+    def _start(self, slot: int, incarnation: int) -> None:
+        config, num_envs = self._config, self._config.actor.num_envs
+        ladder_size = config.actor.count * num_envs
+        positions = ladder_positions(slot, config.actor.count, num_envs)
+        seeds = [(config.run.seed, slot, env, incarnation) for env in range(num_envs)]
+        exploration = self._algorithm.exploration(positions, ladder_size, seeds)
+        env_seed = int(np.random.SeedSequence((*seeds[0], 1)).generate_state(1)[0] >> 2)
+        self._loop = ActingLoop(
+            self._environments,
+            self._policy,
+            exploration,
+            self._algorithm.accumulator(num_envs, config.actor.chunk_length),
+            clip_rewards=config.env.clip_rewards,
+            seed=env_seed,
+        )
+        self._loop.learner_step = self._learner_step
+        log.info(
+            "stepping %d environments in slot %d, epsilon %.4f to %.4f",
+            num_envs,
+            slot,
+            exploration.epsilons.min(),
+            exploration.epsilons.max(),
+        )
+
+    def _turn(self) -> None:
+        assert self._loop is not None
+        self._poll()
+        self._insert_backlog()
+        if len(self._backlog) > self._config.actor.num_envs:
+            self._phase = "waiting_for_credit" if self._replay.client.ready else "waiting_for_peer"
+            self._wait_a_moment()
+            return
+        self._phase = "stepping"
+        before = self._loop.env_steps
+        chunks, _ = self._loop.step()
+        self._backlog.extend(chunks)
+        self._rate.add(self._loop.env_steps - before)
+        self._steps_to_refresh -= self._config.actor.num_envs
+        if self._steps_to_refresh <= 0:
+            self._steps_to_refresh = self._config.actor.parameter_period
+            self._learner.ask_for_params()
+
+    def _insert_backlog(self) -> None:
+        while self._backlog and self._replay.has_credit:
+            self._replay.insert(self._backlog.popleft())
+
+    def _wait_a_moment(self) -> None:
+        self._poller.wait(WAIT_S)
+        self._poll()
+
+    def _poll(self) -> None:
+        """Take what has arrived, and say that this actor is alive."""
+        self._service.beat()
+        publication = self._learner.poll()
+        if publication is not None:
+            self._load(publication)
+        self._replay.poll()
+        self._learner.heartbeat(self._heartbeat)
+        now = time.monotonic()
+        if self._attached and now - self._learner.last_contact > PEERS_GONE_S:
+            raise PeerTimeoutError(f"the learner was away for {PEERS_GONE_S:.0f} s")
+        if now >= self._next_metrics:
+            self._next_metrics = now + METRICS_PERIOD_S
+            self._write_metrics()
+
+    def _load(self, publication: Publication) -> None:
+        self._policy.load(params.decode(publication.data))
+        self._learner_step = publication.learner_step
+        if self._loop is not None:
+            self._loop.learner_step = publication.learner_step
+
+    def _heartbeat(self) -> Heartbeat:
+        loop = self._loop
+        if loop is None:
+            return Heartbeat(phase=self._phase, progress=0)
+        returns = loop.recent_returns
+        return Heartbeat(
+            phase=self._phase,
+            progress=loop.env_steps,
+            param_version=self._learner.param_version,
+            env_steps=loop.env_steps,
+            env_steps_per_s=self._rate.per_second(),
+            episodes=loop.episodes,
+            mean_return=float(np.mean(returns)) if returns else None,
+        )
+
+    def _write_metrics(self) -> None:
+        beat = self._heartbeat()
+        self._metrics.write(
+            {
+                "phase": beat.phase,
+                "env_steps_per_s": round(beat.env_steps_per_s, 1),
+                "episodes": beat.episodes,
+                "mean_return": beat.mean_return,
+                "param_version": beat.param_version,
+                "learner_step": self._learner_step,
+                "inserted_items": self._replay.inserted_items,
+                "unacknowledged_chunks": self._replay.unacknowledged,
+                "backlog_chunks": len(self._backlog),
+            },
+            step=beat.env_steps,
+        )
+
+    def _drain(self) -> None:
+        """Hand over what is complete, wait briefly for its acknowledgement, and say goodbye."""
+        if self._loop is not None:
+            self._backlog.extend(self._loop.flush())
+        deadline = time.monotonic() + DRAIN_S
+        while (self._backlog or self._replay.unacknowledged) and time.monotonic() < deadline:
+            self._insert_backlog()
+            if not self._replay.client.ready:
+                break
+            self._wait_a_moment()
+        self._phase = "leaving"
+        self._learner.leave(self._heartbeat())
+
+
+def body(service: Service, extensions: Extensions = NONE) -> None:
+    """Act until asked to stop."""
+    os.nice(service.config.actor.nice)
+    torch.set_num_threads(service.config.actor.torch_threads)
+    facts = service.facts
+    algorithm = make_algorithm(service.config.algorithm, facts.env, extensions.algorithm)
+    check_schema(algorithm, facts.schema)
+    ActorDaemon(service, algorithm, extensions).run()
+
+
+@click.command(name="actor", help="Step environments and insert what happens into replay.")
+@run_options
+@click.option("--index", type=click.IntRange(0, 99_999), required=True, help="N of actor_N.")
+def main(run: Path | None, config: Path | None, endpoints: Path | None, index: int) -> None:
+    """See `--help`."""
+    try:
+        directory = run_from_options(run, config, endpoints)
+    except UsageError as error:
+        raise click.UsageError(str(error)) from None
+    sys.exit(serve(directory, actor_name(index), body))
+
+
+def actor_name(index: int) -> str:
+    """`actor_003` for 3."""
+    return f"actor_{index:03d}"
+
+
+def actor_index(name: str) -> int:
+    """3 for `actor_003`."""
+    return int(name.removeprefix("actor_"))

@@ -1,0 +1,250 @@
+"""Ape-X DQN (Horgan et al., 2018, arXiv 1803.00933): double, dueling, n-step, prioritized."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from apex.acting.accumulators import NStepAccumulator
+from apex.acting.exploration import EpsilonGreedy, epsilon_ladder
+from apex.acting.loop import Decision
+from apex.algos.base import Algorithm, Learner, Policy
+from apex.config import NonNegativeFloat, PositiveFloat, PositiveInt, Section, UnitFloat
+from apex.networks import DuelingQNetwork
+from apex.ops.q_learning import (
+    double_q_td_error,
+    huber_loss,
+    importance_weights,
+    squared_loss,
+)
+from apex.types import LEARNER_STEP, Array, Arrays, Column, FramesColumn, Items, Schema
+
+Q_VALUE, MAX_Q = "q_value", "max_q"
+
+
+class Config(Section):
+    """The `[algorithm]` section; the defaults are the paper's."""
+
+    name: str = "apex_dqn"
+    n_step: PositiveInt = 3
+    discount: UnitFloat = 0.99
+    optimizer: Literal["rmsprop", "adam"] = "rmsprop"
+    """`rmsprop` is centered, without momentum."""
+    learning_rate: PositiveFloat = 0.00025 / 4
+    rmsprop_decay: UnitFloat = 0.95
+    optimizer_epsilon: PositiveFloat = 1.5e-7
+    max_gradient_norm: PositiveFloat = 40.0
+    loss: Literal["squared", "huber"] = "squared"
+    importance_sampling_exponent: NonNegativeFloat = 0.4
+    target_update_period: PositiveInt = 2500
+    """Learner steps between two copies of the online to the target network."""
+    epsilon: PositiveFloat = 0.4
+    epsilon_alpha: NonNegativeFloat = 7.0
+    conv: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = (
+        (32, 8, 4),
+        (64, 4, 2),
+        (64, 3, 1),
+    )
+    """Output channels, kernel and stride of each convolution; unused without images."""
+    hidden: tuple[PositiveInt, ...] = ()
+    """Widths of the layers that both dueling streams share."""
+    stream_hidden: tuple[PositiveInt, ...] = (512,)
+    """Widths of each dueling stream's own layers."""
+
+
+class ApexDQN(Algorithm):
+    """Ape-X DQN for discrete actions and image or vector observations."""
+
+    Config = Config
+    config: Config
+
+    def schema(self) -> Schema:
+        spec, n_step = self.spec, self.config.n_step
+        columns = [
+            Column("action", "int32"),
+            Column("n_step_return", "float32"),
+            Column("discount", "float32"),
+            Column(LEARNER_STEP, "int64"),
+        ]
+        if spec.frame_stack:
+            frames = FramesColumn(spec.observation_shape, spec.frame_stack + n_step)
+            return Schema(tuple(columns), frames)
+        for name in ("observation", "next_observation"):
+            columns.append(Column(name, spec.observation_dtype, spec.observation_shape))
+        return Schema(tuple(columns))
+
+    def accumulator(self, num_envs: int, chunk_length: int) -> NStepAccumulator:
+        return NStepAccumulator(
+            self.spec,
+            num_envs,
+            n_step=self.config.n_step,
+            discount=self.config.discount,
+            chunk_length=chunk_length,
+            extra_names=[Q_VALUE, MAX_Q],
+            initial_priorities=initial_priorities,
+        )
+
+    def exploration(
+        self, positions: npt.NDArray[np.float64], ladder_size: int, seeds: Sequence[Sequence[int]]
+    ) -> EpsilonGreedy:
+        config = self.config
+        epsilons = epsilon_ladder(positions, ladder_size, config.epsilon, config.epsilon_alpha)
+        return EpsilonGreedy(epsilons, self.spec.num_actions, seeds)
+
+    def network(self) -> DuelingQNetwork:
+        """The Q-network with fresh parameters."""
+        config = self.config
+        return DuelingQNetwork(self.spec, config.conv, config.hidden, config.stream_hidden)
+
+    def policy(self) -> Policy:
+        return QPolicy(self.network())
+
+    def learner(self, device: torch.device) -> Learner:
+        return DQNLearner(self.network(), self.network(), self.config, device)
+
+    def collate(self, items: Items) -> Arrays:
+        """Observation, action, n-step return, discount, next observation, probability: `[B, ...]`."""
+        columns = dict(items.columns)
+        if items.frames is not None and items.frame_count is not None:
+            stack = self.spec.frame_stack
+            steps = items.frame_count - stack
+            rows = np.arange(len(items))[:, None]
+            columns["observation"] = items.frames[:, :stack]
+            columns["next_observation"] = items.frames[rows, steps[:, None] + np.arange(stack)]
+        columns["probability"] = items.probabilities.astype(np.float32)
+        return columns
+
+
+def initial_priorities(
+    columns: Arrays, first: Mapping[str, Array], bootstrap: Mapping[str, Array]
+) -> npt.NDArray[np.float64]:
+    """|TD error| from the values that the actor computed when it acted, `[M]`.
+
+    The actor has no target network, so the double-Q estimate is its own maximum (Horgan et al.,
+    2018, section 3: "priorities computed from the actors' own value estimates").
+    """
+    target = columns["n_step_return"] + columns["discount"] * bootstrap[MAX_Q]
+    return np.abs(target - first[Q_VALUE]).astype(np.float64)
+
+
+class QPolicy(Policy):
+    """Acts by a Q-network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval()
+
+    @torch.inference_mode()
+    def act(self, observations: Array, state: Any, exploration: EpsilonGreedy | None) -> Decision:
+        q_values = self.network(torch.from_numpy(observations)).numpy()
+        greedy = q_values.argmax(axis=1)
+        actions = greedy if exploration is None else exploration(greedy)
+        extras = {
+            Q_VALUE: q_values[np.arange(len(actions)), actions].astype(np.float64),
+            MAX_Q: q_values.max(axis=1).astype(np.float64),
+        }
+        return Decision(actions, None, extras)
+
+
+class DQNLearner(Learner):
+    """Online and target network, and the optimizer of the online one."""
+
+    def __init__(
+        self, online: nn.Module, target: nn.Module, config: Config, device: torch.device
+    ) -> None:
+        self.network = online.to(device)
+        self._target = target.to(device).requires_grad_(False)
+        self._target.load_state_dict(online.state_dict())
+        self._config = config
+        self._device = device
+        self._optimizer = _make_optimizer(self.network, config)
+        self._updates = 0
+        self._skipped = 0
+
+    def update(self, batch: Arrays) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
+        tensors = {
+            name: torch.from_numpy(array).to(self._device, non_blocking=True)
+            for name, array in batch.items()
+        }
+        q_tm1 = self.network(tensors["observation"])
+        with torch.no_grad():
+            selector = self.network(tensors["next_observation"])
+            target = self._target(tensors["next_observation"])
+        td_errors = double_q_td_error(
+            q_tm1,
+            tensors["action"].long(),
+            tensors["n_step_return"],
+            tensors["discount"],
+            target,
+            selector,
+        )
+        weights = importance_weights(
+            tensors["probability"], self._config.importance_sampling_exponent
+        )
+        losses = (squared_loss if self._config.loss == "squared" else huber_loss)(td_errors)
+        loss = (weights * losses).mean()
+        gradient_norm = self._step(loss)
+        priorities = td_errors.detach().abs()
+        metrics = {
+            "loss": loss.detach(),
+            "td_error": priorities.mean(),
+            "q_mean": q_tm1.detach().mean(),
+            "q_max": q_tm1.detach().max(),
+            "gradient_norm": gradient_norm,
+            "importance_weight_mean": weights.mean(),
+            "skipped_updates": float(self._skipped),
+        }
+        return priorities.double().cpu().numpy(), metrics
+
+    def _step(self, loss: Tensor) -> Tensor:
+        """One step of the optimizer, skipped and counted when the gradient is not finite."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._config.max_gradient_norm)
+        if torch.isfinite(norm):
+            self._optimizer.step()
+        else:
+            self._skipped += 1
+        self._updates += 1
+        if self._updates % self._config.target_update_period == 0:
+            self._target.load_state_dict(self.network.state_dict())
+        return norm
+
+    def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
+        self.network.load_state_dict(parameters)
+        self._target.load_state_dict(parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "online": self.network.state_dict(),
+            "target": self._target.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "updates": self._updates,
+            "skipped": self._skipped,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["online"])
+        self._target.load_state_dict(state["target"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._updates = state["updates"]
+        self._skipped = state["skipped"]
+
+
+def _make_optimizer(network: nn.Module, config: Config) -> torch.optim.Optimizer:
+    if config.optimizer == "adam":
+        return torch.optim.Adam(
+            network.parameters(), lr=config.learning_rate, eps=config.optimizer_epsilon
+        )
+    return torch.optim.RMSprop(
+        network.parameters(),
+        lr=config.learning_rate,
+        alpha=config.rmsprop_decay,
+        eps=config.optimizer_epsilon,
+        centered=True,
+    )

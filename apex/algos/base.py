@@ -1,0 +1,111 @@
+"""What an algorithm is: everything about an agent that is not distribution."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from apex.acting.accumulators import Accumulator
+from apex.acting.exploration import EpsilonGreedy
+from apex.acting.loop import Decision
+from apex.types import Array, Arrays, EnvSpec, Items, Schema
+
+
+class Policy(ABC):
+    """A network that acts. The actor and the evaluator load each new publication into it."""
+
+    network: nn.Module
+
+    def initial_state(self, num_envs: int) -> Any:
+        """The recurrent state at an episode's start; None for a policy without memory."""
+        return None
+
+    @abstractmethod
+    def act(self, observations: Array, state: Any, exploration: EpsilonGreedy | None) -> Decision:
+        """Decide for E environments.
+
+        Args:
+            observations: `[E, *policy_shape]`.
+            state: from `initial_state` or the last decision.
+            exploration: None for the greedy policy.
+        """
+
+    def load(self, parameters: Mapping[str, Tensor]) -> None:
+        """Take the parameters of a publication."""
+        self.network.load_state_dict(parameters)
+
+
+class Learner(ABC):
+    """The part of an algorithm that has an optimizer."""
+
+    network: nn.Module
+    """What is published."""
+
+    @abstractmethod
+    def update(self, batch: Arrays) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
+        """Learn from one batch that `Algorithm.collate` prepared.
+
+        Returns:
+            New priorities `[B]`, and metrics (tensors are read only when they are logged).
+        """
+
+    def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
+        """Start from published parameters instead of random ones."""
+        self.network.load_state_dict(parameters)
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed learner needs, as tensors and plain values."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict`."""
+
+
+class Algorithm(ABC):
+    """An agent: its network, its policy, its items, its update.
+
+    Args:
+        config: the algorithm's own section of the configuration.
+        spec: of the environment.
+    """
+
+    Config: ClassVar[type[msgspec.Struct]]
+    """The typed `[algorithm]` section; `name` is among its fields."""
+
+    def __init__(self, config: Any, spec: EnvSpec) -> None:
+        self.config = config
+        self.spec = spec
+
+    @abstractmethod
+    def schema(self) -> Schema:
+        """The columns of an item."""
+
+    @abstractmethod
+    def accumulator(self, num_envs: int, chunk_length: int) -> Accumulator:
+        """Makes items, with initial priorities, of the steps of `num_envs` environments."""
+
+    @abstractmethod
+    def exploration(
+        self, positions: npt.NDArray[np.float64], ladder_size: int, seeds: Sequence[Sequence[int]]
+    ) -> EpsilonGreedy:
+        """Exploration of the environments that stand at `positions` of the ladder."""
+
+    @abstractmethod
+    def policy(self) -> Policy:
+        """A policy on the CPU, with parameters yet to be loaded."""
+
+    @abstractmethod
+    def learner(self, device: torch.device) -> Learner:
+        """The learner on a device, with freshly initialised parameters."""
+
+    @abstractmethod
+    def collate(self, items: Items) -> Arrays:
+        """A batch for `Learner.update`; called on a thread beside the training loop."""

@@ -1,0 +1,45 @@
+"""Finds the algorithm that a configuration names and gives it its typed section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from apex.algos.apex_dqn import ApexDQN
+from apex.algos.base import Algorithm
+from apex.config import convert
+from apex.errors import ConfigError, RunError
+from apex.types import EnvSpec, Schema
+
+ALGORITHMS: dict[str, type[Algorithm]] = {"apex_dqn": ApexDQN}
+
+
+def make_algorithm(
+    section: Mapping[str, Any], spec: EnvSpec, kind: type[Algorithm] | None = None
+) -> Algorithm:
+    """The algorithm of an `[algorithm]` section.
+
+    Args:
+        section: raw; typed and checked here.
+        spec: of the environment.
+        kind: the class, where it is not one of apex's own.
+
+    Raises:
+        ConfigError: an unknown algorithm, key or type.
+    """
+    if kind is None:
+        kind = ALGORITHMS.get(section["name"])
+    if kind is None:
+        raise ConfigError(
+            f"algorithm.name: no '{section['name']}'; there are: {', '.join(ALGORITHMS)}"
+        )
+    return kind(convert(section, kind.Config, "algorithm"), spec)
+
+
+def check_schema(algorithm: Algorithm, schema: Schema) -> None:
+    """Raise `RunError` unless the algorithm makes the items that the run's table holds."""
+    if algorithm.schema() != schema:
+        raise RunError(
+            "the run's schema.json belongs to another configuration than its config.toml "
+            "(n_step, frame size or frame stack were changed); start a new run"
+        )

@@ -1,0 +1,171 @@
+"""Checkpoints: written whole or not at all, verified when read, the newest good one found.
+
+A checkpoint is a directory `step_NNNNNNNNNN` (or `best_NNNNNNNNNN`) with
+
+- `parameters.safetensors`: the published network;
+- `learner.pt`: optimizer, target network, counters, RNG; loaded with `weights_only=True`;
+- `manifest.json`: a `Manifest`, with the SHA-256 of the other files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+
+from apex import params
+from apex.errors import CheckpointError
+from apex.files import fsync_directory, remove, write_synced
+from apex.types import EnvSpec
+
+log = logging.getLogger("apex.checkpoint")
+
+PARAMETERS, LEARNER, MANIFEST = "parameters.safetensors", "learner.pt", "manifest.json"
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint is of, enough to act with it and to go on from it."""
+
+    learner_step: int
+    param_version: int
+    env_steps: int
+    train_s: float
+    config: dict[str, Any]
+    """The run's configuration as plain values."""
+    env: EnvSpec
+    mean_return: float | None = None
+    """Of the evaluation that made it the best one."""
+    best_return: float | None = None
+    """The best evaluation of the run so far."""
+    sha256: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint."""
+
+    path: Path
+    manifest: Manifest
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The published network's tensors."""
+        return params.decode((self.path / PARAMETERS).read_bytes())
+
+    def learner_state(self) -> dict[str, Any]:
+        """What `Learner.state_dict` gave, and the RNG.
+
+        Raises:
+            CheckpointError: the checkpoint has parameters only.
+        """
+        path = self.path / LEARNER
+        if not path.exists():
+            raise CheckpointError(f"{self.path} holds parameters only; it cannot be resumed from")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
+
+
+def save(
+    folder: Path,
+    prefix: str,
+    manifest: Manifest,
+    parameters: bytes,
+    learner_state: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a checkpoint to a temporary directory, sync it, and rename it into place.
+
+    Raises:
+        OSError: the disk is full or the like; nothing is left behind then.
+    """
+    final = folder / f"{prefix}_{manifest.learner_step:010d}"
+    temporary = folder / f".{final.name}.{os.getpid()}.tmp"
+    contents = {PARAMETERS: parameters}
+    if learner_state is not None:
+        buffer = io.BytesIO()
+        torch.save(dict(learner_state), buffer)
+        contents[LEARNER] = buffer.getvalue()
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in contents.items()}
+    contents[MANIFEST] = msgspec.json.format(
+        msgspec.json.encode(msgspec.structs.replace(manifest, sha256=digests))
+    )
+    remove(temporary)
+    try:
+        temporary.mkdir()
+        for name, data in contents.items():
+            write_synced(temporary / name, data)
+        fsync_directory(temporary)
+        if final.exists():
+            remove(final)
+        temporary.rename(final)
+        fsync_directory(folder)
+    finally:
+        remove(temporary)
+    return final
+
+
+def load(path: Path) -> Checkpoint:
+    """Open a checkpoint and verify it.
+
+    Raises:
+        CheckpointError: it is missing, incomplete or corrupt.
+    """
+    try:
+        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+        for name, digest in manifest.sha256.items():
+            if hashlib.sha256((path / name).read_bytes()).hexdigest() != digest:
+                raise CheckpointError(f"{path}: {name} is corrupt (its SHA-256 does not match)")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no checkpoint ({error.filename} is missing)") from None
+    except (msgspec.MsgspecError, NotADirectoryError) as error:
+        raise CheckpointError(f"{path}: no checkpoint ({error})") from None
+    return Checkpoint(path, manifest)
+
+
+def all_paths(folder: Path, prefix: str) -> list[Path]:
+    """Paths of checkpoints with a prefix, newest step first."""
+    return sorted(folder.glob(f"{prefix}_*"), reverse=True)
+
+
+def newest(folder: Path, prefix: str = "step") -> Checkpoint | None:
+    """The newest good checkpoint; bad ones are named in the log and passed over."""
+    return next(_good(folder, prefix), None)
+
+
+def _good(folder: Path, prefix: str) -> Iterator[Checkpoint]:
+    for path in all_paths(folder, prefix):
+        try:
+            yield load(path)
+        except CheckpointError as error:
+            log.error("passed over: %s", error)
+
+
+def prune(folder: Path, prefix: str, keep: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and what interrupted writes left."""
+    for path in all_paths(folder, prefix)[keep:]:
+        remove(path)
+    for path in folder.glob(".*.tmp"):
+        if f".{os.getpid()}." not in path.name and path.name.startswith(f".{prefix}_"):
+            remove(path)
+
+
+def find(path: Path) -> Checkpoint:
+    """The checkpoint at `path`, or the best (else the newest) one of the run at `path`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    folder = path / "checkpoints"
+    if not folder.is_dir():
+        return load(path)
+    found = newest(folder, "best") or newest(folder)
+    if found is None:
+        raise CheckpointError(f"{path}: the run has no checkpoint yet")
+    return found

@@ -1,0 +1,321 @@
+"""The configuration of a run: typed sections, presets, overrides, and their checks."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import tomli_w
+
+from apex.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
+UnitFloat = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+OVERLAYS = ("cpu", "gpu")
+"""Preset tables whose contents are laid over the preset on a machine without or with a GPU."""
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every section: frozen, and an unknown key is refused by its path."""
+
+
+class RunConfig(Section):
+    """When the run ends and what it may use."""
+
+    seed: NonNegativeInt = 1
+    max_env_steps: NonNegativeInt = 0
+    """Environment steps of all actors together after which the run ends; 0: never."""
+    max_hours: NonNegativeFloat = 0.0
+    """Hours of training, resumed ones included, after which the run ends; 0: never."""
+    until_return: float | None = None
+    """The run ends when an evaluation's mean return reaches this."""
+    init_from: str = ""
+    """Checkpoint (or run) whose parameters a new run starts with; empty: random ones."""
+    watchdog_s: PositiveFloat = 60.0
+    """Seconds without progress of its work loop after which a daemon ends itself."""
+    log_max_mb: PositiveFloat = 20.0
+    """Megabytes of one log file; one older file is kept."""
+    metrics_max_mb: PositiveFloat = 64.0
+    """Megabytes of one metrics file; one older file is kept."""
+
+
+class EnvConfig(Section):
+    """The environment. Fields from `frame_skip` on are read for Atari (`ALE/...`) only."""
+
+    id: str
+    """gymnasium id, `ALE/Name-v5`, or `module:Id` to import a module that registers it."""
+    kwargs: dict[str, Any] = {}
+    """Keyword arguments for `gymnasium.make`; Atari takes none."""
+    frame_stack: NonNegativeInt = 0
+    """Consecutive frames in one observation of the policy; 0: 4 for Atari images, else 1."""
+    clip_rewards: bool = False
+    """Clip the rewards that are learned from to [-1, 1]; reported returns stay whole."""
+    frame_skip: PositiveInt = 4
+    obs_type: Literal["grayscale", "rgb", "ram"] = "grayscale"
+    frame_size: tuple[PositiveInt, PositiveInt] = (84, 84)
+    """Height and width in pixels."""
+    repeat_action_probability: UnitFloat = 0.0
+    """Sticky actions: 0.25 is the recommendation of Machado et al., 2018."""
+    noop_max: NonNegativeInt = 30
+    """Up to this many no-op steps start an episode."""
+    fire_reset: bool = True
+    """Press FIRE at an episode's start where the game has that action."""
+    life_loss_ends: bool = False
+    """Learn from a lost life as from an episode's end; the episode itself goes on."""
+    full_action_space: bool = False
+    max_episode_frames: PositiveInt = 108_000
+    """Emulator frames after which an episode is truncated."""
+
+
+class ActorConfig(Section):
+    """The processes that step environments."""
+
+    count: NonNegativeInt = 0
+    """Actors that the engine starts; 0: one a core, less one for the learner, at least two."""
+    num_envs: PositiveInt = 8
+    """Environments that one actor steps together."""
+    chunk_length: PositiveInt = 50
+    """Items of one environment in one insert."""
+    parameter_period: PositiveInt = 100
+    """Steps of the actor's environments (frames = this x frame_skip) between two asks."""
+    torch_threads: PositiveInt = 1
+    nice: NonNegativeInt = 0
+
+
+class ReplayConfig(Section):
+    """The table of the replay server."""
+
+    capacity: PositiveInt = 100_000
+    """Items; lowered at the start of a run when the machine's memory would not hold them."""
+    min_size: PositiveInt = 1_000
+    """Items before the first sample is served."""
+    selector: Literal["prioritized", "uniform", "fifo"] = "prioritized"
+    priority_exponent: UnitFloat = 0.6
+    """alpha of the prioritized selector."""
+    max_times_sampled: NonNegativeInt = 0
+    """Samples after which an item is removed; 0: no limit, 1: a queue."""
+    samples_per_insert: NonNegativeFloat = 0.0
+    """Samples served for each inserted item; 0: as fast as both sides can."""
+    tolerance: NonNegativeFloat = 0.0
+    """Samples by which the ratio may be off either way; 0: the smallest that cannot deadlock."""
+
+
+class LearnerConfig(Section):
+    """The process that learns."""
+
+    batch_size: PositiveInt = 32
+    prefetch: PositiveInt = 4
+    """Batches that are requested or waiting decoded."""
+    decode_threads: PositiveInt = 1
+    device: str = "auto"
+    """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`."""
+    torch_threads: PositiveInt = 1
+    publish_period: PositiveInt = 25
+    """Learner steps between two publications of parameters."""
+    checkpoint_period_s: PositiveFloat = 120.0
+    keep_checkpoints: PositiveInt = 3
+    metrics_period_s: PositiveFloat = 10.0
+
+
+class EvaluatorConfig(Section):
+    """Greedy episodes with the newest parameters: the learning curve."""
+
+    enabled: bool = True
+    episodes: PositiveInt = 20
+    """Whole episodes of one evaluation."""
+    num_envs: PositiveInt = 4
+    """Environments stepped together; `episodes` must be a multiple of it."""
+    period_s: PositiveFloat = 60.0
+    """Seconds from one evaluation's start to the next one's, if `max_share` allows."""
+    max_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
+    """Largest share of the machine's CPU time that evaluations may take on average."""
+    nice: NonNegativeInt = 10
+
+
+class Config(Section):
+    """Everything about a run. `[algorithm]` is typed by the algorithm that it names."""
+
+    env: EnvConfig
+    algorithm: dict[str, Any]
+    run: RunConfig = RunConfig()
+    actor: ActorConfig = ActorConfig()
+    replay: ReplayConfig = ReplayConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluator: EvaluatorConfig = EvaluatorConfig()
+
+    @property
+    def min_tolerance(self) -> float:
+        """The smallest limiter tolerance, in samples, with which neither side can block for good.
+
+        One batch in flight for each prefetch slot and one chunk that waits may both be refused
+        at the same time unless the tolerance covers them.
+        """
+        return (
+            self.learner.batch_size * self.learner.prefetch
+            + self.replay.samples_per_insert * self.actor.chunk_length
+        )
+
+
+def check(config: Config) -> None:
+    """Raise `ConfigError` when values that are each valid do not go together."""
+    replay, evaluator = config.replay, config.evaluator
+    if "name" not in config.algorithm:
+        raise ConfigError("algorithm.name is missing; presets use name = \"apex_dqn\"")
+    if replay.min_size > replay.capacity:
+        raise ConfigError(
+            f"replay.min_size ({replay.min_size}) must not exceed replay.capacity "
+            f"({replay.capacity}): the first sample would never be served"
+        )
+    if config.actor.chunk_length > replay.capacity:
+        raise ConfigError("actor.chunk_length must not exceed replay.capacity")
+    if replay.max_times_sampled == 0 and replay.selector == "fifo":
+        raise ConfigError("replay.selector = \"fifo\" needs replay.max_times_sampled of at least 1")
+    if replay.samples_per_insert and 0 < replay.tolerance < config.min_tolerance:
+        raise ConfigError(
+            f"replay.tolerance = {replay.tolerance:g} could deadlock: expected at least "
+            f"batch_size x prefetch + samples_per_insert x chunk_length = {config.min_tolerance:g} "
+            "(or 0, which takes just that)"
+        )
+    if evaluator.enabled and evaluator.episodes % evaluator.num_envs:
+        raise ConfigError(
+            f"evaluator.episodes ({evaluator.episodes}) must be a multiple of evaluator.num_envs "
+            f"({evaluator.num_envs}): each environment plays the same number of episodes"
+        )
+
+
+def convert(raw: Mapping[str, Any], kind: type[msgspec.Struct], path: str = "") -> Any:
+    """Turn a parsed TOML table into `kind`.
+
+    Raises:
+        ConfigError: an unknown key (with the closest known one) or a wrong type, by its path.
+    """
+    try:
+        return msgspec.convert(raw, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(str(error), kind, path)) from None
+
+
+def _explain(message: str, kind: type[msgspec.Struct], prefix: str) -> str:
+    """Rewrite msgspec's message so that it begins with the key's path and offers a remedy."""
+    reason, _, where = message.partition(" - at `$")
+    path = ".".join(part for part in (prefix, where.rstrip("`").lstrip(".")) if part)
+    unknown = re.search(r"unknown field `(\w+)`", reason)
+    if unknown is None:
+        return f"{path or 'configuration'}: {reason}"
+    key = unknown.group(1)
+    full = f"{path}.{key}" if path else key
+    close = difflib.get_close_matches(key, _fields_at(kind, where), n=1)
+    return f"{full}: unknown key" + (f"; did you mean '{close[0]}'?" if close else "")
+
+
+def _fields_at(kind: type[msgspec.Struct], where: str) -> list[str]:
+    section = where.rstrip("`").strip(".")
+    for field in msgspec.structs.fields(kind):
+        if field.name == section and isinstance(field.type, type):
+            kind = field.type
+    return [field.name for field in msgspec.structs.fields(kind)]
+
+
+def parse(raw: Mapping[str, Any]) -> Config:
+    """Turn a parsed TOML document into a checked `Config`. Raises `ConfigError`."""
+    config: Config = convert(raw, Config)
+    check(config)
+    return config
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file. Raises `ConfigError` naming the file and the line."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def load(path: Path) -> Config:
+    """Read a resolved configuration file. Raises `ConfigError`."""
+    try:
+        return parse(read_toml(path))
+    except ConfigError as error:
+        message = str(error)
+        raise ConfigError(message if str(path) in message else f"{path}: {message}") from None
+
+
+def dump(config: Config) -> str:
+    """The configuration as TOML."""
+    return tomli_w.dumps(_without_none(msgspec.to_builtins(config)))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that ship with apex."""
+    folder = resources.files("apex") / "presets"
+    return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def preset_text(name: str) -> str:
+    """The TOML source of a preset. Raises `ConfigError` naming those there are."""
+    if name not in preset_names():
+        raise ConfigError(f"no preset '{name}'; there are: {', '.join(preset_names())}")
+    return (resources.files("apex") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
+
+
+def preset(name: str, *, gpu: bool) -> dict[str, Any]:
+    """A preset as a raw table, with the overlay for a machine with or without a GPU applied."""
+    raw: dict[str, Any] = tomllib.loads(preset_text(name))
+    overlays = {key: raw.pop(key, {}) for key in OVERLAYS}
+    return merge(raw, overlays["gpu" if gpu else "cpu"])
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay table `over` over `base`, table by table."""
+    result = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
+            result[key] = merge(result[key], value)
+        else:
+            result[key] = value
+    return result
+
+
+def override(raw: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
+    """Apply `section.key=value` settings; a value is TOML, or else a plain string.
+
+    Raises:
+        ConfigError: a setting that has no `=` or no section.
+    """
+    result = dict(raw)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        keys = path.strip().split(".")
+        if not equals or len(keys) < 2 or not all(keys):
+            raise ConfigError(f"--set {setting}: expected section.key=value")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        for key in reversed(keys):
+            value = {key: value}
+        result = merge(result, value)
+    return result

@@ -1,0 +1,202 @@
+"""The addresses of the daemons: read from an endpoints file, resolved, and nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import os
+import socket
+import stat
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tomli_w
+
+from apex.config import read_toml
+from apex.errors import ConfigError, EndpointError
+
+IPC_MAX_BYTES = 107
+"""Longest path of a unix socket on Linux, in bytes."""
+
+SOCKETS = "{sockets}"
+"""Placeholder in an endpoints file for the run's own private directory of sockets."""
+
+
+class ReplayEndpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the replay server binds."""
+
+    insert: str
+    sample: str
+
+
+class LearnerEndpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the learner binds."""
+
+    params: str
+
+
+class Endpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Every address of a suite."""
+
+    replay: ReplayEndpoints
+    learner: LearnerEndpoints
+    insecure_loopback: bool = False
+
+    def addresses(self) -> dict[str, str]:
+        """Address by name, such as `replay.insert`."""
+        return {
+            "replay.insert": self.replay.insert,
+            "replay.sample": self.replay.sample,
+            "learner.params": self.learner.params,
+        }
+
+
+def default_file() -> Path:
+    """`deploy/endpoints.toml` of the checkout or of the installed distribution."""
+    return install_root() / "deploy" / "endpoints.toml"
+
+
+def install_root() -> Path:
+    """Holds `bin/` and `deploy/`: the checkout, or `share/apex-suite` of the environment."""
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "deploy").is_dir():
+        return checkout
+    return Path(sys.prefix) / "share" / "apex-suite"
+
+
+def load(path: Path) -> Endpoints:
+    """Read an endpoints file and check each of its addresses.
+
+    Raises:
+        EndpointError: the file or a key is missing, or an address cannot be used.
+    """
+    try:
+        raw = read_toml(path)
+    except ConfigError as error:
+        raise EndpointError(
+            f"endpoints file {error}; `apex run` writes one into the run's directory, "
+            "and deploy/endpoints.toml is the model for your own"
+        ) from None
+    return _convert(raw, path)
+
+
+def _convert(raw: dict[str, Any], path: Path) -> Endpoints:
+    try:
+        endpoints = msgspec.convert(raw, Endpoints, strict=True)
+    except msgspec.ValidationError as error:
+        reason, _, where = str(error).partition(" - at `$")
+        section = where.rstrip("`").lstrip(".")
+        raise EndpointError(
+            f"{path}: {section + ': ' if section else ''}{reason}; expected the keys "
+            "replay.insert, replay.sample and learner.params"
+        ) from None
+    for name, address in endpoints.addresses().items():
+        _check(name, address, endpoints.insecure_loopback)
+    fixed = [a for a in endpoints.addresses().values() if not a.endswith(":*")]
+    if len(set(fixed)) != len(fixed):
+        raise EndpointError(f"{path}: two endpoints have the same address: {', '.join(fixed)}")
+    return endpoints
+
+
+def _check(name: str, address: str, insecure_loopback: bool) -> None:
+    scheme, separator, rest = address.partition("://")
+    if not separator or scheme not in ("ipc", "tcp"):
+        raise EndpointError(
+            f"{name} = '{address}': expected ipc://PATH or tcp://ADDRESS:PORT"
+        )
+    if scheme == "ipc":
+        _check_ipc(name, rest)
+    else:
+        _check_tcp(name, address, rest, insecure_loopback)
+
+
+def _check_ipc(name: str, path: str) -> None:
+    if not path.startswith(("/", SOCKETS)):
+        raise EndpointError(
+            f"{name}: an ipc path must be absolute or begin with {SOCKETS}, got '{path}'"
+        )
+    if len(os.fsencode(path)) > IPC_MAX_BYTES:
+        raise EndpointError(
+            f"{name}: the ipc path has {len(os.fsencode(path))} bytes, Linux allows "
+            f"{IPC_MAX_BYTES}; choose a shorter one (or set XDG_RUNTIME_DIR): {path}"
+        )
+
+
+def _check_tcp(name: str, address: str, rest: str, insecure_loopback: bool) -> None:
+    host, _, port = rest.rpartition(":")
+    if port != "*" and not (port.isdigit() and 0 < int(port) < 65536):
+        raise EndpointError(
+            f"{name} = '{address}': expected a port from 1 to 65535, or * for a free one"
+        )
+    try:
+        loopback = ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        raise EndpointError(
+            f"{name} = '{address}': expected a numeric address such as 127.0.0.1"
+        ) from None
+    if not loopback:
+        raise EndpointError(
+            f"{name} = '{address}': tcp beyond loopback needs CURVE keys, which this version "
+            "does not have yet; use ipc, or 127.0.0.1 with insecure_loopback = true"
+        )
+    if not insecure_loopback:
+        raise EndpointError(
+            f"{name} = '{address}': tcp on loopback lets every user of this machine in; "
+            "say insecure_loopback = true at the top of the endpoints file to accept that"
+        )
+
+
+def resolve(endpoints: Endpoints, run_directory: Path) -> Endpoints:
+    """Fill in what differs from run to run: the directory of sockets and free tcp ports.
+
+    Raises:
+        EndpointError: the directory cannot be made or an address got too long.
+    """
+    addresses = endpoints.addresses()
+    if any(SOCKETS in address for address in addresses.values()):
+        folder = socket_directory(run_directory)
+        addresses = {name: a.replace(SOCKETS, str(folder)) for name, a in addresses.items()}
+    addresses = {name: _with_port(address) for name, address in addresses.items()}
+    for name, address in addresses.items():
+        _check(name, address, endpoints.insecure_loopback)
+    return Endpoints(
+        replay=ReplayEndpoints(addresses["replay.insert"], addresses["replay.sample"]),
+        learner=LearnerEndpoints(addresses["learner.params"]),
+        insecure_loopback=endpoints.insecure_loopback,
+    )
+
+
+def socket_directory(run_directory: Path) -> Path:
+    """Make the run's private (0700) directory of sockets and return it.
+
+    It lies under `$XDG_RUNTIME_DIR` or the temporary directory, since a run's own path may be
+    longer than a socket's may be; its name is a digest of the run's path.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    base = Path(runtime) if runtime else Path(tempfile.gettempdir())
+    digest = hashlib.sha256(os.fsencode(run_directory.resolve())).hexdigest()[:12]
+    for folder in (base / f"apex-{os.getuid()}", base / f"apex-{os.getuid()}" / digest):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        status = folder.lstat()
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise EndpointError(f"{folder}: expected a directory of your own; remove what is there")
+        folder.chmod(0o700)
+    return folder
+
+
+def _with_port(address: str) -> str:
+    if not address.startswith("tcp://") or not address.endswith(":*"):
+        return address
+    host = address[len("tcp://") : -len(":*")]
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((host.strip("[]"), 0))
+        return f"tcp://{host}:{probe.getsockname()[1]}"
+
+
+def dump(endpoints: Endpoints) -> str:
+    """The endpoints as TOML."""
+    return tomli_w.dumps(msgspec.to_builtins(endpoints))

@@ -1,0 +1,190 @@
+"""Engines: what starts a run's daemons and keeps them alive. Finding one, starting one, ending one.
+
+`supervisor` runs `deploy/supervisord.conf`; `local` is `apex.launch`. Both give their children
+their own process id in the environment, so that the children end with them.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from apex.config import Config
+from apex.endpoints import install_root, socket_directory
+from apex.errors import RunError
+from apex.files import replace_file
+from apex.run_directory import RunDirectory
+from apex.service import ENGINE_PID
+
+EngineName = Literal["supervisor", "local"]
+
+STOP_TIMEOUT_S = 60.0
+
+
+class EngineRecord(msgspec.Struct, frozen=True):
+    """The run's engine, as `engine.json` in its directory names it."""
+
+    engine: EngineName
+    pid: int
+    started_ticks: int
+    """Start time of that process since boot, so that a reused process id is told apart."""
+    supervisor_socket: str = ""
+    supervisor_password: str = ""
+
+
+def started_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None when it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in ("Z", "X") else int(fields[19])
+
+
+def living_engine(run: RunDirectory) -> EngineRecord | None:
+    """The engine that runs this run's daemons now, if any."""
+    try:
+        record = msgspec.json.decode(run.engine_file.read_bytes(), type=EngineRecord)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return None
+    return record if started_ticks(record.pid) == record.started_ticks else None
+
+
+def register(run: RunDirectory, engine: EngineName, **supervisor: str) -> None:
+    """Name this very process as the run's engine, for those who look for it and for its children.
+
+    Raises:
+        RunError: the run has a living engine.
+    """
+    other = living_engine(run)
+    if other is not None and other.pid != os.getpid():
+        raise RunError(f"{run.path} runs already (engine pid {other.pid}); stop it first")
+    ticks = started_ticks(os.getpid())
+    assert ticks is not None
+    record = EngineRecord(engine, os.getpid(), ticks, **supervisor)
+    replace_file(run.engine_file, msgspec.json.encode(record))
+    run.engine_file.chmod(0o600)
+    run.outcome_file.unlink(missing_ok=True)
+    os.environ[ENGINE_PID] = str(os.getpid())
+
+
+def start_detached(run: RunDirectory, engine: EngineName, timeout_s: float = 20.0) -> EngineRecord:
+    """Start an engine in a session of its own, holding no pipe of this process.
+
+    Raises:
+        RunError: it ended at once; the message quotes its log.
+    """
+    module = {"supervisor": "apex.supervision", "local": "apex.launch"}[engine]
+    log_path = run.logs / "engine.log"
+    with log_path.open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, "--run", str(run.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        record = living_engine(run)
+        if record is not None and record.pid == process.pid:
+            return record
+        if process.poll() is not None:
+            break
+        time.sleep(0.05)
+    tail = log_path.read_text(errors="replace").strip().splitlines()[-5:]
+    raise RunError(f"the engine '{engine}' did not start; {log_path} ends:\n" + "\n".join(tail))
+
+
+def supervisord_environment(run: RunDirectory, config: Config) -> dict[str, str]:
+    """The APEX_* variables that `deploy/supervisord.conf` refers to."""
+    return {
+        "APEX_RUN": str(run.path),
+        "APEX_PYTHON": sys.executable,
+        "APEX_BIN": str(install_root() / "bin"),
+        "APEX_ACTORS": str(config.actor.count),
+        "APEX_EVALUATOR": "true" if config.evaluator.enabled else "false",
+        "APEX_LOG_BYTES": str(int(config.run.log_max_mb * 1e6)),
+        "APEX_SUPERVISOR_SOCKET": str(socket_directory(run.path) / "supervisor.sock"),
+        "APEX_SUPERVISOR_PASSWORD": secrets.token_hex(16),
+    }
+
+
+def daemon_names(config: Config) -> list[str]:
+    """The daemons that an engine keeps alive."""
+    evaluator = ["evaluator"] if config.evaluator.enabled else []
+    actors = [f"actor_{index:03d}" for index in range(config.actor.count)]
+    return ["replay", "learner", *evaluator, *actors]
+
+
+def revive(run: RunDirectory, daemon: str) -> None:
+    """Have the engine start a daemon that it has given up on.
+
+    Raises:
+        RunError: the run has no engine, or the engine does not know that daemon.
+    """
+    record = living_engine(run)
+    if record is None:
+        raise RunError(f"{run.path} has no engine running; `apex run --resume` starts it")
+    if record.engine == "local":
+        os.kill(record.pid, signal.SIGHUP)
+        return
+    from supervisor.xmlrpc import SupervisorTransport
+
+    transport = SupervisorTransport(
+        "apex", record.supervisor_password, f"unix://{record.supervisor_socket}"
+    )
+    proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
+    group = "actor:" if daemon.startswith("actor_") else ""
+    try:
+        proxy.supervisor.startProcess(group + daemon, False)
+    except xmlrpc.client.Fault as fault:
+        raise RunError(f"supervisord: cannot start {daemon}: {fault.faultString}") from None
+
+
+def stop(run: RunDirectory, timeout_s: float = STOP_TIMEOUT_S) -> list[str]:
+    """End a run: its engines first, then whatever lives of it, attached actors included.
+
+    Returns:
+        Names of the processes that had to be killed.
+    """
+    record = living_engine(run)
+    engines = {name: pid for name, pid in run.living().items() if name.startswith("attach_")}
+    if record is not None:
+        engines["engine"] = record.pid
+    _signal(engines, signal.SIGTERM)
+    deadline = time.monotonic() + timeout_s
+    asked: set[int] = set()
+    while time.monotonic() < deadline:
+        living = run.living()
+        if not living and living_engine(run) is None:
+            return []
+        if not any(name.startswith("attach_") for name in living) and living_engine(run) is None:
+            # Started by hand, or left by an engine that was killed.
+            left = {name: pid for name, pid in living.items() if pid not in asked}
+            _signal(left, signal.SIGTERM)
+            asked.update(left.values())
+        time.sleep(0.05)
+    left = run.living()
+    last = living_engine(run)
+    if last is not None:
+        left["engine"] = last.pid
+    _signal(left, signal.SIGKILL)
+    return sorted(left)
+
+
+def _signal(processes: dict[str, int], number: signal.Signals) -> None:
+    for pid in processes.values():
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            pass

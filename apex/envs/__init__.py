@@ -1,0 +1,1 @@
+"""Environments: Atari and whatever gymnasium can make, behind one vectorised interface. No torch."""

@@ -1,0 +1,138 @@
+"""The one interface to environments: E of them, stepped together, checked at every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from apex.errors import EnvError, EnvFaultError
+from apex.types import Array, EnvSpec
+
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step of E environments gave, `[E]` each."""
+
+    observations: Array
+    rewards: npt.NDArray[np.float64]
+    terminated: Bools
+    truncated: Bools
+    life_lost: Bools
+
+
+class Environments:
+    """E environments with gymnasium's NEXT_STEP autoreset, whatever library steps them.
+
+    After a step that ends an episode, the next step ignores that environment's action and
+    returns the first observation of a new episode.
+
+    Args:
+        vector: the environments.
+        env_id: for people to read.
+        frame_stack: see `EnvSpec`.
+        life_loss_ends: report a lost life (of `info["lives"]`) in `StepResult.life_lost`.
+
+    Raises:
+        EnvError: a space or autoreset mode that apex cannot use.
+    """
+
+    def __init__(
+        self, vector: VectorEnv[Any, Any, Any], env_id: str, frame_stack: int, life_loss_ends: bool
+    ) -> None:
+        mode = vector.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.NEXT_STEP:
+            raise EnvError(f"{env_id}: expected the autoreset mode NEXT_STEP, got {mode}")
+        self._vector = vector
+        self._squeeze = _is_atari_frame(vector)
+        self.num_envs: int = vector.num_envs
+        self.spec = _spec(vector, env_id, frame_stack, self._squeeze)
+        self._shape = (self.num_envs, *self.spec.observation_shape)
+        self._dtype = np.dtype(self.spec.observation_dtype)
+        self._life_loss_ends = life_loss_ends
+        self._lives = np.zeros(self.num_envs, dtype=np.int64)
+        self._steps = 0
+
+    def reset(self, seed: int) -> Array:
+        """Begin an episode in each environment: `[E, *observation_shape]`."""
+        try:
+            observations, info = self._vector.reset(seed=seed)
+        except Exception as error:
+            raise EnvFaultError(f"{self.spec.env_id}: reset raised {_describe(error)}") from error
+        self._lives = np.asarray(info.get("lives", self._lives)).copy()
+        return self._checked(observations)
+
+    def step(self, actions: npt.NDArray[np.int64]) -> StepResult:
+        """Step all environments.
+
+        Raises:
+            EnvFaultError: an environment raised, or returned what is no observation or reward.
+        """
+        self._steps += 1
+        try:
+            observations, rewards, terminated, truncated, info = self._vector.step(actions)
+        except Exception as error:
+            raise self._fault(f"raised {_describe(error)}") from error
+        rewards = np.asarray(rewards, dtype=np.float64)
+        if not np.isfinite(rewards).all():
+            raise self._fault(f"returned rewards that are not finite: {rewards}")
+        lives = np.asarray(info["lives"]).copy() if "lives" in info else self._lives
+        lost = (lives < self._lives) & ~terminated & self._life_loss_ends
+        self._lives = lives
+        return StepResult(self._checked(observations), rewards, terminated, truncated, lost)
+
+    def _checked(self, observations: Any) -> Array:
+        array: Array = np.asarray(observations)
+        if self._squeeze:
+            array = array[:, 0]
+        if array.shape != self._shape:
+            raise self._fault(f"returned observations {array.shape}, expected {self._shape}")
+        if array.dtype != self._dtype:
+            array = array.astype(self._dtype)
+        if self._dtype.kind == "f" and not np.isfinite(array).all():
+            raise self._fault("returned an observation that is not finite")
+        return array
+
+    def _fault(self, what: str) -> EnvFaultError:
+        return EnvFaultError(f"{self.spec.env_id}: step {self._steps} {what}")
+
+    def close(self) -> None:
+        """Close all environments."""
+        self._vector.close()
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _is_atari_frame(vector: VectorEnv[Any, Any, Any]) -> bool:
+    return type(vector).__name__ == "AtariVectorEnv"
+
+
+def _spec(
+    vector: VectorEnv[Any, Any, Any], env_id: str, frame_stack: int, squeeze: bool
+) -> EnvSpec:
+    observation, action = vector.single_observation_space, vector.single_action_space
+    if not isinstance(observation, gym.spaces.Box):
+        raise EnvError(
+            f"{env_id}: expected a Box observation space, got {observation}; wrap the environment "
+            "with gymnasium.wrappers.FlattenObservation"
+        )
+    if not isinstance(action, gym.spaces.Discrete) or action.start != 0:
+        raise EnvError(
+            f"{env_id}: expected a Discrete action space that starts at 0, got {action}; "
+            "choose an algorithm and an environment that fit"
+        )
+    shape = tuple(observation.shape[1:] if squeeze else observation.shape)
+    is_image = observation.dtype == np.uint8 and len(shape) >= 2
+    dtype = "uint8" if observation.dtype == np.uint8 else "float32"
+    if is_image and len(shape) > 3:
+        raise EnvError(f"{env_id}: expected images of rank 2 or 3, got {shape}")
+    stack = (frame_stack or 1) if is_image else 0
+    return EnvSpec(env_id, shape, dtype, stack, int(action.n))

@@ -1,0 +1,123 @@
+"""Every exception of the project and every exit code of its executables."""
+
+from __future__ import annotations
+
+import enum
+
+
+class ExitCode(enum.IntEnum):
+    """How an executable of apex ends; engines restart all but the ones in `NOT_RESTARTED`."""
+
+    CLEAN = 0
+    USAGE = 2
+    DEGRADED = 3
+    """`apex status`: the suite runs, but not all of it."""
+    DOWN = 4
+    """`apex status`: neither the learner nor the replay server runs."""
+    CRASH = 70
+    """An unexpected exception; the traceback is in the log."""
+    PEERS_GONE = 75
+    """The peers of an attached process did not come back in time."""
+    CONFIGURATION = 78
+    """The configuration, the endpoints or the environment cannot be used as they are."""
+    GAVE_UP = 79
+    """The process crashed again and again and no longer tries."""
+    HANG = 80
+    """The watchdog ended a work loop that stood still."""
+
+
+NOT_RESTARTED = (
+    ExitCode.USAGE,
+    ExitCode.PEERS_GONE,
+    ExitCode.CONFIGURATION,
+    ExitCode.GAVE_UP,
+)
+"""Exit codes after which an engine leaves a process down."""
+
+
+class ApexError(Exception):
+    """Base of all errors that apex raises on purpose; the message is meant for a person."""
+
+    exit_code = ExitCode.CRASH
+
+
+class UsageError(ApexError):
+    """The command line asks for something that cannot be done."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(ApexError):
+    """A configuration has an unknown key, a wrong type or values that do not go together."""
+
+    exit_code = ExitCode.CONFIGURATION
+
+
+class EndpointError(ApexError):
+    """An endpoints file or an address in it cannot be used."""
+
+    exit_code = ExitCode.CONFIGURATION
+
+
+class RunError(ApexError):
+    """A run directory is missing, in use, or not what the command expects."""
+
+    exit_code = ExitCode.CONFIGURATION
+
+
+class SchemaError(ApexError):
+    """Data does not have the columns, dtypes or shapes that the schema declares."""
+
+    exit_code = ExitCode.CONFIGURATION
+
+
+class EnvError(ApexError):
+    """An environment cannot be made, or has spaces that apex cannot use."""
+
+    exit_code = ExitCode.CONFIGURATION
+
+
+class EnvFaultError(ApexError):
+    """An environment raised, or returned what is no observation or reward; it may be tried again."""
+
+    exit_code = ExitCode.CRASH
+
+
+class CheckpointError(ApexError):
+    """A checkpoint is missing, incomplete or corrupt."""
+
+    exit_code = ExitCode.CONFIGURATION
+
+
+class DecodeError(ApexError):
+    """A message on the wire is malformed; `code` is what the sender is told."""
+
+    def __init__(self, message: str, code: str = "malformed") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class RefusedError(ApexError):
+    """A peer answered with an error; `code` is the peer's."""
+
+    exit_code = ExitCode.CONFIGURATION
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class GaveUpError(ApexError):
+    """A daemon crashed too often in a row."""
+
+    exit_code = ExitCode.GAVE_UP
+
+
+class PeerTimeoutError(ApexError):
+    """A peer did not answer before the deadline."""
+
+    exit_code = ExitCode.PEERS_GONE
+
+
+class EmptyTableError(ApexError):
+    """A table was asked for samples while its selectable priority mass is zero."""

@@ -1,0 +1,191 @@
+"""The evaluator daemon: greedy whole episodes with the newest parameters; the learning curve."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+
+import msgspec
+import numpy as np
+import torch
+
+from apex import checkpoint, machine, params
+from apex.acting.loop import ActingLoop, play_episodes
+from apex.algos.base import Policy
+from apex.algos.registry import make_algorithm
+from apex.checkpoint import Manifest
+from apex.config import EnvConfig
+from apex.envs.registry import make_environments
+from apex.extensions import NONE, Extensions
+from apex.files import remove
+from apex.learner.client import LearnerClient
+from apex.metrics import MetricsLog
+from apex.params import Publication
+from apex.service import Service, daemon_command
+from apex.wire.messages import EvaluationReport, Heartbeat, Hello, Phase
+from apex.wire.sockets import Poller
+
+log = logging.getLogger("apex.evaluator")
+
+WAIT_S = 0.2
+EVALUATION_SEED = 1_000_003
+"""Added to the run's seed, so that evaluations never play the actors' episodes."""
+
+
+def evaluation_env(env: EnvConfig) -> EnvConfig:
+    """The environment as it is evaluated: whole episodes and whole rewards."""
+    return msgspec.structs.replace(env, life_loss_ends=False, clip_rewards=False)
+
+
+class EvaluatorDaemon:
+    """Evaluates the newest parameters, again and again."""
+
+    def __init__(self, service: Service, extensions: Extensions) -> None:
+        self._service = service
+        self._config = service.config
+        config = service.config.evaluator
+        algorithm = make_algorithm(
+            service.config.algorithm, service.facts.env, extensions.algorithm
+        )
+        self._policy: Policy = algorithm.policy()
+        self._environments = make_environments(
+            evaluation_env(service.config.env), config.num_envs, extensions.make_env
+        )
+        self._learner = LearnerClient(
+            service.endpoints.learner.params,
+            Hello(
+                role="evaluator",
+                name=service.name,
+                epoch=service.epoch,
+                run_id=service.facts.run_id,
+                schema_hash=service.facts.schema.hash,
+                pid=os.getpid(),
+            ),
+        )
+        self._poller = Poller(self._learner.client)
+        self._metrics = MetricsLog(
+            service.run.metrics, service.name, service.config.run.metrics_max_mb, tensorboard=True
+        )
+        best = checkpoint.newest(service.run.checkpoints, "best")
+        self._best = best.manifest.mean_return if best is not None else None
+        self._due = 0.0
+        self._count = 0
+
+    def run(self) -> None:
+        """Evaluate until the end."""
+        log.info("waiting for the learner at %s", self._service.endpoints.learner.params)
+        try:
+            while not self._service.stopping:
+                publication = self._poll("idle")
+                if publication is not None and publication.learner_step > 0:
+                    self._evaluate(publication)
+                    continue
+                if time.monotonic() >= self._due:
+                    self._learner.ask_for_params()
+                self._poller.wait(WAIT_S)
+        finally:
+            self._environments.close()
+            self._learner.close()
+            self._metrics.close()
+
+    def _poll(self, phase: Phase) -> Publication | None:
+        self._service.beat()
+        self._learner.heartbeat(
+            lambda: Heartbeat(phase=phase, progress=self._count)
+        )
+        return self._learner.poll()
+
+    def _evaluate(self, publication: Publication) -> None:
+        config = self._config.evaluator
+        started, cpu_started = time.monotonic(), time.process_time()
+        self._policy.load(params.decode(publication.data))
+        loop = ActingLoop(
+            self._environments,
+            self._policy,
+            None,
+            None,
+            clip_rewards=False,
+            seed=self._config.run.seed + EVALUATION_SEED + self._count,
+        )
+        returns = play_episodes(loop, config.num_envs, config.episodes, self._proceed)
+        if returns is None:
+            return
+        self._count += 1
+        cpu_s = time.process_time() - cpu_started
+        self._due = started + max(config.period_s, cpu_s / (config.max_share * machine.cores()))
+        self._report(publication, returns, time.monotonic() - started)
+
+    def _proceed(self) -> bool:
+        self._poll("evaluating")
+        return not self._service.stopping
+
+    def _report(self, publication: Publication, returns: list[float], seconds: float) -> None:
+        mean = float(np.mean(returns))
+        log.info(
+            "learner step %d: mean return %.2f of %d episodes (%.1f to %.1f) in %.0f s",
+            publication.learner_step,
+            mean,
+            len(returns),
+            min(returns),
+            max(returns),
+            seconds,
+        )
+        if self._best is None or mean > self._best:
+            self._best = mean
+            self._keep_best(publication, mean)
+        self._learner.report(
+            EvaluationReport(
+                param_version=publication.param_version,
+                learner_step=publication.learner_step,
+                env_steps=publication.env_steps,
+                train_s=publication.train_s,
+                returns=tuple(returns),
+            )
+        )
+        self._metrics.write(
+            {
+                "mean_return": mean,
+                "std_return": float(np.std(returns)),
+                "min_return": min(returns),
+                "max_return": max(returns),
+                "best_mean_return": self._best,
+                "episodes": len(returns),
+                "env_steps": publication.env_steps,
+                "learner_step": publication.learner_step,
+                "param_version": publication.param_version,
+                "train_s": round(publication.train_s, 1),
+                "seconds": round(seconds, 1),
+            },
+            step=publication.env_steps,
+        )
+
+    def _keep_best(self, publication: Publication, mean: float) -> None:
+        manifest = Manifest(
+            learner_step=publication.learner_step,
+            param_version=publication.param_version,
+            env_steps=publication.env_steps,
+            train_s=publication.train_s,
+            config=msgspec.to_builtins(self._config),
+            env=self._service.facts.env,
+            mean_return=mean,
+            best_return=mean,
+        )
+        folder = self._service.run.checkpoints
+        try:
+            kept = checkpoint.save(folder, "best", manifest, publication.data)
+            for path in checkpoint.all_paths(folder, "best"):
+                if path != kept:
+                    remove(path)
+        except OSError as error:
+            log.error("the best checkpoint was not kept: %s", error)
+
+
+def body(service: Service, extensions: Extensions = NONE) -> None:
+    """Evaluate until asked to stop."""
+    os.nice(service.config.evaluator.nice)
+    torch.set_num_threads(1)
+    EvaluatorDaemon(service, extensions).run()
+
+
+main = daemon_command("evaluator", body, "Play greedy episodes with the newest parameters.")

@@ -1,0 +1,282 @@
+"""`python -m apex.launch`: a suite without supervisord, and `run()` for scripts and notebooks.
+
+The launcher starts each daemon as a child by `multiprocess`, restarts it with back-off, keeps one
+bounded log file a daemon, and drains all of them when it is asked to stop. A user's environment
+factory or algorithm class travels by cloudpickle through the pipes to these children, and nowhere
+else: it never crosses a socket and is never written to a file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import cloudpickle
+import multiprocess
+import multiprocess.connection
+
+from apex import engine
+from apex.algos.base import Algorithm
+from apex.config import Config
+from apex.envs.registry import EnvFactory
+from apex.errors import NOT_RESTARTED, ApexError, RunError
+from apex.extensions import NONE, Extensions
+from apex.run_directory import RunDirectory, find_run
+from apex.service import Service, log_to_stderr, serve
+
+log = logging.getLogger("apex.launch")
+
+STOP_TIMEOUT_S = 40.0
+"""Seconds that a learner may need for its last checkpoint."""
+EARLY_EXIT_S = 1.0
+"""A child that ends before this age could not even start; its next start is delayed."""
+MAX_EARLY_EXITS = 5
+LOG_CHECK_S = 5.0
+
+
+def daemon_body(name: str, extensions: Extensions) -> Callable[[Service], None]:
+    """The body of the daemon of that name, with the user's extensions; imports what it needs."""
+    if name == "replay":
+        from apex.replay import server
+
+        return server.body
+    if name == "learner":
+        from apex.learner import daemon
+
+        return lambda service: daemon.body(service, extensions)
+    if name == "evaluator":
+        from apex import evaluator
+
+        return lambda service: evaluator.body(service, extensions)
+    from apex import actor
+
+    return lambda service: actor.body(service, extensions)
+
+
+def _child(run_path: str, name: str, log_path: str, payload: bytes) -> None:
+    """Entry of a child process: a session of its own, its log file as stdout and stderr."""
+    os.setsid()
+    descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    extensions = cloudpickle.loads(payload) if payload else NONE
+    sys.exit(serve(RunDirectory(Path(run_path)), name, daemon_body(name, extensions)))
+
+
+@dataclass
+class _Daemon:
+    """One daemon that the launcher keeps alive."""
+
+    name: str
+    process: Any = None
+    started: float = 0.0
+    early_exits: int = 0
+    restart_at: float = 0.0
+    given_up: bool = False
+
+
+class Launcher:
+    """Keeps daemons of one run alive, from the main thread of its process.
+
+    Args:
+        run: the run.
+        names: the daemons.
+        payload: cloudpickled `Extensions`, or empty.
+    """
+
+    def __init__(self, run: RunDirectory, names: Sequence[str], payload: bytes = b"") -> None:
+        self._run = run
+        self._payload = payload
+        self._log_bytes = int(run.config().run.log_max_mb * 1e6)
+        self._context = multiprocess.get_context("spawn")
+        self._daemons = [_Daemon(name) for name in names]
+        self._stopping = False
+        self._next_log_check = 0.0
+
+    def run(self) -> None:
+        """Start all, restart what ends, until a signal or the run's end; then drain all."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGHUP, self._on_revive)
+        while not self._stopping and not all(d.given_up for d in self._daemons):
+            for daemon in self._daemons:
+                self._tend(daemon)
+            sentinels = [d.process.sentinel for d in self._daemons if d.process is not None]
+            multiprocess.connection.wait(sentinels, timeout=0.2)
+            self._bound_logs()
+        self._drain()
+
+    def _on_stop(self, number: int, frame: FrameType | None) -> None:
+        self._stopping = True
+
+    def _on_revive(self, number: int, frame: FrameType | None) -> None:
+        for daemon in self._daemons:
+            daemon.given_up, daemon.early_exits, daemon.restart_at = False, 0, 0.0
+
+    def _tend(self, daemon: _Daemon) -> None:
+        """Start the daemon if it is due, or see how it ended."""
+        if daemon.process is None:
+            if not daemon.given_up and time.monotonic() >= daemon.restart_at:
+                self._start(daemon)
+        elif daemon.process.exitcode is not None:
+            self._ended(daemon, daemon.process.exitcode)
+
+    def _start(self, daemon: _Daemon) -> None:
+        daemon.process = self._context.Process(
+            target=_child,
+            name=daemon.name,
+            args=(
+                str(self._run.path),
+                daemon.name,
+                str(self._run.logs / f"{daemon.name}.log"),
+                self._payload,
+            ),
+        )
+        daemon.process.start()
+        daemon.started = time.monotonic()
+        log.info("%s: started, pid %d", daemon.name, daemon.process.pid)
+
+    def _ended(self, daemon: _Daemon, exit_code: int) -> None:
+        early = time.monotonic() - daemon.started < EARLY_EXIT_S
+        daemon.process.close()
+        daemon.process = None
+        daemon.early_exits = daemon.early_exits + 1 if early else 0
+        if self._run.outcome_file.exists():
+            daemon.given_up = True
+            log.info("%s: ended with code %d; the run is at its end", daemon.name, exit_code)
+        elif exit_code in NOT_RESTARTED or daemon.early_exits > MAX_EARLY_EXITS:
+            daemon.given_up = True
+            log.error("%s: ended with code %d and stays down", daemon.name, exit_code)
+        else:
+            delay = 2.0 ** (daemon.early_exits - 1) if early else 0.0
+            daemon.restart_at = time.monotonic() + delay
+            log.warning("%s: ended with code %d, starts again", daemon.name, exit_code)
+
+    def _bound_logs(self) -> None:
+        """Copy a log that got too long to `.1` and cut it; its writer appends and goes on."""
+        if time.monotonic() < self._next_log_check:
+            return
+        self._next_log_check = time.monotonic() + LOG_CHECK_S
+        for daemon in self._daemons:
+            path = self._run.logs / f"{daemon.name}.log"
+            if path.exists() and path.stat().st_size > self._log_bytes:
+                shutil.copyfile(path, path.with_name(path.name + ".1"))
+                os.truncate(path, 0)
+
+    def _drain(self) -> None:
+        processes = [d.process for d in self._daemons if d.process is not None]
+        for process in processes:
+            process.terminate()
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode is None:
+                log.error("%s: did not drain in time, killed", process.name)
+                process.kill()
+                process.join()
+        log.info("all daemons have ended")
+
+
+def run(
+    config: Config | str,
+    *,
+    make_env: EnvFactory | None = None,
+    algorithm: type[Algorithm] | None = None,
+    settings: Sequence[str] = (),
+    path: Path | str | None = None,
+) -> RunDirectory:
+    """Start a suite in the background from a script or a notebook.
+
+    Args:
+        config: a configuration, or the name of a preset.
+        make_env: makes one environment, instead of `env.id`.
+        algorithm: an `Algorithm` of your own, instead of `algorithm.name`.
+        settings: like `--set`, with a preset's name.
+        path: the run's directory; default: a new one under `runs/`.
+
+    Returns:
+        The run; `apex.engine.stop(run)` ends it, and so does `apex stop --run DIR`.
+
+    Raises:
+        ApexError: the configuration or the environment cannot be used.
+    """
+    from apex.prepare import new_run_path, preset_config, prepare_run
+
+    if isinstance(config, str):
+        name, config = config, preset_config(config, settings)
+    else:
+        name = str(config.algorithm.get("name", "run"))
+    extensions = Extensions(make_env, algorithm)
+    target = Path(path) if path is not None else new_run_path(name)
+    directory = prepare_run(target, config, extensions=extensions)
+    payload = cloudpickle.dumps(extensions) if extensions != NONE else b""
+    with (directory.logs / "engine.log").open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "apex.launch", "--run", str(directory.path), "--payload"],
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    assert process.stdin is not None
+    process.stdin.write(payload)
+    process.stdin.close()
+    deadline = time.monotonic() + 20.0
+    while engine.living_engine(directory) is None:
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RunError(f"the launcher did not start; see {directory.logs / 'engine.log'}")
+        time.sleep(0.05)
+    return directory
+
+
+@click.command()
+@click.option("--run", "path", type=click.Path(path_type=Path), help="A prepared run's directory.")
+@click.option("--preset", help="Make a new run of this preset (in --run, if given).")
+@click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE")
+@click.option("--endpoints", type=click.Path(path_type=Path), help="An endpoints file.")
+@click.option("--payload", is_flag=True, hidden=True, help="Extensions come on standard input.")
+def main(
+    path: Path | None,
+    preset: str | None,
+    settings: tuple[str, ...],
+    endpoints: Path | None,
+    payload: bool,
+) -> None:
+    """Run a suite in the foreground without supervisord; Ctrl-C drains it."""
+    log_to_stderr("launch")
+    try:
+        directory = _prepared(path, preset, settings, endpoints)
+        engine.register(directory, "local")
+        extensions = sys.stdin.buffer.read() if payload else b""
+        log.info("run %s", directory.path)
+        Launcher(directory, engine.daemon_names(directory.config()), extensions).run()
+    except ApexError as error:
+        log.error("%s", error)
+        sys.exit(int(error.exit_code))
+
+
+def _prepared(
+    path: Path | None, preset: str | None, settings: tuple[str, ...], endpoints: Path | None
+) -> RunDirectory:
+    from apex.prepare import new_run_path, preset_config, prepare_run, resume_run
+
+    if preset is None:
+        directory = find_run(path)
+        resume_run(directory, settings)
+        return directory
+    return prepare_run(path or new_run_path(preset), preset_config(preset, settings), endpoints)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,312 @@
+"""The learner daemon: the training loop, publications, checkpoints, and the run's end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from apex import checkpoint, params
+from apex.algos.base import Algorithm
+from apex.algos.registry import check_schema, make_algorithm
+from apex.checkpoint import Manifest
+from apex.errors import ConfigError
+from apex.extensions import NONE, Extensions
+from apex.files import replace_file
+from apex.learner.params_server import ParamsServer
+from apex.learner.prefetcher import Batch, Prefetcher
+from apex.metrics import MetricsLog, Rate
+from apex.params import Publication, PublicationBoard, VersionCounter
+from apex.replay.client import SampleClient
+from apex.service import ENGINE_PID, Service, daemon_command
+from apex.wire.messages import Hello
+
+log = logging.getLogger("apex.learner")
+
+BATCH_WAIT_S = 0.2
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `learner.device` names. Raises `ConfigError`."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"learner.device = '{name}': {error}") from None
+    return device
+
+
+class LearnerDaemon:
+    """Trains until it is asked to stop or the run is at its end."""
+
+    def __init__(self, service: Service, algorithm: Algorithm) -> None:
+        config = service.config
+        self._service = service
+        self._config = config
+        self._folder = service.run.checkpoints
+        torch.set_num_threads(config.learner.torch_threads)
+        torch.manual_seed(config.run.seed)
+        self._device = pick_device(config.learner.device)
+        self._learner = algorithm.learner(self._device)
+        self._step = 0
+        self._train_s = 0.0
+        """Seconds of training before this start."""
+        self._started = time.monotonic()
+        self._best_return: float | None = None
+        env_steps = self._restore()
+        self._first_step = self._step
+        self._versions = VersionCounter(self._folder / "param_version")
+        self._board = PublicationBoard()
+        self._outcome: str | None = None
+        self._state = "waiting"
+        self._update_rate, self._wait_rate = Rate(), Rate()
+        self._last_values: dict[str, float | Tensor] = {}
+        self._last_staleness = 0.0
+        self._metrics = MetricsLog(
+            service.run.metrics, service.name, config.run.metrics_max_mb, tensorboard=True
+        )
+        self._prefetcher = Prefetcher(
+            self._connect,
+            service.facts.schema,
+            algorithm.collate,
+            config.learner.prefetch,
+            config.learner.decode_threads,
+        )
+        self._server = ParamsServer(
+            service.endpoints,
+            service.facts,
+            config.actor.count,
+            env_steps,
+            self._board,
+            status=self.status,
+            on_evaluation=self._on_evaluation,
+            on_shutdown=service.stop,
+        )
+        self._server.membership.best_return = self._best_return
+
+    def _connect(self) -> SampleClient:
+        service = self._service
+        hello = Hello(
+            role="learner",
+            name="learner",
+            epoch=service.epoch,
+            run_id=service.facts.run_id,
+            schema_hash=service.facts.schema.hash,
+            pid=os.getpid(),
+        )
+        return SampleClient(
+            service.endpoints.replay.sample, hello, self._config.learner.batch_size
+        )
+
+    def _restore(self) -> int:
+        """Go on from the newest good checkpoint; gives the environment steps made before."""
+        found = checkpoint.newest(self._folder)
+        if found is None:
+            self._initialise()
+            return 0
+        state = found.learner_state()
+        self._learner.load_state_dict(state["learner"])
+        torch.set_rng_state(state["rng"])
+        manifest = found.manifest
+        self._step, self._train_s = manifest.learner_step, manifest.train_s
+        self._best_return = manifest.best_return
+        log.info(
+            "resumed from %s at learner step %d, %d env steps; the replay contents are "
+            "the replay server's own and may start empty",
+            found.path.name,
+            self._step,
+            manifest.env_steps,
+        )
+        return manifest.env_steps
+
+    def _initialise(self) -> None:
+        if self._config.run.init_from:
+            source = checkpoint.find(Path(self._config.run.init_from))
+            try:
+                self._learner.load_parameters(source.parameters())
+            except RuntimeError as error:
+                raise ConfigError(f"run.init_from: {source.path} fits not: {error}") from None
+            log.info("parameters initialised from %s", source.path)
+
+    @property
+    def train_s(self) -> float:
+        """Seconds of training, resumed ones included."""
+        return self._train_s + time.monotonic() - self._started
+
+    def run(self) -> None:
+        """Train until the end."""
+        log.info(
+            "learning on %s; waiting for replay to hold %d items",
+            self._device,
+            self._config.replay.min_size,
+        )
+        self._publish()
+        next_metrics = time.monotonic() + self._config.learner.metrics_period_s
+        next_checkpoint = time.monotonic() + self._config.learner.checkpoint_period_s
+        try:
+            while not self._service.stopping:
+                self._turn()
+                now = time.monotonic()
+                if now >= next_metrics:
+                    next_metrics = now + self._config.learner.metrics_period_s
+                    self._write_metrics()
+                    self._check_end()
+                if now >= next_checkpoint:
+                    next_checkpoint = now + self._config.learner.checkpoint_period_s
+                    self._save()
+        finally:
+            self._close()
+
+    def _turn(self) -> None:
+        """One update, or a short wait for a batch."""
+        self._service.beat()
+        waited = time.monotonic()
+        batch = self._prefetcher.get(BATCH_WAIT_S)
+        self._wait_rate.add(time.monotonic() - waited)
+        if batch is None:
+            return
+        if self._state == "waiting":
+            self._state = "training"
+            log.info("first batch: training from learner step %d", self._step)
+        self._update(batch)
+
+    def _update(self, batch: Batch) -> None:
+        priorities, self._last_values = self._learner.update(batch.arrays)
+        self._prefetcher.put_priorities(batch.item_ids, priorities)
+        self._last_staleness = float(np.maximum(self._step - batch.learner_steps, 0).mean())
+        self._step += 1
+        self._update_rate.add(1)
+        if self._step % self._config.learner.publish_period == 0:
+            self._publish()
+
+    def _publish(self) -> None:
+        data = params.encode(self._learner.network)
+        self._board.put(
+            Publication(
+                self._versions.take(),
+                self._step,
+                self._server.env_steps,
+                self.train_s,
+                data,
+                zlib.crc32(data),
+            )
+        )
+
+    def _save(self) -> None:
+        newest = self._board.newest()
+        manifest = Manifest(
+            learner_step=self._step,
+            param_version=newest.param_version if newest else -1,
+            env_steps=self._server.env_steps,
+            train_s=self.train_s,
+            config=msgspec.to_builtins(self._config),
+            env=self._service.facts.env,
+            best_return=self._server.membership.best_return,
+        )
+        state = {"learner": self._learner.state_dict(), "rng": torch.get_rng_state()}
+        try:
+            path = checkpoint.save(
+                self._folder, "step", manifest, params.encode(self._learner.network), state
+            )
+            checkpoint.prune(self._folder, "step", self._config.learner.keep_checkpoints)
+            log.info("checkpoint %s", path.name)
+        except OSError as error:
+            log.error("no checkpoint at step %d, training goes on: %s", self._step, error)
+
+    def _on_evaluation(self, mean_return: float) -> None:
+        target = self._config.run.until_return
+        log.info("evaluation: mean return %.2f", mean_return)
+        if target is not None and mean_return >= target:
+            self._finish(f"an evaluation reached {mean_return:.2f} (until_return = {target:g})")
+
+    def _check_end(self) -> None:
+        limits, env_steps = self._config.run, self._server.env_steps
+        if limits.max_env_steps and env_steps >= limits.max_env_steps:
+            self._finish(f"{env_steps} env steps (max_env_steps = {limits.max_env_steps})")
+        if limits.max_hours and self.train_s >= limits.max_hours * 3600:
+            self._finish(f"{self.train_s / 3600:.2f} hours (max_hours = {limits.max_hours:g})")
+
+    def _finish(self, reason: str) -> None:
+        """The run is at its end: say so, and stop."""
+        if self._outcome is None:
+            self._outcome = reason
+            log.info("the run ends: %s", reason)
+            self._service.stop()
+
+    def _close(self) -> None:
+        self._state = "draining"
+        self._prefetcher.close()
+        self._save()
+        self._write_metrics()
+        self._server.close()
+        self._metrics.close()
+        if self._outcome is not None:
+            replace_file(
+                self._service.run.outcome_file, json.dumps({"reason": self._outcome}).encode()
+            )
+            if self._service.supervised:
+                os.kill(int(os.environ[ENGINE_PID]), signal.SIGTERM)
+
+    def status(self) -> dict[str, Any]:
+        """How the learner is, as plain values."""
+        newest = self._board.newest()
+        updates_per_s = self._update_rate.per_second()
+        return {
+            "state": self._state,
+            "pid": os.getpid(),
+            "device": str(self._device),
+            "learner_step": self._step,
+            "updates_per_s": round(updates_per_s, 2),
+            "samples_per_s": round(updates_per_s * self._config.learner.batch_size, 1),
+            "data_wait_fraction": round(min(1.0, self._wait_rate.per_second()), 4),
+            "param_version": newest.param_version if newest else -1,
+            "train_s": round(self.train_s, 1),
+            "ready_batches": self._prefetcher.ready,
+            "outcome": self._outcome,
+        }
+
+    def _write_metrics(self) -> None:
+        values = {key: float(value) for key, value in self._last_values.items()}
+        status = self.status()
+        figures = ("updates_per_s", "samples_per_s", "data_wait_fraction", "param_version",
+                   "train_s", "ready_batches")  # fmt: skip
+        self._metrics.write(
+            {
+                **values,
+                **{name: status[name] for name in figures},
+                "env_steps": self._server.env_steps,
+                "item_staleness": self._last_staleness,
+                "table_items": self._prefetcher.table_items,
+                "dropped_batches": self._prefetcher.dropped_batches,
+            },
+            step=self._step,
+        )
+        log.info(
+            "learner step %d, %.1f updates/s, waits for data %.0f %%",
+            self._step,
+            status["updates_per_s"],
+            100 * status["data_wait_fraction"],
+        )
+
+
+def body(service: Service, extensions: Extensions = NONE) -> None:
+    """Train until asked to stop or the run is at its end."""
+    facts = service.facts
+    algorithm = make_algorithm(service.config.algorithm, facts.env, extensions.algorithm)
+    check_schema(algorithm, facts.schema)
+    LearnerDaemon(service, algorithm).run()
+
+
+main = daemon_command("learner", body, "Learn from replay and publish parameters.")

@@ -1,0 +1,142 @@
+"""Who is alive: actors and evaluators by their heartbeats, their slots, and all steps they made."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from apex.wire.messages import EvaluationReport, Heartbeat, Hello, Welcome
+
+SUSPECT_S = 3.0
+"""Seconds of silence after which a member is suspect."""
+GONE_S = 30.0
+"""Seconds of silence after which a member is gone and its slot is free."""
+
+
+@dataclass
+class Member:
+    """An actor or evaluator that has said HELLO."""
+
+    hello: Hello
+    slot: int
+    incarnation: int
+    last_seen: float
+    heartbeat: Heartbeat | None = None
+
+
+class Membership:
+    """The book of members.
+
+    Args:
+        num_actors: configured actors; `actor_NNN` below that number has slot NNN of the epsilon
+            ladder, any other actor the lowest free slot from that number on.
+        instance: of the server, for its `Welcome`.
+        env_steps: made before this start of the learner.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        num_actors: int,
+        instance: int,
+        env_steps: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._num_actors = num_actors
+        self._instance = instance
+        self._clock = clock
+        self._members: dict[str, Member] = {}
+        self._evaluations = 0
+        self._last_evaluation: float | None = None
+        self.env_steps = env_steps
+        """Environment steps of all actors, since the run's first start."""
+        self.best_return: float | None = None
+
+    def greet(self, hello: Hello) -> Welcome:
+        """Admit a member; one that comes back keeps its slot."""
+        known = self._members.get(hello.name)
+        slot = known.slot if known else self._assign_slot(hello)
+        incarnation = known.incarnation + (known.hello.epoch != hello.epoch) if known else 0
+        heartbeat = known.heartbeat if known and known.hello.epoch == hello.epoch else None
+        self._members[hello.name] = Member(hello, slot, incarnation, self._clock(), heartbeat)
+        return Welcome(instance=self._instance, slot=slot, incarnation=incarnation)
+
+    def _assign_slot(self, hello: Hello) -> int:
+        if hello.role != "actor":
+            return -1
+        configured = re.fullmatch(r"actor_(\d+)", hello.name)
+        if configured and int(configured[1]) < self._num_actors:
+            return int(configured[1])
+        self._forget_gone()
+        taken = {member.slot for member in self._members.values()}
+        slot = self._num_actors
+        while slot in taken:
+            slot += 1
+        return slot
+
+    def _forget_gone(self) -> None:
+        for name, member in list(self._members.items()):
+            if self._clock() - member.last_seen > GONE_S and member.slot >= self._num_actors:
+                del self._members[name]
+
+    def heartbeat(self, name: str, heartbeat: Heartbeat) -> None:
+        """Take a heartbeat; its steps since the last one are added to all steps."""
+        member = self._members[name]
+        before = member.heartbeat.env_steps if member.heartbeat else 0
+        self.env_steps += max(0, heartbeat.env_steps - before)
+        member.heartbeat = heartbeat
+        member.last_seen = self._clock()
+        if heartbeat.phase == "leaving" and member.slot >= self._num_actors:
+            del self._members[name]
+
+    def knows(self, hello: Hello) -> bool:
+        """Whether the member has greeted and was not forgotten since."""
+        member = self._members.get(hello.name)
+        return member is not None and member.hello.epoch == hello.epoch
+
+    def evaluation(self, report: EvaluationReport) -> float:
+        """Take an evaluation; gives its mean return."""
+        mean = sum(report.returns) / len(report.returns)
+        self._evaluations += len(report.returns)
+        self._last_evaluation = mean
+        self.best_return = mean if self.best_return is None else max(self.best_return, mean)
+        return mean
+
+    def actors(self) -> list[dict[str, Any]]:
+        """One row for each actor that is not gone, by slot."""
+        self._forget_gone()
+        rows = [self._row(m) for m in self._members.values() if m.hello.role == "actor"]
+        return sorted(rows, key=lambda row: row["slot"])
+
+    def _row(self, member: Member) -> dict[str, Any]:
+        age = self._clock() - member.last_seen
+        beat = member.heartbeat or Heartbeat(phase="starting", progress=0)
+        state: str = beat.phase
+        if age > GONE_S:
+            state = "gone"
+        elif age > SUSPECT_S:
+            state = "suspect"
+        return {
+            "actor_id": member.hello.name,
+            "slot": member.slot,
+            "pid": member.hello.pid,
+            "state": state,
+            "env_steps": beat.env_steps,
+            "env_steps_per_s": round(beat.env_steps_per_s, 1),
+            "param_version": beat.param_version,
+            "heartbeat_age_s": round(age, 2),
+            "episodes": beat.episodes,
+            "mean_return": beat.mean_return,
+            "faults": beat.faults,
+        }
+
+    def evaluator(self) -> dict[str, Any]:
+        """What the evaluations so far said."""
+        return {
+            "episodes": self._evaluations,
+            "mean_return": self._last_evaluation,
+            "best_mean_return": self.best_return,
+        }

@@ -1,0 +1,171 @@
+"""Serves parameters and membership at `learner.params`, from a thread of its own."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from apex.endpoints import Endpoints
+from apex.learner.membership import Membership
+from apex.params import PublicationBoard
+from apex.run_directory import RunFacts
+from apex.wire.messages import (
+    Ack,
+    EvaluationReport,
+    GetParams,
+    Heartbeat,
+    HeartbeatAck,
+    NotModified,
+    Params,
+    Shutdown,
+    Status,
+    StatusReply,
+)
+from apex.wire.server import Request, Server
+from apex.wire.sockets import Poller, Waker
+
+log = logging.getLogger("apex.learner")
+
+
+class ParamsServer:
+    """Answers actors, evaluators and operators while the training thread trains.
+
+    Args:
+        endpoints: where to bind.
+        facts: of the run.
+        num_actors: configured actors.
+        env_steps: made before this start.
+        board: where the training thread publishes.
+        status: the learner's own part of STATUS; called on the serving thread.
+        on_evaluation: called with each evaluation's mean return, on the serving thread.
+        on_shutdown: called when an operator asks to stop.
+    """
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        facts: RunFacts,
+        num_actors: int,
+        env_steps: int,
+        board: PublicationBoard,
+        *,
+        status: Callable[[], dict[str, Any]],
+        on_evaluation: Callable[[float], None],
+        on_shutdown: Callable[[], None],
+    ) -> None:
+        self._server = Server(
+            "learner.params",
+            endpoints.learner.params,
+            facts.run_id,
+            facts.schema.hash,
+            {
+                "actor": (GetParams, Heartbeat),
+                "evaluator": (GetParams, Heartbeat, EvaluationReport),
+                "operator": (Status, Shutdown),
+            },
+            lambda peer: self._greet(peer.hello),
+        )
+        self.membership = Membership(num_actors, self._server.instance, env_steps)
+        self._lock = threading.Lock()
+        self._board = board
+        self._status = status
+        self._on_evaluation = on_evaluation
+        self._on_shutdown = on_shutdown
+        self._waker = Waker()
+        self._closing = False
+        self._thread = threading.Thread(target=self._serve, name="params-server", daemon=True)
+        self._thread.start()
+
+    def _greet(self, hello: Any) -> Any:
+        if hello.role == "operator":
+            return Membership(0, self._server.instance, 0).greet(hello)
+        with self._lock:
+            return self.membership.greet(hello)
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps of all actors, since the run's first start."""
+        with self._lock:
+            return self.membership.env_steps
+
+    def _serve(self) -> None:
+        poller = Poller(self._server, self._waker)
+        while not self._closing:
+            poller.wait(1.0)
+            self._waker.clear()
+            for request in self._server.receive():
+                self._take(request)
+        self._server.close()
+
+    def _take(self, request: Request) -> None:
+        message, identity = request.message, request.peer.identity
+        if isinstance(message, GetParams):
+            self._send_params(identity, message.newer_than)
+        elif isinstance(message, Heartbeat):
+            self._take_heartbeat(request, message)
+        elif isinstance(message, EvaluationReport):
+            if not message.returns:
+                self._server.refuse(identity, "bad_request", "an evaluation has returns")
+                return
+            with self._lock:
+                mean = self.membership.evaluation(message)
+            self._server.send(identity, Ack())
+            self._on_evaluation(mean)
+        elif isinstance(message, Status):
+            self._server.send(identity, StatusReply(status=self.status()))
+        elif isinstance(message, Shutdown):
+            log.info("asked to stop: %s", message.reason)
+            self._server.send(identity, Ack())
+            self._on_shutdown()
+
+    def _take_heartbeat(self, request: Request, message: Heartbeat) -> None:
+        newest = self._board.newest()
+        with self._lock:
+            if not self.membership.knows(request.peer.hello):
+                self.membership.greet(request.peer.hello)
+            self.membership.heartbeat(request.peer.hello.name, message)
+        self._server.send(
+            request.peer.identity,
+            HeartbeatAck(
+                learner_step=newest.learner_step if newest else 0,
+                param_version=newest.param_version if newest else -1,
+            ),
+        )
+
+    def _send_params(self, identity: bytes, newer_than: int) -> None:
+        newest = self._board.newest()
+        if newest is None or newest.param_version <= newer_than:
+            version, step = (newest.param_version, newest.learner_step) if newest else (-1, 0)
+            self._server.send(identity, NotModified(param_version=version, learner_step=step))
+            return
+        self._server.send(
+            identity,
+            Params(
+                param_version=newest.param_version,
+                learner_step=newest.learner_step,
+                env_steps=newest.env_steps,
+                train_s=newest.train_s,
+                crc32=newest.crc32,
+            ),
+            {"parameters": np.frombuffer(newest.data, dtype=np.uint8)},
+        )
+
+    def status(self) -> dict[str, Any]:
+        """The whole answer to STATUS."""
+        with self._lock:
+            return {
+                "learner": {**self._status(), "refused": sum(self._server.refused.values())},
+                "env_steps": self.membership.env_steps,
+                "actors": self.membership.actors(),
+                "evaluator": self.membership.evaluator(),
+            }
+
+    def close(self) -> None:
+        """End the thread and unbind."""
+        self._closing = True
+        self._waker.wake()
+        self._thread.join(timeout=5.0)

@@ -1,0 +1,134 @@
+"""Brings batches to the training loop: asked for ahead, decompressed and collated on threads."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from apex import frames
+from apex.errors import ApexError, SchemaError
+from apex.replay.client import SampleClient
+from apex.types import LEARNER_STEP, Arrays, Items, Samples, Schema
+from apex.wire.sockets import Poller, Waker
+
+log = logging.getLogger("apex.learner")
+
+WAIT_S = 0.2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch that is ready for `Learner.update`."""
+
+    item_ids: npt.NDArray[np.int64]
+    learner_steps: npt.NDArray[np.int64]
+    arrays: Arrays
+
+
+class Prefetcher:
+    """Keeps `depth` batches requested, in decompression or ready.
+
+    One thread owns the connection; `threads` others decompress (LZ4 releases the GIL).
+
+    Args:
+        connect: makes the client, on the thread that will own it.
+        schema: of the items.
+        collate: makes arrays for the update of items.
+        depth: batches on their way or ready.
+        threads: for decompression.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], SampleClient],
+        schema: Schema,
+        collate: Callable[[Items], Arrays],
+        depth: int,
+        threads: int,
+    ) -> None:
+        self._connect = connect
+        self._schema = schema
+        self._collate = collate
+        self._depth = depth
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._ready: queue.SimpleQueue[Future[Batch]] = queue.SimpleQueue()
+        self._priorities: deque[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] = deque()
+        self._waker = Waker()
+        self._closing = False
+        self._error: ApexError | None = None
+        self.table_items = 0
+        self.dropped_batches = 0
+        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
+        self._thread.start()
+
+    @property
+    def ready(self) -> int:
+        """Batches that have arrived and were not taken yet."""
+        return self._ready.qsize()
+
+    def get(self, timeout_s: float) -> Batch | None:
+        """The next batch, or None when there is none within `timeout_s` seconds.
+
+        Raises:
+            ApexError: the replay server will not serve this learner.
+        """
+        if self._error is not None:
+            raise self._error
+        try:
+            batch = self._ready.get(timeout=timeout_s).result()
+        except queue.Empty:
+            return None
+        except SchemaError as error:
+            self.dropped_batches += 1
+            log.warning("dropped a batch: %s", error)
+            return None
+        self._waker.wake()
+        return batch
+
+    def put_priorities(
+        self, item_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]
+    ) -> None:
+        """Send new priorities with the next wake-up: `[B]` each."""
+        self._priorities.append((item_ids, priorities))
+
+    def _run(self) -> None:
+        client = self._connect()
+        poller = Poller(client.client, self._waker)
+        try:
+            while not self._closing:
+                poller.wait(WAIT_S)
+                self._waker.clear()
+                for samples in client.poll():
+                    self._ready.put(self._pool.submit(self._prepare, samples))
+                self.table_items = client.table_items
+                self._send_priorities(client)
+                client.ask(max(0, self._depth - client.in_flight - self._ready.qsize()))
+            self._send_priorities(client)
+        except ApexError as error:
+            self._error = error
+        finally:
+            client.close()
+
+    def _send_priorities(self, client: SampleClient) -> None:
+        while self._priorities:
+            client.update_priorities(*self._priorities.popleft())
+
+    def _prepare(self, samples: Samples) -> Batch:
+        items = frames.decompress(samples, self._schema)
+        arrays = self._collate(items)
+        return Batch(samples.item_ids, items.columns[LEARNER_STEP], arrays)  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        """End the threads."""
+        self._closing = True
+        self._waker.wake()
+        self._thread.join(timeout=5.0)
+        self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,160 @@
+"""Figures of a process over time: rates over a window, and files that people and tools read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("apex.metrics")
+
+RATE_WINDOW_S = 10.0
+
+
+class Rate:
+    """Events per second, as a mean over the last `window_s` seconds."""
+
+    def __init__(
+        self, window_s: float = RATE_WINDOW_S, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._window = window_s
+        self._clock = clock
+        self._start = clock()
+        self._bins: deque[tuple[float, float]] = deque()
+
+    def add(self, count: float) -> None:
+        """Count events now."""
+        now = self._clock()
+        if self._bins and now - self._bins[-1][0] < self._window / 20:
+            begin, total = self._bins[-1]
+            self._bins[-1] = (begin, total + count)
+        else:
+            self._bins.append((now, count))
+
+    def per_second(self) -> float:
+        """The mean rate; since the start, while that is less than a window ago."""
+        now = self._clock()
+        while self._bins and now - self._bins[0][0] > self._window:
+            self._bins.popleft()
+        elapsed = min(self._window, max(now - self._start, 1e-3))
+        return sum(total for _, total in self._bins) / elapsed
+
+
+class JsonLines:
+    """An append-only file of JSON objects, one a line; past `max_bytes` it begins a new one.
+
+    One older file is kept beside it with the ending `.1`.
+    """
+
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self._path = path
+        self._max_bytes = max_bytes
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record; a full disk costs the record, not the process."""
+        try:
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
+            self._file.flush()
+            if self._file.tell() > self._max_bytes:
+                self._file.close()
+                self._path.replace(self._path.with_name(self._path.name + ".1"))
+                self._file = self._path.open("a", encoding="utf-8")
+        except OSError as error:
+            log.warning("metrics: cannot write %s: %s", self._path, error)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class MetricsLog:
+    """A process's metrics: JSON lines always, TensorBoard files where `tensorboard` is set.
+
+    Args:
+        directory: the run's `metrics/`.
+        process: the daemon's name, such as `actor_003`.
+        max_mb: bound of each file, in megabytes.
+        tensorboard: also write event files to `metrics/tensorboard/PROCESS`.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        process: str,
+        max_mb: float,
+        *,
+        tensorboard: bool,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        max_bytes = int(max_mb * 1e6)
+        self._lines = JsonLines(directory / f"{process}.jsonl", max_bytes)
+        self._events = EventFiles(directory / "tensorboard" / process, max_bytes) if (
+            tensorboard
+        ) else None
+        self._clock = clock
+
+    def write(self, values: Mapping[str, Any], *, step: int) -> None:
+        """Write one record of figures.
+
+        Args:
+            values: numbers, or plain values that only the JSON lines get; a number that is
+                not finite is written as null.
+            step: x-value of TensorBoard, in the process's own unit.
+        """
+        now = self._clock()
+        finite = {key: _finite(value) for key, value in values.items()}
+        self._lines.write({"time": round(now, 3), "step": step, **finite})
+        if self._events is not None:
+            numbers = {k: v for k, v in finite.items() if isinstance(v, (int, float))}
+            self._events.write(numbers, step, now)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._lines.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class EventFiles:
+    """TensorBoard event files of bounded size: at most two, the older one dropped."""
+
+    def __init__(self, directory: Path, max_bytes: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._make = lambda: SummaryWriter(str(directory), flush_secs=10)
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._writer = self._make()
+        self._rotate()
+
+    def write(self, values: Mapping[str, float], step: int, now: float) -> None:
+        """Write scalars at `step`."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step, walltime=now)
+        newest = max(self._files(), default=None, key=lambda path: path.stat().st_mtime)
+        if newest is not None and newest.stat().st_size > self._max_bytes:
+            self._writer.close()
+            self._writer = self._make()
+            self._rotate()
+
+    def _files(self) -> list[Path]:
+        return list(self._directory.glob("events.*"))
+
+    def _rotate(self) -> None:
+        """Drop the oldest files while together they exceed the bound of two."""
+        files = sorted(self._files(), key=lambda path: path.stat().st_mtime)
+        while sum(path.stat().st_size for path in files) > 2 * self._max_bytes:
+            files.pop(0).unlink()
+
+    def close(self) -> None:
+        self._writer.close()

@@ -1,0 +1,98 @@
+"""Parameters on their way: safetensors bytes with a checksum, and versions that never go back."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from apex.errors import CheckpointError
+from apex.files import replace_file
+
+VERSIONS_A_BLOCK = 1000
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One version of the parameters, encoded once.
+
+    Args:
+        param_version: rises with each publication, also across the learner's restarts.
+        learner_step: updates that made these parameters.
+        env_steps: of all actors when they were published.
+        train_s: seconds of training when they were published.
+        data: safetensors bytes.
+    """
+
+    param_version: int
+    learner_step: int
+    env_steps: int
+    train_s: float
+    data: bytes
+    crc32: int
+
+
+def encode(network: nn.Module) -> bytes:
+    """The parameters and buffers of a network as safetensors bytes."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
+    }
+    return safetensors.torch.save(tensors)
+
+
+def decode(data: bytes, crc32: int | None = None) -> dict[str, Tensor]:
+    """Tensors by name.
+
+    Raises:
+        CheckpointError: the bytes are corrupt.
+    """
+    if crc32 is not None and zlib.crc32(data) != crc32:
+        raise CheckpointError("parameters: the checksum does not match")
+    try:
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"parameters: {error}") from None
+
+
+class VersionCounter:
+    """Gives versions that rise across restarts: they are reserved on disk a block at a time.
+
+    Args:
+        path: holds the first version that has not been reserved.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._next = int(path.read_text()) if path.exists() else 0
+        self._reserved = self._next
+
+    def take(self) -> int:
+        """The next version."""
+        if self._next >= self._reserved:
+            self._reserved += VERSIONS_A_BLOCK
+            replace_file(self._path, str(self._reserved).encode())
+        version, self._next = self._next, self._next + 1
+        return version
+
+
+class PublicationBoard:
+    """Where the training thread puts the newest publication and the serving thread takes it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._newest: Publication | None = None
+
+    def put(self, publication: Publication) -> None:
+        """Replace the newest publication."""
+        with self._lock:
+            self._newest = publication
+
+    def newest(self) -> Publication | None:
+        """The newest publication, or None before the first."""
+        with self._lock:
+            return self._newest

@@ -1,0 +1,122 @@
+"""Prepares a run: fits the configuration to the machine, derives the schema, makes the directory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from apex import config as configuration
+from apex import endpoints as addresses
+from apex import machine
+from apex.algos.registry import make_algorithm
+from apex.config import Config
+from apex.envs.registry import make_environments
+from apex.extensions import NONE, Extensions
+from apex.run_directory import RunDirectory, runs_root
+from apex.types import Schema
+
+log = logging.getLogger("apex.prepare")
+
+REPLAY_MEMORY_SHARE = 0.5
+"""Largest share of the machine's memory that a full table may take."""
+COMPRESSED_SHARE = 0.27
+"""Compressed size of a frame, as a share of its pixels: the worst of the games measured."""
+
+
+def new_run_path(name: str) -> Path:
+    """A path under `runs_root()` for a run that starts now."""
+    base = runs_root() / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, suffix = base, 1
+    while path.exists():
+        suffix += 1
+        path = base.with_name(f"{base.name}-{suffix}")
+    return path
+
+
+def preset_config(name: str, settings: Sequence[str]) -> Config:
+    """A preset as this machine can run it, with `--set` settings applied.
+
+    Raises:
+        ConfigError: an unknown preset, key or type, or values that do not go together.
+    """
+    raw = configuration.preset(name, gpu=machine.has_gpu())
+    return fit_to_cores(configuration.parse(configuration.override(raw, settings)))
+
+
+def fit_to_cores(config: Config) -> Config:
+    """Fill in `actor.count = 0`: one a core less one for the learner, at least two."""
+    if config.actor.count:
+        return config
+    count = max(2, machine.cores() - 1)
+    actor = msgspec.structs.replace(config.actor, count=count)
+    return msgspec.structs.replace(config, actor=actor)
+
+
+def fit_to_memory(config: Config, schema: Schema) -> Config:
+    """Lower `replay.capacity` where a full table would not fit this machine's memory."""
+    affordable = int(machine.memory_bytes() * REPLAY_MEMORY_SHARE / item_bytes(schema))
+    if config.replay.capacity <= affordable:
+        return config
+    log.warning(
+        "replay.capacity lowered from %d to %d: a full table may take %.0f %% of the memory",
+        config.replay.capacity,
+        affordable,
+        100 * REPLAY_MEMORY_SHARE,
+    )
+    replay = msgspec.structs.replace(config.replay, capacity=affordable)
+    return msgspec.structs.replace(config, replay=replay)
+
+
+def item_bytes(schema: Schema) -> float:
+    """Estimated bytes of one item in the table."""
+    overhead = 100
+    columns = sum(
+        np.dtype(column.dtype).itemsize * int(np.prod(column.shape, dtype=np.int64))
+        for column in schema.columns
+    )
+    frames = schema.frames.frame_bytes * COMPRESSED_SHARE if schema.frames else 0
+    return overhead + columns + frames
+
+
+def prepare_run(
+    path: Path,
+    config: Config,
+    endpoints_file: Path | None = None,
+    extensions: Extensions = NONE,
+) -> RunDirectory:
+    """Make a run's directory; the environment is made once to learn its spaces.
+
+    Raises:
+        ApexError: the configuration, the environment, the endpoints or the directory is unusable.
+    """
+    run = RunDirectory(path)
+    endpoints = addresses.load(endpoints_file or addresses.default_file())
+    config = fit_to_cores(config)
+    configuration.check(config)
+    environments = make_environments(config.env, 1, extensions.make_env)
+    spec = environments.spec
+    environments.close()
+    schema = make_algorithm(config.algorithm, spec, extensions.algorithm).schema()
+    config = fit_to_memory(config, schema)
+    configuration.check(config)
+    run.create(config, addresses.resolve(endpoints, run.path), spec, schema)
+    return run
+
+
+def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
+    """Get a run ready to go on, with settings applied to its own configuration.
+
+    Raises:
+        ConfigError: a setting does not fit.
+    """
+    raw: dict[str, Any] = configuration.read_toml(run.config_file)
+    config = configuration.parse(configuration.override(raw, settings))
+    run.write_config(config)
+    addresses.socket_directory(run.path)
+    return config

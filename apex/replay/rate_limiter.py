@@ -1,0 +1,41 @@
+"""Keeps the ratio of sampled to inserted items within bounds by making either side wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass
+class RateLimiter:
+    """Reverb's SampleToInsertRatio (Cassirer et al., 2021, section 4.2).
+
+    With S = samples_per_insert, the cursor `S * inserted - sampled` must stay within
+    `S * min_size ± tolerance` once the table holds `min_size` items.
+
+    Args:
+        min_size: items in the table before the first sample.
+        samples_per_insert: S; 0 turns the ratio off.
+        tolerance: in samples.
+    """
+
+    min_size: int
+    samples_per_insert: float
+    tolerance: float
+    inserted: int = 0
+    sampled: int = 0
+
+    @property
+    def _cursor(self) -> float:
+        return self.samples_per_insert * (self.inserted - self.min_size) - self.sampled
+
+    def can_insert(self, count: int) -> bool:
+        """Whether `count` more items may be inserted now."""
+        if self.samples_per_insert == 0 or self.inserted + count <= self.min_size:
+            return True
+        return self._cursor + self.samples_per_insert * count <= self.tolerance
+
+    def can_sample(self, count: int, size: int) -> bool:
+        """Whether `count` items may be sampled now from a table of `size` items."""
+        if size < self.min_size:
+            return False
+        return self.samples_per_insert == 0 or self._cursor - count >= -self.tolerance

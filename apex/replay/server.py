@@ -1,0 +1,308 @@
+"""The replay server: gives one table to the wire. Imports neither torch nor gymnasium."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from apex.config import Config
+from apex.endpoints import Endpoints
+from apex.errors import RefusedError, SchemaError
+from apex.metrics import MetricsLog, Rate
+from apex.replay.payload import chunk_from_arrays, samples_to_arrays
+from apex.replay.rate_limiter import RateLimiter
+from apex.replay.selectors import make_selector
+from apex.replay.table import Table
+from apex.run_directory import RunFacts
+from apex.service import Service, daemon_command
+from apex.types import Arrays, Chunk, Schema
+from apex.wire.messages import (
+    Ack,
+    Insert,
+    InsertAck,
+    Sample,
+    SampleReply,
+    Shutdown,
+    Status,
+    StatusReply,
+    UpdatePriorities,
+    Welcome,
+)
+from apex.wire.server import Peer, Request, Server
+from apex.wire.sockets import Poller
+
+log = logging.getLogger("apex.replay")
+
+CREDITS = 4
+"""Unacknowledged inserts that one producer may have; bounds what waits here."""
+MAX_PENDING_SAMPLES = 64
+MAX_BATCH_SIZE = 65_536
+IDLE_WAIT_S = 0.2
+METRICS_PERIOD_S = 10.0
+
+
+def make_table(config: Config, schema: Schema) -> Table:
+    """The table that a configuration asks for."""
+    replay = config.replay
+    return Table(
+        schema,
+        replay.capacity,
+        make_selector(replay.selector, replay.capacity, replay.priority_exponent),
+        RateLimiter(
+            replay.min_size, replay.samples_per_insert, replay.tolerance or config.min_tolerance
+        ),
+        replay.max_times_sampled,
+        np.random.default_rng(config.run.seed),
+    )
+
+
+@dataclass
+class _Producer:
+    """Whose inserts have been taken, up to which sequence number."""
+
+    epoch: int
+    identity: bytes
+    last_seq: int = -1
+
+
+@dataclass
+class _PendingInsert:
+    producer: _Producer
+    seq: int
+    chunk: Chunk | None
+
+    def __len__(self) -> int:
+        return 0 if self.chunk is None else len(self.chunk)
+
+
+@dataclass
+class _PendingSample:
+    identity: bytes
+    request: Sample
+
+
+class ReplayServer:
+    """Serves a table at `replay.insert` and `replay.sample`, from one thread.
+
+    What the rate limiter does not allow yet waits in a queue, and the sender with it: an insert
+    is acknowledged after it is in the table, and a producer has at most `CREDITS` unacknowledged.
+    """
+
+    def __init__(
+        self, config: Config, endpoints: Endpoints, facts: RunFacts, stop: Callable[[], None]
+    ) -> None:
+        self.table = make_table(config, facts.schema)
+        self._stop = stop
+        self._inserts = Server(
+            "replay.insert",
+            endpoints.replay.insert,
+            facts.run_id,
+            facts.schema.hash,
+            {"actor": (Insert,)},
+            self._welcome_producer,
+        )
+        self._samples = Server(
+            "replay.sample",
+            endpoints.replay.sample,
+            facts.run_id,
+            facts.schema.hash,
+            {"learner": (Sample, UpdatePriorities), "operator": (Status, Shutdown)},
+            lambda peer: Welcome(instance=self._samples.instance),
+        )
+        self._poller = Poller(self._inserts, self._samples)
+        self._producers: dict[str, _Producer] = {}
+        self._pending_inserts: deque[_PendingInsert] = deque()
+        self._pending_samples: deque[_PendingSample] = deque()
+        self._duplicates = 0
+        self._insert_rate, self._sample_rate = Rate(), Rate()
+
+    def turn(self, wait_s: float = IDLE_WAIT_S) -> None:
+        """Wait for messages, take those that are there, and do what the limiter allows."""
+        self._poller.wait(wait_s)
+        for request in self._inserts.receive():
+            self._take_insert(request)
+        for request in self._samples.receive():
+            self._take(request)
+        self._work()
+
+    def _welcome_producer(self, peer: Peer) -> Welcome:
+        """Greet a producer; of two with one name the later start holds it."""
+        hello = peer.hello
+        known = self._producers.get(hello.name)
+        if known is not None and known.epoch > hello.epoch:
+            raise RefusedError(
+                f"{hello.name} was started again since; this older process must end", "superseded"
+            )
+        if known is None or known.epoch < hello.epoch:
+            known = self._producers[hello.name] = _Producer(hello.epoch, peer.identity)
+        known.identity = peer.identity
+        return Welcome(
+            instance=self._inserts.instance,
+            credits=CREDITS,
+            last_seq=known.last_seq - self._waiting(known),
+        )
+
+    def _waiting(self, producer: _Producer) -> int:
+        return sum(pending.producer is producer for pending in self._pending_inserts)
+
+    def _take_insert(self, request: Request) -> None:
+        message, identity = request.message, request.peer.identity
+        assert isinstance(message, Insert)
+        producer = self._producers[request.peer.hello.name]
+        if message.seq <= producer.last_seq:
+            self._duplicates += 1
+            if not self._waiting(producer):
+                self._acknowledge(producer, message.seq)
+            return
+        if self._waiting(producer) >= CREDITS:
+            self._inserts.refuse(identity, "no_credit", "more unacknowledged inserts than credits")
+            return
+        producer.last_seq = message.seq
+        chunk = self._checked_chunk(request, message.seq)
+        self._pending_inserts.append(_PendingInsert(producer, message.seq, chunk))
+
+    def _checked_chunk(self, request: Request, seq: int) -> Chunk | None:
+        """The chunk of an insert, or None when it is refused.
+
+        A refused chunk takes its turn in the queue and is acknowledged like any other: sent
+        again it would only be refused again.
+        """
+        try:
+            chunk = chunk_from_arrays(request.arrays)
+            chunk.check(self.table.schema)
+            if len(chunk) > self.table.capacity:
+                raise SchemaError(f"a chunk of {len(chunk)} items exceeds the table's capacity")
+        except SchemaError as error:
+            self._inserts.refuse(request.peer.identity, "bad_chunk", f"insert {seq}: {error}")
+            return None
+        return chunk
+
+    def _acknowledge(self, producer: _Producer, seq: int) -> None:
+        self._inserts.send(
+            producer.identity, InsertAck(seq=seq, credits=CREDITS, durable=False)
+        )
+
+    def _take(self, request: Request) -> None:
+        message, identity = request.message, request.peer.identity
+        if isinstance(message, UpdatePriorities):
+            self._take_priorities(identity, request.arrays)
+        elif isinstance(message, Status):
+            self._samples.send(identity, StatusReply(status=self.status()))
+        elif isinstance(message, Shutdown):
+            log.info("asked to stop: %s", message.reason)
+            self._samples.send(identity, Ack())
+            self._stop()
+        elif isinstance(message, Sample):
+            if not 1 <= message.batch_size <= MAX_BATCH_SIZE:
+                self._samples.refuse(
+                    identity, "bad_request", f"batch_size {message.batch_size} is out of range"
+                )
+            elif len(self._pending_samples) >= MAX_PENDING_SAMPLES:
+                self._samples.refuse(identity, "busy", "too many waiting sample requests")
+            elif _PendingSample(identity, message) not in self._pending_samples:
+                self._pending_samples.append(_PendingSample(identity, message))
+
+    def _take_priorities(self, identity: bytes, arrays: Arrays) -> None:
+        ids, priorities = arrays.get("item_ids"), arrays.get("priorities")
+        if (
+            ids is None
+            or priorities is None
+            or (ids.dtype, priorities.dtype) != (np.int64, np.float64)
+            or ids.ndim != 1
+            or ids.shape != priorities.shape
+        ):
+            self._samples.refuse(
+                identity, "bad_request", "expected item_ids int64 [B] and priorities float64 [B]"
+            )
+            return
+        self.table.update_priorities(ids, priorities)
+
+    def _work(self) -> None:
+        progress = True
+        while progress:
+            progress = False
+            while self._pending_inserts and self.table.can_insert(len(self._pending_inserts[0])):
+                self._insert(self._pending_inserts.popleft())
+                progress = True
+            while self._pending_samples and self.table.can_sample(
+                self._pending_samples[0].request.batch_size
+            ):
+                self._sample(self._pending_samples.popleft())
+                progress = True
+
+    def _insert(self, pending: _PendingInsert) -> None:
+        if pending.chunk is not None:
+            self.table.insert(pending.chunk)
+            self._insert_rate.add(len(pending.chunk))
+        self._acknowledge(pending.producer, pending.seq)
+
+    def _sample(self, pending: _PendingSample) -> None:
+        if pending.identity not in self._samples.peers:
+            return
+        samples = self.table.sample(pending.request.batch_size)
+        self._sample_rate.add(len(samples))
+        reply = SampleReply(request_id=pending.request.request_id, table_items=len(self.table))
+        self._samples.send(pending.identity, reply, samples_to_arrays(samples))
+
+    def status(self) -> dict[str, Any]:
+        """How the server is, as plain values."""
+        refused = self._inserts.refused + self._samples.refused
+        return {
+            "state": "running",
+            "pid": os.getpid(),
+            "items": len(self.table),
+            "capacity": self.table.capacity,
+            "min_size": self.table.limiter.min_size,
+            "bytes": self.table.nbytes,
+            "inserts_per_s": round(self._insert_rate.per_second(), 1),
+            "samples_per_s": round(self._sample_rate.per_second(), 1),
+            "waiting_inserts": len(self._pending_inserts),
+            "waiting_samples": len(self._pending_samples),
+            "producers": len(self._producers),
+            "duplicate_inserts": self._duplicates,
+            "refused": sum(refused.values()) + self.table.counters.refused_priorities,
+            "refused_by": dict(refused),
+            **asdict(self.table.counters),
+        }
+
+    def close(self) -> None:
+        """Send what is under way and unbind."""
+        self._inserts.close()
+        self._samples.close()
+
+
+def body(service: Service) -> None:
+    """Serve until asked to stop."""
+    config = service.config
+    server = ReplayServer(config, service.endpoints, service.facts, service.stop)
+    metrics = MetricsLog(
+        service.run.metrics, service.name, config.run.metrics_max_mb, tensorboard=False
+    )
+    log.info(
+        "serving %s, capacity %d items, schema %s",
+        service.endpoints.replay.insert,
+        config.replay.capacity,
+        service.facts.schema.hash,
+    )
+    next_metrics = time.monotonic() + METRICS_PERIOD_S
+    try:
+        while not service.stopping:
+            server.turn()
+            service.beat()
+            if time.monotonic() >= next_metrics:
+                next_metrics += METRICS_PERIOD_S
+                status = server.status()
+                metrics.write(status, step=status["inserted"])
+    finally:
+        server.close()
+        metrics.close()
+
+
+main = daemon_command("replay", body, "Serve the experience of all actors to the learner.")

@@ -1,0 +1,110 @@
+"""Where items lie: columns in arrays by slot, compressed frames in the chunks that brought them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from apex.types import Arrays, Chunk, FrameRanges, Schema
+
+Slots = npt.NDArray[np.int64]
+
+
+@dataclass
+class _FrameChunk:
+    """The frames of one chunk, kept until the last of its items is gone."""
+
+    blob: memoryview
+    offsets: npt.NDArray[np.int64]
+    """[F + 1], where each frame begins in the blob, and where the last one ends."""
+    lengths: npt.NDArray[np.int32]
+    items: int
+
+
+class Store:
+    """Items by slot. An item's frames are one contiguous byte range of its chunk.
+
+    Args:
+        schema: the columns of an item.
+        capacity: number of slots. Memory for columns is touched only as slots fill.
+    """
+
+    def __init__(self, schema: Schema, capacity: int) -> None:
+        self._columns = {
+            column.name: np.zeros((capacity, *column.shape), dtype=column.dtype)
+            for column in schema.columns
+        }
+        self._bytes_per_item = sum(
+            array[0].nbytes for array in self._columns.values() if capacity
+        )
+        self._has_frames = schema.frames is not None
+        self._chunks: dict[int, _FrameChunk] = {}
+        self._next_chunk = 0
+        self._items = 0
+        self._frame_bytes = 0
+        rows = capacity if self._has_frames else 0
+        self._chunk_of = np.zeros(rows, dtype=np.int64)
+        self._first_frame = np.zeros(rows, dtype=np.int32)
+        self._frame_count = np.zeros(rows, dtype=np.int32)
+        self._pad_count = np.zeros(rows, dtype=np.int32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the items in the store."""
+        return self._items * self._bytes_per_item + self._frame_bytes
+
+    def put(self, slots: Slots, chunk: Chunk) -> None:
+        """Write the items of a checked chunk to `slots`, which are free."""
+        for name, array in chunk.columns.items():
+            self._columns[name][slots] = array
+        self._items += len(chunk)
+        if chunk.frames is None:
+            return
+        frames = chunk.frames
+        offsets = np.zeros(len(frames.frame_lengths) + 1, dtype=np.int64)
+        np.cumsum(frames.frame_lengths, out=offsets[1:])
+        self._chunks[self._next_chunk] = _FrameChunk(
+            memoryview(frames.blob), offsets, frames.frame_lengths, len(chunk)
+        )
+        self._frame_bytes += len(frames.blob)
+        self._chunk_of[slots] = self._next_chunk
+        self._first_frame[slots] = frames.first_frame
+        self._frame_count[slots] = frames.frame_count
+        self._pad_count[slots] = frames.pad_count
+        self._next_chunk += 1
+
+    def delete(self, slots: Slots) -> None:
+        """Free `slots`, and the frames of chunks that have no item left."""
+        self._items -= len(slots)
+        if not self._has_frames:
+            return
+        chunks, counts = np.unique(self._chunk_of[slots], return_counts=True)
+        for key, count in zip(chunks.tolist(), counts.tolist()):
+            chunk = self._chunks[key]
+            chunk.items -= count
+            if chunk.items == 0:
+                self._frame_bytes -= len(chunk.blob)
+                del self._chunks[key]
+
+    def get(self, slots: Slots) -> tuple[Arrays, FrameRanges | None]:
+        """Columns and frames of the items at `slots`: `[B, ...]` each, slots may repeat."""
+        columns = {name: array[slots] for name, array in self._columns.items()}
+        return columns, self._frames(slots) if self._has_frames else None
+
+    def _frames(self, slots: Slots) -> FrameRanges:
+        first, count = self._first_frame[slots], self._frame_count[slots]
+        blobs, lengths = [], []
+        ranges = zip(self._chunk_of[slots].tolist(), first.tolist(), (first + count).tolist())
+        for key, begin, end in ranges:
+            chunk = self._chunks[key]
+            blobs.append(chunk.blob[chunk.offsets[begin] : chunk.offsets[end]])
+            lengths.append(chunk.lengths[begin:end])
+        return FrameRanges(
+            first_frame=(np.cumsum(count) - count).astype(np.int32),
+            frame_count=count,
+            pad_count=self._pad_count[slots],
+            frame_lengths=np.concatenate(lengths),
+            blob=b"".join(blobs),
+        )

@@ -1,0 +1,158 @@
+"""The one table that serves every algorithm: items with ids and priorities, bounded and limited."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from apex.replay.rate_limiter import RateLimiter
+from apex.replay.selectors import Selector
+from apex.replay.store import Store
+from apex.types import Chunk, Samples, Schema
+
+Ids = npt.NDArray[np.int64]
+NO_ITEM = -1
+
+
+@dataclass
+class TableCounters:
+    """What happened to a table's items since it was made."""
+
+    inserted: int = 0
+    sampled: int = 0
+    evicted: int = 0
+    """Removed by age to make room."""
+    exhausted: int = 0
+    """Removed after `max_times_sampled` samples."""
+    updated_priorities: int = 0
+    stale_priorities: int = 0
+    """Updates for items that were gone."""
+    refused_priorities: int = 0
+    """Updates that were not finite or negative."""
+
+
+class Table:
+    """Holds at most `capacity` items; the oldest makes room for the newest.
+
+    Item ids are 64-bit, rise by one, and are never used again; an item with id i lies in slot
+    `i mod capacity`. Everything that names an item later names its id, so that it can never hit
+    another item that took the slot.
+
+    Args:
+        schema: the columns of an item.
+        capacity: most items.
+        selector: chooses the items of a batch.
+        limiter: says whether inserting and sampling may go on.
+        max_times_sampled: samples after which an item is removed; 0: no limit.
+        rng: for sampling.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        capacity: int,
+        selector: Selector,
+        limiter: RateLimiter,
+        max_times_sampled: int,
+        rng: np.random.Generator,
+    ) -> None:
+        self.schema = schema
+        self.capacity = capacity
+        self.limiter = limiter
+        self.counters = TableCounters()
+        self._selector = selector
+        self._store = Store(schema, capacity)
+        self._max_times_sampled = max_times_sampled
+        self._rng = rng
+        self._ids = np.full(capacity, NO_ITEM, dtype=np.int64)
+        self._times_sampled = np.zeros(capacity if max_times_sampled else 0, dtype=np.int64)
+        self._next_id = 0
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the items' data."""
+        return self._store.nbytes
+
+    def can_insert(self, count: int) -> bool:
+        """Whether the limiter lets `count` items in now."""
+        return self.limiter.can_insert(count)
+
+    def can_sample(self, count: int) -> bool:
+        """Whether the limiter lets a batch of `count` out now."""
+        if self._max_times_sampled and self._size < count:
+            return False
+        return self._size > 0 and self.limiter.can_sample(count, self._size)
+
+    def insert(self, chunk: Chunk) -> Ids:
+        """Insert the items of a chunk that `Chunk.check` has passed.
+
+        Returns:
+            `[M] int64`, their ids.
+        """
+        ids = np.arange(self._next_id, self._next_id + len(chunk), dtype=np.int64)
+        slots = ids % self.capacity
+        taken = slots[self._ids[slots] != NO_ITEM]
+        if len(taken):
+            self._remove(taken)
+            self.counters.evicted += len(taken)
+        self._store.put(slots, chunk)
+        self._selector.insert(slots, chunk.priorities)
+        self._ids[slots] = ids
+        if self._max_times_sampled:
+            self._times_sampled[slots] = 0
+        self._next_id += len(chunk)
+        self._size += len(chunk)
+        self.limiter.inserted += len(chunk)
+        self.counters.inserted += len(chunk)
+        return ids
+
+    def sample(self, count: int) -> Samples:
+        """Draw a batch. An item may be drawn twice unless the selector is FIFO.
+
+        Raises:
+            EmptyTableError: no item has a priority above zero.
+        """
+        slots, probabilities = self._selector.sample(count, self._rng)
+        columns, frames = self._store.get(slots)
+        samples = Samples(self._ids[slots], probabilities, columns, frames)
+        self.limiter.sampled += len(slots)
+        self.counters.sampled += len(slots)
+        if self._max_times_sampled:
+            self._retire(slots)
+        return samples
+
+    def _retire(self, slots: npt.NDArray[np.int64]) -> None:
+        np.add.at(self._times_sampled, slots, 1)
+        drawn = np.unique(slots)
+        finished = drawn[self._times_sampled[drawn] >= self._max_times_sampled]
+        self._remove(finished)
+        self.counters.exhausted += len(finished)
+
+    def update_priorities(self, item_ids: Ids, priorities: npt.NDArray[np.float64]) -> None:
+        """Give items new priorities; items that are gone and bad priorities are counted.
+
+        Args:
+            item_ids: `[B] int64`; of an id that is named twice the last priority holds.
+            priorities: `[B] float64`, before the exponent.
+        """
+        good = np.isfinite(priorities) & (priorities >= 0)
+        slots = item_ids % self.capacity
+        present = (self._ids[slots] == item_ids) & (item_ids >= 0)
+        self.counters.refused_priorities += int((~good).sum())
+        self.counters.stale_priorities += int((good & ~present).sum())
+        apply = good & present
+        if apply.any():
+            self._selector.update(slots[apply], priorities[apply])
+            self.counters.updated_priorities += int(apply.sum())
+
+    def _remove(self, slots: npt.NDArray[np.int64]) -> None:
+        self._selector.delete(slots)
+        self._store.delete(slots)
+        self._ids[slots] = NO_ITEM
+        self._size -= len(slots)

@@ -1,0 +1,158 @@
+"""A run's directory: what lies where in it, how it is made, and how the newest is found."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from apex import config as configuration
+from apex import endpoints as addresses
+from apex.config import Config
+from apex.endpoints import Endpoints
+from apex.errors import RunError
+from apex.files import is_locked, replace_file
+from apex.types import EnvSpec, Schema
+
+
+class RunFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What `apex run` found out once: the run's identity, its environment, its table's schema."""
+
+    run_id: str
+    env: EnvSpec
+    schema: Schema
+
+
+class RunDirectory:
+    """Paths in one run's directory, and the files that every daemon reads from it.
+
+    Args:
+        path: the directory.
+        config: the configuration, if it does not lie in the directory.
+        endpoints: the endpoints file, if it does not lie in the directory.
+    """
+
+    def __init__(
+        self, path: Path, config: Path | None = None, endpoints: Path | None = None
+    ) -> None:
+        self.path = path.resolve()
+        self.config_file = config or self.path / "config.toml"
+        self.endpoints_file = endpoints or self.path / "endpoints.toml"
+        self.schema_file = self.path / "schema.json"
+        self.engine_file = self.path / "engine.json"
+        self.outcome_file = self.path / "outcome.json"
+        self.logs = self.path / "logs"
+        self.metrics = self.path / "metrics"
+        self.checkpoints = self.path / "checkpoints"
+        self.daemons = self.path / "daemons"
+
+    def config(self) -> Config:
+        """The resolved configuration. Raises `ConfigError`."""
+        return configuration.load(self.config_file)
+
+    def endpoints(self) -> Endpoints:
+        """The resolved addresses. Raises `EndpointError`."""
+        return addresses.load(self.endpoints_file)
+
+    def facts(self) -> RunFacts:
+        """Run id, environment and schema. Raises `RunError`."""
+        try:
+            return msgspec.json.decode(self.schema_file.read_bytes(), type=RunFacts)
+        except FileNotFoundError:
+            raise RunError(
+                f"{self.schema_file}: no such file; `apex run` makes a run's directory "
+                "(`apex run --engine none` makes it and starts nothing)"
+            ) from None
+        except msgspec.MsgspecError as error:
+            raise RunError(f"{self.schema_file}: {error}; make the run anew") from None
+
+    @property
+    def exists(self) -> bool:
+        """Whether this is a run's directory."""
+        return self.schema_file.is_file() and self.config_file.is_file()
+
+    def lock_file(self, daemon: str) -> Path:
+        """Held by a living daemon of that name; its text is the daemon's process id."""
+        return self.daemons / f"{daemon}.lock"
+
+    def pid(self, daemon: str) -> int | None:
+        """Process id of a daemon, or None while it is down."""
+        path = self.lock_file(daemon)
+        if not is_locked(path):
+            return None
+        text = path.read_text()
+        return int(text) if text.isdigit() else None
+
+    def living(self) -> dict[str, int]:
+        """Process id of every living daemon by name, attached actors included."""
+        found = {}
+        for path in sorted(self.daemons.glob("*.lock")):
+            pid = self.pid(path.stem)
+            if pid is not None:
+                found[path.stem] = pid
+        return found
+
+    def create(
+        self, config: Config, endpoints: Endpoints, env: EnvSpec, schema: Schema
+    ) -> RunFacts:
+        """Make the directory of a new run.
+
+        Raises:
+            RunError: there is something in it already.
+        """
+        if self.path.exists() and any(self.path.iterdir()):
+            what = "already holds a run; --resume goes on with it" if self.exists else "is not empty"
+            raise RunError(f"{self.path} {what}; choose another --run DIR")
+        for folder in (self.path, self.logs, self.metrics, self.checkpoints, self.daemons):
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o700)
+        facts = RunFacts(secrets.token_hex(8), env, schema)
+        replace_file(self.endpoints_file, addresses.dump(endpoints).encode())
+        self.write_config(config)
+        replace_file(self.schema_file, msgspec.json.format(msgspec.json.encode(facts)))
+        return facts
+
+    def write_config(self, config: Config) -> None:
+        """Replace the resolved configuration."""
+        replace_file(self.config_file, configuration.dump(config).encode())
+
+
+def runs_root() -> Path:
+    """Where runs are made and looked for: `$APEX_RUNS` or `runs/` in the current directory."""
+    return Path(os.environ.get("APEX_RUNS", "runs"))
+
+
+def all_runs() -> list[RunDirectory]:
+    """The runs under `runs_root()`, newest first."""
+    return sorted(_find_runs(), key=lambda run: run.schema_file.stat().st_mtime, reverse=True)
+
+
+def _find_runs() -> Iterator[RunDirectory]:
+    root = runs_root()
+    if root.is_dir():
+        for path in root.iterdir():
+            run = RunDirectory(path)
+            if run.exists:
+                yield run
+
+
+def find_run(path: Path | None) -> RunDirectory:
+    """The run at `path`, or the newest one.
+
+    Raises:
+        RunError: there is none.
+    """
+    if path is not None:
+        run = RunDirectory(path)
+        if not run.exists:
+            raise RunError(f"{path} is no run's directory (no config.toml and schema.json in it)")
+        return run
+    runs = all_runs()
+    if not runs:
+        raise RunError(f"no run in {runs_root()}/; start one with `apex run --preset pong`")
+    return runs[0]
+
+

@@ -1,0 +1,289 @@
+"""What every daemon has in common: its command line, signals, log, watchdog and exit code."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import msgspec
+
+from apex.config import Config
+from apex.endpoints import Endpoints
+from apex.errors import ApexError, ExitCode, GaveUpError, RunError, UsageError
+from apex.files import FileLock, replace_file
+from apex.run_directory import RunDirectory, RunFacts
+
+log = logging.getLogger("apex")
+
+ENGINE_PID = "APEX_ENGINE_PID"
+"""Environment variable by which an engine tells its children its own process id."""
+
+PR_SET_PDEATHSIG = 1
+SHORT_LIFE_S = 20.0
+"""A daemon that ends uncleanly before this age is in a crash loop."""
+MAX_SHORT_LIVES = 8
+MAX_DELAY_S = 30.0
+
+
+class EventFormatter(logging.Formatter):
+    """One event a line: time, level, process, text. Each line of a traceback is a line too."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record's lines, each with its prefix; control characters are escaped."""
+        text = record.getMessage()
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        prefix = f"{moment}.{int(record.msecs):03d}Z {record.levelname} {self._process}"
+        lines = (line.encode("unicode_escape").decode() if not line.isprintable() else line
+                 for line in text.split("\n"))
+        return "\n".join(f"{prefix} {line}" for line in lines)
+
+
+def log_to_stderr(process: str) -> None:
+    """Send the log of this process to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(EventFormatter(process))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.captureWarnings(True)
+
+
+class CrashRecord(msgspec.Struct):
+    """What a daemon's next start must know of its last one."""
+
+    started: float
+    short_lives: int = 0
+    clean: bool = False
+
+
+class Service:
+    """A running daemon, as its body sees it.
+
+    Args:
+        run: the run's directory.
+        name: the daemon's name, such as `actor_003`; only one of that name lives at a time.
+
+    Raises:
+        ApexError: the run's files cannot be used, or the name is taken.
+    """
+
+    def __init__(self, run: RunDirectory, name: str) -> None:
+        self.run = run
+        self.name = name
+        self.config: Config = run.config()
+        self.endpoints: Endpoints = run.endpoints()
+        self.facts: RunFacts = run.facts()
+        self.epoch = time.time_ns()
+        self.supervised = ENGINE_PID in os.environ
+        self._stop = threading.Event()
+        self._on_stop: list[Callable[[], None]] = []
+        self._beats = 0
+        self._lock = self._take_name()
+        self._record_file = run.daemons / f"{name}.json"
+
+    def _take_name(self) -> FileLock:
+        self.run.daemons.mkdir(exist_ok=True)
+        lock = FileLock(self.run.lock_file(self.name))
+        if not lock.acquire():
+            raise RunError(
+                f"{self.name} of {self.run.path} runs already (pid {self.run.pid(self.name)})"
+            )
+        lock.write(str(os.getpid()))
+        return lock
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the daemon was asked to drain and exit."""
+        return self._stop.is_set()
+
+    def stop(self) -> None:
+        """Ask the daemon to drain and exit."""
+        self._stop.set()
+        for wake in self._on_stop:
+            wake()
+
+    def on_stop(self, wake: Callable[[], None]) -> None:
+        """Call `wake` when the daemon is asked to stop (also from a signal handler)."""
+        self._on_stop.append(wake)
+
+    def wait(self, seconds: float) -> bool:
+        """Wait, or return True at once when the daemon is asked to stop."""
+        return self._stop.wait(seconds)
+
+    def beat(self) -> None:
+        """Tell the watchdog that the work loop makes progress, or waits for a good reason."""
+        self._beats += 1
+
+    def install_signals(self) -> None:
+        """SIGTERM and SIGINT drain, a second one ends at once; SIGUSR1 dumps all stacks."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        faulthandler.enable()
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.stopping:
+            os._exit(128 + number)
+        log.info("%s: draining; a second signal ends at once", signal.Signals(number).name)
+        self.stop()
+
+    def die_with_engine(self) -> None:
+        """Have the kernel send SIGTERM when the engine that started this process dies.
+
+        Raises:
+            RunError: it is dead already.
+        """
+        if not self.supervised:
+            return
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(os.environ[ENGINE_PID]):
+            raise RunError("the engine that started this process is gone")
+
+    def start_watchdog(self) -> None:
+        """Start the thread that ends the process when its work loop stands still.
+
+        It counts its own wake-ups, not the clock, so that a stopped and continued process
+        (SIGSTOP, a suspended machine) is not taken for a hung one.
+        """
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    def _watch(self) -> None:
+        seen, idle_s = self._beats, 0.0
+        while True:
+            time.sleep(1.0)
+            try:
+                os.utime(self._record_file)
+            except OSError:
+                pass
+            idle_s = idle_s + 1.0 if self._beats == seen else 0.0
+            seen = self._beats
+            if seen and idle_s >= self.config.run.watchdog_s:
+                log.error("work loop stood still for %.0f s: dumping stacks, exiting", idle_s)
+                faulthandler.dump_traceback(all_threads=True)
+                os._exit(ExitCode.HANG)
+
+    def delay_after_crashes(self) -> None:
+        """Back off when the last starts ended badly within seconds.
+
+        Raises:
+            GaveUpError: it happened `MAX_SHORT_LIVES` times in a row.
+        """
+        short_lives = 0
+        try:
+            last = msgspec.json.decode(self._record_file.read_bytes(), type=CrashRecord)
+            lived = self._record_file.stat().st_mtime - last.started
+            if not last.clean and lived < SHORT_LIFE_S:
+                short_lives = last.short_lives + 1
+        except (FileNotFoundError, msgspec.MsgspecError):
+            pass
+        if short_lives >= MAX_SHORT_LIVES:
+            self._record_file.unlink()
+            raise GaveUpError(
+                f"crashed {short_lives} times in a row within {SHORT_LIFE_S:.0f} s of its start; "
+                f"giving up. The log above says why; `apex actor restart` or a new run tries again"
+            )
+        if short_lives > 1:
+            delay = min(MAX_DELAY_S, 2.0 ** (short_lives - 2))
+            log.warning("crash %d in a row, starting in %.0f s", short_lives, delay)
+            self.wait(delay)
+        self._write_record(CrashRecord(time.time(), short_lives))
+
+    def _write_record(self, record: CrashRecord) -> None:
+        try:
+            replace_file(self._record_file, msgspec.json.encode(record))
+        except OSError as error:
+            log.warning("cannot write %s: %s", self._record_file, error)
+
+    def mark_clean(self) -> None:
+        """Record that this start ended as it was meant to."""
+        self._write_record(CrashRecord(time.time(), clean=True))
+
+
+def serve(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
+    """Run a daemon's body until it returns; the process's exit code is returned.
+
+    Every error that apex raises on purpose becomes one line in the log and its own code.
+    """
+    log_to_stderr(name)
+    try:
+        service = Service(run, name)
+        service.install_signals()
+        threading.excepthook = _end_with_thread
+        service.die_with_engine()
+        service.delay_after_crashes()
+        service.start_watchdog()
+        log.info("started, pid %d, run %s", os.getpid(), service.facts.run_id)
+        if not service.stopping:
+            body(service)
+    except ApexError as error:
+        log.error("%s", error)
+        return int(error.exit_code)
+    except Exception:
+        log.exception("crashed")
+        return int(ExitCode.CRASH)
+    service.mark_clean()
+    log.info("stopped")
+    return int(ExitCode.CLEAN)
+
+
+def _end_with_thread(crash: threading.ExceptHookArgs) -> None:
+    """A daemon that has lost one of its threads is no longer whole: end it."""
+    assert crash.exc_value is not None
+    log.error("a thread crashed", exc_info=crash.exc_value)
+    os._exit(ExitCode.CRASH)
+
+
+def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options by which every executable is told its run."""
+    path = click.Path(path_type=Path)
+    for option in (
+        click.option("--run", type=path, help="The run's directory."),
+        click.option("--config", type=path, help="A resolved config.toml, instead of --run."),
+        click.option("--endpoints", type=path, help="An endpoints file, instead of the run's."),
+    ):
+        command = option(command)
+    return command
+
+
+def run_from_options(
+    run: Path | None, config: Path | None, endpoints: Path | None
+) -> RunDirectory:
+    """The run that the options of `run_options` name.
+
+    Raises:
+        UsageError: neither --run nor --config was given.
+    """
+    if run is None and config is None:
+        raise UsageError("expected --run DIR, or --config FILE and --endpoints FILE")
+    directory = run if run is not None else config.parent  # type: ignore[union-attr]
+    return RunDirectory(directory, config=config, endpoints=endpoints)
+
+
+def daemon_command(name: str, body: Callable[[Service], None], help_text: str) -> click.Command:
+    """The click command of a daemon that exists once in a suite."""
+
+    @click.command(name=name, help=help_text)
+    @run_options
+    def command(run: Path | None, config: Path | None, endpoints: Path | None) -> None:
+        try:
+            directory = run_from_options(run, config, endpoints)
+        except UsageError as error:
+            raise click.UsageError(str(error)) from None
+        sys.exit(serve(directory, name, body))
+
+    return command

@@ -1,0 +1,39 @@
+"""`python -m apex.supervision --run DIR`: supervisord with deploy/supervisord.conf, as this process."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+from supervisor import supervisord
+
+from apex import engine
+from apex.endpoints import install_root
+from apex.errors import ApexError
+from apex.run_directory import find_run
+
+
+@click.command()
+@click.option("--run", type=click.Path(path_type=Path), required=True, help="The run's directory.")
+def main(run: Path) -> None:
+    """Run supervisord for a run until it is asked to stop."""
+    try:
+        directory = find_run(run)
+        environment = engine.supervisord_environment(directory, directory.config())
+        os.environ.update(environment)
+        engine.register(
+            directory,
+            "supervisor",
+            supervisor_socket=environment["APEX_SUPERVISOR_SOCKET"],
+            supervisor_password=environment["APEX_SUPERVISOR_PASSWORD"],
+        )
+    except ApexError as error:
+        click.echo(str(error), err=True)
+        sys.exit(int(error.exit_code))
+    supervisord.main(["-c", str(install_root() / "deploy" / "supervisord.conf"), "-n"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""The data that every process shares: schema, chunks of items, samples of items."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from apex.errors import SchemaError
+
+Array: TypeAlias = npt.NDArray[np.generic]
+Arrays: TypeAlias = dict[str, Array]
+
+LEARNER_STEP = "learner_step"
+"""The one column that every schema has: the learner step of the parameters that acted."""
+
+COLUMN_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
+
+
+class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One array column of an item: each item holds one array of `shape` and `dtype`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+
+class FramesColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The image observations of an item: up to `max_frames` consecutive uint8 frames."""
+
+    shape: tuple[int, ...]
+    max_frames: int
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one frame when decompressed."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an item of the table consists of; the replay server knows no more than this."""
+
+    columns: tuple[Column, ...]
+    frames: FramesColumn | None = None
+
+    def __post_init__(self) -> None:
+        names = [column.name for column in self.columns]
+        if len(set(names)) != len(names):
+            raise SchemaError(f"schema: column names must differ, got {names}")
+        if LEARNER_STEP not in names:
+            raise SchemaError(f"schema: the column '{LEARNER_STEP}' (int64) is required")
+        for column in self.columns:
+            if column.dtype not in COLUMN_DTYPES:
+                raise SchemaError(
+                    f"schema: column '{column.name}' has dtype '{column.dtype}', "
+                    f"expected one of {', '.join(COLUMN_DTYPES)}"
+                )
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits that differ when anything in the schema differs."""
+        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:16]
+
+    def check_columns(self, columns: Arrays, rows: int) -> None:
+        """Raise `SchemaError` unless `columns` are exactly the schema's, with `rows` items each."""
+        expected = {column.name for column in self.columns}
+        if columns.keys() != expected:
+            raise SchemaError(
+                f"expected the columns {sorted(expected)}, got {sorted(columns.keys())}"
+            )
+        for column in self.columns:
+            array = columns[column.name]
+            if array.dtype != column.dtype or array.shape != (rows, *column.shape):
+                raise SchemaError(
+                    f"column '{column.name}': expected {column.dtype} {(rows, *column.shape)}, "
+                    f"got {array.dtype} {array.shape}"
+                )
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise SchemaError(f"column '{column.name}' has a value that is not finite")
+
+
+@dataclass(frozen=True)
+class FrameRanges:
+    """Where each of M items has its frames among the F compressed frames of a chunk."""
+
+    first_frame: npt.NDArray[np.int32]
+    """[M], index of the item's first stored frame within the chunk."""
+    frame_count: npt.NDArray[np.int32]
+    """[M], how many consecutive stored frames the item has."""
+    pad_count: npt.NDArray[np.int32]
+    """[M], zero frames that precede the stored ones and are never stored."""
+    frame_lengths: npt.NDArray[np.int32]
+    """[F], compressed bytes of each frame."""
+    blob: bytes | memoryview
+    """The compressed frames, one after the other."""
+
+    def check(self, rows: int, spec: FramesColumn) -> None:
+        """Raise `SchemaError` unless every range lies within the blob and the schema's bounds."""
+        for name in ("first_frame", "frame_count", "pad_count"):
+            if getattr(self, name).shape != (rows,):
+                raise SchemaError(f"{name}: expected [{rows}], got {getattr(self, name).shape}")
+        if (self.frame_lengths < 1).any():
+            raise SchemaError("frame_lengths: every frame has at least one byte")
+        if int(self.frame_lengths.sum(dtype=np.int64)) != len(self.blob):
+            raise SchemaError(
+                f"frames: lengths add up to {int(self.frame_lengths.sum(dtype=np.int64))} bytes, "
+                f"the blob has {len(self.blob)}"
+            )
+        last = self.first_frame.astype(np.int64) + self.frame_count
+        total = self.frame_count.astype(np.int64) + self.pad_count
+        if rows and (
+            self.first_frame.min() < 0
+            or self.frame_count.min() < 1
+            or self.pad_count.min() < 0
+            or last.max() > len(self.frame_lengths)
+            or total.max() > spec.max_frames
+        ):
+            raise SchemaError(
+                f"frames: a range lies outside the chunk's {len(self.frame_lengths)} frames "
+                f"or has more than {spec.max_frames}"
+            )
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one INSERT carries: M consecutive items of one environment.
+
+    Args:
+        columns: by name, `[M, *shape]` each.
+        priorities: `[M] float64`, initial priorities, finite and not negative.
+        frames: the image observations, or None when the schema has none.
+    """
+
+    columns: Arrays
+    priorities: npt.NDArray[np.float64]
+    frames: FrameRanges | None = None
+
+    def __len__(self) -> int:
+        return len(self.priorities)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the chunk takes on the wire, headers aside."""
+        columns = sum(array.nbytes for array in self.columns.values()) + self.priorities.nbytes
+        if self.frames is None:
+            return columns
+        return columns + len(self.frames.blob) + 4 * (len(self.frames.frame_lengths) + 3 * len(self))
+
+    def check(self, schema: Schema) -> None:
+        """Raise `SchemaError` unless the chunk is one that `schema` allows."""
+        if self.priorities.ndim != 1 or len(self) < 1:
+            raise SchemaError(f"a chunk has at least one item, got {self.priorities.shape}")
+        if not (np.isfinite(self.priorities).all() and (self.priorities >= 0).all()):
+            raise SchemaError("priorities must be finite and not negative")
+        schema.check_columns(self.columns, len(self))
+        if (self.frames is None) != (schema.frames is None):
+            raise SchemaError("frames are present exactly when the schema has them")
+        if self.frames is not None and schema.frames is not None:
+            self.frames.check(len(self), schema.frames)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """B items as the replay server serves them, frames still compressed.
+
+    Args:
+        item_ids: `[B] int64`.
+        probabilities: `[B] float64`, P(i) at the time of sampling.
+        columns: by name, `[B, *shape]` each.
+        frames: each item's frames one after the other (an item's `first_frame` counts
+            within this batch), or None.
+    """
+
+    item_ids: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float64]
+    columns: Arrays
+    frames: FrameRanges | None = None
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+@dataclass(frozen=True)
+class Items:
+    """B sampled items with their frames decompressed: what an algorithm learns from.
+
+    Args:
+        item_ids, probabilities, columns: as in `Samples`.
+        frames: `[B, max_frames, *shape] uint8`; row b starts with its `pad_count[b]` zero
+            frames, then its stored frames, then zeros; None when the schema has no frames.
+        frame_count: `[B] int32`, padding and stored frames together.
+    """
+
+    item_ids: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float64]
+    columns: Arrays
+    frames: npt.NDArray[np.uint8] | None = None
+    frame_count: npt.NDArray[np.int32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an algorithm must know of an environment to build its network.
+
+    Args:
+        env_id: gymnasium id, for people to read.
+        observation_shape: of one observation as the environment gives it; for images one frame.
+        observation_dtype: NumPy name.
+        frame_stack: consecutive frames that make one input of the policy; 0 for observations
+            that are no images, which are stored as array columns.
+        num_actions: size of a discrete action space; 0 when actions are continuous.
+    """
+
+    env_id: str
+    observation_shape: tuple[int, ...]
+    observation_dtype: str
+    frame_stack: int
+    num_actions: int
+
+    @property
+    def policy_shape(self) -> tuple[int, ...]:
+        """Shape of what the policy sees for one environment."""
+        if self.frame_stack:
+            return (self.frame_stack, *self.observation_shape)
+        return self.observation_shape

@@ -1,0 +1,142 @@
+"""The connecting side of an endpoint: a DEALER that greets again after every reconnect."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from apex.errors import PeerTimeoutError, RefusedError
+from apex.types import Array
+from apex.wire.codec import Received, decode, encode
+from apex.wire.messages import Error, Hello, Message, Welcome
+from apex.wire.sockets import connected_dealer
+
+log = logging.getLogger("apex.wire")
+
+HELLO_RETRY_S = 2.0
+FATAL_CODES = frozenset(
+    {"wrong_run", "wrong_schema", "protocol_version", "not_permitted", "superseded"}
+)
+"""Refusals that a resend cannot mend."""
+
+
+class Client:
+    """Talks to one endpoint and survives its server's restarts.
+
+    The client is `ready` between a `Welcome` and the loss of the connection. A `Welcome` is
+    handed to the caller like any message: what is still unanswered then must be sent again.
+
+    Args:
+        name: the endpoint's name, such as `replay.insert`.
+        address: where to connect.
+        hello: sent at the start of every connection.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        hello: Hello,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.name = name
+        self.hello = hello
+        self.ready = False
+        self._connected = False
+        self._hello_sent = float("-inf")
+        self._clock = clock
+        self._socket = connected_dealer(address)
+        self._monitor = self._socket.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        )
+
+    def pollables(self) -> list[zmq.Socket[bytes] | int]:
+        """See `apex.wire.sockets.Pollable`."""
+        return [self._socket, self._monitor]
+
+    def receive(self) -> list[Received]:
+        """All that has arrived; never waits.
+
+        Raises:
+            RefusedError: the server will not have this client.
+        """
+        self._watch_connection()
+        received = []
+        while True:
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return received
+            item = decode(frames)
+            if isinstance(item.message, Error):
+                self._on_error(item.message)
+            if isinstance(item.message, Welcome):
+                self.ready = True
+                log.info("%s: connected", self.name)
+            received.append(item)
+
+    def _watch_connection(self) -> None:
+        while self._monitor.poll(0):
+            event = recv_monitor_message(self._monitor)["event"]
+            self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            if self.ready and not self._connected:
+                log.info("%s: connection lost, waiting for it", self.name)
+            self.ready = False
+            self._hello_sent = float("-inf")
+        if self._connected and not self.ready and self._clock() - self._hello_sent > HELLO_RETRY_S:
+            self._hello_sent = self._clock()
+            self._transmit(self.hello, None)
+
+    def _on_error(self, error: Error) -> None:
+        if error.code in FATAL_CODES:
+            raise RefusedError(f"{self.name}: {error.detail}", error.code)
+        if error.code == "hello_required":
+            self.ready = False
+            self._hello_sent = float("-inf")
+        else:
+            log.warning("%s: %s: %s", self.name, error.code, error.detail)
+
+    def send(self, message: Message, arrays: Mapping[str, Array] | None = None) -> bool:
+        """Send if the server is there and reads; False otherwise. Never waits."""
+        return self.ready and self._transmit(message, arrays)
+
+    def _transmit(self, message: Message, arrays: Mapping[str, Array] | None) -> bool:
+        try:
+            self._socket.send_multipart(encode(message, arrays), zmq.NOBLOCK, copy=not arrays)
+        except zmq.Again:
+            return False
+        return True
+
+    def request(self, message: Message, timeout_s: float) -> Received:
+        """Send one message and wait for its answer; for operators, who do one thing at a time.
+
+        Raises:
+            PeerTimeoutError: no answer within `timeout_s` seconds.
+            RefusedError: the answer is an error.
+        """
+        deadline = self._clock() + timeout_s
+        sent = False
+        while (left := deadline - self._clock()) > 0:
+            poller = zmq.Poller()
+            for pollable in self.pollables():
+                poller.register(pollable, zmq.POLLIN)
+            poller.poll(min(left, 0.2) * 1000)
+            for item in self.receive():
+                if isinstance(item.message, Error):
+                    raise RefusedError(f"{self.name}: {item.message.detail}", item.message.code)
+                if not isinstance(item.message, Welcome):
+                    return item
+            if self.ready and not sent:
+                sent = self.send(message)
+        raise PeerTimeoutError(f"{self.name}: no answer within {timeout_s:g} s")
+
+    def close(self) -> None:
+        """Close, after what is under way has been sent (at most one second)."""
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+        self._socket.close()

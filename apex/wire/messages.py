@@ -1,0 +1,193 @@
+"""Every message of the protocol as a typed struct; PROTOCOL.md describes each of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+
+Role: TypeAlias = Literal["actor", "learner", "evaluator", "operator"]
+
+Phase: TypeAlias = Literal[
+    "starting",
+    "waiting_for_peer",
+    "waiting_for_credit",
+    "stepping",
+    "evaluating",
+    "idle",
+    "leaving",
+]
+
+
+class Buffer(msgspec.Struct, frozen=True, array_like=True):
+    """Declares one buffer frame: its name, NumPy dtype (little-endian) and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Message(
+    msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True
+):
+    """Base of all headers. `buffers` is filled in by the codec."""
+
+    protocol: int = PROTOCOL_VERSION
+    buffers: tuple[Buffer, ...] = ()
+
+
+class Hello(Message, frozen=True, tag="hello"):
+    """The first message on a connection: who speaks, for which run, with which data."""
+
+    role: Role
+    name: str
+    epoch: int
+    run_id: str
+    schema_hash: str
+    pid: int
+
+
+class Welcome(Message, frozen=True, tag="welcome"):
+    """The answer to HELLO. `instance` changes when the server restarts."""
+
+    instance: int
+    credits: int = 0
+    last_seq: int = -1
+    slot: int = -1
+    incarnation: int = 0
+
+
+class Error(Message, frozen=True, tag="error"):
+    """The answer to a message that was refused."""
+
+    code: str
+    detail: str
+
+
+class Insert(Message, frozen=True, tag="insert"):
+    """One chunk of items; sequence numbers rise by one within a producer's epoch."""
+
+    seq: int
+
+
+class InsertAck(Message, frozen=True, tag="insert_ack"):
+    """The chunk `seq` is in the table, and so is every earlier one."""
+
+    seq: int
+    credits: int
+    durable: bool
+
+
+class Sample(Message, frozen=True, tag="sample"):
+    """Asks for one batch; answered when the rate limiter allows it."""
+
+    request_id: int
+    batch_size: int
+
+
+class SampleReply(Message, frozen=True, tag="samples"):
+    """One batch, as declared by the schema."""
+
+    request_id: int
+    table_items: int
+
+
+class UpdatePriorities(Message, frozen=True, tag="update_priorities"):
+    """New priorities by item id; not answered, stale ones are counted."""
+
+
+class GetParams(Message, frozen=True, tag="get_params"):
+    """Asks for parameters newer than a version (-1: any)."""
+
+    newer_than: int
+
+
+class Params(Message, frozen=True, tag="params"):
+    """A publication: safetensors bytes in the buffer `parameters`, with where they stand."""
+
+    param_version: int
+    learner_step: int
+    env_steps: int
+    train_s: float
+    crc32: int
+
+
+class NotModified(Message, frozen=True, tag="not_modified"):
+    """There are no newer parameters."""
+
+    param_version: int
+    learner_step: int
+
+
+class Heartbeat(Message, frozen=True, tag="heartbeat"):
+    """A sign of life from a work loop, every second, with its counters since its epoch."""
+
+    phase: Phase
+    progress: int
+    param_version: int = -1
+    env_steps: int = 0
+    env_steps_per_s: float = 0.0
+    episodes: int = 0
+    mean_return: float | None = None
+    faults: int = 0
+
+
+class HeartbeatAck(Message, frozen=True, tag="heartbeat_ack"):
+    """The answer to a heartbeat."""
+
+    learner_step: int
+    param_version: int
+
+
+class EvaluationReport(Message, frozen=True, tag="evaluation"):
+    """Returns of one evaluation; the x-values are those of the parameters that it played."""
+
+    param_version: int
+    learner_step: int
+    env_steps: int
+    train_s: float
+    returns: tuple[float, ...]
+
+
+class Ack(Message, frozen=True, tag="ack"):
+    """The message was taken."""
+
+
+class Status(Message, frozen=True, tag="status"):
+    """Asks a daemon how it is."""
+
+
+class StatusReply(Message, frozen=True, tag="status_reply"):
+    """How a daemon is: a map of plain values."""
+
+    status: dict[str, Any]
+
+
+class Shutdown(Message, frozen=True, tag="shutdown"):
+    """Asks a daemon to drain and exit."""
+
+    reason: str
+
+
+AnyMessage: TypeAlias = (
+    Hello
+    | Welcome
+    | Error
+    | Insert
+    | InsertAck
+    | Sample
+    | SampleReply
+    | UpdatePriorities
+    | GetParams
+    | Params
+    | NotModified
+    | Heartbeat
+    | HeartbeatAck
+    | EvaluationReport
+    | Ack
+    | Status
+    | StatusReply
+    | Shutdown
+)
