@@ -34,7 +34,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of every section: frozen, and an unknown key is refused by its path."""
 
 
-class RunConfig(Section):
+class RunConfig(Section, frozen=True):
     """When the run ends and what it may use."""
 
     seed: NonNegativeInt = 1
@@ -54,7 +54,7 @@ class RunConfig(Section):
     """Megabytes of one metrics file; one older file is kept."""
 
 
-class EnvConfig(Section):
+class EnvConfig(Section, frozen=True):
     """The environment. Fields from `frame_skip` on are read for Atari (`ALE/...`) only."""
 
     id: str
@@ -82,7 +82,7 @@ class EnvConfig(Section):
     """Emulator frames after which an episode is truncated."""
 
 
-class ActorConfig(Section):
+class ActorConfig(Section, frozen=True):
     """The processes that step environments."""
 
     count: NonNegativeInt = 0
@@ -97,7 +97,7 @@ class ActorConfig(Section):
     nice: NonNegativeInt = 0
 
 
-class ReplayConfig(Section):
+class ReplayConfig(Section, frozen=True):
     """The table of the replay server."""
 
     capacity: PositiveInt = 100_000
@@ -115,7 +115,7 @@ class ReplayConfig(Section):
     """Samples by which the ratio may be off either way; 0: the smallest that cannot deadlock."""
 
 
-class LearnerConfig(Section):
+class LearnerConfig(Section, frozen=True):
     """The process that learns."""
 
     batch_size: PositiveInt = 32
@@ -132,7 +132,7 @@ class LearnerConfig(Section):
     metrics_period_s: PositiveFloat = 10.0
 
 
-class EvaluatorConfig(Section):
+class EvaluatorConfig(Section, frozen=True):
     """Greedy episodes with the newest parameters: the learning curve."""
 
     enabled: bool = True
@@ -147,7 +147,7 @@ class EvaluatorConfig(Section):
     nice: NonNegativeInt = 10
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """Everything about a run. `[algorithm]` is typed by the algorithm that it names."""
 
     env: EnvConfig
@@ -175,7 +175,7 @@ def check(config: Config) -> None:
     """Raise `ConfigError` when values that are each valid do not go together."""
     replay, evaluator = config.replay, config.evaluator
     if "name" not in config.algorithm:
-        raise ConfigError("algorithm.name is missing; presets use name = \"apex_dqn\"")
+        raise ConfigError('algorithm.name is missing; presets use name = "apex_dqn"')
     if replay.min_size > replay.capacity:
         raise ConfigError(
             f"replay.min_size ({replay.min_size}) must not exceed replay.capacity "
@@ -184,7 +184,7 @@ def check(config: Config) -> None:
     if config.actor.chunk_length > replay.capacity:
         raise ConfigError("actor.chunk_length must not exceed replay.capacity")
     if replay.max_times_sampled == 0 and replay.selector == "fifo":
-        raise ConfigError("replay.selector = \"fifo\" needs replay.max_times_sampled of at least 1")
+        raise ConfigError('replay.selector = "fifo" needs replay.max_times_sampled of at least 1')
     if replay.samples_per_insert and 0 < replay.tolerance < config.min_tolerance:
         raise ConfigError(
             f"replay.tolerance = {replay.tolerance:g} could deadlock: expected at least "
@@ -241,11 +241,12 @@ def parse(raw: Mapping[str, Any]) -> Config:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file. Raises `ConfigError` naming the file and the line."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        parsed: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from None
+    return parsed
 
 
 def load(path: Path) -> Config:

@@ -104,9 +104,7 @@ def _convert(raw: dict[str, Any], path: Path) -> Endpoints:
 def _check(name: str, address: str, insecure_loopback: bool) -> None:
     scheme, separator, rest = address.partition("://")
     if not separator or scheme not in ("ipc", "tcp"):
-        raise EndpointError(
-            f"{name} = '{address}': expected ipc://PATH or tcp://ADDRESS:PORT"
-        )
+        raise EndpointError(f"{name} = '{address}': expected ipc://PATH or tcp://ADDRESS:PORT")
     if scheme == "ipc":
         _check_ipc(name, rest)
     else:

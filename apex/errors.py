@@ -78,7 +78,7 @@ class EnvError(ApexError):
 
 
 class EnvFaultError(ApexError):
-    """An environment raised, or returned what is no observation or reward; it may be tried again."""
+    """An environment raised, or returned what is no observation or reward."""
 
     exit_code = ExitCode.CRASH
 

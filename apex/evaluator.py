@@ -15,10 +15,10 @@ from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
 from apex.algos.registry import make_algorithm
 from apex.checkpoint import Manifest
-from apex.config import EnvConfig
 from apex.envs.registry import make_environments
 from apex.extensions import NONE, Extensions
 from apex.files import remove
+from apex.inference import evaluation_env
 from apex.learner.client import LearnerClient
 from apex.metrics import MetricsLog
 from apex.params import Publication
@@ -31,11 +31,6 @@ log = logging.getLogger("apex.evaluator")
 WAIT_S = 0.2
 EVALUATION_SEED = 1_000_003
 """Added to the run's seed, so that evaluations never play the actors' episodes."""
-
-
-def evaluation_env(env: EnvConfig) -> EnvConfig:
-    """The environment as it is evaluated: whole episodes and whole rewards."""
-    return msgspec.structs.replace(env, life_loss_ends=False, clip_rewards=False)
 
 
 class EvaluatorDaemon:
@@ -91,9 +86,7 @@ class EvaluatorDaemon:
 
     def _poll(self, phase: Phase) -> Publication | None:
         self._service.beat()
-        self._learner.heartbeat(
-            lambda: Heartbeat(phase=phase, progress=self._count)
-        )
+        self._learner.heartbeat(lambda: Heartbeat(phase=phase, progress=self._count))
         return self._learner.poll()
 
     def _evaluate(self, publication: Publication) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from apex.algos.base import Algorithm
-from apex.envs.registry import EnvFactory
+if TYPE_CHECKING:  # torch and gymnasium are imported by those who use an extension
+    from apex.algos.base import Algorithm
+    from apex.envs.registry import EnvFactory
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import cloudpickle
@@ -27,13 +27,15 @@ import multiprocess
 import multiprocess.connection
 
 from apex import engine
-from apex.algos.base import Algorithm
 from apex.config import Config
-from apex.envs.registry import EnvFactory
 from apex.errors import NOT_RESTARTED, ApexError, RunError
 from apex.extensions import NONE, Extensions
 from apex.run_directory import RunDirectory, find_run
 from apex.service import Service, log_to_stderr, serve
+
+if TYPE_CHECKING:  # every child imports this module: the replay server must not import torch
+    from apex.algos.base import Algorithm
+    from apex.envs.registry import EnvFactory
 
 log = logging.getLogger("apex.launch")
 
@@ -211,7 +213,7 @@ def run(
     Raises:
         ApexError: the configuration or the environment cannot be used.
     """
-    from apex.prepare import new_run_path, preset_config, prepare_run
+    from apex.prepare import new_run_path, prepare_run, preset_config
 
     if isinstance(config, str):
         name, config = config, preset_config(config, settings)
@@ -269,7 +271,7 @@ def main(
 def _prepared(
     path: Path | None, preset: str | None, settings: tuple[str, ...], endpoints: Path | None
 ) -> RunDirectory:
-    from apex.prepare import new_run_path, preset_config, prepare_run, resume_run
+    from apex.prepare import new_run_path, prepare_run, preset_config, resume_run
 
     if preset is None:
         directory = find_run(path)

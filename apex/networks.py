@@ -41,7 +41,8 @@ class ImageTorso(nn.Module):
                     f"algorithm.conv: frames of {self._image_size(shape)} pixels are too small "
                     f"for the layers {list(layers)}"
                 )
-        self._convolutions = nn.Sequential(*modules).to(memory_format=torch.channels_last)
+        self._convolutions = nn.Sequential(*modules)
+        self._convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.out_features = channels * math.prod(size)
 
     def _image_size(self, shape: tuple[int, ...]) -> tuple[int, ...]:

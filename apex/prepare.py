@@ -1,4 +1,4 @@
-"""Prepares a run: fits the configuration to the machine, derives the schema, makes the directory."""
+"""Prepares a run: fits its configuration to the machine and makes its directory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from apex.config import Config
 from apex.envs.registry import make_environments
 from apex.extensions import NONE, Extensions
 from apex.run_directory import RunDirectory, runs_root
-from apex.types import Schema
+from apex.types import EnvSpec, Schema
 
 log = logging.getLogger("apex.prepare")
 
@@ -84,25 +84,35 @@ def item_bytes(schema: Schema) -> float:
     return overhead + columns + frames
 
 
+def check_config(config: Config, extensions: Extensions = NONE) -> tuple[EnvSpec, Schema]:
+    """Make the environment once to learn its spaces, and the schema that the algorithm makes.
+
+    Raises:
+        ApexError: the configuration or the environment is unusable.
+    """
+    configuration.check(config)
+    environments = make_environments(config.env, 1, extensions.make_env)
+    environments.close()
+    spec = environments.spec
+    return spec, make_algorithm(config.algorithm, spec, extensions.algorithm).schema()
+
+
 def prepare_run(
     path: Path,
     config: Config,
     endpoints_file: Path | None = None,
     extensions: Extensions = NONE,
 ) -> RunDirectory:
-    """Make a run's directory; the environment is made once to learn its spaces.
+    """Make a run's directory.
 
     Raises:
         ApexError: the configuration, the environment, the endpoints or the directory is unusable.
     """
     run = RunDirectory(path)
+    run.check_unused()
     endpoints = addresses.load(endpoints_file or addresses.default_file())
     config = fit_to_cores(config)
-    configuration.check(config)
-    environments = make_environments(config.env, 1, extensions.make_env)
-    spec = environments.spec
-    environments.close()
-    schema = make_algorithm(config.algorithm, spec, extensions.algorithm).schema()
+    spec, schema = check_config(config, extensions)
     config = fit_to_memory(config, schema)
     configuration.check(config)
     run.create(config, addresses.resolve(endpoints, run.path), spec, schema)

@@ -95,17 +95,19 @@ class RunDirectory:
                 found[path.stem] = pid
         return found
 
+    def check_unused(self) -> None:
+        """Raise `RunError` unless the directory is empty or not there."""
+        if self.path.is_file():
+            raise RunError(f"{self.path} is a file; choose another --run DIR")
+        if self.path.exists() and any(self.path.iterdir()):
+            what = "holds a run; --resume goes on with it" if self.exists else "is not empty"
+            raise RunError(f"{self.path} {what}; choose another --run DIR")
+
     def create(
         self, config: Config, endpoints: Endpoints, env: EnvSpec, schema: Schema
     ) -> RunFacts:
-        """Make the directory of a new run.
-
-        Raises:
-            RunError: there is something in it already.
-        """
-        if self.path.exists() and any(self.path.iterdir()):
-            what = "already holds a run; --resume goes on with it" if self.exists else "is not empty"
-            raise RunError(f"{self.path} {what}; choose another --run DIR")
+        """Make the directory of a new run. Raises `RunError` as `check_unused` does."""
+        self.check_unused()
         for folder in (self.path, self.logs, self.metrics, self.checkpoints, self.daemons):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
@@ -154,5 +156,3 @@ def find_run(path: Path | None) -> RunDirectory:
     if not runs:
         raise RunError(f"no run in {runs_root()}/; start one with `apex run --preset pong`")
     return runs[0]
-
-

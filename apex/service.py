@@ -50,8 +50,10 @@ class EventFormatter(logging.Formatter):
             text += "\n" + self.formatException(record.exc_info)
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         prefix = f"{moment}.{int(record.msecs):03d}Z {record.levelname} {self._process}"
-        lines = (line.encode("unicode_escape").decode() if not line.isprintable() else line
-                 for line in text.split("\n"))
+        lines = (
+            line.encode("unicode_escape").decode() if not line.isprintable() else line
+            for line in text.split("\n")
+        )
         return "\n".join(f"{prefix} {line}" for line in lines)
 
 
@@ -260,9 +262,7 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def run_from_options(
-    run: Path | None, config: Path | None, endpoints: Path | None
-) -> RunDirectory:
+def run_from_options(run: Path | None, config: Path | None, endpoints: Path | None) -> RunDirectory:
     """The run that the options of `run_options` name.
 
     Raises:

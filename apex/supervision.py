@@ -1,4 +1,4 @@
-"""`python -m apex.supervision --run DIR`: supervisord with deploy/supervisord.conf, as this process."""
+"""`python -m apex.supervision --run DIR` is supervisord, with deploy/supervisord.conf."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from apex.errors import SchemaError
 
-Array: TypeAlias = npt.NDArray[np.generic]
+Array: TypeAlias = npt.NDArray[Any]
 Arrays: TypeAlias = dict[str, Array]
 
 LEARNER_STEP = "learner_step"
@@ -148,7 +148,8 @@ class Chunk:
         columns = sum(array.nbytes for array in self.columns.values()) + self.priorities.nbytes
         if self.frames is None:
             return columns
-        return columns + len(self.frames.blob) + 4 * (len(self.frames.frame_lengths) + 3 * len(self))
+        ranges = 4 * (len(self.frames.frame_lengths) + 3 * len(self))
+        return columns + len(self.frames.blob) + ranges
 
     def check(self, schema: Schema) -> None:
         """Raise `SchemaError` unless the chunk is one that `schema` allows."""

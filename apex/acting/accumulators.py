@@ -91,9 +91,7 @@ class _Finished:
 class _EnvAccumulator:
     """n-step transitions of one environment."""
 
-    def __init__(
-        self, spec: EnvSpec, n_step: int, discount: float, chunk_length: int
-    ) -> None:
+    def __init__(self, spec: EnvSpec, n_step: int, discount: float, chunk_length: int) -> None:
         self._stack = spec.frame_stack
         self._n_step = n_step
         self._discount = discount
@@ -266,9 +264,7 @@ class NStepAccumulator:
             [step.learner_step] * len(self._envs),
         )
         extras = zip(*(step.extras[name].tolist() for name in self._extra_names))
-        full = [
-            env for env, row, extra in zip(self._envs, rows, extras) if env.add(row, extra)
-        ]
+        full = [env for env, row, extra in zip(self._envs, rows, extras) if env.add(row, extra)]
         return self._chunks(full)
 
     def flush(self) -> list[Chunk]:

@@ -1,4 +1,4 @@
-"""Exploration: the epsilon ladder of Ape-X, and epsilon-greedy choice with one RNG an environment."""
+"""Exploration: the epsilon ladder of Ape-X, and epsilon-greedy choice of actions."""
 
 from __future__ import annotations
 
@@ -50,16 +50,14 @@ class EpsilonGreedy:
             so that its draws do not depend on how environments are grouped.
     """
 
-    def __init__(
-        self, epsilons: Floats, num_actions: int, seeds: Sequence[Sequence[int]]
-    ) -> None:
+    def __init__(self, epsilons: Floats, num_actions: int, seeds: Sequence[Sequence[int]]) -> None:
         self.epsilons = epsilons
         self._num_actions = num_actions
         self._generators = [np.random.default_rng(list(seed)) for seed in seeds]
 
     def __call__(self, greedy: Ints) -> Ints:
         """Actions to take, `[E]`, given the greedy ones."""
-        actions = greedy.copy()
+        actions: Ints = greedy.copy()
         for env, generator in enumerate(self._generators):
             if generator.random() < self.epsilons[env]:
                 actions[env] = generator.integers(self._num_actions)

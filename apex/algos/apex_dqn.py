@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -28,7 +27,7 @@ from apex.types import LEARNER_STEP, Array, Arrays, Column, FramesColumn, Items,
 Q_VALUE, MAX_Q = "q_value", "max_q"
 
 
-class Config(Section):
+class ApexDQNConfig(Section, frozen=True):
     """The `[algorithm]` section; the defaults are the paper's."""
 
     name: str = "apex_dqn"
@@ -61,8 +60,8 @@ class Config(Section):
 class ApexDQN(Algorithm):
     """Ape-X DQN for discrete actions and image or vector observations."""
 
-    Config = Config
-    config: Config
+    Config = ApexDQNConfig
+    config: ApexDQNConfig
 
     def schema(self) -> Schema:
         spec, n_step = self.spec, self.config.n_step
@@ -109,7 +108,7 @@ class ApexDQN(Algorithm):
         return DQNLearner(self.network(), self.network(), self.config, device)
 
     def collate(self, items: Items) -> Arrays:
-        """Observation, action, n-step return, discount, next observation, probability: `[B, ...]`."""
+        """Both observations, action, n-step return, discount and probability: `[B, ...]` each."""
         columns = dict(items.columns)
         if items.frames is not None and items.frame_count is not None:
             stack = self.spec.frame_stack
@@ -130,7 +129,8 @@ def initial_priorities(
     2018, section 3: "priorities computed from the actors' own value estimates").
     """
     target = columns["n_step_return"] + columns["discount"] * bootstrap[MAX_Q]
-    return np.abs(target - first[Q_VALUE]).astype(np.float64)
+    priorities: npt.NDArray[np.float64] = np.abs(target - first[Q_VALUE]).astype(np.float64)
+    return priorities
 
 
 class QPolicy(Policy):
@@ -155,7 +155,7 @@ class DQNLearner(Learner):
     """Online and target network, and the optimizer of the online one."""
 
     def __init__(
-        self, online: nn.Module, target: nn.Module, config: Config, device: torch.device
+        self, online: nn.Module, target: nn.Module, config: ApexDQNConfig, device: torch.device
     ) -> None:
         self.network = online.to(device)
         self._target = target.to(device).requires_grad_(False)
@@ -236,7 +236,7 @@ class DQNLearner(Learner):
         self._skipped = state["skipped"]
 
 
-def _make_optimizer(network: nn.Module, config: Config) -> torch.optim.Optimizer:
+def _make_optimizer(network: nn.Module, config: ApexDQNConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
         return torch.optim.Adam(
             network.parameters(), lr=config.learning_rate, eps=config.optimizer_epsilon

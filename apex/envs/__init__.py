@@ -1,1 +1,1 @@
-"""Environments: Atari and whatever gymnasium can make, behind one vectorised interface. No torch."""
+"""Environments: Atari and whatever gymnasium makes, behind one interface. No torch."""

@@ -40,7 +40,9 @@ def _image_vector(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
         from ale_py import roms
         from ale_py.vector_env import AtariVectorEnv
     except ImportError as error:
-        raise EnvError(f"{config.id} needs ale-py ({error}): pip install apex-suite[atari]") from None
+        raise EnvError(
+            f"{config.id} needs ale-py ({error}): pip install apex-suite[atari]"
+        ) from None
     game = _snake_case(config.id)
     if game not in roms.get_all_rom_ids():
         raise EnvError(f"{config.id}: ALE has no game '{game}'; see `ale_py.roms`")
@@ -89,7 +91,7 @@ def _ram_vector(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
 
 
 class EpisodeStart(gym.Wrapper[Any, Any, Any, Any]):
-    """Starts each episode as ALE's vector environment does: no-ops, then FIRE where there is one."""
+    """Starts an episode as ALE's vector environment does: no-ops, then FIRE if there is one."""
 
     def __init__(self, env: gym.Env[Any, Any], noop_max: int, fire_reset: bool) -> None:
         super().__init__(env)

@@ -106,9 +106,7 @@ class LearnerDaemon:
             schema_hash=service.facts.schema.hash,
             pid=os.getpid(),
         )
-        return SampleClient(
-            service.endpoints.replay.sample, hello, self._config.learner.batch_size
-        )
+        return SampleClient(service.endpoints.replay.sample, hello, self._config.learner.batch_size)
 
     def _restore(self) -> int:
         """Go on from the newest good checkpoint; gives the environment steps made before."""

@@ -170,9 +170,7 @@ class SampleClient:
         self, item_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]
     ) -> None:
         """Send new priorities, `[B]` each; lost with a lost connection, which does no harm."""
-        self.client.send(
-            UpdatePriorities(), {"item_ids": item_ids, "priorities": priorities}
-        )
+        self.client.send(UpdatePriorities(), {"item_ids": item_ids, "priorities": priorities})
 
     def close(self) -> None:
         """Close the connection."""

@@ -53,9 +53,7 @@ def _payload(columns: Arrays, frames: FrameRanges | None) -> Arrays:
 
 
 def _columns(arrays: Arrays) -> Arrays:
-    return {
-        name[len(COLUMN) :]: array for name, array in arrays.items() if name.startswith(COLUMN)
-    }
+    return {name[len(COLUMN) :]: array for name, array in arrays.items() if name.startswith(COLUMN)}
 
 
 def _frames(arrays: Arrays) -> FrameRanges | None:

@@ -185,9 +185,7 @@ class ReplayServer:
         return chunk
 
     def _acknowledge(self, producer: _Producer, seq: int) -> None:
-        self._inserts.send(
-            producer.identity, InsertAck(seq=seq, credits=CREDITS, durable=False)
-        )
+        self._inserts.send(producer.identity, InsertAck(seq=seq, credits=CREDITS, durable=False))
 
     def _take(self, request: Request) -> None:
         message, identity = request.message, request.peer.identity
@@ -214,7 +212,8 @@ class ReplayServer:
         if (
             ids is None
             or priorities is None
-            or (ids.dtype, priorities.dtype) != (np.int64, np.float64)
+            or ids.dtype != np.int64
+            or priorities.dtype != np.float64
             or ids.ndim != 1
             or ids.shape != priorities.shape
         ):

@@ -36,9 +36,7 @@ class Store:
             column.name: np.zeros((capacity, *column.shape), dtype=column.dtype)
             for column in schema.columns
         }
-        self._bytes_per_item = sum(
-            array[0].nbytes for array in self._columns.values() if capacity
-        )
+        self._bytes_per_item = sum(array[0].nbytes for array in self._columns.values() if capacity)
         self._has_frames = schema.frames is not None
         self._chunks: dict[int, _FrameChunk] = {}
         self._next_chunk = 0
@@ -53,7 +51,7 @@ class Store:
     @property
     def nbytes(self) -> int:
         """Bytes of the items in the store."""
-        return self._items * self._bytes_per_item + self._frame_bytes
+        return int(self._items * self._bytes_per_item + self._frame_bytes)
 
     def put(self, slots: Slots, chunk: Chunk) -> None:
         """Write the items of a checked chunk to `slots`, which are free."""

@@ -66,7 +66,7 @@ class Client:
             RefusedError: the server will not have this client.
         """
         self._watch_connection()
-        received = []
+        received: list[Received] = []
         while True:
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
@@ -125,7 +125,7 @@ class Client:
             poller = zmq.Poller()
             for pollable in self.pollables():
                 poller.register(pollable, zmq.POLLIN)
-            poller.poll(min(left, 0.2) * 1000)
+            poller.poll(int(min(left, 0.2) * 1000))
             for item in self.receive():
                 if isinstance(item.message, Error):
                     raise RefusedError(f"{self.name}: {item.message.detail}", item.message.code)

@@ -148,5 +148,3 @@ class Poller:
     def wait(self, timeout_s: float) -> bool:
         """Wait up to `timeout_s` seconds; whether there is something to do."""
         return bool(self._poller.poll(max(0, int(timeout_s * 1000))))
-
-

@@ -1,0 +1,51 @@
+# Every target sets up what it needs: on a fresh clone `make run-pong` and `make test` just work.
+PYTHON ?= python3
+VENV := .venv
+APEX := $(VENV)/bin/apex
+STAMP := $(VENV)/.installed
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run-pong status logs restart-actor attach stop test check clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
+
+$(STAMP): setup.cfg constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[atari,dev]'
+	@touch $(STAMP)
+
+setup: $(STAMP)  ## make .venv with apex in it
+
+run-pong: $(STAMP)  ## train Ape-X DQN on Pong; Ctrl-C leaves it running; again: show it
+	@$(APEX) run --preset pong --show-running
+
+status: $(STAMP)  ## how each daemon of the newest run is
+	@$(APEX) status
+
+logs: $(STAMP)  ## follow the logs, or one: make logs NAME=actor_000
+	@$(APEX) logs $(NAME) -f
+
+restart-actor: $(STAMP)  ## restart one actor: make restart-actor N=0
+	@$(APEX) actor restart $(or $(N),$(error which one? make restart-actor N=0))
+
+attach: $(STAMP)  ## add actors from this shell: make attach N=2 (Ctrl-C ends them)
+	@$(APEX) actor attach $(or $(N),1)
+
+stop: $(STAMP)  ## end the newest run, attached actors too
+	@$(APEX) stop
+
+test: $(STAMP)  ## all tests; what CI runs
+	@$(VENV)/bin/python -m pytest
+
+check: $(STAMP)  ## lint, format, types, import layers
+	@$(VENV)/bin/ruff check apex bin tests
+	@$(VENV)/bin/ruff format --check apex bin tests
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports --config setup.cfg
+
+clean:  ## remove what was generated; runs/ stays
+	rm -rf $(VENV) *.egg-info build dist .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -exec rm -rf {} +

@@ -1,0 +1,101 @@
+"""`apex actor`: restart one actor, or attach more."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import click
+
+from apex.cli.options import run_option
+from apex.errors import PeerTimeoutError, RunError, UsageError
+from apex.files import FileLock
+from apex.run_directory import RunDirectory, find_run
+
+DRAIN_S = 8.0
+RETURN_S = 60.0
+POLL_S = 0.05
+
+
+@click.group()
+def actor() -> None:
+    """Restart one actor or attach more."""
+
+
+@actor.command()
+@click.argument("actor_id")
+@run_option
+def restart(actor_id: str, run_path: Path | None) -> None:
+    """End ACTOR_ID (actor_003, or 3) in good order; its engine starts it again."""
+    from apex import engine
+
+    run = find_run(run_path)
+    name = f"actor_{int(actor_id):03d}" if actor_id.isdigit() else actor_id
+    if not run.lock_file(name).exists() or not name.startswith("actor_"):
+        known = sorted(p.stem for p in run.daemons.glob("actor_*.lock"))
+        raise UsageError(f"no actor '{name}'; there are: {', '.join(known) or 'none'}")
+    old = run.pid(name)
+    if old is None:
+        engine.revive(run, name)
+    else:
+        _end(run, name, old)
+    deadline = time.monotonic() + RETURN_S
+    while time.monotonic() < deadline:
+        new = run.pid(name)
+        if new is not None and new != old:
+            click.echo(f"{name}: pid {old} -> {new}")
+            return
+        time.sleep(POLL_S)
+    raise PeerTimeoutError(f"{name} did not come back in {RETURN_S:.0f} s; see `apex logs {name}`")
+
+
+def _end(run: RunDirectory, name: str, pid: int) -> None:
+    """Ask an actor to drain; one that does not (stopped, say) is killed."""
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + DRAIN_S
+    while run.pid(name) == pid and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    if run.pid(name) == pid:
+        os.kill(pid, signal.SIGKILL)
+
+
+@actor.command()
+@click.argument("count", type=click.IntRange(1, 1000), default=1)
+@run_option
+def attach(count: int, run_path: Path | None) -> None:
+    """Add COUNT actors to a run; they end with Ctrl-C, or with `apex stop`."""
+    from apex import engine
+    from apex.launch import Launcher
+    from apex.service import ENGINE_PID, log_to_stderr
+
+    run = find_run(run_path)
+    config = run.config()
+    if engine.living_engine(run) is None and not run.living():
+        raise RunError(f"{run.path} is down; start it with `apex run --resume`")
+    log_to_stderr("attach")
+    lock = FileLock(run.lock_file(f"attach_{os.getpid()}"))
+    if not lock.acquire():
+        raise RunError("this process attaches actors already")
+    lock.write(str(os.getpid()))
+    os.environ[ENGINE_PID] = str(os.getpid())
+    names = _free_names(run, config.actor.count, count)
+    click.echo(f"attached to {run.path}: {', '.join(names)}; Ctrl-C ends them", err=True)
+    try:
+        Launcher(run, names).run()
+    finally:
+        lock.release()
+        lock.path.unlink(missing_ok=True)
+
+
+def _free_names(run: RunDirectory, first: int, count: int) -> list[str]:
+    """Names of actors beyond the configured ones that nobody has."""
+    names: list[str] = []
+    index = first
+    while len(names) < count:
+        name = f"actor_{index:03d}"
+        if run.pid(name) is None:
+            names.append(name)
+        index += 1
+    return names

@@ -1,0 +1,115 @@
+"""`apex presets`, `apex config`, `apex runs`: what there is, and whether it is right."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+from pathlib import Path
+
+import click
+
+from apex import config as configuration
+from apex.cli.options import json_option, set_option
+from apex.errors import ApexError, RunError
+from apex.files import remove
+from apex.run_directory import RunDirectory, all_runs, runs_root
+
+
+@click.group()
+def presets() -> None:
+    """List the presets that ship with apex, or show one."""
+
+
+@presets.command(name="list")
+def list_presets() -> None:
+    """One preset a line, with its first sentence."""
+    for name in configuration.preset_names():
+        first = configuration.preset_text(name).splitlines()[0].lstrip("# ")
+        click.echo(f"{name:<12} {first}")
+
+
+@presets.command(name="show")
+@click.argument("name")
+@click.option("--resolved", is_flag=True, help="As this machine would run it, all keys.")
+def show_preset(name: str, resolved: bool) -> None:
+    """Print a preset."""
+    if not resolved:
+        click.echo(configuration.preset_text(name), nl=False)
+        return
+    from apex.prepare import preset_config
+
+    click.echo(configuration.dump(preset_config(name, [])), nl=False)
+
+
+@click.group()
+def config() -> None:
+    """Check a configuration."""
+
+
+@config.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option("--preset", help="Check a preset instead of a file.")
+@set_option
+def check(file: Path | None, preset: str | None, settings: tuple[str, ...]) -> None:
+    """Check FILE or a preset with settings, the algorithm's section and the environment too."""
+    from apex.prepare import check_config, preset_config
+
+    if preset is not None:
+        checked = preset_config(preset, settings)
+    elif file is not None:
+        raw = configuration.override(configuration.read_toml(file), settings)
+        checked = configuration.parse(raw)
+    else:
+        raise click.UsageError("expected FILE or --preset NAME")
+    spec, schema = check_config(checked)
+    click.echo(
+        f"good: {checked.algorithm['name']} on {spec.env_id}, observations {spec.policy_shape} "
+        f"{spec.observation_dtype}, {spec.num_actions} actions, schema {schema.hash}"
+    )
+
+
+@click.group()
+def runs() -> None:
+    """List or remove runs."""
+
+
+@runs.command(name="list")
+@json_option
+def list_runs(as_json: bool) -> None:
+    """All runs, newest first."""
+    rows = [_row(run) for run in all_runs()]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    if not rows:
+        click.echo(f"no run in {runs_root()}/", err=True)
+    for row in rows:
+        click.echo(f"{row['path']:<40} {row['env_id']:<20} {row['state']:<8} {row['created']}")
+
+
+def _row(run: RunDirectory) -> dict[str, str]:
+    created = datetime.fromtimestamp(run.schema_file.stat().st_mtime, timezone.utc)
+    try:
+        env_id = run.facts().env.env_id
+    except ApexError:
+        env_id = "unreadable"
+    return {
+        "path": str(runs_root() / run.path.name),
+        "env_id": env_id,
+        "state": "running" if run.living() else "down",
+        "created": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
+
+
+@runs.command(name="rm")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+def remove_runs(paths: tuple[Path, ...]) -> None:
+    """Remove runs with all that they hold; a running one is refused."""
+    for path in paths:
+        run = RunDirectory(path if path.exists() else runs_root() / path)
+        if not run.exists:
+            raise RunError(f"{path} is no run's directory; nothing was removed from it")
+        if run.living():
+            raise RunError(f"{path} is running; `apex stop --run {path}` first")
+        remove(run.path)
+        click.echo(f"removed {path}")

@@ -1,0 +1,48 @@
+"""The `apex` command's root: groups, errors, and what every command shares."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from apex import __version__
+from apex.cli import actors, evaluation, listings, logs, runs, statuses
+from apex.errors import ApexError
+
+
+class ApexGroup(click.Group):
+    """Turns an error that apex raises on purpose into one line and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except ApexError as error:
+            click.echo(f"apex: {error}", err=True)
+            sys.exit(int(error.exit_code))
+
+
+@click.group(cls=ApexGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="apex")
+def main() -> None:
+    """Distributed reinforcement learning by daemons: start, watch, extend and stop a run.
+
+    Commands act on the newest run under ./runs (or $APEX_RUNS) unless --run names another.
+    """
+
+
+for command in (
+    runs.run,
+    runs.stop,
+    runs.watch,
+    statuses.status,
+    logs.logs,
+    actors.actor,
+    evaluation.evaluate,
+    listings.presets,
+    listings.config,
+    listings.runs,
+):
+    main.add_command(command)

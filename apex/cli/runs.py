@@ -1,0 +1,170 @@
+"""`apex run`, `apex watch`, `apex stop`: a run from its start to its end."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from apex.cli.options import run_option, set_option
+from apex.errors import UsageError
+from apex.run_directory import RunDirectory, all_runs, find_run
+
+if TYPE_CHECKING:
+    from apex.engine import EngineName
+
+
+@click.command()
+@click.option("--preset", help="A preset; see `apex presets list`.")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file.")
+@set_option
+@click.option("--actors", type=click.IntRange(1), help="Actors to start (actor.count).")
+@click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run's directory.")
+@click.option(
+    "--engine",
+    type=click.Choice(["supervisor", "local", "none"]),
+    default="supervisor",
+    show_default=True,
+    help="What keeps the daemons alive; none: prepare the directory and start nothing.",
+)
+@click.option("--endpoints", type=click.Path(path_type=Path), help="An endpoints file.")
+@click.option("--seed", type=click.IntRange(0), help="run.seed")
+@click.option("--device", help="learner.device: auto, cpu, cuda, cuda:N")
+@click.option("--init-from", metavar="CHECKPOINT", help="Start with these parameters.")
+@click.option("--until-return", type=float, help="End at an evaluation of this mean return.")
+@click.option("--resume", is_flag=True, help="Go on with the run, from its newest checkpoint.")
+@click.option("--detach", is_flag=True, help="Return when the daemons are started.")
+@click.option("--show-running", is_flag=True, help="If this preset runs already, show that run.")
+def run(
+    preset: str | None,
+    config_file: Path | None,
+    settings: tuple[str, ...],
+    actors: int | None,
+    run_path: Path | None,
+    engine: str,
+    endpoints: Path | None,
+    seed: int | None,
+    device: str | None,
+    init_from: str | None,
+    until_return: float | None,
+    resume: bool,
+    detach: bool,
+    show_running: bool,
+) -> None:
+    """Start a run, or go on with one, and show its progress."""
+    from apex.cli.view import watch_run
+
+    given = {
+        "actor.count": actors,
+        "run.seed": seed,
+        "learner.device": _quoted(device),
+        "run.init_from": _quoted(_absolute(init_from)),
+        "run.until_return": until_return,
+    }
+    options = [f"{key}={value}" for key, value in given.items() if value is not None]
+    all_settings = [*settings, *options]
+    running = _running(preset) if show_running else None
+    if running is not None:
+        click.echo(f"{running.path} is running: showing it", err=True)
+        watch_run(running)
+        return
+    if resume:
+        directory = _resumed(run_path, all_settings)
+    else:
+        directory = _new(preset, config_file, all_settings, run_path, endpoints)
+    _start(directory, engine)
+    if engine != "none" and not detach:
+        watch_run(directory)
+
+
+def _quoted(text: str | None) -> str | None:
+    return None if text is None else f'"{text}"'
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())
+
+
+def _running(preset: str | None) -> RunDirectory | None:
+    """The newest run with living daemons whose environment is the preset's."""
+    from apex.config import preset as load_preset
+
+    wanted = load_preset(preset, gpu=False)["env"]["id"] if preset else None
+    for candidate in all_runs():
+        if candidate.living() and wanted in (None, candidate.facts().env.env_id):
+            return candidate
+    return None
+
+
+def _resumed(run_path: Path | None, settings: Sequence[str]) -> RunDirectory:
+    from apex import engine
+    from apex.prepare import resume_run
+
+    directory = find_run(run_path)
+    record = engine.living_engine(directory)
+    if record is not None or directory.living():
+        raise UsageError(f"{directory.path} is running; `apex stop` first, or `apex watch` it")
+    resume_run(directory, settings)
+    return directory
+
+
+def _new(
+    preset: str | None,
+    config_file: Path | None,
+    settings: Sequence[str],
+    run_path: Path | None,
+    endpoints: Path | None,
+) -> RunDirectory:
+    from apex import config as configuration
+    from apex.prepare import new_run_path, prepare_run, preset_config
+    from apex.service import log_to_stderr
+
+    if (preset is None) == (config_file is None):
+        raise UsageError("expected --preset NAME or --config FILE (or --resume)")
+    log_to_stderr("run")
+    if preset is not None:
+        name, config = preset, preset_config(preset, settings)
+    else:
+        assert config_file is not None
+        raw = configuration.override(configuration.read_toml(config_file), settings)
+        name, config = config_file.stem, configuration.parse(raw)
+    return prepare_run(run_path or new_run_path(name), config, endpoints)
+
+
+def _start(directory: RunDirectory, name: str) -> None:
+    from apex import engine
+
+    if name == "none":
+        click.echo(f"{directory.path} is ready; start its daemons with --run {directory.path}:")
+        for daemon in engine.daemon_names(directory.config()):
+            click.echo(f"  {daemon}")
+        return
+    chosen: EngineName = "local" if name == "local" else "supervisor"
+    record = engine.start_detached(directory, chosen)
+    click.echo(f"{directory.path}: started by {chosen}, pid {record.pid}", err=True)
+
+
+@click.command()
+@run_option
+def watch(run_path: Path | None) -> None:
+    """Show the progress of a run; Ctrl-C leaves it running."""
+    from apex.cli.view import watch_run
+
+    watch_run(find_run(run_path))
+
+
+@click.command()
+@run_option
+def stop(run_path: Path | None) -> None:
+    """End a run: all daemons drain, attached actors too. Returns when all are gone."""
+    from apex import engine
+
+    directory = find_run(run_path)
+    killed = engine.stop(directory)
+    if killed:
+        click.echo(f"killed, since they did not drain in time: {', '.join(killed)}", err=True)
+        sys.exit(1)
+    click.echo(f"{directory.path}: stopped", err=True)

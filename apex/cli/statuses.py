@@ -1,0 +1,239 @@
+"""`apex status`: asks the daemons themselves how they are."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import click
+
+from apex.cli.options import json_option, run_option
+from apex.errors import ApexError, ExitCode
+from apex.run_directory import RunDirectory, find_run
+
+ASK_TIMEOUT_S = 2.0
+HEALTHY_ACTORS = ("stepping", "waiting_for_credit")
+BUSY_LEARNER = 0.1
+"""Share of its time up to which a learner may wait for data and still be the bottleneck."""
+
+
+def ask(run: RunDirectory, endpoint: str) -> dict[str, Any] | None:
+    """A daemon's answer to STATUS, or None when it does not answer."""
+    from apex.wire.client import Client
+    from apex.wire.messages import Hello, Status, StatusReply
+
+    hello = Hello(
+        role="operator",
+        name=f"operator_{os.getpid()}",
+        epoch=time.time_ns(),
+        run_id=run.facts().run_id,
+        schema_hash="",
+        pid=os.getpid(),
+    )
+    client = Client(endpoint, run.endpoints().addresses()[endpoint], hello)
+    try:
+        message = client.request(Status(), ASK_TIMEOUT_S).message
+        return message.status if isinstance(message, StatusReply) else None
+    except ApexError:
+        return None
+    finally:
+        client.close()
+
+
+def gather(run: RunDirectory) -> dict[str, Any]:
+    """The status object of a run, as `apex status --json` prints it."""
+    from apex import engine
+
+    config, living = run.config(), run.living()
+    asked = ask(run, "learner.params") if "learner" in living else None
+    replay = ask(run, "replay.sample") if "replay" in living else None
+    learner = (asked or {}).get("learner") or {"state": _state("learner", living)}
+    env_steps = (asked or {}).get("env_steps", _last_env_steps(run))
+    frame_skip = config.env.frame_skip if config.env.id.startswith("ALE/") else 1
+    record = engine.living_engine(run)
+    status: dict[str, Any] = {
+        "run": {
+            "path": str(run.path),
+            "env_id": run.facts().env.env_id,
+            "algorithm": config.algorithm["name"],
+            "engine": record.engine if record else None,
+            "env_steps": env_steps,
+            "frames": env_steps * frame_skip,
+            "uptime_s": round(_uptime(run), 1),
+            "outcome": _outcome(run),
+        },
+        "learner": {**_EMPTY_LEARNER, **learner, "pid": living.get("learner")},
+        "replay": {
+            **_EMPTY_REPLAY,
+            "capacity": config.replay.capacity,
+            "state": _state("replay", living),
+            **(replay or {}),
+            "pid": living.get("replay"),
+        },
+        "actors": _actors(config.actor.count, (asked or {}).get("actors", []), living),
+        "evaluator": {
+            "state": "running" if "evaluator" in living else "down",
+            "pid": living.get("evaluator"),
+            "episodes": 0,
+            "mean_return": None,
+            "best_mean_return": None,
+            **(asked or {}).get("evaluator", {}),
+        },
+    }
+    status["run"]["bottleneck"] = bottleneck(status)
+    status["run"]["health"] = health(status, evaluator=config.evaluator.enabled).name.lower()
+    return status
+
+
+_EMPTY_LEARNER = {
+    "state": "down",
+    "learner_step": 0,
+    "updates_per_s": 0.0,
+    "samples_per_s": 0.0,
+    "data_wait_fraction": None,
+    "param_version": -1,
+}
+_EMPTY_REPLAY = {
+    "items": 0,
+    "bytes": 0,
+    "inserts_per_s": 0.0,
+    "samples_per_s": 0.0,
+    "stale_priorities": 0,
+    "refused": 0,
+}
+_EMPTY_ACTOR = {
+    "env_steps": 0,
+    "env_steps_per_s": 0.0,
+    "param_version": -1,
+    "heartbeat_age_s": None,
+    "episodes": 0,
+    "mean_return": None,
+}
+
+
+def _state(daemon: str, living: dict[str, int]) -> str:
+    return "starting" if daemon in living else "down"
+
+
+def _actors(count: int, rows: list[dict[str, Any]], living: dict[str, int]) -> list[dict[str, Any]]:
+    """One row for each configured or attached actor; `pid` is None while it is down."""
+    known = {row["actor_id"]: row for row in rows}
+    configured = [f"actor_{index:03d}" for index in range(count)]
+    attached = [n for n in living if n.startswith("actor_") and n not in configured]
+    result = []
+    for name in configured + sorted(set(attached) | (known.keys() - set(configured))):
+        pid = living.get(name)
+        row = {"actor_id": name, "slot": None, "state": "starting", **_EMPTY_ACTOR,
+               **known.get(name, {}), "pid": pid}  # fmt: skip
+        if pid is None:
+            row["state"] = "down"
+        elif known.get(name, {}).get("pid") not in (pid, None):
+            row.update(state="starting", env_steps_per_s=0.0)
+        if name in configured or pid is not None:
+            result.append(row)
+    return result
+
+
+def _uptime(run: RunDirectory) -> float:
+    from apex import engine
+
+    record = engine.living_engine(run)
+    if record is None:
+        return 0.0
+    with open("/proc/uptime", encoding="ascii") as file:
+        since_boot = float(file.read().split()[0])
+    return max(0.0, since_boot - record.started_ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def _outcome(run: RunDirectory) -> str | None:
+    try:
+        return str(json.loads(run.outcome_file.read_text())["reason"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def _last_env_steps(run: RunDirectory) -> int:
+    """Environment steps as the newest checkpoint has them, for a run that is down."""
+    manifests = sorted(run.checkpoints.glob("step_*/manifest.json"))
+    return int(json.loads(manifests[-1].read_text())["env_steps"]) if manifests else 0
+
+
+def bottleneck(status: dict[str, Any]) -> str:
+    """Which part holds the others back, in words."""
+    learner, replay, actors = status["learner"], status["replay"], status["actors"]
+    if learner["pid"] is None or replay["pid"] is None:
+        return "down: " + ("learner" if learner["pid"] is None else "replay")
+    if replay["items"] < replay.get("min_size", 0):
+        return f"warm-up: replay has {replay['items']} of the {replay['min_size']} items to start"
+    wait = learner["data_wait_fraction"]
+    waiting = [row for row in actors if row["state"] == "waiting_for_credit"]
+    if wait is not None and wait > BUSY_LEARNER:
+        if replay.get("waiting_samples"):
+            return "actors: the learner waits for their items (samples_per_insert)"
+        return "data path: the learner waits for batches that replay could serve"
+    if waiting:
+        return "learner: actors wait for it (samples_per_insert)"
+    return "learner: it computes all the time"
+
+
+def health(status: dict[str, Any], *, evaluator: bool) -> ExitCode:
+    """CLEAN when all configured daemons do their work, else DEGRADED or DOWN."""
+    learner, replay = status["learner"], status["replay"]
+    if learner["pid"] is None and replay["pid"] is None:
+        return ExitCode.DOWN
+    whole = (
+        learner["state"] in ("waiting", "training")
+        and replay["state"] == "running"
+        and (not evaluator or status["evaluator"]["pid"] is not None)
+        and all(row["state"] in HEALTHY_ACTORS for row in status["actors"])
+    )
+    return ExitCode.CLEAN if whole else ExitCode.DEGRADED
+
+
+def describe(status: dict[str, Any]) -> str:
+    """The status for a person, several lines."""
+    run, learner, replay = status["run"], status["learner"], status["replay"]
+    lines = [
+        f"{run['path']}: {run['algorithm']} on {run['env_id']}, "
+        f"{run['health'] if run['health'] != 'clean' else 'healthy'}, "
+        f"engine {run['engine'] or 'none'}, up {_duration(run['uptime_s'])}",
+        f"  env steps {run['env_steps']:,}  frames {run['frames']:,}",
+        f"  bottleneck: {run['bottleneck']}",
+        f"  learner   {learner['state']:<10} pid {learner['pid']}  step {learner['learner_step']:,}"
+        f"  {learner['updates_per_s']} updates/s  {learner['samples_per_s']} samples/s"
+        f"  version {learner['param_version']}",
+        f"  replay    {replay['state']:<10} pid {replay['pid']}  {replay['items']:,} of "
+        f"{replay['capacity']:,} items  {replay['bytes'] / 1e6:.1f} MB"
+        f"  {replay['inserts_per_s']} inserts/s  refused {replay['refused']}",
+        f"  evaluator {status['evaluator']['state']:<10} pid {status['evaluator']['pid']}"
+        f"  mean return {status['evaluator']['mean_return']}"
+        f"  best {status['evaluator']['best_mean_return']}",
+    ]
+    for row in status["actors"]:
+        mean = row["mean_return"]
+        lines.append(
+            f"  {row['actor_id']:<9} {row['state']:<10} pid {row['pid']}  slot {row['slot']}"
+            f"  {row['env_steps']:,} env steps  {row['env_steps_per_s']}/s"
+            f"  return {'-' if mean is None else f'{mean:.1f}'}"
+        )
+    if run["outcome"]:
+        lines.append(f"  ended: {run['outcome']}")
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    return time.strftime("%H:%M:%S", time.gmtime(seconds))
+
+
+@click.command()
+@run_option
+@json_option
+def status(run_path: Any, as_json: bool) -> None:
+    """Show how each daemon is. Exit status: 0 healthy, 3 degraded, 4 down."""
+    run = find_run(run_path)
+    gathered = gather(run)
+    click.echo(json.dumps(gathered) if as_json else describe(gathered))
+    sys.exit(int(health(gathered, evaluator=run.config().evaluator.enabled)))

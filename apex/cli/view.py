@@ -1,0 +1,149 @@
+"""The live progress of a run: a panel on a terminal, a line now and then without one."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import click
+
+from apex.cli.statuses import gather
+from apex.config import RunConfig
+from apex.run_directory import RunDirectory
+
+PANEL_PERIOD_S = 1.0
+LINE_PERIOD_S = 10.0
+START_GRACE_S = 60.0
+"""Seconds that daemons may take to appear before a run counts as ended."""
+SHOWN_EVALUATIONS = 5
+
+
+class Progress:
+    """What changes from one look at a run to the next."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._limits: RunConfig = run.config().run
+        self._episodes = 0
+        self._rate = 0.0
+        self._last: tuple[float, int] | None = None
+        self.evaluations: list[float] = []
+
+    def update(self, status: dict[str, Any]) -> None:
+        """Take a new status."""
+        now, env_steps = time.monotonic(), status["run"]["env_steps"]
+        if self._last is not None and now > self._last[0]:
+            current = (env_steps - self._last[1]) / (now - self._last[0])
+            self._rate = current if self._rate == 0 else 0.8 * self._rate + 0.2 * current
+        self._last = (now, env_steps)
+        evaluator = status["evaluator"]
+        if evaluator["episodes"] != self._episodes and evaluator["mean_return"] is not None:
+            self._episodes = evaluator["episodes"]
+            self.evaluations = [*self.evaluations, evaluator["mean_return"]][-SHOWN_EVALUATIONS:]
+
+    def frames_per_s(self, status: dict[str, Any]) -> float:
+        """Emulator frames a second."""
+        steps = status["run"]["env_steps"]
+        return self._rate * (status["run"]["frames"] / steps if steps else 1.0)
+
+    def eta(self, status: dict[str, Any]) -> str:
+        """Time to the run's end, or how it ends."""
+        limits = self._limits
+        left = []
+        if limits.max_env_steps and self._rate > 0:
+            left.append((limits.max_env_steps - status["run"]["env_steps"]) / self._rate)
+        if limits.max_hours:
+            left.append(limits.max_hours * 3600 - status["learner"].get("train_s", 0.0))
+        if left:
+            return time.strftime("%H:%M:%S", time.gmtime(max(0.0, min(left))))
+        if limits.until_return is not None:
+            return f"at return {limits.until_return:g}"
+        return "none: runs until `apex stop`"
+
+    def rows(self, status: dict[str, Any]) -> list[tuple[str, str]]:
+        """Label and value of each figure."""
+        learner, replay, run = status["learner"], status["replay"], status["run"]
+        actors = status["actors"]
+        stepping = sum(row["state"] in ("stepping", "waiting_for_credit") for row in actors)
+        returns = [row["mean_return"] for row in actors if row["mean_return"] is not None]
+        best = status["evaluator"]["best_mean_return"]
+        fill = 100 * replay["items"] / max(1, replay["capacity"])
+        return [
+            ("frames", f"{run['frames']:,}"),
+            ("frames/s", f"{self.frames_per_s(status):,.0f}"),
+            ("learner step", f"{learner['learner_step']:,}"),
+            ("updates/s", f"{learner['updates_per_s']:.1f}"),
+            ("replay fill", f"{fill:.1f} % ({replay['items']:,} items, "
+                            f"{replay['bytes'] / 1e6:.0f} MB)"),
+            ("actors", f"{stepping} of {len(actors)} at work"),
+            ("actors' returns", ", ".join(f"{value:.1f}" for value in returns) or "none yet"),
+            ("evaluations", ", ".join(f"{v:.1f}" for v in self.evaluations) or "none yet"),
+            ("best evaluation", "none yet" if best is None else f"{best:.1f}"),
+            ("ETA", self.eta(status)),
+            ("bottleneck", run["bottleneck"]),
+        ]  # fmt: skip
+
+
+def watch_run(run: RunDirectory) -> None:
+    """Show a run until it ends or Ctrl-C; the run itself goes on."""
+    progress = Progress(run)
+    try:
+        if sys.stdout.isatty():
+            _panel(run, progress)
+        else:
+            _lines(run, progress)
+    except KeyboardInterrupt:
+        click.echo(
+            f"\n{run.path} goes on running. `apex watch` shows it again, `apex stop` ends it."
+        )
+
+
+def _over(run: RunDirectory, status: dict[str, Any], started: float) -> bool:
+    from apex import engine
+
+    if engine.living_engine(run) is not None or run.living():
+        return False
+    return status["run"]["outcome"] is not None or time.monotonic() - started > START_GRACE_S
+
+
+def _panel(run: RunDirectory, progress: Progress) -> None:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.panel import Panel
+    from rich.table import Table
+
+    started = time.monotonic()
+    with Live(console=Console(), auto_refresh=False) as live:
+        while True:
+            status = gather(run)
+            progress.update(status)
+            grid = Table.grid(padding=(0, 2))
+            for label, value in progress.rows(status):
+                grid.add_row(f"[dim]{label}", value)
+            title = f"{status['run']['algorithm']} · {status['run']['env_id']} · " + (
+                "healthy" if status["run"]["health"] == "clean" else status["run"]["health"]
+            )
+            footer = "Ctrl-C leaves it running · apex stop ends it"
+            live.update(Panel(grid, title=title, subtitle=footer, expand=False), refresh=True)
+            if _over(run, status, started):
+                break
+            time.sleep(PANEL_PERIOD_S)
+    _say_end(status)
+
+
+def _lines(run: RunDirectory, progress: Progress) -> None:
+    started = time.monotonic()
+    while True:
+        status = gather(run)
+        progress.update(status)
+        figures = "  ".join(f"{label} {value}" for label, value in progress.rows(status))
+        click.echo(figures)
+        sys.stdout.flush()
+        if _over(run, status, started):
+            break
+        time.sleep(LINE_PERIOD_S)
+    _say_end(status)
+
+
+def _say_end(status: dict[str, Any]) -> None:
+    click.echo(f"the run has ended: {status['run']['outcome'] or 'its daemons are gone'}")

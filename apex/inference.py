@@ -1,0 +1,90 @@
+"""A trained policy for a script: from a checkpoint to actions, and to whole episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from apex import checkpoint
+from apex.acting.loop import ActingLoop, play_episodes
+from apex.algos.base import Policy
+from apex.algos.registry import make_algorithm
+from apex.checkpoint import Checkpoint
+from apex.config import Config, EnvConfig
+from apex.envs.registry import make_environments
+from apex.errors import UsageError
+from apex.extensions import NONE, Extensions
+from apex.types import Array
+
+
+def evaluation_env(env: EnvConfig) -> EnvConfig:
+    """The environment as it is evaluated: whole episodes and whole rewards."""
+    return msgspec.structs.replace(env, life_loss_ends=False, clip_rewards=False)
+
+
+class TrainedPolicy:
+    """A greedy policy with the parameters of a checkpoint.
+
+    Args:
+        source: the checkpoint.
+        extensions: where the run had an algorithm of the user's own.
+    """
+
+    def __init__(self, source: Checkpoint, extensions: Extensions = NONE) -> None:
+        self.manifest = source.manifest
+        self.config: Config = msgspec.convert(source.manifest.config, Config)
+        algorithm = make_algorithm(self.config.algorithm, self.manifest.env, extensions.algorithm)
+        self.policy: Policy = algorithm.policy()
+        self.policy.load(source.parameters())
+        self._state = None
+
+    def act(self, observations: Array) -> npt.NDArray[np.int64]:
+        """Greedy actions.
+
+        Args:
+            observations: `[E, *policy_shape]`, for images the last `frame_stack` frames of each
+                environment, oldest first; or one such observation without `E`.
+
+        Returns:
+            `[E] int64`, or one action.
+        """
+        observations = np.asarray(observations, dtype=self.manifest.env.observation_dtype)
+        shape = self.manifest.env.policy_shape
+        single = observations.shape == shape
+        if not single and observations.shape[1:] != shape:
+            raise UsageError(f"expected observations {('E', *shape)}, got {observations.shape}")
+        batch = observations[None] if single else observations
+        decision = self.policy.act(np.ascontiguousarray(batch), self._state, None)
+        self._state = decision.state
+        return decision.actions[0] if single else decision.actions
+
+    def play(
+        self,
+        episodes: int,
+        seed: int,
+        extensions: Extensions = NONE,
+        proceed: Callable[[], bool] = lambda: True,
+    ) -> list[float]:
+        """Returns of greedy whole episodes, unclipped, the same number in each environment."""
+        num_envs = next(n for n in range(min(episodes, 8), 0, -1) if episodes % n == 0)
+        environments = make_environments(
+            evaluation_env(self.config.env), num_envs, extensions.make_env
+        )
+        try:
+            loop = ActingLoop(environments, self.policy, None, None, clip_rewards=False, seed=seed)
+            return play_episodes(loop, num_envs, episodes, proceed) or []
+        finally:
+            environments.close()
+
+
+def load_policy(path: Path | str) -> TrainedPolicy:
+    """The policy of a checkpoint, or of a run's best one.
+
+    Raises:
+        CheckpointError: there is none, or it is corrupt.
+    """
+    return TrainedPolicy(checkpoint.find(Path(path)))
