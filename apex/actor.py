@@ -112,6 +112,7 @@ class ActorDaemon:
             seed=env_seed,
         )
         self._loop.learner_step = self._learner_step
+        os.nice(config.actor.nice)
         log.info(
             "stepping %d environments in slot %d, epsilon %.4f to %.4f",
             num_envs,
@@ -215,7 +216,6 @@ class ActorDaemon:
 
 def body(service: Service, extensions: Extensions = NONE) -> None:
     """Act until asked to stop."""
-    os.nice(service.config.actor.nice)
     torch.set_num_threads(service.config.actor.torch_threads)
     facts = service.facts
     algorithm = make_algorithm(service.config.algorithm, facts.env, extensions.algorithm)

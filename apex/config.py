@@ -94,7 +94,8 @@ class ActorConfig(Section, frozen=True):
     parameter_period: PositiveInt = 100
     """Steps of the actor's environments (frames = this x frame_skip) between two asks."""
     torch_threads: PositiveInt = 1
-    nice: NonNegativeInt = 0
+    nice: NonNegativeInt = 5
+    """Added to the process's niceness when it begins to step: who restarts goes first."""
 
 
 class ReplayConfig(Section, frozen=True):
@@ -125,6 +126,8 @@ class LearnerConfig(Section, frozen=True):
     device: str = "auto"
     """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`."""
     torch_threads: PositiveInt = 1
+    nice: NonNegativeInt = 5
+    """Added to the process's niceness when it begins to learn: who restarts goes first."""
     publish_period: PositiveInt = 25
     """Learner steps between two publications of parameters."""
     checkpoint_period_s: PositiveFloat = 120.0

@@ -75,6 +75,7 @@ def register(run: RunDirectory, engine: EngineName, **supervisor: str) -> None:
     run.engine_file.chmod(0o600)
     run.outcome_file.unlink(missing_ok=True)
     os.environ[ENGINE_PID] = str(os.getpid())
+    os.environ["APEX_RUN"] = str(run.path)
 
 
 def start_detached(run: RunDirectory, engine: EngineName, timeout_s: float = 20.0) -> EngineRecord:

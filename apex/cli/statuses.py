@@ -51,7 +51,8 @@ def gather(run: RunDirectory) -> dict[str, Any]:
     asked = ask(run, "learner.params") if "learner" in living else None
     replay = ask(run, "replay.sample") if "replay" in living else None
     learner = (asked or {}).get("learner") or {"state": _state("learner", living)}
-    env_steps = (asked or {}).get("env_steps", _last_env_steps(run))
+    saved = _newest_manifest(run)
+    env_steps = (asked or {}).get("env_steps", saved.get("env_steps", 0))
     frame_skip = config.env.frame_skip if config.env.id.startswith("ALE/") else 1
     record = engine.living_engine(run)
     status: dict[str, Any] = {
@@ -65,7 +66,12 @@ def gather(run: RunDirectory) -> dict[str, Any]:
             "uptime_s": round(_uptime(run), 1),
             "outcome": _outcome(run),
         },
-        "learner": {**_EMPTY_LEARNER, **learner, "pid": living.get("learner")},
+        "learner": {
+            **_EMPTY_LEARNER,
+            **{key: saved[key] for key in ("learner_step", "param_version") if key in saved},
+            **learner,
+            "pid": living.get("learner"),
+        },
         "replay": {
             **_EMPTY_REPLAY,
             "capacity": config.replay.capacity,
@@ -79,7 +85,7 @@ def gather(run: RunDirectory) -> dict[str, Any]:
             "pid": living.get("evaluator"),
             "episodes": 0,
             "mean_return": None,
-            "best_mean_return": None,
+            "best_mean_return": saved.get("best_return"),
             **(asked or {}).get("evaluator", {}),
         },
     }
@@ -155,10 +161,13 @@ def _outcome(run: RunDirectory) -> str | None:
         return None
 
 
-def _last_env_steps(run: RunDirectory) -> int:
-    """Environment steps as the newest checkpoint has them, for a run that is down."""
+def _newest_manifest(run: RunDirectory) -> dict[str, Any]:
+    """What the newest checkpoint says, for a learner that does not answer."""
     manifests = sorted(run.checkpoints.glob("step_*/manifest.json"))
-    return int(json.loads(manifests[-1].read_text())["env_steps"]) if manifests else 0
+    try:
+        return dict(json.loads(manifests[-1].read_text())) if manifests else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def bottleneck(status: dict[str, Any]) -> str:

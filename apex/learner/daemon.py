@@ -151,6 +151,7 @@ class LearnerDaemon:
             self._config.replay.min_size,
         )
         self._publish()
+        os.nice(self._config.learner.nice)
         next_metrics = time.monotonic() + self._config.learner.metrics_period_s
         next_checkpoint = time.monotonic() + self._config.learner.checkpoint_period_s
         try:

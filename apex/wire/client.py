@@ -50,10 +50,7 @@ class Client:
         self._connected = False
         self._hello_sent = float("-inf")
         self._clock = clock
-        self._socket = connected_dealer(address)
-        self._monitor = self._socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        )
+        self._socket, self._monitor = connected_dealer(address)
 
     def pollables(self) -> list[zmq.Socket[bytes] | int]:
         """See `apex.wire.sockets.Pollable`."""

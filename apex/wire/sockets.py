@@ -95,13 +95,17 @@ def _prepare_ipc(name: str, path: Path) -> FileLock:
     return lock
 
 
-def connected_dealer(address: str) -> zmq.Socket[bytes]:
-    """A DEALER that connects to `address`, now or when somebody binds it."""
+def connected_dealer(address: str) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    """A DEALER that connects to `address`, now or when somebody binds it, and its monitor.
+
+    The monitor is there before the connection, which may stand within microseconds.
+    """
     socket = context().socket(zmq.DEALER)
     _configure(socket)
     socket.setsockopt(zmq.IMMEDIATE, 1)
+    monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
     socket.connect(address)
-    return socket
+    return socket, monitor
 
 
 class Pollable(Protocol):

@@ -1,0 +1,130 @@
+"""The `apex` command without daemons: what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from apex.prepare import prepare_run, preset_config
+from tests.conftest import APEX
+
+
+def apex(*arguments: str, runs: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "APEX_RUNS": str(runs)} if runs else None
+    return subprocess.run(
+        [*APEX, *arguments], capture_output=True, text=True, timeout=60, env=environment
+    )
+
+
+def test_presets_are_listed_and_shown() -> None:
+    listed = apex("presets", "list")
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == [
+        "breakout", "cartpole", "pong",
+    ]  # fmt: skip
+    assert 'id = "ALE/Pong-v5"' in apex("presets", "show", "pong").stdout
+    resolved = apex("presets", "show", "pong", "--resolved").stdout
+    assert "[cpu" not in resolved and "max_times_sampled = 0" in resolved
+    unknown = apex("presets", "show", "pang")
+    assert unknown.returncode == 78
+    assert unknown.stderr == "apex: no preset 'pang'; there are: breakout, cartpole, pong\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["learner.batchsize=3"], "learner.batchsize: unknown key; did you mean 'batch_size'?"),
+        (["learner.batch_size=many"], "learner.batch_size: Expected `int`"),
+        (["algorithm.n_stepp=3"], "algorithm.n_stepp: unknown key; did you mean 'n_step'?"),
+        (["algorithm.name=dqnx"], "algorithm.name: no 'dqnx'"),
+        (["env.id=NoSuch-v0"], "env.id = 'NoSuch-v0'"),
+        (["env.id=Pendulum-v1"], "expected a Discrete action space"),
+        (["env.id=ALE/NoSuch-v5"], "ALE has no game"),
+        (["replay.min_size=100000"], "replay.min_size (100000) must not exceed"),
+        (["replay.tolerance=1.0"], "could deadlock"),
+        (["batch_size=3"], "expected section.key=value"),
+    ],
+)
+def test_config_check_names_what_is_wrong_in_one_line(settings: list[str], message: str) -> None:
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    done = apex("config", "check", "--preset", "cartpole", *arguments)
+    assert done.returncode == 78, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_config_check_accepts_every_preset() -> None:
+    for name in ("breakout", "cartpole", "pong"):
+        done = apex("config", "check", "--preset", name)
+        assert done.returncode == 0 and done.stdout.startswith("good: apex_dqn"), done.stderr
+
+
+def test_run_refuses_what_it_cannot_start(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("precious")
+    done = apex("run", "--preset", "cartpole", "--run", str(tmp_path / "full"))
+    assert done.returncode == 78 and "is not empty" in done.stderr
+    assert (tmp_path / "full" / "mine.txt").read_text() == "precious"
+    assert apex("run").returncode == 2
+    assert apex("run", "--resume", "--run", str(tmp_path / "none")).returncode == 78
+
+
+def test_engine_none_prepares_an_existing_empty_directory(tmp_path: Path) -> None:
+    target = tmp_path / "empty"
+    target.mkdir()
+    done = apex(
+        "run", "--preset", "cartpole", "--seed", "7", "--actors", "3", "--device", "cpu",
+        "--until-return", "450", "--engine", "none", "--run", str(target),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "actor_002" in done.stdout and "actor_003" not in done.stdout
+    text = (target / "config.toml").read_text()
+    assert "seed = 7" in text and "until_return = 450.0" in text and "count = 3" in text
+    assert target.stat().st_mode & 0o777 == 0o700
+
+
+def test_status_of_a_run_that_is_down_exits_4_with_every_field(tmp_path: Path) -> None:
+    run = prepare_run(tmp_path / "run", preset_config("cartpole", []))
+    done = apex("status", "--json", "--run", str(run.path))
+    assert done.returncode == 4
+    assert len(done.stdout.splitlines()) == 1
+    status = json.loads(done.stdout)
+    assert status["run"].keys() >= {"env_id", "env_steps", "frames", "uptime_s", "bottleneck"}
+    assert status["learner"].keys() >= {
+        "state", "pid", "learner_step", "updates_per_s", "samples_per_s",
+        "data_wait_fraction", "param_version",
+    }  # fmt: skip
+    assert status["replay"].keys() >= {
+        "state", "pid", "items", "capacity", "bytes", "inserts_per_s", "samples_per_s",
+        "stale_priorities", "refused",
+    }  # fmt: skip
+    assert status["actors"][0].keys() >= {
+        "actor_id", "slot", "pid", "state", "env_steps", "env_steps_per_s", "param_version",
+        "heartbeat_age_s", "episodes", "mean_return",
+    }  # fmt: skip
+    assert status["evaluator"].keys() >= {"episodes", "mean_return", "best_mean_return"}
+    assert status["learner"]["pid"] is None
+
+
+def test_runs_are_found_listed_and_removed(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    assert apex("status", runs=root).returncode == 78
+    for name in ("one", "two"):
+        prepare_run(root / name, preset_config("cartpole", []))
+    rows = json.loads(apex("runs", "list", "--json", runs=root).stdout)
+    assert sorted(Path(row["path"]).name for row in rows) == ["one", "two"]
+    assert {row["state"] for row in rows} == {"down"}
+    assert apex("runs", "rm", "one", runs=root).returncode == 0
+    assert [p.name for p in root.iterdir()] == ["two"]
+    assert apex("runs", "rm", str(tmp_path), runs=root).returncode == 78
+    assert tmp_path.exists()
+
+
+def test_eval_without_a_checkpoint_says_so(tmp_path: Path) -> None:
+    run = prepare_run(tmp_path / "run", preset_config("cartpole", []))
+    done = apex("eval", "--run", str(run.path))
+    assert done.returncode == 78 and "no checkpoint yet" in done.stderr
+    done = apex("eval", "--pretrained", "nothing")
+    assert done.returncode == 2 and "no pretrained 'nothing'" in done.stderr

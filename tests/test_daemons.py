@@ -1,0 +1,279 @@
+"""Each executable as a real process: its command line, its exit codes, its signals."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apex.prepare import prepare_run, preset_config
+from apex.run_directory import RunDirectory
+from tests.conftest import ROOT, Suite, wait_until
+
+DAEMONS = {
+    "replay": (),
+    "learner": (),
+    "evaluator": (),
+    "actor": ("--index", "0"),
+}
+WAITS_FOR = {"learner": "waiting for replay", "evaluator": "learner.params", "actor": "learner"}
+
+
+def command(daemon: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "bin" / daemon), *DAEMONS[daemon], *arguments]
+
+
+def finish(daemon: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(daemon, *arguments), capture_output=True, text=True, timeout=60)
+
+
+class Process:
+    """One executable, with what it writes."""
+
+    def __init__(self, path: Path, daemon: str, *arguments: str) -> None:
+        self._log = path / f"{daemon}.out"
+        with self._log.open("wb") as output:
+            self.popen = subprocess.Popen(
+                command(daemon, *arguments), stdout=output, stderr=subprocess.STDOUT
+            )
+
+    def wait_for_text(self, text: str, timeout_s: float = 60.0) -> None:
+        wait_until(lambda: text in self.output() or self.popen.poll() is not None, timeout_s, text)
+        assert text in self.output(), self.output()
+
+    def output(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def end(self) -> int:
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(timeout=30)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    settings = [
+        "actor.count=1", "actor.num_envs=2", "replay.min_size=64", "actor.chunk_length=8",
+        "evaluator.num_envs=2", "evaluator.episodes=2",
+    ]  # fmt: skip
+    return prepare_run(tmp_path / "run", preset_config("cartpole", settings))
+
+
+@pytest.fixture
+def start(tmp_path: Path, run: RunDirectory) -> Iterator[object]:
+    """Starts executables of the run; kills those that the test leaves."""
+    processes: list[Process] = []
+
+    def begin(daemon: str) -> Process:
+        processes.append(Process(tmp_path, daemon, "--run", str(run.path)))
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.popen.kill()
+        process.popen.wait()
+
+
+@pytest.mark.parametrize("daemon", DAEMONS)
+def test_help_exits_0_and_no_arguments_exit_2(daemon: str) -> None:
+    helped = finish(daemon, "--help")
+    assert helped.returncode == 0 and "--run" in helped.stdout and "--endpoints" in helped.stdout
+    assert finish(daemon).returncode == 2
+
+
+@pytest.mark.parametrize("daemon", DAEMONS)
+def test_a_missing_run_exits_78_with_one_line_and_no_traceback(daemon: str, tmp_path: Path) -> None:
+    done = finish(daemon, "--run", str(tmp_path / "nothing"))
+    assert done.returncode == 78
+    assert "no such file" in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_wrong_configuration_or_endpoints_file_exits_78_naming_the_key(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "endpoints.toml"
+    wrong.write_text('[replay]\ninsert = "ipc:///tmp/x"\nsample = "http://1.2.3.4:5"\n')
+    done = finish("replay", "--run", str(run.path), "--endpoints", str(wrong))
+    assert done.returncode == 78 and "learner" in done.stderr
+    run.config_file.write_text(run.config_file.read_text().replace("capacity", "capacitty"))
+    done = finish("replay", "--run", str(run.path))
+    assert done.returncode == 78
+    assert "replay.capacitty: unknown key; did you mean 'capacity'?" in done.stderr
+
+
+@pytest.mark.parametrize("daemon", WAITS_FOR)
+def test_a_daemon_alone_says_what_it_waits_for_and_sigterm_exits_0(
+    daemon: str, start: object, run: RunDirectory
+) -> None:
+    process = start(daemon)  # type: ignore[operator]
+    process.wait_for_text("waiting for")
+    assert WAITS_FOR[daemon] in process.output()
+    assert process.end() == 0
+    assert process.output().rstrip().endswith("stopped")
+
+
+def test_sigterm_while_a_daemon_is_being_made_exits_0(start: object, run: RunDirectory) -> None:
+    process = start("learner")  # type: ignore[operator]
+    wait_until(lambda: run.pid("learner"), 30.0, "the learner has its name")
+    process.wait_for_text("started, pid")
+    assert process.end() == 0
+
+
+def test_a_second_signal_ends_a_draining_daemon_at_once(start: object) -> None:
+    process = start("replay")  # type: ignore[operator]
+    process.wait_for_text("serving")
+    os.kill(process.popen.pid, signal.SIGSTOP)
+    os.kill(process.popen.pid, signal.SIGTERM)
+    os.kill(process.popen.pid, signal.SIGINT)
+    os.kill(process.popen.pid, signal.SIGCONT)
+    assert process.popen.wait(timeout=10) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+
+def test_sigusr1_dumps_all_stacks_and_the_daemon_goes_on(start: object) -> None:
+    process = start("replay")  # type: ignore[operator]
+    process.wait_for_text("serving")
+    os.kill(process.popen.pid, signal.SIGUSR1)
+    process.wait_for_text("most recent call first", 10.0)
+    assert process.popen.poll() is None
+    assert process.end() == 0
+
+
+def test_a_second_process_of_one_name_is_refused(start: object, run: RunDirectory) -> None:
+    process = start("replay")  # type: ignore[operator]
+    process.wait_for_text("serving")
+    done = finish("replay", "--run", str(run.path))
+    assert done.returncode == 78
+    assert f"runs already (pid {process.popen.pid})" in done.stderr
+
+
+def test_a_socket_left_by_a_killed_server_is_taken_over(start: object) -> None:
+    first = start("replay")  # type: ignore[operator]
+    first.wait_for_text("serving")
+    first.popen.kill()
+    first.popen.wait()
+    second = start("replay")  # type: ignore[operator]
+    second.wait_for_text("serving")
+    assert second.end() == 0
+
+
+@pytest.mark.parametrize("order", [("actor", "learner", "replay"), ("learner", "actor", "replay")])
+def test_daemons_start_in_any_order(
+    order: tuple[str, ...], start: object, run: RunDirectory, tmp_path: Path
+) -> None:
+    processes = {}
+    for daemon in order:
+        processes[daemon] = start(daemon)  # type: ignore[operator]
+        processes[daemon].wait_for_text("waiting for" if daemon != "replay" else "serving")
+    processes["learner"].wait_for_text("first batch")
+    assert [processes[d].end() for d in ("actor", "learner", "replay")] == [0, 0, 0]
+
+
+def test_a_work_loop_that_stands_still_is_ended_by_the_watchdog(tmp_path: Path) -> None:
+    prepared = prepare_run(
+        tmp_path / "run", preset_config("cartpole", ["run.watchdog_s=2", "actor.count=1"])
+    )
+    script = tmp_path / "hang.py"
+    script.write_text(
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from apex.run_directory import RunDirectory\n"
+        "from apex.service import serve\n"
+        "def body(service):\n"
+        "    service.beat()\n"
+        "    time.sleep(1000)\n"
+        f"sys.exit(serve(RunDirectory(Path({str(prepared.path)!r})), 'replay', body))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 80
+    assert "work loop stood still" in done.stderr and "in body" in done.stderr
+
+
+def test_a_daemon_that_crashes_again_and_again_gives_up_with_its_own_code(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    script = tmp_path / "crash.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from apex import service\n"
+        "from apex.run_directory import RunDirectory\n"
+        "service.MAX_DELAY_S = 0.01\n"
+        "def body(_):\n"
+        "    raise ValueError('on purpose')\n"
+        f"sys.exit(service.serve(RunDirectory(Path({str(run.path)!r})), 'replay', body))\n"
+    )
+    codes = []
+    while len(codes) < 20 and 79 not in codes:
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+        codes.append(done.returncode)
+    assert codes == [70] * 8 + [79]
+    assert "giving up" in done.stderr
+
+
+def test_100000_pong_transitions_cost_the_replay_process_at_most_60_mb(
+    suite: Suite, tmp_path: Path
+) -> None:
+    """The memory of the real process, filled over the wire with real frames."""
+    from apex.acting.loop import ActingLoop, Decision
+    from apex.algos.registry import make_algorithm
+    from apex.envs.registry import make_environments
+    from apex.replay.client import InsertClient
+    from apex.wire.messages import Hello
+    from apex.wire.sockets import Poller
+
+    config = preset_config("pong", ["replay.capacity=120000", "actor.num_envs=16"])
+    prepared = prepare_run(suite.path, config)
+    facts, endpoints = prepared.facts(), prepared.endpoints()
+    process = Process(tmp_path, "replay", "--run", str(prepared.path))
+    try:
+        process.wait_for_text("serving")
+        before = resident_bytes(process.popen.pid)
+        client = InsertClient(
+            endpoints.replay.insert,
+            Hello(
+                role="actor", name="actor_000", epoch=1, run_id=facts.run_id,
+                schema_hash=facts.schema.hash, pid=os.getpid(),
+            ),
+        )  # fmt: skip
+        poller = Poller(client.client)
+        rng = np.random.default_rng(1)
+
+        class RandomPolicy:
+            def initial_state(self, num_envs: int) -> None:
+                return None
+
+            def act(self, observations: object, state: object, exploration: object) -> Decision:
+                zeros = np.zeros(16)
+                return Decision(rng.integers(0, 6, 16), None, {"q_value": zeros, "max_q": zeros})
+
+        algorithm = make_algorithm(config.algorithm, facts.env)
+        loop = ActingLoop(
+            make_environments(config.env, 16), RandomPolicy(), None,
+            algorithm.accumulator(16, 50), clip_rewards=True, seed=1,
+        )  # fmt: skip
+        while client.inserted_items < 100_000:
+            for chunk in loop.step()[0]:
+                wait_until(
+                    lambda: client.poll() or client.has_credit or poller.wait(0.01), 30.0, "credit"
+                )
+                if client.has_credit:
+                    client.insert(chunk)
+        wait_until(lambda: client.poll() or not client.unacknowledged, 30.0, "all acknowledged")
+        grown = resident_bytes(process.popen.pid) - before
+        client.close()
+        assert grown <= 60e6, f"{grown / 1e6:.1f} MB for 100,000 transitions"
+        assert grown >= 10e6
+    finally:
+        process.popen.kill()
+        process.popen.wait()
+
+
+def resident_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,224 @@
+"""Whole suites of real processes: start, watch, kill, restart, attach, resume, stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from apex.engine import living_engine
+from tests.conftest import APEX, Suite, wait_until
+
+ENGINES = ["supervisor", "local"]
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_suite_lives_through_kills_and_ends_whole(
+    suite: Suite, small: tuple[str, ...], engine: str
+) -> None:
+    suite.start(*small, "--engine", engine)
+    before = suite.wait_healthy()
+    assert before["run"]["engine"] == engine
+    assert suite.apex("status").returncode == 0
+
+    killed = before["actors"][0]["pid"]
+    os.kill(killed, signal.SIGKILL)
+    suite.wait_for(
+        lambda s: (
+            s["actors"][0]["pid"] not in (None, killed)
+            and s["actors"][0]["state"] in ("stepping", "waiting_for_credit")
+        ),
+        30.0,
+        "the killed actor steps again",
+    )
+    for daemon in ("replay", "learner"):
+        now = suite.status()
+        pid, version = now[daemon]["pid"], now["learner"]["param_version"]
+        os.kill(pid, signal.SIGKILL)
+        after = suite.wait_for(
+            lambda s, daemon=daemon, pid=pid: (
+                s[daemon]["pid"] not in (None, pid)
+                and s["run"]["health"] == "clean"
+                and s["learner"]["state"] == "training"
+            ),
+            60.0,
+            f"training goes on after {daemon} was killed",
+        )
+        assert after["learner"]["param_version"] > version or daemon == "replay"
+    assert suite.status()["learner"]["learner_step"] > 0
+
+    done = suite.apex("stop")
+    assert done.returncode == 0, done.stderr
+    assert suite.processes() == []
+    assert suite.apex("status").returncode == 4
+    down = suite.status()
+    assert [row["pid"] for row in down["actors"]] == [None, None]
+    assert down["learner"]["state"] == down["replay"]["state"] == "down"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_process_is_left_when_the_engine_is_killed(
+    suite: Suite, small: tuple[str, ...], engine: str
+) -> None:
+    suite.start(*small, "--engine", engine)
+    suite.wait_healthy()
+    record = living_engine(suite.run)
+    assert record is not None
+    os.kill(record.pid, signal.SIGKILL)
+    wait_until(lambda: not suite.processes(), 40.0, "every process of the run is gone")
+    assert suite.run.living() == {}
+
+
+def test_actor_restart_and_attach_while_the_learner_goes_on(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small)
+    before = suite.wait_healthy()
+    done = suite.apex("actor", "restart", "1")
+    assert done.returncode == 0, done.stderr
+    attached = subprocess.Popen(
+        [*APEX, "actor", "attach", "2", "--run", str(suite.path)], stderr=subprocess.DEVNULL
+    )
+    try:
+        wider = suite.wait_for(
+            lambda s: len(s["actors"]) == 4 and s["run"]["health"] == "clean",
+            60.0,
+            "two attached actors at work",
+        )
+        assert [row["actor_id"] for row in wider["actors"]] == [
+            "actor_000", "actor_001", "actor_002", "actor_003",
+        ]  # fmt: skip
+        assert sorted(row["slot"] for row in wider["actors"]) == [0, 1, 2, 3]
+        assert wider["actors"][1]["pid"] != before["actors"][1]["pid"]
+        assert wider["learner"]["pid"] == before["learner"]["pid"]
+        assert wider["learner"]["learner_step"] > before["learner"]["learner_step"]
+        attached.send_signal(signal.SIGINT)
+        assert attached.wait(timeout=30) == 0
+        suite.wait_for(lambda s: len(s["actors"]) == 2, 10.0, "the attached actors are gone")
+    finally:
+        attached.kill()
+        attached.wait()
+
+
+def test_stop_ends_attached_actors_too(suite: Suite, small: tuple[str, ...]) -> None:
+    suite.start(*small, "--engine", "local")
+    suite.wait_healthy()
+    attached = subprocess.Popen(
+        [*APEX, "actor", "attach", "--run", str(suite.path)], stderr=subprocess.DEVNULL
+    )
+    try:
+        suite.wait_for(lambda s: len(s["actors"]) == 3, 60.0, "an attached actor")
+        assert suite.apex("stop").returncode == 0
+        assert attached.wait(timeout=10) == 0
+        assert suite.processes() == []
+    finally:
+        attached.kill()
+        attached.wait()
+
+
+def test_resume_goes_on_from_the_learner_step_of_the_checkpoint(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small)
+    suite.wait_for(lambda s: s["learner"]["learner_step"] > 100, 60.0, "100 learner steps")
+    assert suite.apex("stop").returncode == 0
+    stopped = suite.status()
+    saved = json.loads(
+        max(suite.run.checkpoints.glob("step_*/manifest.json")).read_text(encoding="utf-8")
+    )
+    assert stopped["learner"]["learner_step"] == saved["learner_step"] > 100
+    suite.start("--resume", "--engine", "local")
+    resumed = suite.wait_healthy()
+    assert resumed["learner"]["learner_step"] >= saved["learner_step"]
+    assert resumed["run"]["env_steps"] >= saved["env_steps"]
+    assert resumed["learner"]["param_version"] > saved["param_version"]
+    log = (suite.run.logs / "learner.log").read_text()
+    assert f"at learner step {saved['learner_step']}," in log
+
+
+def test_two_suites_run_side_by_side_one_on_tcp_loopback(
+    make_suite: Callable[[str], Suite], small: tuple[str, ...], tmp_path: Path
+) -> None:
+    endpoints = tmp_path / "tcp.toml"
+    endpoints.write_text(
+        "insecure_loopback = true\n"
+        '[replay]\ninsert = "tcp://127.0.0.1:*"\nsample = "tcp://127.0.0.1:*"\n'
+        '[learner]\nparams = "tcp://127.0.0.1:*"\n'
+    )
+    first, second = make_suite("ipc"), make_suite("tcp")
+    first.start(*small, "--actors", "1", "--engine", "local")
+    second.start(*small, "--actors", "1", "--endpoints", str(endpoints))
+    one, two = first.wait_healthy(90.0), second.wait_healthy(90.0)
+    assert one["learner"]["pid"] != two["learner"]["pid"]
+    assert "tcp://127.0.0.1:" in (second.run.endpoints_file).read_text()
+    assert first.run.facts().run_id != second.run.facts().run_id
+
+
+def test_a_run_ends_by_itself_at_its_env_steps(suite: Suite, small: tuple[str, ...]) -> None:
+    suite.start(*small, "--set", "run.max_env_steps=2000")
+    wait_until(lambda: living_engine(suite.run) is None, 90.0, "the run has ended")
+    wait_until(lambda: not suite.processes(), 10.0, "its processes are gone")
+    status = suite.status()
+    assert "max_env_steps = 2000" in status["run"]["outcome"]
+    assert status["run"]["env_steps"] >= 2000
+
+
+def test_launch_run_trains_an_environment_of_a_script(tmp_path: Path, suite: Suite) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text(
+        f"""
+import gymnasium as gym
+import numpy as np
+from apex.launch import run
+
+class Corridor(gym.Env):
+    observation_space = gym.spaces.Box(0, 1, (3,), np.float64)
+    action_space = gym.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at = 0
+        return np.eye(3)[0], {{}}
+    def step(self, action):
+        self.at = max(0, self.at + (1 if action else -1))
+        end = self.at == 2
+        return np.eye(3)[self.at], float(end), end, False, {{}}
+
+run("cartpole", make_env=Corridor, path={str(suite.path)!r}, settings=[
+    "env.id=corridor", "actor.count=1", "actor.num_envs=2", "replay.min_size=100",
+    "evaluator.num_envs=2", "evaluator.episodes=2"])
+"""
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    status = suite.wait_for(
+        lambda s: s["learner"]["learner_step"] > 0 and s["evaluator"]["episodes"] > 0,
+        60.0,
+        "it learns and evaluates the script's environment",
+    )
+    assert status["run"]["env_id"] == "corridor"
+    assert status["replay"]["refused"] == 0
+
+
+def test_logs_metrics_and_tensorboard_files_are_there(suite: Suite, small: tuple[str, ...]) -> None:
+    suite.start(*small, "--set", "learner.metrics_period_s=1.0")
+    suite.wait_healthy()
+    wait_until(lambda: (suite.run.metrics / "learner.jsonl").read_text(), 30.0, "learner metrics")
+    records = (suite.run.metrics / "learner.jsonl").read_text().splitlines()
+    record = json.loads(records[-1])
+    assert {"loss", "td_error", "q_mean", "item_staleness", "updates_per_s"} <= record.keys()
+    wait_until(
+        lambda: list((suite.run.metrics / "tensorboard").glob("learner/events.*")),
+        10.0,
+        "TensorBoard files",
+    )
+    shown = suite.apex("logs", "learner", "-n", "3")
+    assert len(shown.stdout.splitlines()) == 3
+    time, level, process = shown.stdout.splitlines()[0].split()[:3]
+    assert time.endswith("Z") and level == "INFO" and process == "learner"
+    assert suite.apex("logs", "nobody").returncode == 2
