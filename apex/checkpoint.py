@@ -32,6 +32,15 @@ log = logging.getLogger("apex.checkpoint")
 PARAMETERS, LEARNER, MANIFEST = "parameters.safetensors", "learner.pt", "manifest.json"
 
 
+class ActorRecord(msgspec.Struct, frozen=True):
+    """What of an actor must outlive the learner, lest its steps be counted twice."""
+
+    epoch: int
+    incarnation: int
+    env_steps: int
+    """Counted so far, of this epoch."""
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a checkpoint is of, enough to act with it and to go on from it."""
 
@@ -46,6 +55,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Of the evaluation that made it the best one."""
     best_return: float | None = None
     """The best evaluation of the run so far."""
+    actors: dict[str, ActorRecord] = {}
+    """What each actor has in `env_steps`."""
     sha256: dict[str, str] = {}
 
 

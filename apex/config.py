@@ -120,7 +120,7 @@ class LearnerConfig(Section, frozen=True):
     """The process that learns."""
 
     batch_size: PositiveInt = 32
-    prefetch: PositiveInt = 4
+    prefetch: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
     """Batches that are requested or waiting decoded."""
     decode_threads: PositiveInt = 1
     device: str = "auto"

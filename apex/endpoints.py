@@ -174,7 +174,7 @@ def socket_directory(run_directory: Path) -> Path:
     longer than a socket's may be; its name is a digest of the run's path.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    base = Path(runtime) if runtime else Path(tempfile.gettempdir())
+    base = Path(runtime) if runtime and Path(runtime).is_dir() else Path(tempfile.gettempdir())
     digest = hashlib.sha256(os.fsencode(run_directory.resolve())).hexdigest()[:12]
     for folder in (base / f"apex-{os.getuid()}", base / f"apex-{os.getuid()}" / digest):
         folder.mkdir(mode=0o700, exist_ok=True)

@@ -94,9 +94,8 @@ class MetricsLog:
     ) -> None:
         max_bytes = int(max_mb * 1e6)
         self._lines = JsonLines(directory / f"{process}.jsonl", max_bytes)
-        self._events = (
-            EventFiles(directory / "tensorboard" / process, max_bytes) if (tensorboard) else None
-        )
+        events = directory / "tensorboard" / process
+        self._events = EventFiles(events, max_bytes) if tensorboard else None
         self._clock = clock
 
     def write(self, values: Mapping[str, Any], *, step: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,14 +44,12 @@ def encode(network: nn.Module) -> bytes:
     return safetensors.torch.save(tensors)
 
 
-def decode(data: bytes, crc32: int | None = None) -> dict[str, Tensor]:
+def decode(data: bytes) -> dict[str, Tensor]:
     """Tensors by name.
 
     Raises:
         CheckpointError: the bytes are corrupt.
     """
-    if crc32 is not None and zlib.crc32(data) != crc32:
-        raise CheckpointError("parameters: the checksum does not match")
     try:
         return safetensors.torch.load(data)
     except safetensors.SafetensorError as error:

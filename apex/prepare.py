@@ -84,8 +84,12 @@ def item_bytes(schema: Schema) -> float:
     return overhead + columns + frames
 
 
-def check_config(config: Config, extensions: Extensions = NONE) -> tuple[EnvSpec, Schema]:
-    """Make the environment once to learn its spaces, and the schema that the algorithm makes.
+def check_config(config: Config, extensions: Extensions = NONE) -> tuple[Config, EnvSpec, Schema]:
+    """Make the environment once to learn its spaces, and type the algorithm's section.
+
+    Returns:
+        The configuration with all of the algorithm's keys, the environment, and the schema of
+        the items that the algorithm makes of it.
 
     Raises:
         ApexError: the configuration or the environment is unusable.
@@ -94,7 +98,9 @@ def check_config(config: Config, extensions: Extensions = NONE) -> tuple[EnvSpec
     environments = make_environments(config.env, 1, extensions.make_env)
     environments.close()
     spec = environments.spec
-    return spec, make_algorithm(config.algorithm, spec, extensions.algorithm).schema()
+    algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm)
+    section = msgspec.to_builtins(algorithm.config)
+    return msgspec.structs.replace(config, algorithm=section), spec, algorithm.schema()
 
 
 def prepare_run(
@@ -112,7 +118,7 @@ def prepare_run(
     run.check_unused()
     endpoints = addresses.load(endpoints_file or addresses.default_file())
     config = fit_to_cores(config)
-    spec, schema = check_config(config, extensions)
+    config, spec, schema = check_config(config, extensions)
     config = fit_to_memory(config, schema)
     configuration.check(config)
     run.create(config, addresses.resolve(endpoints, run.path), spec, schema)
@@ -126,7 +132,9 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
         ConfigError: a setting does not fit.
     """
     raw: dict[str, Any] = configuration.read_toml(run.config_file)
-    config = configuration.parse(configuration.override(raw, settings))
+    config = fit_to_cores(configuration.parse(configuration.override(raw, settings)))
+    config = fit_to_memory(config, run.facts().schema)
+    configuration.check(config)
     run.write_config(config)
     addresses.socket_directory(run.path)
     return config

@@ -30,6 +30,8 @@ ENGINE_PID = "APEX_ENGINE_PID"
 """Environment variable by which an engine tells its children its own process id."""
 
 PR_SET_PDEATHSIG = 1
+OWN_THREADS = ("watchdog", "params-server", "prefetch")
+"""Threads without which a daemon is not whole; libraries' threads (TensorBoard's) may be lost."""
 SHORT_LIFE_S = 20.0
 """A daemon that ends uncleanly before this age is in a crash loop."""
 MAX_SHORT_LIVES = 8
@@ -69,6 +71,7 @@ class CrashRecord(msgspec.Struct):
     """What a daemon's next start must know of its last one."""
 
     started: float
+    epoch: int = 0
     short_lives: int = 0
     clean: bool = False
 
@@ -90,13 +93,14 @@ class Service:
         self.config: Config = run.config()
         self.endpoints: Endpoints = run.endpoints()
         self.facts: RunFacts = run.facts()
-        self.epoch = time.time_ns()
         self.supervised = ENGINE_PID in os.environ
         self._stop = threading.Event()
-        self._on_stop: list[Callable[[], None]] = []
         self._beats = 0
         self._lock = self._take_name()
         self._record_file = run.daemons / f"{name}.json"
+        self._last = self._read_record()
+        self.epoch = max(time.time_ns(), self._last.epoch + 1 if self._last else 0)
+        """This start of the daemon; a later start's is higher, whatever the clock does."""
 
     def _take_name(self) -> FileLock:
         self.run.daemons.mkdir(exist_ok=True)
@@ -116,12 +120,6 @@ class Service:
     def stop(self) -> None:
         """Ask the daemon to drain and exit."""
         self._stop.set()
-        for wake in self._on_stop:
-            wake()
-
-    def on_stop(self, wake: Callable[[], None]) -> None:
-        """Call `wake` when the daemon is asked to stop (also from a signal handler)."""
-        self._on_stop.append(wake)
 
     def wait(self, seconds: float) -> bool:
         """Wait, or return True at once when the daemon is asked to stop."""
@@ -174,7 +172,7 @@ class Service:
                 pass
             idle_s = idle_s + 1.0 if self._beats == seen else 0.0
             seen = self._beats
-            if seen and idle_s >= self.config.run.watchdog_s:
+            if idle_s >= self.config.run.watchdog_s:
                 log.error("work loop stood still for %.0f s: dumping stacks, exiting", idle_s)
                 faulthandler.dump_traceback(all_threads=True)
                 os._exit(ExitCode.HANG)
@@ -186,24 +184,27 @@ class Service:
             GaveUpError: it happened `MAX_SHORT_LIVES` times in a row.
         """
         short_lives = 0
-        try:
-            last = msgspec.json.decode(self._record_file.read_bytes(), type=CrashRecord)
-            lived = self._record_file.stat().st_mtime - last.started
-            if not last.clean and lived < SHORT_LIFE_S:
-                short_lives = last.short_lives + 1
-        except (FileNotFoundError, msgspec.MsgspecError):
-            pass
+        if self._last is not None and not self._last.clean:
+            lived = self._record_file.stat().st_mtime - self._last.started
+            short_lives = self._last.short_lives + 1 if lived < SHORT_LIFE_S else 0
         if short_lives >= MAX_SHORT_LIVES:
-            self._record_file.unlink()
+            self._write_record(CrashRecord(time.time(), self.epoch, clean=True))
             raise GaveUpError(
                 f"crashed {short_lives} times in a row within {SHORT_LIFE_S:.0f} s of its start; "
-                f"giving up. The log above says why; `apex actor restart` or a new run tries again"
+                "giving up. The log above says why; `apex actor restart`, or `apex stop` and "
+                "`apex run --resume`, tries again"
             )
         if short_lives > 1:
             delay = min(MAX_DELAY_S, 2.0 ** (short_lives - 2))
             log.warning("crash %d in a row, starting in %.0f s", short_lives, delay)
             self.wait(delay)
-        self._write_record(CrashRecord(time.time(), short_lives))
+        self._write_record(CrashRecord(time.time(), self.epoch, short_lives))
+
+    def _read_record(self) -> CrashRecord | None:
+        try:
+            return msgspec.json.decode(self._record_file.read_bytes(), type=CrashRecord)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
 
     def _write_record(self, record: CrashRecord) -> None:
         try:
@@ -213,7 +214,7 @@ class Service:
 
     def mark_clean(self) -> None:
         """Record that this start ended as it was meant to."""
-        self._write_record(CrashRecord(time.time(), clean=True))
+        self._write_record(CrashRecord(time.time(), self.epoch, clean=True))
 
 
 def serve(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
@@ -244,10 +245,11 @@ def serve(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
 
 
 def _end_with_thread(crash: threading.ExceptHookArgs) -> None:
-    """A daemon that has lost one of its threads is no longer whole: end it."""
-    assert crash.exc_value is not None
-    log.error("a thread crashed", exc_info=crash.exc_value)
-    os._exit(ExitCode.CRASH)
+    """A daemon that has lost one of its own threads is no longer whole: end it."""
+    name = crash.thread.name if crash.thread else "unknown"
+    log.error("thread '%s' crashed", name, exc_info=crash.exc_value)
+    if name in OWN_THREADS:
+        os._exit(ExitCode.CRASH)
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -142,15 +142,6 @@ class Chunk:
     def __len__(self) -> int:
         return len(self.priorities)
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes that the chunk takes on the wire, headers aside."""
-        columns = sum(array.nbytes for array in self.columns.values()) + self.priorities.nbytes
-        if self.frames is None:
-            return columns
-        ranges = 4 * (len(self.frames.frame_lengths) + 3 * len(self))
-        return columns + len(self.frames.blob) + ranges
-
     def check(self, schema: Schema) -> None:
         """Raise `SchemaError` unless the chunk is one that `schema` allows."""
         if self.priorities.ndim != 1 or len(self) < 1:

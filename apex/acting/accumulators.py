@@ -54,9 +54,6 @@ class Accumulator(Protocol):
     def flush(self) -> list[Chunk]:
         """The items that are complete but not yet in a chunk, for an orderly end."""
 
-    def abandon(self) -> None:
-        """Forget unfinished items: the environments start anew."""
-
 
 InitialPriorities = Callable[[Arrays, Mapping[str, Floats], Mapping[str, Floats]], Floats]
 """Columns of M items, the policy's extras at their first and at their bootstrap observation,
@@ -72,6 +69,7 @@ class _Pending:
     extras: tuple[float, ...]
     first_frame: int
     pad_count: int
+    learner_step: int
     n_step_return: float = 0.0
     steps: int = 0
 
@@ -121,35 +119,38 @@ class _EnvAccumulator:
             stored = observation.copy()
         if ignored or self._cut:
             while self._pending:
-                self._finish(stored, extras, learner_step, dead=self._terminated or self._cut)
+                self._finish(stored, extras, dead=self._terminated or self._cut)
             self._cut = False
         elif len(self._pending) == self._n_step:
-            self._finish(stored, extras, learner_step, dead=False)
+            self._finish(stored, extras, dead=False)
         if ignored:
             self._frames_in_episode = 0
         else:
-            self._begin(stored, action, extras, reward)
+            self._begin(stored, action, extras, reward, learner_step)
             self._terminated, self._cut = terminated, life_lost and not terminated
         return len(self._finished.rows) >= self._chunk_length
 
     def _begin(
-        self, stored: Array | None, action: Any, extras: tuple[float, ...], reward: float
+        self,
+        stored: Array | None,
+        action: Any,
+        extras: tuple[float, ...],
+        reward: float,
+        learner_step: int,
     ) -> None:
         newest = self._frames_base + len(self._frames) - 1
         missing = max(0, self._stack - self._frames_in_episode)
         first = newest - (self._stack - 1 - missing)
-        self._pending.append(_Pending(stored, action, extras, first, missing))
+        self._pending.append(_Pending(stored, action, extras, first, missing, learner_step))
         for pending in self._pending:
             pending.n_step_return += self._discount**pending.steps * reward
             pending.steps += 1
 
-    def _finish(
-        self, bootstrap: Array | None, extras: tuple[float, ...], learner_step: int, dead: bool
-    ) -> None:
+    def _finish(self, bootstrap: Array | None, extras: tuple[float, ...], dead: bool) -> None:
         item = self._pending.popleft()
         discount = 0.0 if dead else self._discount**item.steps
         finished = self._finished
-        finished.rows.append((item.action, item.n_step_return, discount, learner_step))
+        finished.rows.append((item.action, item.n_step_return, discount, item.learner_step))
         finished.extras.append(item.extras)
         finished.bootstrap_extras.append(extras)
         if self._stack:
@@ -206,12 +207,6 @@ class _EnvAccumulator:
         drop = max(0, needed - self._frames_base)
         del self._frames[:drop]
         self._frames_base += drop
-
-    def abandon(self) -> None:
-        """Forget what is unfinished."""
-        self._pending.clear()
-        self._terminated = self._cut = False
-        self._frames_in_episode = 0
 
 
 def _by_name(names: list[str], rows: list[tuple[float, ...]]) -> dict[str, Floats]:
@@ -274,8 +269,3 @@ class NStepAccumulator:
     def _chunks(self, envs: list[_EnvAccumulator]) -> list[Chunk]:
         chunks = (env.take_chunk(self._extra_names, self._priorities) for env in envs)
         return [chunk for chunk in chunks if chunk is not None]
-
-    def abandon(self) -> None:
-        """Forget unfinished transitions: the environments start anew."""
-        for env in self._envs:
-            env.abandon()

@@ -36,9 +36,10 @@ def show_preset(name: str, resolved: bool) -> None:
     if not resolved:
         click.echo(configuration.preset_text(name), nl=False)
         return
-    from apex.prepare import preset_config
+    from apex.prepare import check_config, preset_config
 
-    click.echo(configuration.dump(preset_config(name, [])), nl=False)
+    config, _, _ = check_config(preset_config(name, []))
+    click.echo(configuration.dump(config), nl=False)
 
 
 @click.group()
@@ -61,7 +62,7 @@ def check(file: Path | None, preset: str | None, settings: tuple[str, ...]) -> N
         checked = configuration.parse(raw)
     else:
         raise click.UsageError("expected FILE or --preset NAME")
-    spec, schema = check_config(checked)
+    checked, spec, schema = check_config(checked)
     click.echo(
         f"good: {checked.algorithm['name']} on {spec.env_id}, observations {spec.policy_shape} "
         f"{spec.observation_dtype}, {spec.num_actions} actions, schema {schema.hash}"

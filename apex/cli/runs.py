@@ -71,6 +71,11 @@ def run(
         click.echo(f"{running.path} is running: showing it", err=True)
         watch_run(running)
         return
+    if resume and (preset or config_file or endpoints):
+        raise UsageError(
+            "--resume goes on with the run's own configuration and endpoints; "
+            "change single settings with --set, without --preset, --config and --endpoints"
+        )
     if resume:
         directory = _resumed(run_path, all_settings)
     else:

@@ -86,6 +86,7 @@ def gather(run: RunDirectory) -> dict[str, Any]:
             "episodes": 0,
             "mean_return": None,
             "best_mean_return": saved.get("best_return"),
+            **_last_evaluation(run),
             **(asked or {}).get("evaluator", {}),
         },
     }
@@ -128,19 +129,32 @@ def _actors(count: int, rows: list[dict[str, Any]], living: dict[str, int]) -> l
     """One row for each configured or attached actor; `pid` is None while it is down."""
     known = {row["actor_id"]: row for row in rows}
     configured = [f"actor_{index:03d}" for index in range(count)]
-    attached = [n for n in living if n.startswith("actor_") and n not in configured]
-    result = []
-    for name in configured + sorted(set(attached) | (known.keys() - set(configured))):
-        pid = living.get(name)
-        row = {"actor_id": name, "slot": None, "state": "starting", **_EMPTY_ACTOR,
-               **known.get(name, {}), "pid": pid}  # fmt: skip
-        if pid is None:
-            row["state"] = "down"
-        elif known.get(name, {}).get("pid") not in (pid, None):
-            row.update(state="starting", env_steps_per_s=0.0)
-        if name in configured or pid is not None:
-            result.append(row)
-    return result
+    others = {name for name in living if name.startswith("actor_")} | {
+        row["actor_id"] for row in rows if row["state"] != "gone"
+    }
+    return [
+        _actor(name, known.get(name), living.get(name), elsewhere=name not in configured)
+        for name in configured + sorted(others - set(configured))
+    ]
+
+
+def _actor(
+    name: str, row: dict[str, Any] | None, pid: int | None, *, elsewhere: bool
+) -> dict[str, Any]:
+    """One actor's row: by the learner's book, unless its process says otherwise.
+
+    Args:
+        name: of the actor.
+        row: what the learner knows of it.
+        pid: of its living process in this run's directory.
+        elsewhere: it may live without a process here, on another machine.
+    """
+    base = {"actor_id": name, "slot": None, "state": "starting", **_EMPTY_ACTOR, "pid": pid}
+    if pid is None and not (elsewhere and row):
+        return {**base, **(row or {}), "pid": None, "state": "down"}
+    if row is None or pid not in (None, row["pid"]):
+        return {**base, "slot": row["slot"] if row else None}
+    return {**base, **row}
 
 
 def _uptime(run: RunDirectory) -> float:
@@ -159,6 +173,16 @@ def _outcome(run: RunDirectory) -> str | None:
         return str(json.loads(run.outcome_file.read_text())["reason"])
     except (FileNotFoundError, ValueError, KeyError):
         return None
+
+
+def _last_evaluation(run: RunDirectory) -> dict[str, Any]:
+    """What the evaluator wrote last, for a run that is down."""
+    try:
+        lines = (run.metrics / "evaluator.jsonl").read_text().splitlines()
+        last = json.loads(lines[-1])
+        return {name: last[name] for name in ("mean_return", "best_mean_return")}
+    except (OSError, ValueError, IndexError, KeyError):
+        return {}
 
 
 def _newest_manifest(run: RunDirectory) -> dict[str, Any]:

@@ -64,8 +64,7 @@ class LearnerDaemon:
         self._train_s = 0.0
         """Seconds of training before this start."""
         self._started = time.monotonic()
-        self._best_return: float | None = None
-        env_steps = self._restore()
+        resumed = self._restore()
         self._first_step = self._step
         self._versions = VersionCounter(self._folder / "param_version")
         self._board = PublicationBoard()
@@ -88,13 +87,14 @@ class LearnerDaemon:
             service.endpoints,
             service.facts,
             config.actor.count,
-            env_steps,
+            resumed.env_steps if resumed else 0,
+            resumed.actors if resumed else {},
             self._board,
             status=self.status,
             on_evaluation=self._on_evaluation,
             on_shutdown=service.stop,
         )
-        self._server.membership.best_return = self._best_return
+        self._server.membership.best_return = resumed.best_return if resumed else None
 
     def _connect(self) -> SampleClient:
         service = self._service
@@ -108,18 +108,17 @@ class LearnerDaemon:
         )
         return SampleClient(service.endpoints.replay.sample, hello, self._config.learner.batch_size)
 
-    def _restore(self) -> int:
-        """Go on from the newest good checkpoint; gives the environment steps made before."""
+    def _restore(self) -> Manifest | None:
+        """Go on from the newest good checkpoint, if there is one; gives its manifest."""
         found = checkpoint.newest(self._folder)
         if found is None:
             self._initialise()
-            return 0
+            return None
         state = found.learner_state()
         self._learner.load_state_dict(state["learner"])
         torch.set_rng_state(state["rng"])
         manifest = found.manifest
         self._step, self._train_s = manifest.learner_step, manifest.train_s
-        self._best_return = manifest.best_return
         log.info(
             "resumed from %s at learner step %d, %d env steps; the replay contents are "
             "the replay server's own and may start empty",
@@ -127,7 +126,7 @@ class LearnerDaemon:
             self._step,
             manifest.env_steps,
         )
-        return manifest.env_steps
+        return manifest
 
     def _initialise(self) -> None:
         if self._config.run.init_from:
@@ -135,7 +134,7 @@ class LearnerDaemon:
             try:
                 self._learner.load_parameters(source.parameters())
             except RuntimeError as error:
-                raise ConfigError(f"run.init_from: {source.path} fits not: {error}") from None
+                raise ConfigError(f"run.init_from: {source.path} does not fit: {error}") from None
             log.info("parameters initialised from %s", source.path)
 
     @property
@@ -191,10 +190,15 @@ class LearnerDaemon:
             self._publish()
 
     def _publish(self) -> None:
+        try:
+            version = self._versions.take()
+        except OSError as error:
+            log.error("not published, training goes on: %s", error)
+            return
         data = params.encode(self._learner.network)
         self._board.put(
             Publication(
-                self._versions.take(),
+                version,
                 self._step,
                 self._server.env_steps,
                 self.train_s,
@@ -205,14 +209,16 @@ class LearnerDaemon:
 
     def _save(self) -> None:
         newest = self._board.newest()
+        env_steps, actors, best_return = self._server.counted()
         manifest = Manifest(
             learner_step=self._step,
             param_version=newest.param_version if newest else -1,
-            env_steps=self._server.env_steps,
+            env_steps=env_steps,
+            actors=actors,
             train_s=self.train_s,
             config=msgspec.to_builtins(self._config),
             env=self._service.facts.env,
-            best_return=self._server.membership.best_return,
+            best_return=best_return,
         )
         state = {"learner": self._learner.state_dict(), "rng": torch.get_rng_state()}
         try:
@@ -252,9 +258,11 @@ class LearnerDaemon:
         self._server.close()
         self._metrics.close()
         if self._outcome is not None:
-            replace_file(
-                self._service.run.outcome_file, json.dumps({"reason": self._outcome}).encode()
-            )
+            outcome = json.dumps({"reason": self._outcome}).encode()
+            try:
+                replace_file(self._service.run.outcome_file, outcome)
+            except OSError as error:
+                log.error("the outcome was not written: %s", error)
             if self._service.supervised:
                 os.kill(int(os.environ[ENGINE_PID]), signal.SIGTERM)
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
+from apex.checkpoint import ActorRecord
+from apex.errors import RefusedError
 from apex.wire.messages import EvaluationReport, Heartbeat, Hello, Welcome
 
 SUSPECT_S = 3.0
@@ -22,7 +26,6 @@ class Member:
 
     hello: Hello
     slot: int
-    incarnation: int
     last_seen: float
     heartbeat: Heartbeat | None = None
 
@@ -35,6 +38,7 @@ class Membership:
             ladder, any other actor the lowest free slot from that number on.
         instance: of the server, for its `Welcome`.
         env_steps: made before this start of the learner.
+        records: of the actors, as of then.
         clock: seconds, monotonic.
     """
 
@@ -42,7 +46,8 @@ class Membership:
         self,
         num_actors: int,
         instance: int,
-        env_steps: int,
+        env_steps: int = 0,
+        records: Mapping[str, ActorRecord] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._num_actors = num_actors
@@ -53,16 +58,29 @@ class Membership:
         self._last_evaluation: float | None = None
         self.env_steps = env_steps
         """Environment steps of all actors, since the run's first start."""
+        self.records = dict(records or {})
+        """By name; of every actor that ever was."""
         self.best_return: float | None = None
 
     def greet(self, hello: Hello) -> Welcome:
-        """Admit a member; one that comes back keeps its slot."""
+        """Admit a member; one that comes back keeps its slot.
+
+        Raises:
+            RefusedError: a later start of the same name is here.
+        """
         known = self._members.get(hello.name)
+        if known is not None and known.hello.epoch > hello.epoch:
+            raise RefusedError(
+                f"{hello.name} was started again since; this older process must end", "superseded"
+            )
+        record = self.records.get(hello.name)
+        if record is None or record.epoch != hello.epoch:
+            incarnation = record.incarnation + 1 if record else 0
+            record = self.records[hello.name] = ActorRecord(hello.epoch, incarnation, 0)
         slot = known.slot if known else self._assign_slot(hello)
-        incarnation = known.incarnation + (known.hello.epoch != hello.epoch) if known else 0
         heartbeat = known.heartbeat if known and known.hello.epoch == hello.epoch else None
-        self._members[hello.name] = Member(hello, slot, incarnation, self._clock(), heartbeat)
-        return Welcome(instance=self._instance, slot=slot, incarnation=incarnation)
+        self._members[hello.name] = Member(hello, slot, self._clock(), heartbeat)
+        return Welcome(instance=self._instance, slot=slot, incarnation=record.incarnation)
 
     def _assign_slot(self, hello: Hello) -> int:
         if hello.role != "actor":
@@ -84,9 +102,10 @@ class Membership:
 
     def heartbeat(self, name: str, heartbeat: Heartbeat) -> None:
         """Take a heartbeat; its steps since the last one are added to all steps."""
-        member = self._members[name]
-        before = member.heartbeat.env_steps if member.heartbeat else 0
-        self.env_steps += max(0, heartbeat.env_steps - before)
+        member, record = self._members[name], self.records[name]
+        self.env_steps += max(0, heartbeat.env_steps - record.env_steps)
+        counted = max(heartbeat.env_steps, record.env_steps)
+        self.records[name] = msgspec.structs.replace(record, env_steps=counted)
         member.heartbeat = heartbeat
         member.last_seen = self._clock()
         if heartbeat.phase == "leaving" and member.slot >= self._num_actors:
@@ -130,7 +149,6 @@ class Membership:
             "heartbeat_age_s": round(age, 2),
             "episodes": beat.episodes,
             "mean_return": beat.mean_return,
-            "faults": beat.faults,
         }
 
     def evaluator(self) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
+from apex.checkpoint import ActorRecord
 from apex.endpoints import Endpoints
 from apex.learner.membership import Membership
 from apex.params import PublicationBoard
@@ -19,11 +20,13 @@ from apex.wire.messages import (
     GetParams,
     Heartbeat,
     HeartbeatAck,
+    Hello,
     NotModified,
     Params,
     Shutdown,
     Status,
     StatusReply,
+    Welcome,
 )
 from apex.wire.server import Request, Server
 from apex.wire.sockets import Poller, Waker
@@ -39,6 +42,7 @@ class ParamsServer:
         facts: of the run.
         num_actors: configured actors.
         env_steps: made before this start.
+        records: of the actors, as of then.
         board: where the training thread publishes.
         status: the learner's own part of STATUS; called on the serving thread.
         on_evaluation: called with each evaluation's mean return, on the serving thread.
@@ -51,6 +55,7 @@ class ParamsServer:
         facts: RunFacts,
         num_actors: int,
         env_steps: int,
+        records: Mapping[str, ActorRecord],
         board: PublicationBoard,
         *,
         status: Callable[[], dict[str, Any]],
@@ -69,7 +74,7 @@ class ParamsServer:
             },
             lambda peer: self._greet(peer.hello),
         )
-        self.membership = Membership(num_actors, self._server.instance, env_steps)
+        self.membership = Membership(num_actors, self._server.instance, env_steps, records)
         self._lock = threading.Lock()
         self._board = board
         self._status = status
@@ -80,9 +85,9 @@ class ParamsServer:
         self._thread = threading.Thread(target=self._serve, name="params-server", daemon=True)
         self._thread.start()
 
-    def _greet(self, hello: Any) -> Any:
+    def _greet(self, hello: Hello) -> Welcome:
         if hello.role == "operator":
-            return Membership(0, self._server.instance, 0).greet(hello)
+            return Welcome(instance=self._server.instance)
         with self._lock:
             return self.membership.greet(hello)
 
@@ -91,6 +96,12 @@ class ParamsServer:
         """Environment steps of all actors, since the run's first start."""
         with self._lock:
             return self.membership.env_steps
+
+    def counted(self) -> tuple[int, dict[str, ActorRecord], float | None]:
+        """All environment steps, what each actor has in them, and the best evaluation."""
+        with self._lock:
+            book = self.membership
+            return book.env_steps, dict(book.records), book.best_return
 
     def _serve(self) -> None:
         poller = Poller(self._server, self._waker)
@@ -123,11 +134,14 @@ class ParamsServer:
             self._on_shutdown()
 
     def _take_heartbeat(self, request: Request, message: Heartbeat) -> None:
-        newest = self._board.newest()
+        newest, hello = self._board.newest(), request.peer.hello
         with self._lock:
-            if not self.membership.knows(request.peer.hello):
-                self.membership.greet(request.peer.hello)
-            self.membership.heartbeat(request.peer.hello.name, message)
+            known = self.membership.knows(hello)
+            if known:
+                self.membership.heartbeat(hello.name, message)
+        if not known:
+            self._server.refuse(request.peer.identity, "hello_required", "say HELLO again")
+            return
         self._server.send(
             request.peer.identity,
             HeartbeatAck(

@@ -31,6 +31,9 @@ RESEND_S = 10.0
 """Seconds without an answer after which a request is sent again on a living connection."""
 
 
+ASK_AFTER_ERROR_S = 1.0
+
+
 class InsertClient:
     """Inserts chunks, each effectively once, also across the server's restarts.
 
@@ -50,7 +53,6 @@ class InsertClient:
         self._unacknowledged: OrderedDict[int, Arrays] = OrderedDict()
         self._last_progress = clock()
         self.inserted_items = 0
-        self.not_durable = 0
 
     @property
     def unacknowledged(self) -> int:
@@ -78,7 +80,6 @@ class InsertClient:
             if isinstance(message, InsertAck):
                 self._acknowledged(message.seq)
                 self._credits = message.credits
-                self.not_durable += not message.durable
             elif isinstance(message, Welcome):
                 self._credits = message.credits
                 self._acknowledged(message.last_seq)
@@ -123,6 +124,7 @@ class SampleClient:
         self._clock = clock
         self._next_id = 0
         self._asked: dict[int, float] = {}
+        self._not_before = float("-inf")
         self.table_items = 0
         self.dropped_batches = 0
 
@@ -133,6 +135,8 @@ class SampleClient:
 
     def ask(self, count: int) -> None:
         """Ask for `count` more batches; without a connection they are asked for later."""
+        if self._clock() < self._not_before:
+            return
         for _ in range(count):
             request_id, self._next_id = self._next_id, self._next_id + 1
             if self.client.send(Sample(request_id=request_id, batch_size=self._batch_size)):
@@ -153,8 +157,10 @@ class SampleClient:
                     self.dropped_batches += 1
                     log.warning("dropped a batch: %s", error)
             elif isinstance(message, Welcome | Error):
-                # What was asked on the old connection will not come; the caller asks anew.
+                # What was asked before will not come; the caller asks anew.
                 self._asked.clear()
+                if isinstance(message, Error):
+                    self._not_before = self._clock() + ASK_AFTER_ERROR_S
         self._ask_again()
         return batches
 

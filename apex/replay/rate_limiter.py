@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 
@@ -27,6 +28,13 @@ class RateLimiter:
     @property
     def _cursor(self) -> float:
         return self.samples_per_insert * (self.inserted - self.min_size) - self.sampled
+
+    @property
+    def max_insert(self) -> int:
+        """The most items whose insertion does not by itself overstep the tolerance."""
+        if self.samples_per_insert == 0:
+            return sys.maxsize
+        return max(1, int(2 * self.tolerance / self.samples_per_insert))
 
     def can_insert(self, count: int) -> bool:
         """Whether `count` more items may be inserted now."""

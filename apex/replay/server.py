@@ -14,7 +14,7 @@ import numpy as np
 
 from apex.config import Config
 from apex.endpoints import Endpoints
-from apex.errors import RefusedError, SchemaError
+from apex.errors import EmptyTableError, RefusedError, SchemaError
 from apex.metrics import MetricsLog, Rate
 from apex.replay.payload import chunk_from_arrays, samples_to_arrays
 from apex.replay.rate_limiter import RateLimiter
@@ -177,8 +177,11 @@ class ReplayServer:
         try:
             chunk = chunk_from_arrays(request.arrays)
             chunk.check(self.table.schema)
-            if len(chunk) > self.table.capacity:
-                raise SchemaError(f"a chunk of {len(chunk)} items exceeds the table's capacity")
+            if len(chunk) > self.table.max_chunk:
+                raise SchemaError(
+                    f"a chunk of {len(chunk)} items, at most {self.table.max_chunk} fit the "
+                    "table's capacity and its limiter's tolerance"
+                )
         except SchemaError as error:
             self._inserts.refuse(request.peer.identity, "bad_chunk", f"insert {seq}: {error}")
             return None
@@ -245,7 +248,11 @@ class ReplayServer:
     def _sample(self, pending: _PendingSample) -> None:
         if pending.identity not in self._samples.peers:
             return
-        samples = self.table.sample(pending.request.batch_size)
+        try:
+            samples = self.table.sample(pending.request.batch_size)
+        except EmptyTableError as error:
+            self._samples.refuse(pending.identity, "no_mass", str(error))
+            return
         self._sample_rate.add(len(samples))
         reply = SampleReply(request_id=pending.request.request_id, table_items=len(self.table))
         self._samples.send(pending.identity, reply, samples_to_arrays(samples))

@@ -37,6 +37,8 @@ class SumTree:
             slots: `[B] int64` in [0, capacity).
             masses: `[B] float64`, finite and not negative.
         """
+        if not len(slots):
+            return
         nodes = self._nodes
         children = self._leaves + slots
         nodes[children] = masses

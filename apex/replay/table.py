@@ -79,6 +79,11 @@ class Table:
         """Bytes of the items' data."""
         return self._store.nbytes
 
+    @property
+    def max_chunk(self) -> int:
+        """The longest chunk that could ever be inserted."""
+        return min(self.capacity, self.limiter.max_insert)
+
     def can_insert(self, count: int) -> bool:
         """Whether the limiter lets `count` items in now."""
         return self.limiter.can_insert(count)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
-from apex.errors import PeerTimeoutError, RefusedError
+from apex.errors import DecodeError, PeerTimeoutError, RefusedError
 from apex.types import Array
 from apex.wire.codec import Received, decode, encode
 from apex.wire.messages import Error, Hello, Message, Welcome
@@ -69,7 +69,13 @@ class Client:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return received
-            item = decode(frames)
+            try:
+                item = decode(frames)
+            except DecodeError as error:
+                if error.code in FATAL_CODES:
+                    raise RefusedError(f"{self.name}: {error}", error.code) from None
+                log.warning("%s: dropped a message: %s", self.name, error)
+                continue
             if isinstance(item.message, Error):
                 self._on_error(item.message)
             if isinstance(item.message, Welcome):

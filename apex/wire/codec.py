@@ -14,7 +14,7 @@ from apex.errors import DecodeError
 from apex.types import Array, Arrays
 from apex.wire.messages import PROTOCOL_VERSION, AnyMessage, Buffer, Message
 
-MAX_HEADER_BYTES = 64 * 1024
+MAX_HEADER_BYTES = 1024 * 1024
 MAX_BUFFERS = 64
 DTYPES = frozenset({"uint8", "int32", "int64", "float32", "float64"})
 
@@ -103,4 +103,7 @@ def _array(buffer: Buffer, frame: Frame) -> Array:
             f"buffer '{buffer.name}': {buffer.dtype} {buffer.shape} takes {expected} bytes, "
             f"got {len(frame)}"
         )
-    return np.frombuffer(frame, dtype=dtype).reshape(buffer.shape)
+    try:
+        return np.frombuffer(frame, dtype=dtype).reshape(buffer.shape)
+    except (ValueError, OverflowError) as error:
+        raise DecodeError(f"buffer '{buffer.name}': shape {buffer.shape}: {error}") from None

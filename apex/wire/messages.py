@@ -131,7 +131,6 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
     env_steps_per_s: float = 0.0
     episodes: int = 0
     mean_return: float | None = None
-    faults: int = 0
 
 
 class HeartbeatAck(Message, frozen=True, tag="heartbeat_ack"):
