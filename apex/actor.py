@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -193,6 +192,7 @@ class ActorDaemon:
                 "mean_return": beat.mean_return,
                 "param_version": beat.param_version,
                 "learner_step": self._learner_step,
+                "param_staleness": max(0, self._learner.learner_step - self._learner_step),
                 "inserted_items": self._replay.inserted_items,
                 "unacknowledged_chunks": self._replay.unacknowledged,
                 "backlog_chunks": len(self._backlog),
@@ -232,7 +232,7 @@ def main(run: Path | None, config: Path | None, endpoints: Path | None, index: i
         directory = run_from_options(run, config, endpoints)
     except UsageError as error:
         raise click.UsageError(str(error)) from None
-    sys.exit(serve(directory, actor_name(index), body))
+    serve(directory, actor_name(index), body)
 
 
 def actor_name(index: int) -> str:

@@ -94,7 +94,7 @@ class ActorConfig(Section, frozen=True):
     parameter_period: PositiveInt = 100
     """Steps of the actor's environments (frames = this x frame_skip) between two asks."""
     torch_threads: PositiveInt = 1
-    nice: NonNegativeInt = 5
+    nice: NonNegativeInt = 10
     """Added to the process's niceness when it begins to step: who restarts goes first."""
 
 
@@ -126,7 +126,7 @@ class LearnerConfig(Section, frozen=True):
     device: str = "auto"
     """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`."""
     torch_threads: PositiveInt = 1
-    nice: NonNegativeInt = 5
+    nice: NonNegativeInt = 10
     """Added to the process's niceness when it begins to learn: who restarts goes first."""
     publish_period: PositiveInt = 25
     """Learner steps between two publications of parameters."""
@@ -147,7 +147,7 @@ class EvaluatorConfig(Section, frozen=True):
     """Seconds from one evaluation's start to the next one's, if `max_share` allows."""
     max_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
     """Largest share of the machine's CPU time that evaluations may take on average."""
-    nice: NonNegativeInt = 10
+    nice: NonNegativeInt = 15
 
 
 class Config(Section, frozen=True):

@@ -73,7 +73,7 @@ def _child(run_path: str, name: str, log_path: str, payload: bytes) -> None:
     for standard in (1, 2):
         os.dup2(descriptor, standard)
     extensions = cloudpickle.loads(payload) if payload else NONE
-    sys.exit(serve(RunDirectory(Path(run_path)), name, daemon_body(name, extensions)))
+    serve(RunDirectory(Path(run_path)), name, daemon_body(name, extensions))
 
 
 @dataclass
@@ -170,14 +170,21 @@ class Launcher:
         if time.monotonic() < self._next_log_check:
             return
         self._next_log_check = time.monotonic() + LOG_CHECK_S
-        for daemon in self._daemons:
-            path = self._run.logs / f"{daemon.name}.log"
+        for name in ("engine", *(daemon.name for daemon in self._daemons)):
+            path = self._run.logs / f"{name}.log"
             if path.exists() and path.stat().st_size > self._log_bytes:
                 shutil.copyfile(path, path.with_name(path.name + ".1"))
                 os.truncate(path, 0)
 
     def _drain(self) -> None:
-        processes = [d.process for d in self._daemons if d.process is not None]
+        """End the daemons, those first that send to others: what they send still arrives."""
+        actors = [d for d in self._daemons if d.name.startswith("actor_")]
+        others = [d for d in reversed(self._daemons) if d not in actors]
+        for group in (actors, *([daemon] for daemon in others)):
+            self._end([d.process for d in group if d.process is not None])
+        log.info("all daemons have ended")
+
+    def _end(self, processes: list[Any]) -> None:
         for process in processes:
             process.terminate()
         deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -187,7 +194,6 @@ class Launcher:
                 log.error("%s: did not drain in time, killed", process.name)
                 process.kill()
                 process.join()
-        log.info("all daemons have ended")
 
 
 def run(

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 import msgspec
@@ -23,6 +23,7 @@ from apex.endpoints import Endpoints
 from apex.errors import ApexError, ExitCode, GaveUpError, RunError, UsageError
 from apex.files import FileLock, replace_file
 from apex.run_directory import RunDirectory, RunFacts
+from apex.wire.sockets import terminate_context
 
 log = logging.getLogger("apex")
 
@@ -217,11 +218,21 @@ class Service:
         self._write_record(CrashRecord(time.time(), self.epoch, clean=True))
 
 
-def serve(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
-    """Run a daemon's body until it returns; the process's exit code is returned.
+def serve(run: RunDirectory, name: str, body: Callable[[Service], None]) -> NoReturn:
+    """Run a daemon's body until it returns, then end the process.
 
-    Every error that apex raises on purpose becomes one line in the log and its own code.
+    The process ends without the interpreter's own tidying up, which with torch in memory takes
+    seconds: files are closed by then, and what is under way on the wire is waited for.
     """
+    code = _run(run, name, body)
+    terminate_context()
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
+    """Run a daemon's body; each error that apex raises on purpose becomes one line and its code."""
     log_to_stderr(name)
     try:
         service = Service(run, name)
@@ -286,6 +297,6 @@ def daemon_command(name: str, body: Callable[[Service], None], help_text: str) -
             directory = run_from_options(run, config, endpoints)
         except UsageError as error:
             raise click.UsageError(str(error)) from None
-        sys.exit(serve(directory, name, body))
+        serve(directory, name, body)
 
     return command

@@ -14,6 +14,7 @@ from apex.wire.messages import (
     EvaluationReport,
     GetParams,
     Heartbeat,
+    HeartbeatAck,
     Hello,
     NotModified,
     Params,
@@ -42,6 +43,8 @@ class LearnerClient:
         self.welcome: Welcome | None = None
         self.param_version = -1
         """Of the newest publication received."""
+        self.learner_step = 0
+        """Of the learner, as it last said."""
         self.last_contact = clock()
         """When the learner last said anything, on the given clock."""
         self._clock = clock
@@ -59,6 +62,8 @@ class LearnerClient:
                 self.welcome = message
                 self._asked = float("-inf")
                 self._send_reports()
+            elif isinstance(message, HeartbeatAck):
+                self.learner_step = message.learner_step
             elif isinstance(message, NotModified):
                 self._asked = float("-inf")
             elif isinstance(message, Ack) and self._reports:

@@ -30,6 +30,12 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
     return _context[1]
 
 
+def terminate_context() -> None:
+    """Wait until the closed sockets' last messages are sent (at most their LINGER)."""
+    if _context is not None and _context[0] == os.getpid():
+        _context[1].destroy(linger=1000)
+
+
 def _raise_file_limit() -> None:
     """libzmq aborts the process when a connection finds no file descriptor."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
