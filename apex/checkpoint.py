@@ -135,7 +135,7 @@ def load(path: Path) -> Checkpoint:
                 raise CheckpointError(f"{path}: {name} is corrupt (its SHA-256 does not match)")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no checkpoint ({error.filename} is missing)") from None
-    except (msgspec.MsgspecError, NotADirectoryError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, NotADirectoryError) as error:
         raise CheckpointError(f"{path}: no checkpoint ({error})") from None
     return Checkpoint(path, manifest)
 

@@ -188,6 +188,17 @@ def check(config: Config) -> None:
         raise ConfigError("actor.chunk_length must not exceed replay.capacity")
     if replay.max_times_sampled == 0 and replay.selector == "fifo":
         raise ConfigError('replay.selector = "fifo" needs replay.max_times_sampled of at least 1')
+    if 0 < replay.max_times_sampled < replay.samples_per_insert:
+        raise ConfigError(
+            f"replay.samples_per_insert ({replay.samples_per_insert:g}) must not exceed "
+            f"replay.max_times_sampled ({replay.max_times_sampled}): items would be gone before "
+            "they were sampled that often, and both sides would wait for good"
+        )
+    if replay.max_times_sampled and config.learner.batch_size > replay.capacity:
+        raise ConfigError(
+            f"learner.batch_size ({config.learner.batch_size}) must not exceed replay.capacity "
+            f"({replay.capacity}) where replay.max_times_sampled is set"
+        )
     if replay.samples_per_insert and 0 < replay.tolerance < config.min_tolerance:
         raise ConfigError(
             f"replay.tolerance = {replay.tolerance:g} could deadlock: expected at least "
@@ -217,7 +228,7 @@ def _explain(message: str, kind: type[msgspec.Struct], prefix: str) -> str:
     """Rewrite msgspec's message so that it begins with the key's path and offers a remedy."""
     reason, _, where = message.partition(" - at `$")
     path = ".".join(part for part in (prefix, where.rstrip("`").lstrip(".")) if part)
-    unknown = re.search(r"unknown field `(\w+)`", reason)
+    unknown = re.search(r"unknown field `([^`]+)`", reason)
     if unknown is None:
         return f"{path or 'configuration'}: {reason}"
     key = unknown.group(1)

@@ -9,6 +9,7 @@ import socket
 import stat
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ def resolve(endpoints: Endpoints, run_directory: Path) -> Endpoints:
     if any(SOCKETS in address for address in addresses.values()):
         folder = socket_directory(run_directory)
         addresses = {name: a.replace(SOCKETS, str(folder)) for name, a in addresses.items()}
-    addresses = {name: _with_port(address) for name, address in addresses.items()}
+    addresses = _with_ports(addresses)
     for name, address in addresses.items():
         _check(name, address, endpoints.insecure_loopback)
     return Endpoints(
@@ -176,23 +177,33 @@ def socket_directory(run_directory: Path) -> Path:
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     base = Path(runtime) if runtime and Path(runtime).is_dir() else Path(tempfile.gettempdir())
     digest = hashlib.sha256(os.fsencode(run_directory.resolve())).hexdigest()[:12]
-    for folder in (base / f"apex-{os.getuid()}", base / f"apex-{os.getuid()}" / digest):
-        folder.mkdir(mode=0o700, exist_ok=True)
-        status = folder.lstat()
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-            raise EndpointError(f"{folder}: expected a directory of your own; remove what is there")
-        folder.chmod(0o700)
-    return folder
+    own = base / f"apex-{os.getuid()}"
+    for folder in (own, own / digest):
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            status = folder.lstat()
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+                raise FileExistsError("it is not a directory of your own")
+            folder.chmod(0o700)
+        except OSError as error:
+            raise EndpointError(
+                f"{folder}: cannot be the directory of sockets ({error}); remove what is there"
+            ) from None
+    return own / digest
 
 
-def _with_port(address: str) -> str:
-    if not address.startswith("tcp://") or not address.endswith(":*"):
-        return address
-    host = address[len("tcp://") : -len(":*")]
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind((host.strip("[]"), 0))
-        return f"tcp://{host}:{probe.getsockname()[1]}"
+def _with_ports(addresses: dict[str, str]) -> dict[str, str]:
+    """The addresses with a free port for each `*`, all different: held until all are found."""
+    resolved = dict(addresses)
+    with ExitStack() as held:
+        for name, address in addresses.items():
+            if address.startswith("tcp://") and address.endswith(":*"):
+                host = address[len("tcp://") : -len(":*")]
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                probe = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
+                probe.bind((host.strip("[]"), 0))
+                resolved[name] = f"tcp://{host}:{probe.getsockname()[1]}"
+    return resolved
 
 
 def dump(endpoints: Endpoints) -> str:

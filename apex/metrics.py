@@ -62,14 +62,18 @@ class JsonLines:
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
             if self._file.tell() > self._max_bytes:
-                self._file.close()
                 self._path.replace(self._path.with_name(self._path.name + ".1"))
-                self._file = self._path.open("a", encoding="utf-8")
+                older, self._file = self._file, self._path.open("a", encoding="utf-8")
+                older.close()
         except OSError as error:
             log.warning("metrics: cannot write %s: %s", self._path, error)
 
     def close(self) -> None:
-        self._file.close()
+        """Close the file; what a full disk does not take is lost."""
+        try:
+            self._file.close()
+        except OSError as error:
+            log.warning("metrics: cannot write %s: %s", self._path, error)
 
 
 class MetricsLog:

@@ -71,8 +71,9 @@ class VersionCounter:
     def take(self) -> int:
         """The next version."""
         if self._next >= self._reserved:
-            self._reserved += VERSIONS_A_BLOCK
-            replace_file(self._path, str(self._reserved).encode())
+            reserved = self._reserved + VERSIONS_A_BLOCK
+            replace_file(self._path, str(reserved).encode())
+            self._reserved = reserved
         version, self._next = self._next, self._next + 1
         return version
 

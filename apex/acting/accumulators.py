@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -74,16 +74,17 @@ class _Pending:
     steps: int = 0
 
 
-@dataclass
-class _Finished:
-    """Columns of finished items, as lists."""
+class _Finished(NamedTuple):
+    """A transition that is complete."""
 
-    rows: list[tuple[Any, ...]] = field(default_factory=list)
-    observations: list[Array] = field(default_factory=list)
-    next_observations: list[Array] = field(default_factory=list)
-    extras: list[tuple[float, ...]] = field(default_factory=list)
-    bootstrap_extras: list[tuple[float, ...]] = field(default_factory=list)
-    ranges: list[tuple[int, int, int]] = field(default_factory=list)
+    row: tuple[Any, ...]
+    """Action, n-step return, discount, learner step."""
+    observations: tuple[Array, Array] | None
+    """The first and the bootstrap observation, where there are no frames."""
+    extras: tuple[float, ...]
+    bootstrap_extras: tuple[float, ...]
+    frames: tuple[int, int, int]
+    """First frame, end, and padding, where there are frames."""
 
 
 class _EnvAccumulator:
@@ -95,7 +96,7 @@ class _EnvAccumulator:
         self._discount = discount
         self._chunk_length = chunk_length
         self._pending: deque[_Pending] = deque()
-        self._finished = _Finished()
+        self._finished: list[_Finished] = []
         self._terminated = False
         self._cut = False
         self._frames: list[bytes] = []
@@ -128,7 +129,7 @@ class _EnvAccumulator:
         else:
             self._begin(stored, action, extras, reward, learner_step)
             self._terminated, self._cut = terminated, life_lost and not terminated
-        return len(self._finished.rows) >= self._chunk_length
+        return len(self._finished) >= self._chunk_length
 
     def _begin(
         self,
@@ -149,24 +150,25 @@ class _EnvAccumulator:
     def _finish(self, bootstrap: Array | None, extras: tuple[float, ...], dead: bool) -> None:
         item = self._pending.popleft()
         discount = 0.0 if dead else self._discount**item.steps
-        finished = self._finished
-        finished.rows.append((item.action, item.n_step_return, discount, item.learner_step))
-        finished.extras.append(item.extras)
-        finished.bootstrap_extras.append(extras)
-        if self._stack:
-            newest = self._frames_base + len(self._frames) - 1
-            finished.ranges.append((item.first_frame, newest + 1, item.pad_count))
-        else:
-            assert item.observation is not None and bootstrap is not None
-            finished.observations.append(item.observation)
-            finished.next_observations.append(bootstrap)
+        end = self._frames_base + len(self._frames)
+        observations = None
+        if bootstrap is not None and item.observation is not None:
+            observations = (item.observation, bootstrap)
+        self._finished.append(
+            _Finished(
+                (item.action, item.n_step_return, discount, item.learner_step),
+                observations,
+                item.extras,
+                extras,
+                (item.first_frame, end, item.pad_count),
+            )
+        )
 
-    def take_chunk(self, extra_names: list[str], priorities: InitialPriorities) -> Chunk | None:
-        """The finished items as a chunk, or None when there are none."""
-        finished, self._finished = self._finished, _Finished()
-        if not finished.rows:
-            return None
-        actions, returns, discounts, learner_steps = zip(*finished.rows)
+    def take_chunk(self, extra_names: list[str], priorities: InitialPriorities) -> Chunk:
+        """The oldest finished items, at least one and at most `chunk_length`, as a chunk."""
+        taken = self._finished[: self._chunk_length]
+        del self._finished[: self._chunk_length]
+        actions, returns, discounts, learner_steps = zip(*(item.row for item in taken))
         columns: Arrays = {
             "action": np.array(actions, dtype=np.int32),
             "n_step_return": np.array(returns, dtype=np.float32),
@@ -174,17 +176,23 @@ class _EnvAccumulator:
             LEARNER_STEP: np.array(learner_steps, dtype=np.int64),
         }
         if not self._stack:
-            columns["observation"] = np.stack(finished.observations)
-            columns["next_observation"] = np.stack(finished.next_observations)
+            first, bootstrap = zip(*(item.observations for item in taken if item.observations))
+            columns["observation"] = np.stack(first)
+            columns["next_observation"] = np.stack(bootstrap)
         return Chunk(
             columns,
             priorities(
                 columns,
-                _by_name(extra_names, finished.extras),
-                _by_name(extra_names, finished.bootstrap_extras),
+                _by_name(extra_names, [item.extras for item in taken]),
+                _by_name(extra_names, [item.bootstrap_extras for item in taken]),
             ),
-            self._take_frames(finished.ranges) if self._stack else None,
+            self._take_frames([item.frames for item in taken]) if self._stack else None,
         )
+
+    @property
+    def finished(self) -> int:
+        """Items that are complete but in no chunk."""
+        return len(self._finished)
 
     def _take_frames(self, ranges: list[tuple[int, int, int]]) -> FrameRanges:
         first, end, pad = np.array(ranges, dtype=np.int64).T
@@ -202,8 +210,11 @@ class _EnvAccumulator:
 
     def _forget_frames(self) -> None:
         """Drop the frames that no unfinished or future item can need."""
-        newest = self._frames_base + len(self._frames) - 1
-        needed = self._pending[0].first_frame if self._pending else newest - self._stack + 1
+        needed = self._frames_base + len(self._frames) - self._stack
+        if self._finished:
+            needed = self._finished[0].frames[0]
+        elif self._pending:
+            needed = self._pending[0].first_frame
         drop = max(0, needed - self._frames_base)
         del self._frames[:drop]
         self._frames_base += drop
@@ -260,12 +271,15 @@ class NStepAccumulator:
         )
         extras = zip(*(step.extras[name].tolist() for name in self._extra_names))
         full = [env for env, row, extra in zip(self._envs, rows, extras) if env.add(row, extra)]
-        return self._chunks(full)
+        return [self._take(env) for env in full]
 
     def flush(self) -> list[Chunk]:
         """The items that are finished but not yet in a chunk."""
-        return self._chunks(self._envs)
+        chunks = []
+        for env in self._envs:
+            while env.finished:
+                chunks.append(self._take(env))
+        return chunks
 
-    def _chunks(self, envs: list[_EnvAccumulator]) -> list[Chunk]:
-        chunks = (env.take_chunk(self._extra_names, self._priorities) for env in envs)
-        return [chunk for chunk in chunks if chunk is not None]
+    def _take(self, env: _EnvAccumulator) -> Chunk:
+        return env.take_chunk(self._extra_names, self._priorities)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from apex.acting.accumulators import Accumulator, VectorStep
 from apex.acting.exploration import EpsilonGreedy
-from apex.envs.base import Environments
 from apex.types import Array, Chunk
+
+if TYPE_CHECKING:  # algorithms import this module, and need no gymnasium
+    from apex.envs.base import Environments
 
 RECENT_EPISODES = 20
 

@@ -16,6 +16,7 @@ from apex.acting.loop import Decision
 from apex.algos.base import Algorithm, Learner, Policy
 from apex.config import NonNegativeFloat, PositiveFloat, PositiveInt, Section, UnitFloat
 from apex.networks import DuelingQNetwork
+from apex.ops.optimizers import CenteredRMSProp
 from apex.ops.q_learning import (
     double_q_td_error,
     huber_loss,
@@ -241,10 +242,6 @@ def _make_optimizer(network: nn.Module, config: ApexDQNConfig) -> torch.optim.Op
         return torch.optim.Adam(
             network.parameters(), lr=config.learning_rate, eps=config.optimizer_epsilon
         )
-    return torch.optim.RMSprop(
-        network.parameters(),
-        lr=config.learning_rate,
-        alpha=config.rmsprop_decay,
-        eps=config.optimizer_epsilon,
-        centered=True,
+    return CenteredRMSProp(
+        network.parameters(), config.learning_rate, config.rmsprop_decay, config.optimizer_epsilon
     )

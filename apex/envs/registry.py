@@ -30,10 +30,10 @@ def make_environments(
     Raises:
         EnvError: it cannot be made, or has spaces that apex cannot use.
     """
-    if factory is None and config.id.startswith("ALE/"):
-        return make_atari(config, num_envs)
     make = factory or (lambda: gym.make(config.id, **config.kwargs))
     try:
+        if factory is None and config.id.startswith("ALE/"):
+            return make_atari(config, num_envs)
         vector = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
         return Environments(vector, config.id, config.frame_stack, config.life_loss_ends)
     except ApexError:

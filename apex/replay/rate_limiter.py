@@ -31,10 +31,14 @@ class RateLimiter:
 
     @property
     def max_insert(self) -> int:
-        """The most items whose insertion does not by itself overstep the tolerance."""
+        """The most items that may come together without either side ever blocking for good.
+
+        A refused insert of k items leaves the cursor above `tolerance - S * k`, which must be
+        enough for any batch that the tolerance was made for.
+        """
         if self.samples_per_insert == 0:
             return sys.maxsize
-        return max(1, int(2 * self.tolerance / self.samples_per_insert))
+        return max(1, int(self.tolerance / self.samples_per_insert))
 
     def can_insert(self, count: int) -> bool:
         """Whether `count` more items may be inserted now."""

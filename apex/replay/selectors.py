@@ -7,6 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from apex.errors import EmptyTableError
 from apex.replay.sum_tree import SumTree
 
 Slots = npt.NDArray[np.int64]
@@ -79,6 +80,8 @@ class Uniform:
             self._position[slot] = -1
 
     def sample(self, count: int, rng: np.random.Generator) -> tuple[Slots, Floats]:
+        if self._size == 0:
+            raise EmptyTableError("there is no item to choose from")
         slots = self._slots[rng.integers(0, self._size, count)]
         return slots, np.full(count, 1.0 / self._size)
 

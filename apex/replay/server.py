@@ -164,6 +164,10 @@ class ReplayServer:
         if self._waiting(producer) >= CREDITS:
             self._inserts.refuse(identity, "no_credit", "more unacknowledged inserts than credits")
             return
+        if producer.last_seq >= 0 and message.seq != producer.last_seq + 1:
+            detail = f"got insert {message.seq} after {producer.last_seq}; send those between first"
+            self._inserts.refuse(identity, "sequence_gap", detail)
+            return
         producer.last_seq = message.seq
         chunk = self._checked_chunk(request, message.seq)
         self._pending_inserts.append(_PendingInsert(producer, message.seq, chunk))
@@ -233,11 +237,14 @@ class ReplayServer:
             while self._pending_inserts and self.table.can_insert(len(self._pending_inserts[0])):
                 self._insert(self._pending_inserts.popleft())
                 progress = True
-            while self._pending_samples and self.table.can_sample(
-                self._pending_samples[0].request.batch_size
-            ):
+            while self._pending_samples and self._can_serve(self._pending_samples[0]):
                 self._sample(self._pending_samples.popleft())
                 progress = True
+
+    def _can_serve(self, pending: _PendingSample) -> bool:
+        """Whether a request's turn has come; one of a peer that is gone is only dropped."""
+        gone = pending.identity not in self._samples.peers
+        return gone or self.table.can_sample(pending.request.batch_size)
 
     def _insert(self, pending: _PendingInsert) -> None:
         if pending.chunk is not None:

@@ -6,8 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-import zmq
-from zmq.utils.monitor import recv_monitor_message
+import zmq  # noqa: TID251
+from zmq.utils.monitor import recv_monitor_message  # noqa: TID251
 
 from apex.errors import DecodeError, PeerTimeoutError, RefusedError
 from apex.types import Array
@@ -140,6 +140,8 @@ class Client:
 
     def close(self) -> None:
         """Close, after what is under way has been sent (at most one second)."""
+        if self._socket.closed:
+            return
         self._socket.disable_monitor()
         self._monitor.close(linger=0)
         self._socket.close()

@@ -52,7 +52,10 @@ def encode(message: Message, arrays: Mapping[str, Array] | None = None) -> list[
     """
     if not arrays:
         return [_encoder.encode(message)]
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {
+        name: np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        for name, array in arrays.items()
+    }
     declared = tuple(
         Buffer(name, array.dtype.name, arrays[name].shape) for name, array in contiguous.items()
     )

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import zmq
+import zmq  # noqa: TID251
 
 from apex.errors import DecodeError, RefusedError
 from apex.types import Array, Arrays

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Protocol
 
-import zmq
+import zmq  # noqa: TID251
 
 from apex.errors import EndpointError
 from apex.files import FileLock

@@ -1,0 +1,57 @@
+"""Optimizers that torch does not have in the form that the papers used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class CenteredRMSProp(torch.optim.Optimizer):
+    """theta -= lr * g / sqrt(E[g^2] - E[g]^2 + epsilon).
+
+    The form of Graves, 2013, equations 38 to 41, and of TensorFlow, with which Ape-X was trained:
+    epsilon stands inside the root. `torch.optim.RMSprop` adds it outside, where the papers' values
+    (1.5e-7) would give steps that are hundreds of times longer for small gradients.
+
+    Args:
+        params: to optimize.
+        lr: learning rate.
+        decay: of both moving averages.
+        epsilon: added to the variance.
+    """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, decay: float, epsilon: float) -> None:
+        super().__init__(params, {"lr": lr, "decay": decay, "epsilon": epsilon})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Take one step with the gradients that the parameters hold."""
+        assert closure is None
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            self._step(parameters, [p.grad for p in parameters], group)
+
+    def _step(
+        self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
+    ) -> None:
+        if not parameters:
+            return
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["mean"] = torch.zeros_like(parameter)
+                self.state[parameter]["mean_square"] = torch.zeros_like(parameter)
+        means = [self.state[p]["mean"] for p in parameters]
+        squares = [self.state[p]["mean_square"] for p in parameters]
+        rest = 1.0 - group["decay"]
+        torch._foreach_lerp_(means, gradients, rest)
+        torch._foreach_mul_(squares, group["decay"])
+        torch._foreach_addcmul_(squares, gradients, gradients, rest)
+        scale = torch._foreach_mul(means, means)
+        torch._foreach_neg_(scale)
+        torch._foreach_add_(scale, squares)
+        torch._foreach_add_(scale, group["epsilon"])
+        torch._foreach_sqrt_(scale)
+        torch._foreach_addcdiv_(parameters, gradients, scale, -group["lr"])

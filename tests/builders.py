@@ -1,0 +1,69 @@
+"""Small data for the tests: schemas, chunks, frames, greetings, and a wait with a deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from apex import frames
+from apex.types import Chunk, Column, EnvSpec, FrameRanges, FramesColumn, Schema
+from apex.wire.messages import Hello
+
+VECTOR_SCHEMA = Schema((Column("action", "int32"), Column("learner_step", "int64")))
+FRAME_SCHEMA = Schema(
+    (Column("action", "int32"), Column("learner_step", "int64")), FramesColumn((4, 4), 5)
+)
+
+
+def vector_chunk(actions: Sequence[int], priorities: Sequence[float] | None = None) -> Chunk:
+    """Items without frames; `action` tells them apart, every priority is 1 unless given."""
+    columns = {
+        "action": np.array(actions, dtype=np.int32),
+        "learner_step": np.zeros(len(actions), dtype=np.int64),
+    }
+    given = np.ones(len(actions)) if priorities is None else np.array(priorities, dtype=float)
+    return Chunk(columns, given)
+
+
+def frame_chunk(actions: Sequence[int], frames_an_item: int = 3) -> Chunk:
+    """Items with frames of 4x4 pixels: item k has the frames k .. k + frames_an_item - 1.
+
+    Frame k of the chunk is filled with `10 * actions[0] + k`.
+    """
+    items = len(actions)
+    blocks = [
+        frames.compress(np.full((4, 4), (10 * actions[0] + k) % 256, dtype=np.uint8))
+        for k in range(items + frames_an_item - 1)
+    ]
+    ranges = FrameRanges(
+        first_frame=np.arange(items, dtype=np.int32),
+        frame_count=np.full(items, frames_an_item, dtype=np.int32),
+        pad_count=np.zeros(items, dtype=np.int32),
+        frame_lengths=np.array([len(block) for block in blocks], dtype=np.int32),
+        blob=b"".join(blocks),
+    )
+    plain = vector_chunk(actions)
+    return Chunk(plain.columns, plain.priorities, ranges)
+
+
+def env_spec(
+    shape: tuple[int, ...], dtype: str = "uint8", stack: int = 0, actions: int = 3
+) -> EnvSpec:
+    """An environment's spec with the given shape of one observation."""
+    return EnvSpec("Test-v0", shape, dtype, stack, actions)
+
+
+def hello(name: str = "actor_000", role: str = "actor", **changes: object) -> Hello:
+    """A greeting of run `run` with `VECTOR_SCHEMA`."""
+    fields = {"epoch": 1, "run_id": "run", "schema_hash": VECTOR_SCHEMA.hash, "pid": 1}
+    return Hello(role=role, name=name, **{**fields, **changes})
+
+
+def wait_until(condition: Callable[[], object], turn: Callable[[], object]) -> None:
+    """Take turns until the condition holds; fails after 20 seconds."""
+    deadline = time.monotonic() + 20.0
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come to hold"
+        turn()

@@ -1,0 +1,378 @@
+"""Environments: one interface to Atari and gymnasium, checked at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from apex.acting.loop import ActingLoop, Decision, play_episodes
+from apex.config import EnvConfig
+from apex.envs.base import Environments
+from apex.envs.registry import make_environments
+from apex.errors import EnvError, EnvFaultError
+
+pytest.importorskip("ale_py")
+ALWAYS_ZERO = np.zeros(2, dtype=np.int64)
+
+
+class Countdown(gym.Env):
+    """Observes how many steps the episode has had; ends after `length`; each step gives 5."""
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, length: int = 3, *, truncate: bool = False) -> None:
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float64)
+        self._length, self._truncate = length, truncate
+
+    def observe(self) -> np.ndarray:
+        return np.array([self.steps], dtype=np.float64)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.steps += 1
+        end = self.steps == self._length
+        return self.observe(), 5.0, end and not self._truncate, end and self._truncate, {}
+
+
+def own(kind: type[gym.Env], num_envs: int = 2, **fields: object) -> Environments:
+    return make_environments(EnvConfig(id="own", **fields), num_envs, kind)
+
+
+def atari(game: str, num_envs: int = 2, **fields: object) -> Environments:
+    return make_environments(EnvConfig(id=f"ALE/{game}-v5", **fields), num_envs)
+
+
+@pytest.fixture
+def closing() -> Iterator[list[Environments]]:
+    """Environments in this list are closed when the test ends."""
+    environments: list[Environments] = []
+    yield environments
+    for each in environments:
+        each.close()
+
+
+def test_step_after_an_end_ignores_its_action_and_starts_anew(closing):
+    environments = own(Countdown)
+    closing.append(environments)
+    assert environments.reset(0).tolist() == [[0.0], [0.0]]
+    seen = []
+    for _ in range(5):
+        result = environments.step(ALWAYS_ZERO)
+        seen.append((result.observations[0, 0], result.rewards[0], bool(result.terminated[0])))
+        assert not result.truncated.any() and result.observations.dtype == np.float32
+    assert seen == [(1, 5, False), (2, 5, False), (3, 5, True), (0, 0, False), (1, 5, False)]
+
+
+def test_truncation_is_not_termination(closing):
+    environments = own(lambda: Countdown(1, truncate=True))
+    closing.append(environments)
+    environments.reset(0)
+    result = environments.step(ALWAYS_ZERO)
+    assert result.truncated.all() and not result.terminated.any()
+
+
+def test_same_seed_gives_the_same_start_and_environments_differ(closing):
+    environments = make_environments(EnvConfig(id="CartPole-v1"), 3)
+    closing.append(environments)
+    one, same, other = (environments.reset(seed).copy() for seed in (1, 1, 2))
+    assert (one == same).all() and (one != other).any() and (one[0] != one[1]).any()
+
+
+def test_gymnasium_id_gives_its_spec(closing):
+    environments = make_environments(EnvConfig(id="CartPole-v1", frame_stack=4), 2)
+    closing.append(environments)
+    spec = environments.spec
+    assert (spec.observation_shape, spec.observation_dtype) == ((4,), "float32")
+    # A stack is for images alone.
+    assert (spec.frame_stack, spec.num_actions, spec.policy_shape) == (0, 2, (4,))
+
+
+def test_module_and_id_import_the_module_that_registers_it(closing, tmp_path, monkeypatch):
+    (tmp_path / "own_module_of_envs.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('OwnPole-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        environments = make_environments(EnvConfig(id="own_module_of_envs:OwnPole-v0"), 1)
+        closing.append(environments)
+        assert environments.reset(0).shape == (1, 4)
+    finally:
+        gym.registry.pop("OwnPole-v0", None)
+
+
+class WithSpaces(Countdown):
+    def __init__(self, observation: gym.Space, action: gym.Space) -> None:
+        super().__init__()
+        self.observation_space, self.action_space = observation, action
+
+
+@pytest.mark.parametrize(
+    ("observation", "action", "message"),
+    [
+        (gym.spaces.Discrete(3), gym.spaces.Discrete(2), "expected a Box observation space"),
+        (
+            gym.spaces.Dict({"a": gym.spaces.Discrete(3)}),
+            gym.spaces.Discrete(2),
+            "FlattenObservation",
+        ),
+        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, 1, (1,)), "Discrete action space"),
+        (gym.spaces.Box(0, 1, (3,)), gym.spaces.MultiDiscrete([2, 2]), "Discrete action space"),
+        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Discrete(2, start=1), "starts at 0"),
+        (
+            gym.spaces.Box(0, 255, (2, 3, 4, 5), np.uint8),
+            gym.spaces.Discrete(2),
+            "rank 2 or 3",
+        ),
+    ],
+    ids=["discrete", "dict", "continuous", "multi_discrete", "start_1", "rank_4"],
+)
+def test_space_that_apex_cannot_use_is_named(observation, action, message):
+    with pytest.raises(EnvError, match=message):
+        own(lambda: WithSpaces(observation, action))
+
+
+@pytest.mark.parametrize(
+    ("space", "stack", "expected"),
+    [
+        (gym.spaces.Box(0, 255, (8, 9), np.uint8), 0, ((8, 9), "uint8", 1)),
+        (gym.spaces.Box(0, 255, (8, 9, 3), np.uint8), 4, ((8, 9, 3), "uint8", 4)),
+        (gym.spaces.Box(0, 255, (7,), np.uint8), 4, ((7,), "uint8", 0)),
+        (gym.spaces.Box(-1, 1, (2, 3), np.float64), 4, ((2, 3), "float32", 0)),
+    ],
+)
+def test_spec_tells_images_from_vectors(closing, space, stack, expected):
+    environments = own(lambda: WithSpaces(space, gym.spaces.Discrete(2)), frame_stack=stack)
+    closing.append(environments)
+    spec = environments.spec
+    assert (spec.observation_shape, spec.observation_dtype, spec.frame_stack) == expected
+
+
+def test_other_autoreset_mode_is_refused(closing):
+    vector = SyncVectorEnv([Countdown] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    with pytest.raises(EnvError, match="NEXT_STEP"):
+        Environments(vector, "own", 0, False)
+    vector.close()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        EnvConfig(id="NoSuch-v0"),
+        EnvConfig(id="no_such_module:X-v0"),
+        EnvConfig(id="CartPole-v1", kwargs={"no_such": 1}),
+        EnvConfig(id=""),
+        EnvConfig(id="ALE/NoSuchGame-v5"),
+        EnvConfig(id="ALE/NoSuchGame-v5", obs_type="ram"),
+    ],
+    ids=lambda config: f"{config.id}_{config.obs_type}",
+)
+def test_environment_that_cannot_be_made_is_an_error_with_its_id(config):
+    with pytest.raises(EnvError) as error:
+        make_environments(config, 1)
+    assert config.id in str(error.value)
+
+
+def test_kwargs_for_atari_are_refused():
+    with pytest.raises(EnvError, match=r"env\.kwargs"):
+        atari("Pong", kwargs={"difficulty": 1})
+
+
+class NanReward(Countdown):
+    def step(self, action):
+        return self.observe(), float("nan"), False, False, {}
+
+
+class NanObservation(Countdown):
+    def observe(self):
+        return np.array([np.nan])
+
+
+class RaisesInStep(Countdown):
+    def step(self, action):
+        raise RuntimeError("the simulator broke")
+
+
+class RaisesInReset(Countdown):
+    def reset(self, *, seed=None, options=None):
+        raise RuntimeError("the simulator broke")
+
+
+class GrowingObservation(Countdown):
+    def observe(self):
+        return np.zeros(1 + self.steps)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (NanReward, "own: step 1 returned rewards that are not finite"),
+        (NanObservation, "own: step 0 returned an observation that is not finite"),
+        (RaisesInStep, "own: step 1 raised RuntimeError: the simulator broke"),
+        (RaisesInReset, "own: reset raised RuntimeError: the simulator broke"),
+        (GrowingObservation, "own: step 1 "),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_fault_of_an_environment_is_named_with_its_step(closing, kind, message):
+    environments = own(kind)
+    closing.append(environments)
+
+    def play() -> None:
+        environments.reset(0)
+        environments.step(ALWAYS_ZERO)
+
+    with pytest.raises(EnvFaultError) as error:
+        play()
+    assert str(error.value).startswith(message)
+
+
+class Lives(Countdown):
+    """Three lives; every second step costs one, the last one ends the episode."""
+
+    def info(self):
+        return {"lives": 3 - self.steps // 2}
+
+    def reset(self, *, seed=None, options=None):
+        return super().reset(seed=seed)[0], self.info()
+
+    def step(self, action):
+        self.steps += 1
+        return self.observe(), 1.0, self.steps == 6, False, self.info()
+
+
+@pytest.mark.parametrize("life_loss_ends", [True, False])
+def test_lost_life_is_reported_when_it_ends_and_the_last_is_a_termination(closing, life_loss_ends):
+    environments = own(Lives, life_loss_ends=life_loss_ends)
+    closing.append(environments)
+    environments.reset(0)
+    results = [environments.step(ALWAYS_ZERO) for _ in range(9)]
+    lost = [step for step, result in enumerate(results, 1) if result.life_lost.all()]
+    # Step 6 terminates, 7 starts anew with all lives, 9 is the second step of the new episode.
+    assert lost == ([2, 4, 9] if life_loss_ends else [])
+    assert [step for step, r in enumerate(results, 1) if r.terminated.all()] == [6]
+
+
+@pytest.mark.parametrize("obs_type", ["grayscale", "rgb", "ram"])
+def test_atari_starts_anew_on_the_step_after_an_end(closing, obs_type):
+    shape = {"grayscale": (36, 40), "rgb": (36, 40, 3), "ram": (128,)}[obs_type]
+    environments = atari(
+        "Breakout", obs_type=obs_type, frame_size=(36, 40), noop_max=0, max_episode_frames=60
+    )
+    closing.append(environments)
+    spec = environments.spec
+    assert (spec.observation_shape, spec.observation_dtype) == (shape, "uint8")
+    assert (spec.frame_stack, spec.num_actions) == (0 if obs_type == "ram" else 4, 4)
+    first = environments.reset(0).copy()
+    assert first.shape == (2, *shape) and first.dtype == np.uint8 and first.any()
+    for _ in range(40):
+        result = environments.step(ALWAYS_ZERO)
+        if result.truncated.all():
+            break
+    assert result.truncated.all() and not result.terminated.any()
+    assert (result.observations != first).any()
+    result = environments.step(ALWAYS_ZERO)
+    assert not (result.truncated | result.terminated | result.life_lost).any()
+    assert (result.rewards == 0).all()
+    np.testing.assert_array_equal(result.observations, first)
+
+
+@pytest.mark.parametrize("obs_type", ["grayscale", "ram"])
+def test_atari_rewards_are_not_clipped(closing, obs_type):
+    environments = atari("MsPacman", obs_type=obs_type, frame_size=(20, 20))
+    closing.append(environments)
+    environments.reset(0)
+    rng = np.random.default_rng(0)
+    rewards = [environments.step(rng.integers(0, 9, 2)).rewards for _ in range(150)]
+    assert np.max(rewards) >= 10.0
+
+
+@pytest.mark.parametrize("obs_type", ["grayscale", "ram"])
+@pytest.mark.parametrize("life_loss_ends", [True, False])
+def test_atari_reports_lost_lives_when_they_end(closing, obs_type, life_loss_ends):
+    environments = atari(
+        "Breakout", obs_type=obs_type, frame_size=(20, 20), life_loss_ends=life_loss_ends
+    )
+    closing.append(environments)
+    environments.reset(0)
+    lost, terminated = 0, 0
+    for _ in range(300):
+        result = environments.step(np.ones(2, dtype=np.int64))  # FIRE serves each ball
+        lost += int(result.life_lost[0])
+        terminated += int(result.terminated[0])
+        if terminated:
+            break
+    assert terminated == 1 and lost == (4 if life_loss_ends else 0)
+
+
+def test_atari_full_action_space_has_eighteen_actions(closing):
+    environments = atari("Pong", full_action_space=True, frame_size=(20, 20))
+    closing.append(environments)
+    assert environments.spec.num_actions == 18
+
+
+class ZeroPolicy:
+    """Always takes action 0; remembers what it saw."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[float]] = []
+
+    def initial_state(self, num_envs):
+        return None
+
+    def act(self, observations, state, exploration):
+        self.seen.append(observations[:, 0].tolist())
+        return Decision(np.zeros(len(observations), dtype=np.int64), None, {})
+
+
+class Recorder:
+    """An accumulator that keeps the steps that it was given."""
+
+    def __init__(self) -> None:
+        self.steps = []
+
+    def add(self, step):
+        self.steps.append(step)
+        return []
+
+
+def test_loop_clips_what_is_learned_from_and_reports_whole_returns(closing):
+    environments = own(Countdown)
+    closing.append(environments)
+    recorder, policy = Recorder(), ZeroPolicy()
+    loop = ActingLoop(environments, policy, None, recorder, clip_rewards=True, seed=0)
+    finished = [loop.step()[1] for _ in range(8)]
+    assert finished == [[], [], [(0, 15.0), (1, 15.0)], [], [], [], [(0, 15.0), (1, 15.0)], []]
+    assert [step.rewards[0] for step in recorder.steps] == [1, 1, 1, 0, 1, 1, 1, 0]
+    ignored = [bool(step.ignored[0]) for step in recorder.steps]
+    assert ignored == [False, False, False, True, False, False, False, True]
+    assert [seen[0] for seen in policy.seen] == [0, 1, 2, 3, 0, 1, 2, 3]
+    # The two ignored steps of each environment are none.
+    assert loop.env_steps == 12 and loop.episodes == 4
+    assert list(loop.recent_returns) == [15.0] * 4
+
+
+def test_evaluation_takes_the_same_number_of_episodes_from_each_environment(closing):
+    """The first finished ones would all be those of the environment with short episodes."""
+    lengths = iter([1, 4])
+    environments = own(lambda: Countdown(next(lengths)))
+    closing.append(environments)
+    loop = ActingLoop(environments, ZeroPolicy(), None, None, clip_rewards=False, seed=0)
+    assert play_episodes(loop, 2, 6, lambda: True) == [5.0] * 3 + [20.0] * 3
+
+
+def test_evaluation_ends_early_when_told_to(closing):
+    environments = own(Countdown)
+    closing.append(environments)
+    loop = ActingLoop(environments, ZeroPolicy(), None, None, clip_rewards=False, seed=0)
+    answers = iter([True, True, False])
+    assert play_episodes(loop, 2, 2, lambda: next(answers)) is None
+    assert loop.env_steps == 4
