@@ -111,6 +111,11 @@ class Suite:
         """Stop the run; whatever then still lives is killed and fails the test."""
         if self.run.exists:
             engine.stop(self.run, timeout_s=45.0)
+        try:
+            # The launcher's resource tracker ends when it notices that the launcher is gone.
+            wait_until(lambda: not self.processes(), 5.0, "all processes are gone")
+        except AssertionError:
+            pass
         left = self.processes()
         for pid in left:
             os.kill(pid, signal.SIGKILL)

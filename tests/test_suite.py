@@ -55,7 +55,7 @@ def test_suite_lives_through_kills_and_ends_whole(
 
     done = suite.apex("stop")
     assert done.returncode == 0, done.stderr
-    assert suite.processes() == []
+    assert suite.run.living() == {}
     assert suite.apex("status").returncode == 4
     down = suite.status()
     assert [row["pid"] for row in down["actors"]] == [None, None]
@@ -116,7 +116,7 @@ def test_stop_ends_attached_actors_too(suite: Suite, small: tuple[str, ...]) -> 
         suite.wait_for(lambda s: len(s["actors"]) == 3, 60.0, "an attached actor")
         assert suite.apex("stop").returncode == 0
         assert attached.wait(timeout=10) == 0
-        assert suite.processes() == []
+        assert suite.run.living() == {}
     finally:
         attached.kill()
         attached.wait()
