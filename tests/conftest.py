@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -133,15 +134,14 @@ def suite(tmp_path: Path) -> Iterator[Suite]:
 @pytest.fixture
 def make_suite(tmp_path: Path) -> Iterator[Callable[[str], Suite]]:
     """Makes places for several runs."""
-    suites: list[Suite] = []
+    with ExitStack() as stack:
 
-    def make(name: str) -> Suite:
-        suites.append(Suite(tmp_path / name))
-        return suites[-1]
+        def make(name: str) -> Suite:
+            one = Suite(tmp_path / name)
+            stack.callback(one.end)
+            return one
 
-    yield make
-    for one in suites:
-        one.end()
+        yield make
 
 
 SMALL = (

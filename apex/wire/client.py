@@ -50,6 +50,7 @@ class Client:
         self._connected = False
         self._hello_sent = float("-inf")
         self._clock = clock
+        self._level = logging.DEBUG if hello.role == "operator" else logging.INFO
         self._socket, self._monitor = connected_dealer(address)
 
     def pollables(self) -> list[zmq.Socket[bytes] | int]:
@@ -80,7 +81,7 @@ class Client:
                 self._on_error(item.message)
             if isinstance(item.message, Welcome):
                 self.ready = True
-                log.info("%s: connected", self.name)
+                log.log(self._level, "%s: connected", self.name)
             received.append(item)
 
     def _watch_connection(self) -> None:
