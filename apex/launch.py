@@ -111,13 +111,21 @@ class Launcher:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_revive)
-        while not self._stopping and not all(d.given_up for d in self._daemons):
+        while not self._over():
             for daemon in self._daemons:
                 self._tend(daemon)
             sentinels = [d.process.sentinel for d in self._daemons if d.process is not None]
             multiprocess.connection.wait(sentinels, timeout=0.2)
             self._bound_logs()
         self._drain()
+
+    def _over(self) -> bool:
+        """Whether to drain: asked to, at the run's end, or with nothing left to keep alive."""
+        return (
+            self._stopping
+            or self._run.outcome_file.exists()
+            or all(daemon.given_up for daemon in self._daemons)
+        )
 
     def _on_stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
@@ -154,10 +162,7 @@ class Launcher:
         daemon.process.close()
         daemon.process = None
         daemon.early_exits = daemon.early_exits + 1 if early else 0
-        if self._run.outcome_file.exists():
-            daemon.given_up = True
-            log.info("%s: ended with code %d; the run is at its end", daemon.name, exit_code)
-        elif exit_code in NOT_RESTARTED or daemon.early_exits > MAX_EARLY_EXITS:
+        if exit_code in NOT_RESTARTED or daemon.early_exits > MAX_EARLY_EXITS:
             daemon.given_up = True
             log.error("%s: ended with code %d and stays down", daemon.name, exit_code)
         else:

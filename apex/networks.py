@@ -41,8 +41,8 @@ class ImageTorso(nn.Module):
                     f"algorithm.conv: frames of {self._image_size(shape)} pixels are too small "
                     f"for the layers {list(layers)}"
                 )
-        self._convolutions = nn.Sequential(*modules)
-        self._convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.convolutions = nn.Sequential(*modules)
+        self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.out_features = channels * math.prod(size)
 
     def _image_size(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -54,7 +54,7 @@ class ImageTorso(nn.Module):
             frames = frames.movedim(-1, 2)
         image = frames.flatten(1, -3).float().div(255.0)
         image = image.contiguous(memory_format=torch.channels_last)
-        features: Tensor = self._convolutions(image).flatten(1)
+        features: Tensor = self.convolutions(image).flatten(1)
         return features
 
 

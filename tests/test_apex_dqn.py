@@ -222,7 +222,7 @@ def image_q_by_hand(network: DuelingQNetwork, planes: Tensor) -> Tensor:
     p = network.state_dict()
     x = planes
     for layer, stride in ((0, 2), (2, 1)):
-        weight, bias = (p[f"torso._convolutions.{layer}.{kind}"] for kind in ("weight", "bias"))
+        weight, bias = (p[f"torso.convolutions.{layer}.{kind}"] for kind in ("weight", "bias"))
         x = torch.relu(torch.nn.functional.conv2d(x, weight, bias, stride))
     x = torch.relu(x.flatten(1) @ p["shared.0.weight"].T + p["shared.0.bias"])
     return q_by_hand(p, x)
