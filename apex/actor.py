@@ -26,7 +26,7 @@ from apex.params import Publication
 from apex.replay.client import InsertClient
 from apex.service import Service, run_from_options, run_options, serve
 from apex.types import Chunk
-from apex.wire.messages import Heartbeat, Hello, Phase
+from apex.wire.messages import Heartbeat, Phase
 from apex.wire.sockets import Poller
 
 log = logging.getLogger("apex.actor")
@@ -49,14 +49,7 @@ class ActorDaemon:
         self._environments = make_environments(
             service.config.env, service.config.actor.num_envs, extensions.make_env
         )
-        hello = Hello(
-            role="actor",
-            name=service.name,
-            epoch=service.epoch,
-            run_id=service.facts.run_id,
-            schema_hash=service.facts.schema.hash,
-            pid=os.getpid(),
-        )
+        hello = service.hello("actor")
         self._learner = LearnerClient(service.endpoints.learner.params, hello)
         self._replay = InsertClient(service.endpoints.replay.insert, hello)
         self._poller = Poller(self._learner.client, self._replay.client)

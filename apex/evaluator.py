@@ -23,7 +23,7 @@ from apex.learner.client import LearnerClient
 from apex.metrics import MetricsLog
 from apex.params import Publication
 from apex.service import Service, daemon_command
-from apex.wire.messages import EvaluationReport, Heartbeat, Hello, Phase
+from apex.wire.messages import EvaluationReport, Heartbeat, Phase
 from apex.wire.sockets import Poller
 
 log = logging.getLogger("apex.evaluator")
@@ -47,17 +47,7 @@ class EvaluatorDaemon:
         self._environments = make_environments(
             evaluation_env(service.config.env), config.num_envs, extensions.make_env
         )
-        self._learner = LearnerClient(
-            service.endpoints.learner.params,
-            Hello(
-                role="evaluator",
-                name=service.name,
-                epoch=service.epoch,
-                run_id=service.facts.run_id,
-                schema_hash=service.facts.schema.hash,
-                pid=os.getpid(),
-            ),
-        )
+        self._learner = LearnerClient(service.endpoints.learner.params, service.hello("evaluator"))
         self._poller = Poller(self._learner.client)
         self._metrics = MetricsLog(
             service.run.metrics, service.name, service.config.run.metrics_max_mb, tensorboard=True

@@ -23,6 +23,7 @@ from apex.endpoints import Endpoints
 from apex.errors import ApexError, ExitCode, GaveUpError, RunError, UsageError
 from apex.files import FileLock, replace_file
 from apex.run_directory import RunDirectory, RunFacts
+from apex.wire.messages import Hello, Role
 from apex.wire.sockets import terminate_context
 
 log = logging.getLogger("apex")
@@ -112,6 +113,17 @@ class Service:
             )
         lock.write(str(os.getpid()))
         return lock
+
+    def hello(self, role: Role) -> Hello:
+        """How this daemon greets at an endpoint."""
+        return Hello(
+            role=role,
+            name=self.name,
+            epoch=self.epoch,
+            run_id=self.facts.run_id,
+            schema_hash=self.facts.schema.hash,
+            pid=os.getpid(),
+        )
 
     @property
     def stopping(self) -> bool:

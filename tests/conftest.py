@@ -29,7 +29,7 @@ def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any
         value = condition()
         if value:
             return value
-        time.sleep(0.05)
+        time.sleep(0.02)
     raise AssertionError(f"not within {timeout_s:g} s: {what}")
 
 

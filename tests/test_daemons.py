@@ -9,12 +9,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from apex.prepare import prepare_run, preset_config
 from apex.run_directory import RunDirectory
-from tests.conftest import ROOT, Suite, wait_until
+from tests.conftest import ROOT, wait_until
 
 DAEMONS = {
     "replay": (),
@@ -214,66 +213,3 @@ def test_a_daemon_that_crashes_again_and_again_gives_up_with_its_own_code(
         codes.append(done.returncode)
     assert codes == [70] * 8 + [79]
     assert "giving up" in done.stderr
-
-
-def test_100000_pong_transitions_cost_the_replay_process_at_most_60_mb(
-    suite: Suite, tmp_path: Path
-) -> None:
-    """The memory of the real process, filled over the wire with real frames."""
-    from apex.acting.loop import ActingLoop, Decision
-    from apex.algos.registry import make_algorithm
-    from apex.envs.registry import make_environments
-    from apex.replay.client import InsertClient
-    from apex.wire.messages import Hello
-    from apex.wire.sockets import Poller
-
-    config = preset_config("pong", ["replay.capacity=120000", "actor.num_envs=16"])
-    prepared = prepare_run(suite.path, config)
-    facts, endpoints = prepared.facts(), prepared.endpoints()
-    process = Process(tmp_path, "replay", "--run", str(prepared.path))
-    try:
-        process.wait_for_text("serving")
-        before = resident_bytes(process.popen.pid)
-        client = InsertClient(
-            endpoints.replay.insert,
-            Hello(
-                role="actor", name="actor_000", epoch=1, run_id=facts.run_id,
-                schema_hash=facts.schema.hash, pid=os.getpid(),
-            ),
-        )  # fmt: skip
-        poller = Poller(client.client)
-        rng = np.random.default_rng(1)
-
-        class RandomPolicy:
-            def initial_state(self, num_envs: int) -> None:
-                return None
-
-            def act(self, observations: object, state: object, exploration: object) -> Decision:
-                zeros = np.zeros(16)
-                return Decision(rng.integers(0, 6, 16), None, {"q_value": zeros, "max_q": zeros})
-
-        algorithm = make_algorithm(config.algorithm, facts.env)
-        loop = ActingLoop(
-            make_environments(config.env, 16), RandomPolicy(), None,
-            algorithm.accumulator(16, 50), clip_rewards=True, seed=1,
-        )  # fmt: skip
-        while client.inserted_items < 100_000:
-            for chunk in loop.step()[0]:
-                wait_until(
-                    lambda: client.poll() or client.has_credit or poller.wait(0.01), 30.0, "credit"
-                )
-                if client.has_credit:
-                    client.insert(chunk)
-        wait_until(lambda: client.poll() or not client.unacknowledged, 30.0, "all acknowledged")
-        grown = resident_bytes(process.popen.pid) - before
-        client.close()
-        assert grown <= 60e6, f"{grown / 1e6:.1f} MB for 100,000 transitions"
-        assert grown >= 10e6
-    finally:
-        process.popen.kill()
-        process.popen.wait()
-
-
-def resident_bytes(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -29,7 +29,6 @@ from apex.metrics import MetricsLog, Rate
 from apex.params import Publication, PublicationBoard, VersionCounter
 from apex.replay.client import SampleClient
 from apex.service import ENGINE_PID, Service, daemon_command
-from apex.wire.messages import Hello
 
 log = logging.getLogger("apex.learner")
 
@@ -97,16 +96,11 @@ class LearnerDaemon:
         self._server.membership.best_return = resumed.best_return if resumed else None
 
     def _connect(self) -> SampleClient:
-        service = self._service
-        hello = Hello(
-            role="learner",
-            name="learner",
-            epoch=service.epoch,
-            run_id=service.facts.run_id,
-            schema_hash=service.facts.schema.hash,
-            pid=os.getpid(),
+        return SampleClient(
+            self._service.endpoints.replay.sample,
+            self._service.hello("learner"),
+            self._config.learner.batch_size,
         )
-        return SampleClient(service.endpoints.replay.sample, hello, self._config.learner.batch_size)
 
     def _restore(self) -> Manifest | None:
         """Go on from the newest good checkpoint, if there is one; gives its manifest."""
