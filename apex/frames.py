@@ -21,13 +21,15 @@ def decompress(samples: Samples, schema: Schema) -> Items:
     Raises:
         SchemaError: a frame is corrupt or has another size than the schema says.
     """
-    ids, probabilities = samples.item_ids, samples.probabilities
+    ids, probabilities = samples.item_ids.copy(), samples.probabilities.copy()
+    # Copies: the received arrays are read-only and keep the whole message in memory.
+    columns = {name: array.copy() for name, array in samples.columns.items()}
     if samples.frames is None or schema.frames is None:
-        return Items(ids, probabilities, samples.columns)
+        return Items(ids, probabilities, columns)
     samples.frames.check(len(samples), schema.frames)
     pixels = _decompress_ranges(samples.frames, schema.frames)
     counts = samples.frames.frame_count + samples.frames.pad_count
-    return Items(ids, probabilities, samples.columns, pixels, counts)
+    return Items(ids, probabilities, columns, pixels, counts)
 
 
 def _decompress_ranges(ranges: FrameRanges, spec: FramesColumn) -> npt.NDArray[np.uint8]:

@@ -124,7 +124,7 @@ class Prefetcher:
     def _prepare(self, samples: Samples) -> Batch:
         items = frames.decompress(samples, self._schema)
         arrays = self._collate(items)
-        return Batch(samples.item_ids, items.columns[LEARNER_STEP], arrays)
+        return Batch(items.item_ids, items.columns[LEARNER_STEP], arrays)
 
     def close(self) -> None:
         """End the threads."""
