@@ -105,13 +105,7 @@ class ActorDaemon:
         )
         self._loop.learner_step = self._learner_step
         os.nice(config.actor.nice)
-        log.info(
-            "stepping %d environments in slot %d, epsilon %.4f to %.4f",
-            num_envs,
-            slot,
-            exploration.epsilons.min(),
-            exploration.epsilons.max(),
-        )
+        log.info("stepping %d environments in slot %d, %s", num_envs, slot, exploration.describe())
 
     def _turn(self) -> None:
         assert self._loop is not None

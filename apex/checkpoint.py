@@ -37,6 +37,7 @@ class ActorRecord(msgspec.Struct, frozen=True):
 
     epoch: int
     incarnation: int
+    slot: int
     env_steps: int
     """Counted so far, of this epoch."""
 

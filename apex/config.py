@@ -27,7 +27,7 @@ NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
 UnitFloat = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 OVERLAYS = ("cpu", "gpu")
-"""Preset tables whose contents are laid over the preset on a machine without or with a GPU."""
+"""Tables whose contents are laid over the rest on a machine without or with a GPU."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -296,11 +296,21 @@ def preset_text(name: str) -> str:
     return (resources.files("apex") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
 
 
+def preset_table(name: str) -> dict[str, Any]:
+    """A preset as a raw table, the parts for both kinds of machine included."""
+    table: dict[str, Any] = tomllib.loads(preset_text(name))
+    return table
+
+
+def overlaid(raw: Mapping[str, Any], *, gpu: bool) -> dict[str, Any]:
+    """A raw table with its part for a machine with or without a GPU laid over the rest."""
+    rest = {key: value for key, value in raw.items() if key not in OVERLAYS}
+    return merge(rest, raw.get("gpu" if gpu else "cpu", {}))
+
+
 def preset(name: str, *, gpu: bool) -> dict[str, Any]:
-    """A preset as a raw table, with the overlay for a machine with or without a GPU applied."""
-    raw: dict[str, Any] = tomllib.loads(preset_text(name))
-    overlays = {key: raw.pop(key, {}) for key in OVERLAYS}
-    return merge(raw, overlays["gpu" if gpu else "cpu"])
+    """A preset as a raw table, for a machine with or without a GPU."""
+    return overlaid(preset_table(name), gpu=gpu)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

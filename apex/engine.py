@@ -27,7 +27,12 @@ from apex.service import ENGINE_PID
 
 EngineName = Literal["supervisor", "local"]
 
-STOP_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 90.0
+"""Longer than the engines' own patience with the learner and all others, one after the other."""
+ORPHAN_GRACE_S = 3.0
+"""Daemons whose engine was killed drain already; a second signal would cut that short."""
+REVIVE = signal.SIGUSR2
+"""Tells a launcher to start again what it has given up on."""
 
 
 class EngineRecord(msgspec.Struct, frozen=True):
@@ -81,8 +86,10 @@ def register(run: RunDirectory, engine: EngineName, **supervisor: str) -> None:
 def start_detached(run: RunDirectory, engine: EngineName, timeout_s: float = 20.0) -> EngineRecord:
     """Start an engine in a session of its own, holding no pipe of this process.
 
+    Returns when each of its daemons has been started, whether or not it got any further.
+
     Raises:
-        RunError: it ended at once; the message quotes its log.
+        RunError: the engine ended; the message quotes its log.
     """
     module = {"supervisor": "apex.supervision", "local": "apex.launch"}[engine]
     log_path = run.logs / "engine.log"
@@ -94,16 +101,27 @@ def start_detached(run: RunDirectory, engine: EngineName, timeout_s: float = 20.
             stderr=log,
             start_new_session=True,
         )
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        record = living_engine(run)
-        if record is not None and record.pid == process.pid:
-            return record
-        if process.poll() is not None:
-            break
-        time.sleep(0.05)
+    record = await_daemons(run, process, timeout_s)
+    if record is not None:
+        return record
     tail = log_path.read_text(errors="replace").strip().splitlines()[-5:]
     raise RunError(f"the engine '{engine}' did not start; {log_path} ends:\n" + "\n".join(tail))
+
+
+def await_daemons(
+    run: RunDirectory, process: subprocess.Popen[bytes], timeout_s: float = 20.0
+) -> EngineRecord | None:
+    """Wait until an engine has started all daemons; None when it ended instead."""
+    wanted = set(daemon_names(run.config()))
+    seen: set[str] = set()
+    deadline = time.monotonic() + timeout_s
+    while process.poll() is None:
+        record = living_engine(run)
+        seen |= run.living().keys()
+        if record is not None and (wanted <= seen or time.monotonic() > deadline):
+            return record
+        time.sleep(0.05)
+    return None
 
 
 def supervisord_environment(run: RunDirectory, config: Config) -> dict[str, str]:
@@ -133,13 +151,16 @@ def revive(run: RunDirectory, daemon: str) -> None:
     Raises:
         RunError: the run has no engine, or the engine does not know that daemon.
     """
+    if daemon not in daemon_names(run.config()):
+        _signal(_attaching(run), REVIVE)
+        return
     record = living_engine(run)
     if record is None:
         raise RunError(f"{run.path} has no engine running; `apex run --resume` starts it")
     if record.engine == "local":
-        os.kill(record.pid, signal.SIGHUP)
+        os.kill(record.pid, REVIVE)
         return
-    from supervisor.xmlrpc import SupervisorTransport
+    from supervisor.xmlrpc import Faults, SupervisorTransport
 
     transport = SupervisorTransport(
         "apex", record.supervisor_password, f"unix://{record.supervisor_socket}"
@@ -149,6 +170,8 @@ def revive(run: RunDirectory, daemon: str) -> None:
     try:
         proxy.supervisor.startProcess(group + daemon, False)
     except xmlrpc.client.Fault as fault:
+        if fault.faultCode == Faults.ALREADY_STARTED:
+            return
         raise RunError(f"supervisord: cannot start {daemon}: {fault.faultString}") from None
 
 
@@ -159,17 +182,20 @@ def stop(run: RunDirectory, timeout_s: float = STOP_TIMEOUT_S) -> list[str]:
         Names of the processes that had to be killed.
     """
     record = living_engine(run)
-    engines = {name: pid for name, pid in run.living().items() if name.startswith("attach_")}
+    engines = _attaching(run)
     if record is not None:
         engines["engine"] = record.pid
     _signal(engines, signal.SIGTERM)
-    deadline = time.monotonic() + timeout_s
+    started = time.monotonic()
+    deadline = started + timeout_s
+    orphans_from = started + (ORPHAN_GRACE_S if run.engine_file.exists() else 0.0)
     asked: set[int] = set()
     while time.monotonic() < deadline:
         living = run.living()
         if not living and living_engine(run) is None:
             return []
-        if not any(name.startswith("attach_") for name in living) and living_engine(run) is None:
+        engines_gone = not _attaching(run) and living_engine(run) is None
+        if engines_gone and time.monotonic() >= orphans_from:
             # Started by hand, or left by an engine that was killed.
             left = {name: pid for name, pid in living.items() if pid not in asked}
             _signal(left, signal.SIGTERM)
@@ -181,6 +207,11 @@ def stop(run: RunDirectory, timeout_s: float = STOP_TIMEOUT_S) -> list[str]:
         left["engine"] = last.pid
     _signal(left, signal.SIGKILL)
     return sorted(left)
+
+
+def _attaching(run: RunDirectory) -> dict[str, int]:
+    """The processes that keep attached actors alive."""
+    return {name: pid for name, pid in run.living().items() if name.startswith("attach_")}
 
 
 def _signal(processes: dict[str, int], number: signal.Signals) -> None:

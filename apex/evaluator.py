@@ -160,6 +160,7 @@ class EvaluatorDaemon:
             for path in checkpoint.all_paths(folder, "best"):
                 if path != kept:
                     remove(path)
+            checkpoint.prune(folder, "best", keep=1)
         except OSError as error:
             log.error("the best checkpoint was not kept: %s", error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import time
 from pathlib import Path
 
 
@@ -44,6 +45,9 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+TRIES, TRY_AGAIN_S = 10, 0.02
+
+
 class FileLock:
     """An exclusive lock on a file that the kernel drops when its holder ends, however it ends.
 
@@ -55,15 +59,21 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> bool:
-        """Take the lock; False when another process has it."""
+        """Take the lock; False when another process has it.
+
+        One that only looks (`is_locked`) holds it for microseconds: hence a few tries.
+        """
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return False
-        self._descriptor = descriptor
-        return True
+        for _ in range(TRIES):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(TRY_AGAIN_S)
+            else:
+                self._descriptor = descriptor
+                return True
+        os.close(descriptor)
+        return False
 
     def write(self, text: str) -> None:
         """Replace the text of the locked file."""

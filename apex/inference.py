@@ -14,7 +14,7 @@ from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
 from apex.algos.registry import make_algorithm
 from apex.checkpoint import Checkpoint
-from apex.config import Config, EnvConfig
+from apex.config import Config, EnvConfig, convert
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
 from apex.extensions import NONE, Extensions
@@ -36,7 +36,7 @@ class TrainedPolicy:
 
     def __init__(self, source: Checkpoint, extensions: Extensions = NONE) -> None:
         self.manifest = source.manifest
-        self.config: Config = msgspec.convert(source.manifest.config, Config)
+        self.config: Config = convert(source.manifest.config, Config, str(source.path))
         algorithm = make_algorithm(self.config.algorithm, self.manifest.env, extensions.algorithm)
         self.policy: Policy = algorithm.policy()
         self.policy.load(source.parameters())

@@ -8,6 +8,7 @@ else: it never crosses a socket and is never written to a file.
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import shutil
@@ -23,12 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 import cloudpickle
+import msgspec
 import multiprocess
 import multiprocess.connection
 
 from apex import engine
 from apex.config import Config
-from apex.errors import NOT_RESTARTED, ApexError, RunError
+from apex.errors import NOT_RESTARTED, ApexError, EnvError, RunError, UsageError
 from apex.extensions import NONE, Extensions
 from apex.run_directory import RunDirectory, find_run
 from apex.service import Service, log_to_stderr, serve
@@ -39,8 +41,9 @@ if TYPE_CHECKING:  # every child imports this module: the replay server must not
 
 log = logging.getLogger("apex.launch")
 
-STOP_TIMEOUT_S = 40.0
-"""Seconds that a learner may need for its last checkpoint."""
+STOP_TIMEOUT_S = {"learner": 40.0}
+"""Seconds that a daemon may need to drain; the learner writes its last checkpoint."""
+DEFAULT_STOP_TIMEOUT_S = 10.0
 EARLY_EXIT_S = 1.0
 """A child that ends before this age could not even start; its next start is delayed."""
 MAX_EARLY_EXITS = 5
@@ -72,8 +75,33 @@ def _child(run_path: str, name: str, log_path: str, payload: bytes) -> None:
     descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
-    extensions = cloudpickle.loads(payload) if payload else NONE
-    serve(RunDirectory(Path(run_path)), name, daemon_body(name, extensions))
+
+    def body(service: Service) -> None:
+        # The replay server needs none of them, and must not import what they import.
+        extensions = NONE if name == "replay" else _unpacked(payload)
+        daemon_body(name, extensions)(service)
+
+    serve(RunDirectory(Path(run_path)), name, body)
+
+
+def _packed(extensions: Extensions) -> bytes:
+    """Extensions for the children, with the paths on which their modules are found."""
+    return bytes(cloudpickle.dumps((sys.path, cloudpickle.dumps(extensions))))
+
+
+def _unpacked(payload: bytes) -> Extensions:
+    if not payload:
+        return NONE
+    try:
+        paths, packed = cloudpickle.loads(payload)
+        sys.path.extend(path for path in paths if path not in sys.path)
+        extensions: Extensions = cloudpickle.loads(packed)
+    except Exception as error:
+        raise EnvError(
+            f"the environment or algorithm of the script cannot be loaded in a daemon: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return extensions
 
 
 @dataclass
@@ -104,13 +132,19 @@ class Launcher:
         self._context = multiprocess.get_context("spawn")
         self._daemons = [_Daemon(name) for name in names]
         self._stopping = False
+        self._last_bad_code = 0
         self._next_log_check = 0.0
 
-    def run(self) -> None:
-        """Start all, restart what ends, until a signal or the run's end; then drain all."""
-        for number in (signal.SIGTERM, signal.SIGINT):
+    def run(self) -> int:
+        """Start all, restart what ends, until a signal or the run's end; then drain all.
+
+        Returns:
+            0, or the exit code of the daemon that was given up last when none is left.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_stop)
-        signal.signal(signal.SIGHUP, self._on_revive)
+        signal.signal(engine.REVIVE, self._on_revive)
+        faulthandler.register(signal.SIGUSR1, all_threads=True)
         while not self._over():
             for daemon in self._daemons:
                 self._tend(daemon)
@@ -118,6 +152,8 @@ class Launcher:
             multiprocess.connection.wait(sentinels, timeout=0.2)
             self._bound_logs()
         self._drain()
+        alone = not self._stopping and not self._run.outcome_file.exists()
+        return self._last_bad_code if alone else 0
 
     def _over(self) -> bool:
         """Whether to drain: asked to, at the run's end, or with nothing left to keep alive."""
@@ -164,6 +200,7 @@ class Launcher:
         daemon.early_exits = daemon.early_exits + 1 if early else 0
         if exit_code in NOT_RESTARTED or daemon.early_exits > MAX_EARLY_EXITS:
             daemon.given_up = True
+            self._last_bad_code = exit_code
             log.error("%s: ended with code %d and stays down", daemon.name, exit_code)
         else:
             delay = 2.0 ** (daemon.early_exits - 1) if early else 0.0
@@ -192,8 +229,9 @@ class Launcher:
     def _end(self, processes: list[Any]) -> None:
         for process in processes:
             process.terminate()
-        deadline = time.monotonic() + STOP_TIMEOUT_S
+        started = time.monotonic()
         for process in processes:
+            deadline = started + STOP_TIMEOUT_S.get(process.name, DEFAULT_STOP_TIMEOUT_S)
             process.join(max(0.0, deadline - time.monotonic()))
             if process.exitcode is None:
                 log.error("%s: did not drain in time, killed", process.name)
@@ -224,16 +262,28 @@ def run(
     Raises:
         ApexError: the configuration or the environment cannot be used.
     """
+    from apex.envs.registry import FACTORY
     from apex.prepare import new_run_path, prepare_run, preset_config
 
     if isinstance(config, str):
         name, config = config, preset_config(config, settings)
+    elif settings:
+        raise UsageError("settings go with a preset's name; change the Config itself instead")
     else:
         name = str(config.algorithm.get("name", "run"))
+    if make_env is not None:
+        env_id = FACTORY + getattr(make_env, "__name__", type(make_env).__name__)
+        env = msgspec.structs.replace(config.env, id=env_id)
+        config = msgspec.structs.replace(config, env=env)
     extensions = Extensions(make_env, algorithm)
     target = Path(path) if path is not None else new_run_path(name)
     directory = prepare_run(target, config, extensions=extensions)
-    payload = cloudpickle.dumps(extensions) if extensions != NONE else b""
+    _start(directory, _packed(extensions) if extensions != NONE else b"")
+    return directory
+
+
+def _start(directory: RunDirectory, payload: bytes) -> None:
+    """Start a launcher in a session of its own, with the extensions through its pipe."""
     with (directory.logs / "engine.log").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "apex.launch", "--run", str(directory.path), "--payload"],
@@ -243,14 +293,13 @@ def run(
             start_new_session=True,
         )
     assert process.stdin is not None
-    process.stdin.write(payload)
-    process.stdin.close()
-    deadline = time.monotonic() + 20.0
-    while engine.living_engine(directory) is None:
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RunError(f"the launcher did not start; see {directory.logs / 'engine.log'}")
-        time.sleep(0.05)
-    return directory
+    try:
+        process.stdin.write(payload)
+        process.stdin.close()
+    except BrokenPipeError:
+        pass
+    if engine.await_daemons(directory, process) is None:
+        raise RunError(f"the launcher did not start; see {directory.logs / 'engine.log'}")
 
 
 @click.command()
@@ -273,10 +322,11 @@ def main(
         engine.register(directory, "local")
         extensions = sys.stdin.buffer.read() if payload else b""
         log.info("run %s", directory.path)
-        Launcher(directory, engine.daemon_names(directory.config()), extensions).run()
+        code = Launcher(directory, engine.daemon_names(directory.config()), extensions).run()
     except ApexError as error:
         log.error("%s", error)
-        sys.exit(int(error.exit_code))
+        code = int(error.exit_code)
+    sys.exit(code)
 
 
 def _prepared(

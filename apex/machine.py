@@ -14,6 +14,9 @@ def cores() -> int:
         quota, _, period = quota_file.read_text().strip().partition(" ")
         if quota != "max":
             available = min(available, max(1, int(quota) // int(period)))
+    quota_us, period_us = _v1("cpu", "cpu.cfs_quota_us"), _v1("cpu", "cpu.cfs_period_us")
+    if quota_us and period_us and quota_us > 0:
+        available = min(available, max(1, quota_us // period_us))
     return available
 
 
@@ -24,7 +27,7 @@ def memory_bytes() -> int:
         limit = limit_file.read_text().strip()
         if limit != "max":
             available = min(available, int(limit))
-    return available
+    return min(available, _v1("memory", "memory.limit_in_bytes") or available)
 
 
 def has_gpu() -> bool:
@@ -41,6 +44,20 @@ def has_gpu() -> bool:
         and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
         and count.value > 0
     )
+
+
+def _v1(controller: str, name: str) -> int | None:
+    """A limit of this process's cgroup of version 1, if there is one."""
+    try:
+        entries = Path("/proc/self/cgroup").read_text().splitlines()
+        for _, controllers, path in (entry.split(":", 2) for entry in entries):
+            if controller in controllers.split(","):
+                base = Path("/sys/fs/cgroup") / controller
+                own = base / path.lstrip("/") / name
+                return int((own if own.is_file() else base / name).read_text())
+    except (OSError, ValueError):
+        pass
+    return None
 
 
 def _cgroup_files(name: str) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ RATE_WINDOW_S = 10.0
 
 
 class Rate:
-    """Events per second, as a mean over the last `window_s` seconds."""
+    """Events per second, as a mean over the last `window_s` seconds; any thread may ask."""
 
     def __init__(
         self, window_s: float = RATE_WINDOW_S, clock: Callable[[], float] = time.monotonic
@@ -26,10 +27,14 @@ class Rate:
         self._clock = clock
         self._start = clock()
         self._bins: deque[tuple[float, float]] = deque()
+        self._lock = threading.Lock()
 
     def add(self, count: float) -> None:
         """Count events now."""
-        now = self._clock()
+        with self._lock:
+            self._add(count, self._clock())
+
+    def _add(self, count: float, now: float) -> None:
         if self._bins and now - self._bins[-1][0] < self._window / 20:
             begin, total = self._bins[-1]
             self._bins[-1] = (begin, total + count)
@@ -38,7 +43,10 @@ class Rate:
 
     def per_second(self) -> float:
         """The mean rate; since the start, while that is less than a window ago."""
-        now = self._clock()
+        with self._lock:
+            return self._per_second(self._clock())
+
+    def _per_second(self, now: float) -> float:
         while self._bins and now - self._bins[0][0] > self._window:
             self._bins.popleft()
         elapsed = min(self._window, max(now - self._start, 1e-3))
@@ -129,7 +137,11 @@ def _finite(value: Any) -> Any:
 
 
 class EventFiles:
-    """TensorBoard event files of bounded size: at most two, the older one dropped."""
+    """TensorBoard event files; together they take at most twice `max_bytes`.
+
+    tensorboardX writes from a thread of its own, which a full disk ends; without it, writing
+    would block for good, so the files are given up then.
+    """
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
         from tensorboardX import SummaryWriter
@@ -137,11 +149,18 @@ class EventFiles:
         self._make = lambda: SummaryWriter(str(directory), flush_secs=10)
         self._directory = directory
         self._max_bytes = max_bytes
+        self._lost = False
         self._writer = self._make()
         self._rotate()
 
     def write(self, values: Mapping[str, float], step: int, now: float) -> None:
         """Write scalars at `step`."""
+        if self._lost:
+            return
+        if not self._writer.file_writer.event_writer._worker.is_alive():
+            self._lost = True
+            log.error("TensorBoard files are no longer written (is the disk full?)")
+            return
         for name, value in values.items():
             self._writer.add_scalar(name, value, step, walltime=now)
         newest = max(self._files(), default=None, key=lambda path: path.stat().st_mtime)
@@ -160,4 +179,6 @@ class EventFiles:
             files.pop(0).unlink()
 
     def close(self) -> None:
-        self._writer.close()
+        """Close the file."""
+        if not self._lost and self._writer.file_writer.event_writer._worker.is_alive():
+            self._writer.close()

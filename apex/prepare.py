@@ -11,12 +11,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from apex import checkpoint, machine
 from apex import config as configuration
 from apex import endpoints as addresses
-from apex import machine
-from apex.algos.registry import make_algorithm
+from apex.algos.registry import check_schema, make_algorithm
 from apex.config import Config
-from apex.envs.registry import make_environments
+from apex.envs.registry import FACTORY, make_environments
+from apex.errors import ConfigError, RunError
 from apex.extensions import NONE, Extensions
 from apex.run_directory import RunDirectory, runs_root
 from apex.types import EnvSpec, Schema
@@ -25,6 +26,10 @@ log = logging.getLogger("apex.prepare")
 
 REPLAY_MEMORY_SHARE = 0.5
 """Largest share of the machine's memory that a full table may take."""
+ACTORS_MEMORY_SHARE = 0.25
+"""Largest share of the machine's memory that the actors together may take."""
+ACTOR_BYTES = 400e6
+"""Resident memory of one actor with torch and eight Atari environments, measured, rounded up."""
 COMPRESSED_SHARE = 0.27
 """Compressed size of a frame, as a share of its pixels: the worst of the games measured."""
 
@@ -45,15 +50,32 @@ def preset_config(name: str, settings: Sequence[str]) -> Config:
     Raises:
         ConfigError: an unknown preset, key or type, or values that do not go together.
     """
-    raw = configuration.preset(name, gpu=machine.has_gpu())
-    return fit_to_cores(configuration.parse(configuration.override(raw, settings)))
+    return _for_machine(configuration.preset_table(name), settings)
+
+
+def file_config(path: Path, settings: Sequence[str]) -> Config:
+    """A configuration file as this machine can run it, with `--set` settings applied.
+
+    Raises:
+        ConfigError: as `preset_config`.
+    """
+    return _for_machine(configuration.read_toml(path), settings)
+
+
+def _for_machine(raw: dict[str, Any], settings: Sequence[str]) -> Config:
+    """Lay the part for this machine and the settings over a raw table, and check it."""
+    raw = configuration.override(raw, settings)
+    gpu = machine.has_gpu() and raw.get("learner", {}).get("device") != "cpu"
+    raw = configuration.override(configuration.overlaid(raw, gpu=gpu), settings)
+    return fit_to_cores(configuration.parse(raw))
 
 
 def fit_to_cores(config: Config) -> Config:
-    """Fill in `actor.count = 0`: one a core less one for the learner, at least two."""
+    """Fill in `actor.count = 0`: one a core but one, as far as memory goes, at least two."""
     if config.actor.count:
         return config
-    count = max(2, machine.cores() - 1)
+    fitting = int(machine.memory_bytes() * ACTORS_MEMORY_SHARE / ACTOR_BYTES)
+    count = max(2, min(machine.cores() - 1, fitting))
     actor = msgspec.structs.replace(config.actor, count=count)
     return msgspec.structs.replace(config, actor=actor)
 
@@ -121,8 +143,22 @@ def prepare_run(
     config, spec, schema = check_config(config, extensions)
     config = fit_to_memory(config, schema)
     configuration.check(config)
+    _check_init_from(config, spec)
     run.create(config, addresses.resolve(endpoints, run.path), spec, schema)
     return run
+
+
+def _check_init_from(config: Config, spec: EnvSpec) -> None:
+    """Raise unless `run.init_from` is empty or names a checkpoint of a like environment."""
+    if not config.run.init_from:
+        return
+    env = checkpoint.find(Path(config.run.init_from)).manifest.env
+    if (env.policy_shape, env.num_actions) != (spec.policy_shape, spec.num_actions):
+        raise ConfigError(
+            f"run.init_from: that checkpoint is of {env.env_id} with observations "
+            f"{env.policy_shape} and {env.num_actions} actions, expected {spec.policy_shape} "
+            f"and {spec.num_actions}"
+        )
 
 
 def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
@@ -130,11 +166,18 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
 
     Raises:
         ConfigError: a setting does not fit.
+        RunError: the run cannot go on: its items would change, or it came from a script.
     """
+    facts = run.facts()
+    if facts.env.env_id.startswith(FACTORY):
+        raise RunError(
+            f"{run.path} plays an environment of a script ({facts.env.env_id}), which is not "
+            "kept; start a new run from the script"
+        )
     raw: dict[str, Any] = configuration.read_toml(run.config_file)
     config = fit_to_cores(configuration.parse(configuration.override(raw, settings)))
-    config = fit_to_memory(config, run.facts().schema)
+    config = fit_to_memory(config, facts.schema)
     configuration.check(config)
+    check_schema(make_algorithm(config.algorithm, facts.env), facts.schema)
     run.write_config(config)
-    addresses.socket_directory(run.path)
     return config

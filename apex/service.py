@@ -97,12 +97,15 @@ class Service:
         self.facts: RunFacts = run.facts()
         self.supervised = ENGINE_PID in os.environ
         self._stop = threading.Event()
+        self._signals = 0
         self._beats = 0
         self._lock = self._take_name()
         self._record_file = run.daemons / f"{name}.json"
         self._last = self._read_record()
         self.epoch = max(time.time_ns(), self._last.epoch + 1 if self._last else 0)
         """This start of the daemon; a later start's is higher, whatever the clock does."""
+        self.restarted = self._last is not None
+        """Whether this run had this daemon before."""
 
     def _take_name(self) -> FileLock:
         self.run.daemons.mkdir(exist_ok=True)
@@ -150,7 +153,8 @@ class Service:
         faulthandler.register(signal.SIGUSR1, all_threads=True)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.stopping:
+        self._signals += 1
+        if self._signals > 1:
             os._exit(128 + number)
         log.info("%s: draining; a second signal ends at once", signal.Signals(number).name)
         self.stop()
@@ -280,8 +284,16 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
     path = click.Path(path_type=Path)
     for option in (
         click.option("--run", type=path, help="The run's directory."),
-        click.option("--config", type=path, help="A resolved config.toml, instead of --run."),
-        click.option("--endpoints", type=path, help="An endpoints file, instead of the run's."),
+        click.option(
+            "--config",
+            type=path,
+            help="config.toml beside a schema.json.",
+        ),
+        click.option(
+            "--endpoints",
+            type=path,
+            help="Instead of the run's endpoints.toml.",
+        ),
     ):
         command = option(command)
     return command
@@ -294,7 +306,7 @@ def run_from_options(run: Path | None, config: Path | None, endpoints: Path | No
         UsageError: neither --run nor --config was given.
     """
     if run is None and config is None:
-        raise UsageError("expected --run DIR, or --config FILE and --endpoints FILE")
+        raise UsageError("expected --run DIR, or --config FILE of a prepared run")
     directory = run if run is not None else config.parent  # type: ignore[union-attr]
     return RunDirectory(directory, config=config, endpoints=endpoints)
 

@@ -94,7 +94,7 @@ class Suite:
     def wait_healthy(self, timeout_s: float = 60.0) -> dict[str, Any]:
         """Wait until every daemon does its work and the learner learns."""
         return self.wait_for(
-            lambda s: s["run"]["health"] == "clean" and s["learner"]["learner_step"] > 0,
+            lambda s: s["run"]["health"] == "healthy" and s["learner"]["learner_step"] > 0,
             timeout_s,
             "healthy and learning",
         )

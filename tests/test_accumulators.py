@@ -142,7 +142,8 @@ def collated(agent: ApexDQN, chunk: Chunk) -> dict[str, np.ndarray]:
     count = len(chunk)
     samples = Samples(np.arange(count), np.ones(count), chunk.columns, chunk.frames)
     batch = agent.collate(frames.decompress(samples, agent.schema()))
-    return {**batch, "priority": chunk.priorities}
+    acted = chunk.columns["learner_step"]
+    return {**batch, "priority": chunk.priorities, "learner_step": acted}
 
 
 def assert_matches_oracle(agent: ApexDQN, chunks: list[Chunk], streams: list[list[Record]]) -> None:

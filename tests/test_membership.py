@@ -150,7 +150,7 @@ def test_env_steps_are_not_counted_again_when_the_learner_restarts():
 
 def test_env_steps_past_the_checkpoint_are_counted_after_the_learners_restart():
     """A checkpoint from before the last heartbeats: what it has not, the actor still reports."""
-    after, _ = make(1, 4000, {"actor_000": ActorRecord(epoch=1, incarnation=3, env_steps=4000)})
+    after, _ = make(1, 4000, {"actor_000": ActorRecord(1, incarnation=3, slot=0, env_steps=4000)})
     assert after.greet(hello("actor_000", epoch=1)).incarnation == 3
     after.heartbeat("actor_000", beat(5000))
     assert after.env_steps == 5000

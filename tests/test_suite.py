@@ -44,7 +44,7 @@ def test_suite_lives_through_kills_and_ends_whole(
         after = suite.wait_for(
             lambda s, daemon=daemon, pid=pid: (
                 s[daemon]["pid"] not in (None, pid)
-                and s["run"]["health"] == "clean"
+                and s["run"]["health"] == "healthy"
                 and s["learner"]["state"] == "training"
             ),
             60.0,
@@ -87,7 +87,7 @@ def test_actor_restart_and_attach_while_the_learner_goes_on(
     )
     try:
         wider = suite.wait_for(
-            lambda s: len(s["actors"]) == 4 and s["run"]["health"] == "clean",
+            lambda s: len(s["actors"]) == 4 and s["run"]["health"] == "healthy",
             60.0,
             "two attached actors at work",
         )
@@ -190,7 +190,7 @@ class Corridor(gym.Env):
         return np.eye(3)[self.at], float(end), end, False, {{}}
 
 run("cartpole", make_env=Corridor, path={str(suite.path)!r}, settings=[
-    "env.id=corridor", "actor.count=1", "actor.num_envs=2", "replay.min_size=100",
+    "actor.count=1", "actor.num_envs=2", "replay.min_size=100",
     "evaluator.num_envs=2", "evaluator.episodes=2"])
 """
     )
@@ -201,7 +201,7 @@ run("cartpole", make_env=Corridor, path={str(suite.path)!r}, settings=[
         60.0,
         "it learns and evaluates the script's environment",
     )
-    assert status["run"]["env_id"] == "corridor"
+    assert status["run"]["env_id"] == "factory:Corridor"
     assert status["replay"]["refused"] == 0
 
 

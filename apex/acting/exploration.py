@@ -55,6 +55,10 @@ class EpsilonGreedy:
         self._num_actions = num_actions
         self._generators = [np.random.default_rng(list(seed)) for seed in seeds]
 
+    def describe(self) -> str:
+        """The range of epsilons."""
+        return f"epsilon {self.epsilons.min():.4f} to {self.epsilons.max():.4f}"
+
     def __call__(self, greedy: Ints) -> Ints:
         """Actions to take, `[E]`, given the greedy ones."""
         actions: Ints = greedy.copy()

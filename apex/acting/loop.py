@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.acting.accumulators import Accumulator, VectorStep
-from apex.acting.exploration import EpsilonGreedy
 from apex.types import Array, Chunk
 
 if TYPE_CHECKING:  # algorithms import this module, and need no gymnasium
@@ -27,13 +26,23 @@ class Decision(NamedTuple):
     extras: dict[str, npt.NDArray[np.float64]]
 
 
-class Policy(Protocol):
+class Exploration(Protocol):
+    """Replaces some of the policy's own actions, for each environment in its own measure."""
+
+    def __call__(self, greedy: Array) -> Array:
+        """Actions to take, given the policy's own, `[E, ...]` both."""
+
+    def describe(self) -> str:
+        """For the log: how much it explores."""
+
+
+class ActingPolicy(Protocol):
     """Chooses actions for E environments."""
 
     def initial_state(self, num_envs: int) -> Any:
         """The recurrent state at an episode's start, or None."""
 
-    def act(self, observations: Array, state: Any, exploration: EpsilonGreedy | None) -> Decision:
+    def act(self, observations: Array, state: Any, exploration: Exploration | None) -> Decision:
         """Decide; greedily where `exploration` is None."""
 
 
@@ -83,8 +92,8 @@ class ActingLoop:
     def __init__(
         self,
         environments: Environments,
-        policy: Policy,
-        exploration: EpsilonGreedy | None,
+        policy: ActingPolicy,
+        exploration: Exploration | None,
         accumulator: Accumulator | None,
         *,
         clip_rewards: bool,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apex.acting.accumulators import NStepAccumulator
 from apex.acting.exploration import EpsilonGreedy, epsilon_ladder
-from apex.acting.loop import Decision
+from apex.acting.loop import Decision, Exploration
 from apex.algos.base import Algorithm, Learner, Policy
 from apex.config import NonNegativeFloat, PositiveFloat, PositiveInt, Section, UnitFloat
 from apex.networks import DuelingQNetwork
@@ -110,7 +110,7 @@ class ApexDQN(Algorithm):
 
     def collate(self, items: Items) -> Arrays:
         """Both observations, action, n-step return, discount and probability: `[B, ...]` each."""
-        columns = dict(items.columns)
+        columns = {name: a for name, a in items.columns.items() if name != LEARNER_STEP}
         if items.frames is not None and items.frame_count is not None:
             stack = self.spec.frame_stack
             steps = items.frame_count - stack
@@ -141,7 +141,7 @@ class QPolicy(Policy):
         self.network = network.eval()
 
     @torch.inference_mode()
-    def act(self, observations: Array, state: Any, exploration: EpsilonGreedy | None) -> Decision:
+    def act(self, observations: Array, state: Any, exploration: Exploration | None) -> Decision:
         q_values = self.network(torch.from_numpy(observations)).numpy()
         greedy = q_values.argmax(axis=1)
         actions = greedy if exploration is None else exploration(greedy)

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from apex.acting.accumulators import Accumulator
-from apex.acting.exploration import EpsilonGreedy
-from apex.acting.loop import Decision
+from apex.acting.loop import Decision, Exploration
 from apex.types import Array, Arrays, EnvSpec, Items, Schema
 
 
@@ -28,7 +27,7 @@ class Policy(ABC):
         return None
 
     @abstractmethod
-    def act(self, observations: Array, state: Any, exploration: EpsilonGreedy | None) -> Decision:
+    def act(self, observations: Array, state: Any, exploration: Exploration | None) -> Decision:
         """Decide for E environments.
 
         Args:
@@ -95,7 +94,7 @@ class Algorithm(ABC):
     @abstractmethod
     def exploration(
         self, positions: npt.NDArray[np.float64], ladder_size: int, seeds: Sequence[Sequence[int]]
-    ) -> EpsilonGreedy:
+    ) -> Exploration:
         """Exploration of the environments that stand at `positions` of the ladder."""
 
     @abstractmethod

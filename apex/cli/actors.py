@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -53,12 +54,19 @@ def restart(actor_id: str, run_path: Path | None) -> None:
 
 def _end(run: RunDirectory, name: str, pid: int) -> None:
     """Ask an actor to drain; one that does not (stopped, say) is killed."""
-    os.kill(pid, signal.SIGTERM)
+    _signal(pid, signal.SIGTERM)
     deadline = time.monotonic() + DRAIN_S
     while run.pid(name) == pid and time.monotonic() < deadline:
         time.sleep(POLL_S)
     if run.pid(name) == pid:
-        os.kill(pid, signal.SIGKILL)
+        _signal(pid, signal.SIGKILL)
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
 
 
 @actor.command()
@@ -80,22 +88,25 @@ def attach(count: int, run_path: Path | None) -> None:
         raise RunError("this process attaches actors already")
     lock.write(str(os.getpid()))
     os.environ[ENGINE_PID] = str(os.getpid())
-    names = _free_names(run, config.actor.count, count)
-    click.echo(f"attached to {run.path}: {', '.join(names)}; Ctrl-C ends them", err=True)
+    reserved = _reserve_names(run, config.actor.count, count)
+    click.echo(f"attached to {run.path}: {', '.join(reserved)}; Ctrl-C ends them", err=True)
     try:
-        Launcher(run, names).run()
+        code = Launcher(run, list(reserved)).run()
     finally:
-        lock.release()
-        lock.path.unlink(missing_ok=True)
+        for held in (lock, *reserved.values()):
+            held.path.unlink(missing_ok=True)
+            held.release()
+    sys.exit(code)
 
 
-def _free_names(run: RunDirectory, first: int, count: int) -> list[str]:
-    """Names of actors beyond the configured ones that nobody has."""
-    names: list[str] = []
+def _reserve_names(run: RunDirectory, first: int, count: int) -> dict[str, FileLock]:
+    """Names of actors beyond the configured ones, held against others that attach."""
+    reserved: dict[str, FileLock] = {}
     index = first
-    while len(names) < count:
+    while len(reserved) < count:
         name = f"actor_{index:03d}"
-        if run.pid(name) is None:
-            names.append(name)
+        held = FileLock(run.daemons / f"{name}.reserved")
+        if run.pid(name) is None and held.acquire():
+            reserved[name] = held
         index += 1
-    return names
+    return reserved

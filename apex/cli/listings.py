@@ -10,6 +10,7 @@ import click
 
 from apex import config as configuration
 from apex.cli.options import json_option, set_option
+from apex.endpoints import socket_directory
 from apex.errors import ApexError, RunError
 from apex.files import remove
 from apex.run_directory import RunDirectory, all_runs, runs_root
@@ -53,13 +54,12 @@ def config() -> None:
 @set_option
 def check(file: Path | None, preset: str | None, settings: tuple[str, ...]) -> None:
     """Check FILE or a preset with settings, the algorithm's section and the environment too."""
-    from apex.prepare import check_config, preset_config
+    from apex.prepare import check_config, file_config, preset_config
 
     if preset is not None:
         checked = preset_config(preset, settings)
     elif file is not None:
-        raw = configuration.override(configuration.read_toml(file), settings)
-        checked = configuration.parse(raw)
+        checked = file_config(file, settings)
     else:
         raise click.UsageError("expected FILE or --preset NAME")
     checked, spec, schema = check_config(checked)
@@ -97,9 +97,15 @@ def _row(run: RunDirectory) -> dict[str, str]:
     return {
         "path": str(runs_root() / run.path.name),
         "env_id": env_id,
-        "state": "running" if run.living() else "down",
+        "state": "running" if _alive(run) else "down",
         "created": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+
+
+def _alive(run: RunDirectory) -> bool:
+    from apex import engine
+
+    return bool(run.living()) or engine.living_engine(run) is not None
 
 
 @runs.command(name="rm")
@@ -110,7 +116,8 @@ def remove_runs(paths: tuple[Path, ...]) -> None:
         run = RunDirectory(path if path.exists() else runs_root() / path)
         if not run.exists:
             raise RunError(f"{path} is no run's directory; nothing was removed from it")
-        if run.living():
+        if _alive(run):
             raise RunError(f"{path} is running; `apex stop --run {path}` first")
         remove(run.path)
+        remove(socket_directory(run.path))
         click.echo(f"removed {path}")

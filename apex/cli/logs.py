@@ -6,7 +6,6 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import IO
 
 import click
 
@@ -29,40 +28,44 @@ def logs(name: str | None, run_path: Path | None, follow: bool, lines: int) -> N
     if name is not None and name not in there:
         raise UsageError(f"no log of '{name}' in {run.logs}; there are: {', '.join(there)}")
     paths = [run.logs / f"{stem}.log" for stem in ([name] if name else there)]
-    files = [_print_tail(path, lines) for path in paths]
+    tails = [_Tail(path, lines) for path in paths]
     try:
         while follow:
-            for index, path in enumerate(paths):
-                files[index] = _print_new(files[index], path)
+            for tail in tails:
+                tail.print_new()
             time.sleep(POLL_S)
     except KeyboardInterrupt:
         pass
-    finally:
-        for file in files:
-            file.close()
 
 
-def _print_tail(path: Path, lines: int) -> IO[str]:
-    file = path.open(encoding="utf-8", errors="replace")
-    for line in file.read().splitlines()[-lines:]:
-        click.echo(_printable(line))
-    return file
+class _Tail:
+    """The end of one log file, followed through rotation, line by whole line."""
 
+    def __init__(self, path: Path, lines: int) -> None:
+        self._path = path
+        self._file = path.open(encoding="utf-8", errors="replace")
+        self._partial = ""
+        present = self._whole_lines()
+        for line in present[max(0, len(present) - lines) :]:
+            click.echo(_printable(line))
 
-def _print_new(file: IO[str], path: Path) -> IO[str]:
-    """Print what was appended; reopen the file when it was rotated or cut."""
-    for line in file.read().splitlines():
-        click.echo(_printable(line))
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return file
-    if status.st_ino != os.fstat(file.fileno()).st_ino:
-        file.close()
-        return path.open(encoding="utf-8", errors="replace")
-    if status.st_size < file.tell():
-        file.seek(0)
-    return file
+    def _whole_lines(self) -> list[str]:
+        *whole, self._partial = (self._partial + self._file.read()).split("\n")
+        return whole
+
+    def print_new(self) -> None:
+        """Print what was appended; reopen the file when it was rotated or cut."""
+        for line in self._whole_lines():
+            click.echo(_printable(line))
+        try:
+            status = self._path.stat()
+        except FileNotFoundError:
+            return
+        if status.st_ino != os.fstat(self._file.fileno()).st_ino:
+            self._file.close()
+            self._file = self._path.open(encoding="utf-8", errors="replace")
+        elif status.st_size < self._file.tell():
+            self._file.seek(0)
 
 
 def _printable(line: str) -> str:

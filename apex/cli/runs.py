@@ -69,12 +69,11 @@ def run(
     running = _running(preset) if show_running else None
     if running is not None:
         click.echo(f"{running.path} is running: showing it", err=True)
-        watch_run(running)
-        return
-    if resume and (preset or config_file or endpoints):
+        sys.exit(watch_run(running))
+    if resume and (preset or config_file or endpoints or init_from):
         raise UsageError(
-            "--resume goes on with the run's own configuration and endpoints; "
-            "change single settings with --set, without --preset, --config and --endpoints"
+            "--resume goes on with the run's own configuration, endpoints and parameters; change "
+            "single settings with --set, without --preset, --config, --endpoints, --init-from"
         )
     if resume:
         directory = _resumed(run_path, all_settings)
@@ -82,7 +81,7 @@ def run(
         directory = _new(preset, config_file, all_settings, run_path, endpoints)
     _start(directory, engine)
     if engine != "none" and not detach:
-        watch_run(directory)
+        sys.exit(watch_run(directory))
 
 
 def _quoted(text: str | None) -> str | None:
@@ -95,11 +94,13 @@ def _absolute(path: str | None) -> str | None:
 
 def _running(preset: str | None) -> RunDirectory | None:
     """The newest run with living daemons whose environment is the preset's."""
+    from apex import engine
     from apex.config import preset as load_preset
 
     wanted = load_preset(preset, gpu=False)["env"]["id"] if preset else None
     for candidate in all_runs():
-        if candidate.living() and wanted in (None, candidate.facts().env.env_id):
+        alive = candidate.living() or engine.living_engine(candidate)
+        if alive and wanted in (None, candidate.facts().env.env_id):
             return candidate
     return None
 
@@ -123,8 +124,7 @@ def _new(
     run_path: Path | None,
     endpoints: Path | None,
 ) -> RunDirectory:
-    from apex import config as configuration
-    from apex.prepare import new_run_path, prepare_run, preset_config
+    from apex.prepare import file_config, new_run_path, prepare_run, preset_config
     from apex.service import log_to_stderr
 
     if (preset is None) == (config_file is None):
@@ -134,8 +134,7 @@ def _new(
         name, config = preset, preset_config(preset, settings)
     else:
         assert config_file is not None
-        raw = configuration.override(configuration.read_toml(config_file), settings)
-        name, config = config_file.stem, configuration.parse(raw)
+        name, config = config_file.stem, file_config(config_file, settings)
     return prepare_run(run_path or new_run_path(name), config, endpoints)
 
 
@@ -158,7 +157,7 @@ def watch(run_path: Path | None) -> None:
     """Show the progress of a run; Ctrl-C leaves it running."""
     from apex.cli.view import watch_run
 
-    watch_run(find_run(run_path))
+    sys.exit(watch_run(find_run(run_path)))
 
 
 @click.command()

@@ -79,7 +79,7 @@ def gather(run: RunDirectory) -> dict[str, Any]:
             **(replay or {}),
             "pid": living.get("replay"),
         },
-        "actors": _actors(config.actor.count, (asked or {}).get("actors", []), living),
+        "actors": _actors(run, config.actor.count, (asked or {}).get("actors", []), living),
         "evaluator": {
             "state": "running" if "evaluator" in living else "down",
             "pid": living.get("evaluator"),
@@ -91,7 +91,7 @@ def gather(run: RunDirectory) -> dict[str, Any]:
         },
     }
     status["run"]["bottleneck"] = bottleneck(status)
-    status["run"]["health"] = health(status, evaluator=config.evaluator.enabled).name.lower()
+    status["run"]["health"] = health(status, evaluator=config.evaluator.enabled)
     return status
 
 
@@ -125,15 +125,21 @@ def _state(daemon: str, living: dict[str, int]) -> str:
     return "starting" if daemon in living else "down"
 
 
-def _actors(count: int, rows: list[dict[str, Any]], living: dict[str, int]) -> list[dict[str, Any]]:
+def _actors(
+    run: RunDirectory, count: int, rows: list[dict[str, Any]], living: dict[str, int]
+) -> list[dict[str, Any]]:
     """One row for each configured or attached actor; `pid` is None while it is down."""
     known = {row["actor_id"]: row for row in rows}
     configured = [f"actor_{index:03d}" for index in range(count)]
-    others = {name for name in living if name.startswith("actor_")} | {
-        row["actor_id"] for row in rows if row["state"] != "gone"
+    here = {name for name in living if name.startswith("actor_")}
+    elsewhere = {
+        row["actor_id"]
+        for row in rows
+        if row["state"] != "gone" and not run.lock_file(row["actor_id"]).exists()
     }
+    others = here | elsewhere
     return [
-        _actor(name, known.get(name), living.get(name), elsewhere=name not in configured)
+        _actor(name, known.get(name), living.get(name), elsewhere=name in elsewhere)
         for name in configured + sorted(others - set(configured))
     ]
 
@@ -147,7 +153,7 @@ def _actor(
         name: of the actor.
         row: what the learner knows of it.
         pid: of its living process in this run's directory.
-        elsewhere: it may live without a process here, on another machine.
+        elsewhere: it has no lock in this run's directory: a client of another make.
     """
     base = {"actor_id": name, "slot": None, "state": "starting", **_EMPTY_ACTOR, "pid": pid}
     if pid is None and not (elsewhere and row):
@@ -212,18 +218,21 @@ def bottleneck(status: dict[str, Any]) -> str:
     return "learner: it computes all the time"
 
 
-def health(status: dict[str, Any], *, evaluator: bool) -> ExitCode:
-    """CLEAN when all configured daemons do their work, else DEGRADED or DOWN."""
+EXIT_CODES = {"healthy": ExitCode.CLEAN, "degraded": ExitCode.DEGRADED, "down": ExitCode.DOWN}
+
+
+def health(status: dict[str, Any], *, evaluator: bool) -> str:
+    """`healthy` when all configured daemons do their work, else `degraded` or `down`."""
     learner, replay = status["learner"], status["replay"]
     if learner["pid"] is None and replay["pid"] is None:
-        return ExitCode.DOWN
+        return "down"
     whole = (
         learner["state"] in ("waiting", "training")
         and replay["state"] == "running"
         and (not evaluator or status["evaluator"]["pid"] is not None)
         and all(row["state"] in HEALTHY_ACTORS for row in status["actors"])
     )
-    return ExitCode.CLEAN if whole else ExitCode.DEGRADED
+    return "healthy" if whole else "degraded"
 
 
 def describe(status: dict[str, Any]) -> str:
@@ -231,8 +240,8 @@ def describe(status: dict[str, Any]) -> str:
     run, learner, replay = status["run"], status["learner"], status["replay"]
     lines = [
         f"{run['path']}: {run['algorithm']} on {run['env_id']}, "
-        f"{run['health'] if run['health'] != 'clean' else 'healthy'}, "
-        f"engine {run['engine'] or 'none'}, up {_duration(run['uptime_s'])}",
+        f"{run['health']}, "
+        f"engine {run['engine'] or 'none'}, up {duration(run['uptime_s'])}",
         f"  env steps {run['env_steps']:,}  frames {run['frames']:,}",
         f"  bottleneck: {run['bottleneck']}",
         f"  learner   {learner['state']:<10} pid {learner['pid']}  step {learner['learner_step']:,}"
@@ -257,8 +266,10 @@ def describe(status: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _duration(seconds: float) -> str:
-    return time.strftime("%H:%M:%S", time.gmtime(seconds))
+def duration(seconds: float) -> str:
+    """`HH:MM:SS`, with as many hours as there are."""
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
 
 
 @click.command()
@@ -266,7 +277,6 @@ def _duration(seconds: float) -> str:
 @json_option
 def status(run_path: Any, as_json: bool) -> None:
     """Show how each daemon is. Exit status: 0 healthy, 3 degraded, 4 down."""
-    run = find_run(run_path)
-    gathered = gather(run)
+    gathered = gather(find_run(run_path))
     click.echo(json.dumps(gathered) if as_json else describe(gathered))
-    sys.exit(int(health(gathered, evaluator=run.config().evaluator.enabled)))
+    sys.exit(int(EXIT_CODES[gathered["run"]["health"]]))

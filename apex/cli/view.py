@@ -8,8 +8,9 @@ from typing import Any
 
 import click
 
-from apex.cli.statuses import gather
+from apex.cli.statuses import duration, gather
 from apex.config import RunConfig
+from apex.errors import ExitCode
 from apex.run_directory import RunDirectory
 
 PANEL_PERIOD_S = 1.0
@@ -55,7 +56,7 @@ class Progress:
         if limits.max_hours:
             left.append(limits.max_hours * 3600 - status["learner"].get("train_s", 0.0))
         if left:
-            return time.strftime("%H:%M:%S", time.gmtime(max(0.0, min(left))))
+            return duration(max(0.0, min(left)))
         if limits.until_return is not None:
             return f"at return {limits.until_return:g}"
         return "none: runs until `apex stop`"
@@ -84,18 +85,24 @@ class Progress:
         ]  # fmt: skip
 
 
-def watch_run(run: RunDirectory) -> None:
-    """Show a run until it ends or Ctrl-C; the run itself goes on."""
+def watch_run(run: RunDirectory) -> int:
+    """Show a run until it ends or Ctrl-C; the run itself goes on.
+
+    Returns:
+        0, or the exit code of `apex status` for a run whose daemons vanished.
+    """
     progress = Progress(run)
     try:
-        if sys.stdout.isatty():
-            _panel(run, progress)
-        else:
-            _lines(run, progress)
+        show = _panel if sys.stdout.isatty() else _lines
+        last = show(run, progress)
     except KeyboardInterrupt:
         click.echo(
             f"\n{run.path} goes on running. `apex watch` shows it again, `apex stop` ends it."
         )
+        return int(ExitCode.CLEAN)
+    outcome = last["run"]["outcome"]
+    click.echo(f"the run has ended: {outcome or 'its daemons are gone'}")
+    return int(ExitCode.DOWN if outcome is None else ExitCode.CLEAN)
 
 
 def _over(run: RunDirectory, status: dict[str, Any], started: float) -> bool:
@@ -106,7 +113,7 @@ def _over(run: RunDirectory, status: dict[str, Any], started: float) -> bool:
     return status["run"]["outcome"] is not None or time.monotonic() - started > START_GRACE_S
 
 
-def _panel(run: RunDirectory, progress: Progress) -> None:
+def _panel(run: RunDirectory, progress: Progress) -> dict[str, Any]:
     from rich.console import Console
     from rich.live import Live
     from rich.panel import Panel
@@ -120,18 +127,16 @@ def _panel(run: RunDirectory, progress: Progress) -> None:
             grid = Table.grid(padding=(0, 2))
             for label, value in progress.rows(status):
                 grid.add_row(f"[dim]{label}", value)
-            title = f"{status['run']['algorithm']} · {status['run']['env_id']} · " + (
-                "healthy" if status["run"]["health"] == "clean" else status["run"]["health"]
-            )
+            facts = status["run"]
+            title = f"{facts['algorithm']} · {facts['env_id']} · {facts['health']}"
             footer = "Ctrl-C leaves it running · apex stop ends it"
             live.update(Panel(grid, title=title, subtitle=footer, expand=False), refresh=True)
             if _over(run, status, started):
-                break
+                return status
             time.sleep(PANEL_PERIOD_S)
-    _say_end(status)
 
 
-def _lines(run: RunDirectory, progress: Progress) -> None:
+def _lines(run: RunDirectory, progress: Progress) -> dict[str, Any]:
     started = time.monotonic()
     while True:
         status = gather(run)
@@ -140,10 +145,5 @@ def _lines(run: RunDirectory, progress: Progress) -> None:
         click.echo(figures)
         sys.stdout.flush()
         if _over(run, status, started):
-            break
+            return status
         time.sleep(LINE_PERIOD_S)
-    _say_end(status)
-
-
-def _say_end(status: dict[str, Any]) -> None:
-    click.echo(f"the run has ended: {status['run']['outcome'] or 'its daemons are gone'}")

@@ -13,6 +13,9 @@ from apex.envs.atari import make_atari
 from apex.envs.base import Environments
 from apex.errors import ApexError, EnvError
 
+FACTORY = "factory:"
+"""Begins the id of an environment that came from a script's factory."""
+
 EnvFactory = Callable[[], gym.Env[Any, Any]]
 """A user's own environment: called once for each environment."""
 
@@ -30,6 +33,12 @@ def make_environments(
     Raises:
         EnvError: it cannot be made, or has spaces that apex cannot use.
     """
+    if factory is None and config.id.startswith(FACTORY):
+        raise EnvError(
+            f"{config.id} came from a script by apex.launch.run(make_env=…) and is not kept; "
+            "only that run's own daemons have it. To play it elsewhere, install a module that "
+            'registers it and set env.id = "module:Id"'
+        )
     make = factory or (lambda: gym.make(config.id, **config.kwargs))
     try:
         if factory is None and config.id.startswith("ALE/"):

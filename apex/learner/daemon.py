@@ -64,7 +64,6 @@ class LearnerDaemon:
         """Seconds of training before this start."""
         self._started = time.monotonic()
         resumed = self._restore()
-        self._first_step = self._step
         self._versions = VersionCounter(self._folder / "param_version")
         self._board = PublicationBoard()
         self._outcome: str | None = None
@@ -74,13 +73,6 @@ class LearnerDaemon:
         self._last_staleness = 0.0
         self._metrics = MetricsLog(
             service.run.metrics, service.name, config.run.metrics_max_mb, tensorboard=True
-        )
-        self._prefetcher = Prefetcher(
-            self._connect,
-            service.facts.schema,
-            algorithm.collate,
-            config.learner.prefetch,
-            config.learner.decode_threads,
         )
         self._server = ParamsServer(
             service.endpoints,
@@ -94,6 +86,14 @@ class LearnerDaemon:
             on_shutdown=service.stop,
         )
         self._server.membership.best_return = resumed.best_return if resumed else None
+        self._prefetcher = Prefetcher(
+            self._connect,
+            service.facts.schema,
+            algorithm.collate,
+            config.learner.prefetch,
+            config.learner.decode_threads,
+        )
+        self._server.start()
 
     def _connect(self) -> SampleClient:
         return SampleClient(
@@ -109,7 +109,13 @@ class LearnerDaemon:
             self._initialise()
             return None
         state = found.learner_state()
-        self._learner.load_state_dict(state["learner"])
+        try:
+            self._learner.load_state_dict(state["learner"])
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"{found.path} does not fit the [algorithm] section: {error}; undo the change of "
+                "its network or optimizer, or start a new run with --init-from"
+            ) from None
         torch.set_rng_state(state["rng"])
         manifest = found.manifest
         self._step, self._train_s = manifest.learner_step, manifest.train_s
@@ -147,6 +153,7 @@ class LearnerDaemon:
         os.nice(self._config.learner.nice)
         next_metrics = time.monotonic() + self._config.learner.metrics_period_s
         next_checkpoint = time.monotonic() + self._config.learner.checkpoint_period_s
+        orderly = False
         try:
             while not self._service.stopping:
                 self._turn()
@@ -158,8 +165,9 @@ class LearnerDaemon:
                 if now >= next_checkpoint:
                     next_checkpoint = now + self._config.learner.checkpoint_period_s
                     self._save()
+            orderly = True
         finally:
-            self._close()
+            self._close(orderly)
 
     def _turn(self) -> None:
         """One update, or a short wait for a batch."""
@@ -244,11 +252,13 @@ class LearnerDaemon:
             log.info("the run ends: %s", reason)
             self._service.stop()
 
-    def _close(self) -> None:
+    def _close(self, orderly: bool) -> None:
+        """End; with a checkpoint only where no exception may have left a broken state."""
         self._state = "draining"
         self._prefetcher.close()
-        self._save()
-        self._write_metrics()
+        if orderly:
+            self._save()
+            self._write_metrics()
         self._server.close()
         self._metrics.close()
         if self._outcome is not None:
@@ -275,6 +285,7 @@ class LearnerDaemon:
             "param_version": newest.param_version if newest else -1,
             "train_s": round(self.train_s, 1),
             "ready_batches": self._prefetcher.ready,
+            "skipped_updates": int(self._last_values.get("skipped_updates", 0)),
             "outcome": self._outcome,
         }
 

@@ -76,13 +76,16 @@ class Membership:
         record = self.records.get(hello.name)
         if record is None or record.epoch != hello.epoch:
             incarnation = record.incarnation + 1 if record else 0
-            record = self.records[hello.name] = ActorRecord(hello.epoch, incarnation, 0)
-        slot = known.slot if known else self._assign_slot(hello)
+            slot = record.slot if record else -1
+            record = ActorRecord(hello.epoch, incarnation, slot, 0)
+        slot = known.slot if known else self._assign_slot(hello, record.slot)
+        self.records[hello.name] = msgspec.structs.replace(record, slot=slot)
         heartbeat = known.heartbeat if known and known.hello.epoch == hello.epoch else None
         self._members[hello.name] = Member(hello, slot, self._clock(), heartbeat)
         return Welcome(instance=self._instance, slot=slot, incarnation=record.incarnation)
 
-    def _assign_slot(self, hello: Hello) -> int:
+    def _assign_slot(self, hello: Hello, before: int) -> int:
+        """The configured slot, the one it had before if that is free, or the lowest free one."""
         if hello.role != "actor":
             return -1
         configured = re.fullmatch(r"actor_(\d+)", hello.name)
@@ -90,6 +93,8 @@ class Membership:
             return int(configured[1])
         self._forget_gone()
         taken = {member.slot for member in self._members.values()}
+        if before >= self._num_actors and before not in taken:
+            return before
         slot = self._num_actors
         while slot in taken:
             slot += 1

@@ -83,6 +83,9 @@ class ParamsServer:
         self._waker = Waker()
         self._closing = False
         self._thread = threading.Thread(target=self._serve, name="params-server", daemon=True)
+
+    def start(self) -> None:
+        """Begin to answer."""
         self._thread.start()
 
     def _greet(self, hello: Hello) -> Welcome:
@@ -182,4 +185,5 @@ class ParamsServer:
         """End the thread and unbind."""
         self._closing = True
         self._waker.wake()
-        self._thread.join(timeout=5.0)
+        if self._thread.is_alive():
+            self._thread.join(timeout=5.0)

@@ -52,6 +52,7 @@ class CenteredRMSProp(torch.optim.Optimizer):
         scale = torch._foreach_mul(means, means)
         torch._foreach_neg_(scale)
         torch._foreach_add_(scale, squares)
+        torch._foreach_clamp_min_(scale, 0.0)  # rounding may leave a variance below zero
         torch._foreach_add_(scale, group["epsilon"])
         torch._foreach_sqrt_(scale)
         torch._foreach_addcdiv_(parameters, gradients, scale, -group["lr"])

@@ -93,13 +93,28 @@ class ReplayServer:
 
     What the rate limiter does not allow yet waits in a queue, and the sender with it: an insert
     is acknowledged after it is in the table, and a producer has at most `CREDITS` unacknowledged.
+
+    Args:
+        config: of the run.
+        endpoints: where to bind.
+        facts: of the run.
+        stop: called when an operator asks to stop.
+        restarted: the run's earlier contents are lost; the state is `recovering` until the
+            table is full enough to be sampled again.
     """
 
     def __init__(
-        self, config: Config, endpoints: Endpoints, facts: RunFacts, stop: Callable[[], None]
+        self,
+        config: Config,
+        endpoints: Endpoints,
+        facts: RunFacts,
+        stop: Callable[[], None],
+        *,
+        restarted: bool = False,
     ) -> None:
         self.table = make_table(config, facts.schema)
         self._stop = stop
+        self._recovering = restarted
         self._inserts = Server(
             "replay.insert",
             endpoints.replay.insert,
@@ -250,6 +265,7 @@ class ReplayServer:
         if pending.chunk is not None:
             self.table.insert(pending.chunk)
             self._insert_rate.add(len(pending.chunk))
+            self._recovering &= len(self.table) < self.table.limiter.min_size
         self._acknowledge(pending.producer, pending.seq)
 
     def _sample(self, pending: _PendingSample) -> None:
@@ -268,7 +284,7 @@ class ReplayServer:
         """How the server is, as plain values."""
         refused = self._inserts.refused + self._samples.refused
         return {
-            "state": "running",
+            "state": "recovering" if self._recovering else "running",
             "pid": os.getpid(),
             "items": len(self.table),
             "capacity": self.table.capacity,
@@ -294,7 +310,9 @@ class ReplayServer:
 def body(service: Service) -> None:
     """Serve until asked to stop."""
     config = service.config
-    server = ReplayServer(config, service.endpoints, service.facts, service.stop)
+    server = ReplayServer(
+        config, service.endpoints, service.facts, service.stop, restarted=service.restarted
+    )
     metrics = MetricsLog(
         service.run.metrics, service.name, config.run.metrics_max_mb, tensorboard=False
     )

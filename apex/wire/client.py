@@ -52,6 +52,7 @@ class Client:
         self._clock = clock
         self._level = logging.DEBUG if hello.role == "operator" else logging.INFO
         self._socket, self._monitor = connected_dealer(address)
+        log.log(self._level, "%s: waiting for it at %s", name, address)
 
     def pollables(self) -> list[zmq.Socket[bytes] | int]:
         """See `apex.wire.sockets.Pollable`."""
