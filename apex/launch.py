@@ -318,7 +318,8 @@ def main(
     """Run a suite in the foreground without supervisord; Ctrl-C drains it."""
     log_to_stderr("launch")
     try:
-        directory = _prepared(path, preset, settings, endpoints)
+        # A run that comes with extensions was prepared by the very script that sends them.
+        directory = find_run(path) if payload else _prepared(path, preset, settings, endpoints)
         engine.register(directory, "local")
         extensions = sys.stdin.buffer.read() if payload else b""
         log.info("run %s", directory.path)
