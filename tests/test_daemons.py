@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -159,6 +160,25 @@ def test_a_socket_left_by_a_killed_server_is_taken_over(start: object) -> None:
     second = start("replay")  # type: ignore[operator]
     second.wait_for_text("serving")
     assert second.end() == 0
+
+
+@pytest.mark.parametrize("daemon", ["replay", "learner"])
+def test_a_port_in_use_exits_78_and_says_so(daemon: str, run: RunDirectory, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        other = f"ipc://{tmp_path}/o"
+        endpoints = tmp_path / "endpoints.toml"
+        endpoints.write_text(
+            "insecure_loopback = true\n"
+            f'[replay]\ninsert = "{address if daemon == "replay" else other}"\n'
+            f'sample = "ipc://{tmp_path}/s"\n'
+            f'[learner]\nparams = "{address if daemon == "learner" else other}"\n'
+        )
+        done = finish(daemon, "--run", str(run.path), "--endpoints", str(endpoints))
+    assert done.returncode == 78
+    assert "is in use by another program" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("order", [("actor", "learner", "replay"), ("learner", "actor", "replay")])

@@ -1,0 +1,65 @@
+"""Files that survive a crash, and locks that die with their holder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from apex.files import FileLock, is_locked, replace_file
+
+
+def test_replaced_file_holds_the_new_content_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    replace_file(path, b"one")
+    replace_file(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_lock_is_seen_by_others_and_gone_with_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not is_locked(path)
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from apex.files import FileLock\n"
+            f"assert FileLock(Path({str(path)!r})).acquire(); print('held', flush=True)\n"
+            "sys.stdin.read()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+        assert is_locked(path) and not FileLock(path).acquire()
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert not is_locked(path)
+    assert FileLock(path).acquire()
+
+
+def test_lock_is_taken_while_others_only_look_at_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            is_locked(path)
+
+    watchers = [threading.Thread(target=look) for _ in range(2)]
+    for watcher in watchers:
+        watcher.start()
+    try:
+        for _ in range(500):
+            lock = FileLock(path)
+            assert lock.acquire()
+            lock.release()
+    finally:
+        done.set()
+        for watcher in watchers:
+            watcher.join()

@@ -1,0 +1,105 @@
+"""Preparing a run: what the machine allows, what a resumed run may change."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium as gym
+import msgspec
+import pytest
+
+from apex import machine, prepare
+from apex.config import load
+from apex.envs.registry import make_environments
+from apex.errors import CheckpointError, ConfigError, EnvError, RunError
+from apex.extensions import Extensions
+
+
+def cartpole() -> gym.Env:
+    return gym.make("CartPole-v1")
+
+
+@pytest.mark.parametrize(
+    ("cores", "memory", "count"), [(2, 24e9, 2), (16, 64e9, 15), (64, 8e9, 5), (1, 1e9, 2)]
+)
+def test_actor_count_follows_cores_and_memory(
+    monkeypatch: pytest.MonkeyPatch, cores: int, memory: float, count: int
+) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: cores)
+    monkeypatch.setattr(machine, "memory_bytes", lambda: int(memory))
+    assert prepare.preset_config("pong", []).actor.count == count
+
+
+def test_replay_capacity_is_lowered_to_half_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 400_000_000)
+    run = prepare.prepare_run(tmp_path / "run", prepare.preset_config("pong", []))
+    # 100 bytes, four columns of 20, and 27 % of 84 x 84 pixels an item.
+    assert run.config().replay.capacity == int(200e6 / (100 + 20 + 0.27 * 7056))
+
+
+def test_part_for_the_machine_goes_with_the_gpu_and_the_device(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine, "has_gpu", lambda: True)
+    assert prepare.preset_config("pong", []).learner.batch_size == 512
+    assert prepare.preset_config("pong", ["learner.device=cpu"]).learner.batch_size == 64
+    assert prepare.preset_config("pong", ["learner.batch_size=7"]).learner.batch_size == 7
+    own = tmp_path / "own.toml"
+    own.write_text(
+        '[env]\nid = "CartPole-v1"\n[algorithm]\nname = "apex_dqn"\n'
+        "[gpu.learner]\nbatch_size = 99\n[cpu.learner]\nbatch_size = 11\n"
+    )
+    assert prepare.file_config(own, []).learner.batch_size == 99
+    monkeypatch.setattr(machine, "has_gpu", lambda: False)
+    assert prepare.file_config(own, []).learner.batch_size == 11
+
+
+@pytest.mark.parametrize(
+    ("setting", "error", "message"),
+    [
+        ("algorithm.lerning_rate=1", ConfigError, "algorithm.lerning_rate: unknown key"),
+        ("algorithm.discount=2.0", ConfigError, "algorithm.discount"),
+        ("learner.batch_sice=3", ConfigError, "learner.batch_sice"),
+    ],
+)
+def test_resume_refuses_what_does_not_fit_and_leaves_the_run_as_it_was(
+    tmp_path: Path, setting: str, error: type[Exception], message: str
+) -> None:
+    run = prepare.prepare_run(tmp_path / "run", prepare.preset_config("cartpole", []))
+    before = run.config_file.read_text()
+    with pytest.raises(error, match=message):
+        prepare.resume_run(run, [setting])
+    assert run.config_file.read_text() == before
+
+
+def test_resume_refuses_items_of_another_shape(tmp_path: Path) -> None:
+    settings = ["env.frame_size=[42,42]"]
+    run = prepare.prepare_run(tmp_path / "run", prepare.preset_config("pong", settings))
+    with pytest.raises(RunError, match=r"schema\.json"):
+        prepare.resume_run(run, ["algorithm.n_step=2"])
+
+
+def test_environment_of_a_script_is_not_taken_for_a_registered_one(tmp_path: Path) -> None:
+    config = prepare.preset_config("cartpole", ["env.id=factory:cartpole"])
+    run = prepare.prepare_run(tmp_path / "run", config, extensions=Extensions(make_env=cartpole))
+    assert load(run.config_file).env.id == "factory:cartpole"
+    with pytest.raises(RunError, match="environment of a script"):
+        prepare.resume_run(run, [])
+    with pytest.raises(EnvError, match="came from a script"):
+        make_environments(config.env, 1)
+
+
+def test_init_from_is_checked_before_anything_starts(tmp_path: Path) -> None:
+    config = prepare.preset_config("cartpole", [f"run.init_from={tmp_path / 'nothing'}"])
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        prepare.prepare_run(tmp_path / "one", config)
+    pretrained = Path(prepare.__file__).parent / "pretrained" / "cartpole"
+    other = msgspec.structs.replace(
+        prepare.preset_config("cartpole", ["env.id=Acrobot-v1"]),
+        run=msgspec.structs.replace(config.run, init_from=str(pretrained)),
+    )
+    with pytest.raises(ConfigError, match=r"is of CartPole-v1 with observations \(4,\)"):
+        prepare.prepare_run(tmp_path / "two", other)
+    assert not (tmp_path / "one").exists() and not (tmp_path / "two").exists()
