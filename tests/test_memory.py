@@ -38,7 +38,8 @@ class RandomPolicy:
 
 
 def test_100000_pong_transitions_cost_the_replay_process_at_most_60_mb(suite: Suite) -> None:
-    settings = ["replay.capacity=120000", f"actor.num_envs={NUM_ENVS}"]
+    settings = ["replay.capacity=120000", f"actor.num_envs={NUM_ENVS}", "env.frame_size=[84,84]"]
+    settings += ["replay.samples_per_insert=0"]
     run = prepare_run(suite.path, preset_config("pong", settings))
     replay = subprocess.Popen([sys.executable, ROOT / "bin" / "replay", "--run", run.path])
     try:

@@ -34,7 +34,8 @@ def test_replay_capacity_is_lowered_to_half_of_the_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(machine, "memory_bytes", lambda: 400_000_000)
-    run = prepare.prepare_run(tmp_path / "run", prepare.preset_config("pong", []))
+    config = prepare.preset_config("pong", ["env.frame_size=[84,84]"])
+    run = prepare.prepare_run(tmp_path / "run", config)
     # 100 bytes, four columns of 20, and 27 % of 84 x 84 pixels an item.
     assert run.config().replay.capacity == int(200e6 / (100 + 20 + 0.27 * 7056))
 
@@ -44,7 +45,7 @@ def test_part_for_the_machine_goes_with_the_gpu_and_the_device(
 ) -> None:
     monkeypatch.setattr(machine, "has_gpu", lambda: True)
     assert prepare.preset_config("pong", []).learner.batch_size == 512
-    assert prepare.preset_config("pong", ["learner.device=cpu"]).learner.batch_size == 64
+    assert prepare.preset_config("pong", ["learner.device=cpu"]).learner.batch_size == 128
     assert prepare.preset_config("pong", ["learner.batch_size=7"]).learner.batch_size == 7
     own = tmp_path / "own.toml"
     own.write_text(
@@ -75,8 +76,7 @@ def test_resume_refuses_what_does_not_fit_and_leaves_the_run_as_it_was(
 
 
 def test_resume_refuses_items_of_another_shape(tmp_path: Path) -> None:
-    settings = ["env.frame_size=[42,42]"]
-    run = prepare.prepare_run(tmp_path / "run", prepare.preset_config("pong", settings))
+    run = prepare.prepare_run(tmp_path / "run", prepare.preset_config("pong", []))
     with pytest.raises(RunError, match=r"schema\.json"):
         prepare.resume_run(run, ["algorithm.n_step=2"])
 
