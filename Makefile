@@ -23,7 +23,7 @@ run-pong: $(STAMP)  ## train Ape-X DQN on Pong; Ctrl-C leaves it running; again:
 	@$(APEX) run --preset pong --show-running
 
 status: $(STAMP)  ## how each daemon of the newest run is
-	@$(APEX) status
+	@$(APEX) status || true
 
 logs: $(STAMP)  ## follow the logs, or one: make logs NAME=actor_000
 	@$(APEX) logs $(NAME) -f

@@ -174,6 +174,8 @@ def find(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: there is none.
     """
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such run or checkpoint")
     folder = path / "checkpoints"
     if not folder.is_dir():
         return load(path)

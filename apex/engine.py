@@ -21,7 +21,7 @@ import msgspec
 from apex.config import Config
 from apex.endpoints import install_root, socket_directory
 from apex.errors import RunError
-from apex.files import replace_file
+from apex.files import remove, replace_file
 from apex.run_directory import RunDirectory
 from apex.service import ENGINE_PID
 
@@ -193,6 +193,7 @@ def stop(run: RunDirectory, timeout_s: float = STOP_TIMEOUT_S) -> list[str]:
     while time.monotonic() < deadline:
         living = run.living()
         if not living and living_engine(run) is None:
+            remove(socket_directory(run.path))
             return []
         engines_gone = not _attaching(run) and living_engine(run) is None
         if engines_gone and time.monotonic() >= orphans_from:

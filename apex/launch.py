@@ -34,6 +34,7 @@ from apex.errors import NOT_RESTARTED, ApexError, EnvError, RunError, UsageError
 from apex.extensions import NONE, Extensions
 from apex.run_directory import RunDirectory, find_run
 from apex.service import Service, log_to_stderr, serve
+from apex.types import FACTORY
 
 if TYPE_CHECKING:  # every child imports this module: the replay server must not import torch
     from apex.algos.base import Algorithm
@@ -262,7 +263,6 @@ def run(
     Raises:
         ApexError: the configuration or the environment cannot be used.
     """
-    from apex.envs.registry import FACTORY
     from apex.prepare import new_run_path, prepare_run, preset_config
 
     if isinstance(config, str):

@@ -16,8 +16,8 @@ from apex import config as configuration
 from apex import endpoints as addresses
 from apex.algos.registry import check_schema, make_algorithm
 from apex.config import Config
-from apex.envs.registry import FACTORY, make_environments
-from apex.errors import ConfigError, RunError
+from apex.envs.registry import make_environments
+from apex.errors import ConfigError
 from apex.extensions import NONE, Extensions
 from apex.run_directory import RunDirectory, runs_root
 from apex.types import EnvSpec, Schema
@@ -168,12 +168,7 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
         ConfigError: a setting does not fit.
         RunError: the run cannot go on: its items would change, or it came from a script.
     """
-    facts = run.facts()
-    if facts.env.env_id.startswith(FACTORY):
-        raise RunError(
-            f"{run.path} plays an environment of a script ({facts.env.env_id}), which is not "
-            "kept; start a new run from the script"
-        )
+    facts = run.check_kept_environment()
     raw: dict[str, Any] = configuration.read_toml(run.config_file)
     config = fit_to_cores(configuration.parse(configuration.override(raw, settings)))
     config = fit_to_memory(config, facts.schema)

@@ -15,7 +15,7 @@ from apex.config import Config
 from apex.endpoints import Endpoints
 from apex.errors import RunError
 from apex.files import is_locked, replace_file
-from apex.types import EnvSpec, Schema
+from apex.types import FACTORY, EnvSpec, Schema
 
 
 class RunFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -68,6 +68,20 @@ class RunDirectory:
             ) from None
         except msgspec.MsgspecError as error:
             raise RunError(f"{self.schema_file}: {error}; make the run anew") from None
+
+    def check_kept_environment(self) -> RunFacts:
+        """The facts of a run whose environment can be made anew from its configuration.
+
+        Raises:
+            RunError: the environment came from a script's factory.
+        """
+        facts = self.facts()
+        if facts.env.env_id.startswith(FACTORY):
+            raise RunError(
+                f"{self.path} plays an environment of a script ({facts.env.env_id}), which is "
+                "not kept; only the script can start such a run"
+            )
+        return facts
 
     @property
     def exists(self) -> bool:

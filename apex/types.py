@@ -18,6 +18,9 @@ Arrays: TypeAlias = dict[str, Array]
 LEARNER_STEP = "learner_step"
 """The one column that every schema has: the learner step of the parameters that acted."""
 
+FACTORY = "factory:"
+"""Begins the id of an environment that came from a script's factory."""
+
 COLUMN_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
 
 

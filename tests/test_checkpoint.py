@@ -193,5 +193,5 @@ def test_find_takes_a_checkpoint_or_the_best_of_a_run(tmp_path):
     assert checkpoint.find(tmp_path).path == newest == checkpoint.find(newest).path
     best = save(folder, 4, "best", learner=False)
     assert checkpoint.find(tmp_path).path == best
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="no such run or checkpoint"):
         checkpoint.find(tmp_path / "nowhere")

@@ -93,7 +93,7 @@ def test_environment_of_a_script_is_not_taken_for_a_registered_one(tmp_path: Pat
 
 def test_init_from_is_checked_before_anything_starts(tmp_path: Path) -> None:
     config = prepare.preset_config("cartpole", [f"run.init_from={tmp_path / 'nothing'}"])
-    with pytest.raises(CheckpointError, match="no checkpoint"):
+    with pytest.raises(CheckpointError, match="no such run or checkpoint"):
         prepare.prepare_run(tmp_path / "one", config)
     pretrained = Path(prepare.__file__).parent / "pretrained" / "cartpole"
     other = msgspec.structs.replace(

@@ -12,7 +12,7 @@ import click
 
 from apex.cli.options import run_option
 from apex.errors import PeerTimeoutError, RunError, UsageError
-from apex.files import FileLock
+from apex.files import FileLock, is_locked
 from apex.run_directory import RunDirectory, find_run
 
 DRAIN_S = 8.0
@@ -38,6 +38,8 @@ def restart(actor_id: str, run_path: Path | None) -> None:
         known = sorted(p.stem for p in run.daemons.glob("actor_*.lock"))
         raise UsageError(f"no actor '{name}'; there are: {', '.join(known) or 'none'}")
     old = run.pid(name)
+    if old is None and not _is_kept(run, name):
+        raise UsageError(f"{name} was attached and has ended; `apex actor attach` adds another")
     if old is None:
         engine.revive(run, name)
     else:
@@ -50,6 +52,14 @@ def restart(actor_id: str, run_path: Path | None) -> None:
             return
         time.sleep(POLL_S)
     raise PeerTimeoutError(f"{name} did not come back in {RETURN_S:.0f} s; see `apex logs {name}`")
+
+
+def _is_kept(run: RunDirectory, name: str) -> bool:
+    """Whether an engine, or a shell that attached it, would start this actor again."""
+    from apex import engine
+
+    configured = name in engine.daemon_names(run.config())
+    return configured or is_locked(run.daemons / f"{name}.reserved")
 
 
 def _end(run: RunDirectory, name: str, pid: int) -> None:
@@ -82,6 +92,7 @@ def attach(count: int, run_path: Path | None) -> None:
     config = run.config()
     if engine.living_engine(run) is None and not run.living():
         raise RunError(f"{run.path} is down; start it with `apex run --resume`")
+    run.check_kept_environment()
     log_to_stderr("attach")
     lock = FileLock(run.lock_file(f"attach_{os.getpid()}"))
     if not lock.acquire():

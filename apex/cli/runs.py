@@ -167,6 +167,9 @@ def stop(run_path: Path | None) -> None:
     from apex import engine
 
     directory = find_run(run_path)
+    if not directory.living() and engine.living_engine(directory) is None:
+        click.echo(f"{directory.path} was not running", err=True)
+        return
     killed = engine.stop(directory)
     if killed:
         click.echo(f"killed, since they did not drain in time: {', '.join(killed)}", err=True)

@@ -15,8 +15,6 @@ from apex.run_directory import RunDirectory
 
 PANEL_PERIOD_S = 1.0
 LINE_PERIOD_S = 10.0
-START_GRACE_S = 60.0
-"""Seconds that daemons may take to appear before a run counts as ended."""
 SHOWN_EVALUATIONS = 5
 
 
@@ -105,12 +103,10 @@ def watch_run(run: RunDirectory) -> int:
     return int(ExitCode.DOWN if outcome is None else ExitCode.CLEAN)
 
 
-def _over(run: RunDirectory, status: dict[str, Any], started: float) -> bool:
+def _over(run: RunDirectory) -> bool:
     from apex import engine
 
-    if engine.living_engine(run) is not None or run.living():
-        return False
-    return status["run"]["outcome"] is not None or time.monotonic() - started > START_GRACE_S
+    return engine.living_engine(run) is None and not run.living()
 
 
 def _panel(run: RunDirectory, progress: Progress) -> dict[str, Any]:
@@ -119,7 +115,6 @@ def _panel(run: RunDirectory, progress: Progress) -> dict[str, Any]:
     from rich.panel import Panel
     from rich.table import Table
 
-    started = time.monotonic()
     with Live(console=Console(), auto_refresh=False) as live:
         while True:
             status = gather(run)
@@ -131,19 +126,18 @@ def _panel(run: RunDirectory, progress: Progress) -> dict[str, Any]:
             title = f"{facts['algorithm']} · {facts['env_id']} · {facts['health']}"
             footer = "Ctrl-C leaves it running · apex stop ends it"
             live.update(Panel(grid, title=title, subtitle=footer, expand=False), refresh=True)
-            if _over(run, status, started):
+            if _over(run):
                 return status
             time.sleep(PANEL_PERIOD_S)
 
 
 def _lines(run: RunDirectory, progress: Progress) -> dict[str, Any]:
-    started = time.monotonic()
     while True:
         status = gather(run)
         progress.update(status)
         figures = "  ".join(f"{label} {value}" for label, value in progress.rows(status))
         click.echo(figures)
         sys.stdout.flush()
-        if _over(run, status, started):
+        if _over(run):
             return status
         time.sleep(LINE_PERIOD_S)

@@ -12,9 +12,7 @@ from apex.config import EnvConfig
 from apex.envs.atari import make_atari
 from apex.envs.base import Environments
 from apex.errors import ApexError, EnvError
-
-FACTORY = "factory:"
-"""Begins the id of an environment that came from a script's factory."""
+from apex.types import FACTORY
 
 EnvFactory = Callable[[], gym.Env[Any, Any]]
 """A user's own environment: called once for each environment."""
