@@ -136,6 +136,11 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+QUEUED_EVENTS = 10_000
+"""More than two records take, so that a writer that died is noticed before its queue is full."""
+CLOSE_S = 2.0
+
+
 class EventFiles:
     """TensorBoard event files; together they take at most twice `max_bytes`.
 
@@ -146,7 +151,7 @@ class EventFiles:
     def __init__(self, directory: Path, max_bytes: int) -> None:
         from tensorboardX import SummaryWriter
 
-        self._make = lambda: SummaryWriter(str(directory), flush_secs=10)
+        self._make = lambda: SummaryWriter(str(directory), max_queue=QUEUED_EVENTS, flush_secs=10)
         self._directory = directory
         self._max_bytes = max_bytes
         self._lost = False
@@ -165,7 +170,7 @@ class EventFiles:
             self._writer.add_scalar(name, value, step, walltime=now)
         newest = max(self._files(), default=None, key=lambda path: path.stat().st_mtime)
         if newest is not None and newest.stat().st_size > self._max_bytes:
-            self._writer.close()
+            self.close()
             self._writer = self._make()
             self._rotate()
 
@@ -179,6 +184,7 @@ class EventFiles:
             files.pop(0).unlink()
 
     def close(self) -> None:
-        """Close the file."""
-        if not self._lost and self._writer.file_writer.event_writer._worker.is_alive():
-            self._writer.close()
+        """Close the file; a writer that dies of it (the disk is full) is not waited for."""
+        closing = threading.Thread(target=self._writer.close, name="tensorboard", daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
