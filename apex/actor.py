@@ -10,9 +10,8 @@ from pathlib import Path
 
 import click
 import numpy as np
-import torch
 
-from apex import params
+from apex import compute, params
 from apex.acting.exploration import ladder_positions
 from apex.acting.loop import ActingLoop
 from apex.algos.base import Algorithm, Policy
@@ -203,7 +202,7 @@ class ActorDaemon:
 
 def body(service: Service, extensions: Extensions = NONE) -> None:
     """Act until asked to stop."""
-    torch.set_num_threads(service.config.actor.torch_threads)
+    compute.set_up(service.config.actor.torch_threads)
     facts = service.facts
     algorithm = make_algorithm(service.config.algorithm, facts.env, extensions.algorithm)
     check_schema(algorithm, facts.schema)

@@ -21,7 +21,7 @@ class ExitCode(enum.IntEnum):
     CONFIGURATION = 78
     """The configuration, the endpoints or the environment cannot be used as they are."""
     GAVE_UP = 79
-    """The process crashed again and again and no longer tries."""
+    """The process crashed again and again, or its training diverged twice; it no longer tries."""
     HANG = 80
     """The watchdog ended a work loop that stood still."""
 
@@ -109,6 +109,12 @@ class RefusedError(ApexError):
 
 class GaveUpError(ApexError):
     """A daemon crashed too often in a row."""
+
+    exit_code = ExitCode.GAVE_UP
+
+
+class DivergedError(ApexError):
+    """Training diverged, and going back to the last good checkpoint did not help."""
 
     exit_code = ExitCode.GAVE_UP
 

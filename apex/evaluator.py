@@ -8,9 +8,8 @@ import time
 
 import msgspec
 import numpy as np
-import torch
 
-from apex import checkpoint, machine, params
+from apex import checkpoint, compute, machine, params
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
 from apex.algos.registry import make_algorithm
@@ -168,7 +167,7 @@ class EvaluatorDaemon:
 def body(service: Service, extensions: Extensions = NONE) -> None:
     """Evaluate until asked to stop."""
     os.nice(service.config.evaluator.nice)
-    torch.set_num_threads(1)
+    compute.set_up(threads=1)
     EvaluatorDaemon(service, extensions).run()
 
 

@@ -33,24 +33,35 @@ def decompress(samples: Samples, schema: Schema) -> Items:
 
 
 def _decompress_ranges(ranges: FrameRanges, spec: FramesColumn) -> npt.NDArray[np.uint8]:
-    """`[B, max_frames, *shape] uint8`: each row its padding, its frames, then zeros."""
+    """`[B, max_frames, *shape] uint8`: each row its padding, its frames, then zeros.
+
+    With `ends`, the frames between the ends of a row are zeros too.
+    """
     size = spec.frame_bytes
-    pixels = np.zeros((len(ranges.frame_count), spec.max_frames, size), dtype=np.uint8)
+    zeros = bytes(size)
     blob = memoryview(ranges.blob)
     edges = [0, *np.cumsum(ranges.frame_lengths, dtype=np.int64).tolist()]
     rows = zip(ranges.first_frame.tolist(), ranges.frame_count.tolist(), ranges.pad_count.tolist())
-    for row, (first, count, pad) in enumerate(rows):
-        for k in range(count):
-            block = blob[edges[first + k] : edges[first + k + 1]]
-            pixels[row, pad + k] = _decompress_frame(block, size)
-    return pixels.reshape(len(pixels), spec.max_frames, *spec.shape)
+    parts: list[bytes] = []
+    for first, count, pad in rows:
+        begin, end = first - pad, first + count
+        skip = range(begin + spec.ends, end - spec.ends) if spec.ends else range(0)
+        parts.extend(
+            _decompress_frame(blob[edges[k] : edges[k + 1]], size)
+            if k >= first and k not in skip
+            else zeros
+            for k in range(begin, end)
+        )
+        parts.extend([zeros] * (spec.max_frames - count - pad))
+    pixels = np.frombuffer(bytearray().join(parts), dtype=np.uint8)
+    return pixels.reshape(len(ranges.frame_count), spec.max_frames, *spec.shape)
 
 
-def _decompress_frame(block: memoryview, size: int) -> npt.NDArray[np.uint8]:
+def _decompress_frame(block: memoryview, size: int) -> bytes:
     try:
-        raw = lz4.block.decompress(block, uncompressed_size=size)
+        raw: bytes = lz4.block.decompress(block, uncompressed_size=size)
     except lz4.block.LZ4BlockError as error:
         raise SchemaError(f"frames: corrupt frame: {error}") from None
     if len(raw) != size:
         raise SchemaError(f"frames: expected {size} bytes a frame, got {len(raw)}")
-    return np.frombuffer(raw, dtype=np.uint8)
+    return raw

@@ -33,10 +33,18 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class FramesColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The image observations of an item: up to `max_frames` consecutive uint8 frames."""
+    """The image observations of an item: up to `max_frames` consecutive uint8 frames.
+
+    Args:
+        shape: of one frame.
+        max_frames: most frames of an item, its padding included.
+        ends: frames at either end that learning looks at; those between are not decompressed.
+            0: it looks at all.
+    """
 
     shape: tuple[int, ...]
     max_frames: int
+    ends: int = 0
 
     @property
     def frame_bytes(self) -> int:

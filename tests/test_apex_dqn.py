@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 
@@ -203,6 +204,20 @@ def test_state_dict_round_trip_goes_on_bit_equal(optimizer):
         assert (priorities == expected).all()
         assert_same(snapshot(learner.network), snapshot(resumed.network))
         assert_same(snapshot(learner._target), snapshot(resumed._target))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_resumed_learner_has_the_averages_of_then_and_the_learning_rate_of_now(optimizer):
+    before = make_learner(optimizer=optimizer, learning_rate=0.1)
+    before.update(make_batch(0))
+    after = make_learner(optimizer=optimizer, learning_rate=0.0025)
+    after.load_state_dict(copy.deepcopy(before.state_dict()))
+    old, start = snapshot(before.network), snapshot(after.network)
+    before.update(make_batch(1))
+    after.update(make_batch(1))
+    for name, tensor in after.network.state_dict().items():
+        moved = before.network.state_dict()[name] - old[name]
+        np.testing.assert_allclose(tensor - start[name], moved / 40, rtol=2e-2, atol=1e-6)
 
 
 def test_loaded_parameters_reach_the_target_too():

@@ -142,6 +142,29 @@ def test_resume_goes_on_from_the_learner_step_of_the_checkpoint(
     assert f"at learner step {saved['learner_step']}," in log
 
 
+def test_diverged_learner_goes_back_once_then_gives_up_and_keeps_what_was_good(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small)
+    suite.wait_for(lambda s: s["learner"]["learner_step"] > 100, 60.0, "100 learner steps")
+    assert suite.apex("stop").returncode == 0
+    good = max(suite.run.checkpoints.glob("step_*")).name
+    suite.start("--resume", "--set", "algorithm.learning_rate=1e30")
+    suite.wait_for(lambda s: s["learner"]["state"] == "down", 60.0, "the learner gave up")
+    log = (suite.run.logs / "learner.log").read_text()
+    assert f"is not finite: back to {good}, once" in log
+    assert "is not finite, again, after going back once" in log
+    assert max(suite.run.checkpoints.glob("step_*")).name == good
+    stays_down = wait_until(
+        lambda: "exit status 79" in (suite.run.logs / "supervisord.log").read_text(), 10.0, "79"
+    )
+    assert stays_down and suite.status()["learner"]["pid"] is None
+    assert suite.apex("stop").returncode == 0
+    suite.start("--resume", "--set", "algorithm.learning_rate=5e-4")
+    resumed = suite.wait_healthy()
+    assert resumed["learner"]["learner_step"] >= int(good.removeprefix("step_"))
+
+
 def test_two_suites_run_side_by_side_one_on_tcp_loopback(
     make_suite: Callable[[str], Suite], small: tuple[str, ...], tmp_path: Path
 ) -> None:

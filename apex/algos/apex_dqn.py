@@ -73,7 +73,8 @@ class ApexDQN(Algorithm):
             Column(LEARNER_STEP, "int64"),
         ]
         if spec.frame_stack:
-            frames = FramesColumn(spec.observation_shape, spec.frame_stack + n_step)
+            stack = spec.frame_stack
+            frames = FramesColumn(spec.observation_shape, stack + n_step, ends=stack)
             return Schema(tuple(columns), frames)
         for name in ("observation", "next_observation"):
             columns.append(Column(name, spec.observation_dtype, spec.observation_shape))
@@ -232,7 +233,10 @@ class DQNLearner(Learner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.network.load_state_dict(state["online"])
         self._target.load_state_dict(state["target"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        # The averages are resumed; learning rate and the like are the configuration's of today.
+        settings = self._optimizer.state_dict()["param_groups"]
+        averages = state["optimizer"]["state"]
+        self._optimizer.load_state_dict({"state": averages, "param_groups": settings})
         self._updates = state["updates"]
         self._skipped = state["skipped"]
 

@@ -102,6 +102,7 @@ _EMPTY_LEARNER = {
     "samples_per_s": 0.0,
     "data_wait_fraction": None,
     "param_version": -1,
+    "rollbacks": 0,
 }
 _EMPTY_REPLAY = {
     "items": 0,
@@ -261,6 +262,8 @@ def describe(status: dict[str, Any]) -> str:
             f"  {row['env_steps']:,} env steps  {row['env_steps_per_s']}/s"
             f"  return {'-' if mean is None else f'{mean:.1f}'}"
         )
+    if learner["rollbacks"]:
+        lines.append("  the learner diverged and went back to its last good checkpoint")
     if run["outcome"]:
         lines.append(f"  ended: {run['outcome']}")
     return "\n".join(lines)

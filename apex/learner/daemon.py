@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apex import checkpoint, params
+from apex import checkpoint, compute, params
 from apex.algos.base import Algorithm
 from apex.algos.registry import check_schema, make_algorithm
-from apex.checkpoint import Manifest
-from apex.errors import ConfigError
+from apex.checkpoint import Checkpoint, Manifest
+from apex.errors import ConfigError, DivergedError
 from apex.extensions import NONE, Extensions
 from apex.files import replace_file
 from apex.learner.params_server import ParamsServer
@@ -55,7 +55,7 @@ class LearnerDaemon:
         self._service = service
         self._config = config
         self._folder = service.run.checkpoints
-        torch.set_num_threads(config.learner.torch_threads)
+        compute.set_up(config.learner.torch_threads)
         torch.manual_seed(config.run.seed)
         self._device = pick_device(config.learner.device)
         self._learner = algorithm.learner(self._device)
@@ -67,6 +67,7 @@ class LearnerDaemon:
         self._versions = VersionCounter(self._folder / "param_version")
         self._board = PublicationBoard()
         self._outcome: str | None = None
+        self._rollbacks = 0
         self._state = "waiting"
         self._update_rate, self._wait_rate = Rate(), Rate()
         self._last_values: dict[str, float | Tensor] = {}
@@ -108,6 +109,20 @@ class LearnerDaemon:
         if found is None:
             self._initialise()
             return None
+        self._load(found)
+        manifest = found.manifest
+        self._train_s = manifest.train_s
+        log.info(
+            "resumed from %s at learner step %d, %d env steps; the replay contents are "
+            "the replay server's own and may start empty",
+            found.path.name,
+            self._step,
+            manifest.env_steps,
+        )
+        return manifest
+
+    def _load(self, found: Checkpoint) -> None:
+        """Take networks, optimizer, RNG and step of a checkpoint. Raises `ConfigError`."""
         state = found.learner_state()
         try:
             self._learner.load_state_dict(state["learner"])
@@ -117,16 +132,7 @@ class LearnerDaemon:
                 "its network or optimizer, or start a new run with --init-from"
             ) from None
         torch.set_rng_state(state["rng"])
-        manifest = found.manifest
-        self._step, self._train_s = manifest.learner_step, manifest.train_s
-        log.info(
-            "resumed from %s at learner step %d, %d env steps; the replay contents are "
-            "the replay server's own and may start empty",
-            found.path.name,
-            self._step,
-            manifest.env_steps,
-        )
-        return manifest
+        self._step = found.manifest.learner_step
 
     def _initialise(self) -> None:
         if self._config.run.init_from:
@@ -184,12 +190,36 @@ class LearnerDaemon:
 
     def _update(self, batch: Batch) -> None:
         priorities, self._last_values = self._learner.update(batch.arrays)
+        if not np.isfinite(priorities).all():
+            self._go_back()
+            return
         self._prefetcher.put_priorities(batch.item_ids, priorities)
         self._last_staleness = float(np.maximum(self._step - batch.learner_steps, 0).mean())
         self._step += 1
         self._update_rate.add(1)
         if self._step % self._config.learner.publish_period == 0:
             self._publish()
+
+    def _go_back(self) -> None:
+        """The loss is not finite: go on from the last good checkpoint, once.
+
+        Nothing of the diverged network is published or saved.
+
+        Raises:
+            DivergedError: it happened before, or there is no checkpoint yet.
+        """
+        found = checkpoint.newest(self._folder)
+        what = f"the loss at learner step {self._step} is not finite"
+        if self._rollbacks or found is None:
+            state = "again, after going back once" if self._rollbacks else "before any checkpoint"
+            raise DivergedError(
+                f"{what}, {state}; published parameters and checkpoints are from before it. Lower "
+                "algorithm.learning_rate or algorithm.max_gradient_norm, then `apex run --resume`"
+            )
+        self._rollbacks += 1
+        self._load(found)
+        log.error("%s: back to %s, once", what, found.path.name)
+        self._publish()
 
     def _publish(self) -> None:
         try:
@@ -286,6 +316,7 @@ class LearnerDaemon:
             "train_s": round(self.train_s, 1),
             "ready_batches": self._prefetcher.ready,
             "skipped_updates": int(self._last_values.get("skipped_updates", 0)),
+            "rollbacks": self._rollbacks,
             "outcome": self._outcome,
         }
 
