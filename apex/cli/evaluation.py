@@ -1,9 +1,12 @@
-"""`apex eval`: plays greedy episodes with a checkpoint."""
+"""`apex eval` and `apex enjoy`: a checkpoint plays, for its score or for being watched."""
 
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,13 +14,25 @@ from apex.cli.options import json_option, run_option
 from apex.errors import UsageError
 from apex.run_directory import find_run
 
+if TYPE_CHECKING:
+    from apex.inference import TrainedPolicy
+
+
+def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What plays: CHECKPOINT, --run or --pretrained; and the environments' seed."""
+    for option in (
+        click.option("--seed", type=click.IntRange(0), default=1, show_default=True),
+        click.option("--pretrained", metavar="NAME", help="A checkpoint that ships with apex."),
+        run_option,
+        click.argument("checkpoint", required=False, type=click.Path(path_type=Path)),
+    ):
+        command = option(command)
+    return command
+
 
 @click.command(name="eval")
-@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
-@run_option
-@click.option("--pretrained", metavar="NAME", help="A checkpoint that ships with apex.")
+@checkpoint_options
 @click.option("--episodes", type=click.IntRange(1), default=20, show_default=True)
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True)
 @json_option
 def evaluate(
     checkpoint: Path | None,
@@ -27,19 +42,8 @@ def evaluate(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Play greedy whole episodes with CHECKPOINT (default: the best one of the run)."""
-    if pretrained is not None:
-        if checkpoint is not None:
-            raise UsageError("expected CHECKPOINT or --pretrained NAME, got both")
-        checkpoint = _pretrained(pretrained)
-    elif checkpoint is None:
-        checkpoint = find_run(run_path).path
-    import torch
-
-    from apex.inference import load_policy
-
-    torch.set_num_threads(1)
-    policy = load_policy(checkpoint)
+    """Play greedy whole episodes with CHECKPOINT, a run's or its file (default: newest run's)."""
+    policy = _policy(checkpoint, run_path, pretrained)
     returns = policy.play(episodes, seed)
     mean = sum(returns) / len(returns)
     if as_json:
@@ -50,6 +54,48 @@ def evaluate(
         f"{env_id}, learner step {step}: mean return {mean:.2f} of {len(returns)} episodes "
         f"({min(returns):g} to {max(returns):g})"
     )
+
+
+@click.command(name="enjoy")
+@checkpoint_options
+@click.option("--episodes", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--video", type=click.Path(path_type=Path), help="Write an .mp4 or .gif instead.")
+def enjoy(
+    checkpoint: Path | None,
+    run_path: Path | None,
+    pretrained: str | None,
+    episodes: int,
+    seed: int,
+    video: Path | None,
+) -> None:
+    """Watch CHECKPOINT, a run's or its file (default: newest run's), play in this terminal."""
+    from apex import film
+
+    if video is not None:
+        film.check_video(video)
+    elif not sys.stdout.isatty():
+        raise UsageError("expected a terminal to play in; --video FILE.mp4 writes a film instead")
+    policy = _policy(checkpoint, run_path, pretrained)
+    scenes = film.play(policy, episodes, seed)
+    returns = film.show(scenes) if video is None else film.write_video(video, scenes)
+    what = "" if video is None else f"wrote {video}: "
+    click.echo(
+        f"{what}{policy.manifest.env.env_id}, returns {', '.join(f'{r:g}' for r in returns)}"
+    )
+
+
+def _policy(
+    checkpoint: Path | None, run_path: Path | None, pretrained: str | None
+) -> TrainedPolicy:
+    if sum(given is not None for given in (checkpoint, run_path, pretrained)) > 1:
+        raise UsageError("expected one of CHECKPOINT, --run and --pretrained")
+    from apex import compute
+    from apex.inference import load_policy
+
+    compute.set_up(threads=1)
+    if pretrained is not None:
+        return load_policy(_pretrained(pretrained))
+    return load_policy(checkpoint or find_run(run_path).path)
 
 
 def _pretrained(name: str) -> Path:

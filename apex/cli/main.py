@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from apex import __version__
-from apex.cli import actors, evaluation, listings, logs, runs, statuses
+from apex.cli import actors, evaluation, listings, logs, plot, runs, statuses
 from apex.errors import ApexError
 
 
@@ -41,6 +41,8 @@ for command in (
     logs.logs,
     actors.actor,
     evaluation.evaluate,
+    evaluation.enjoy,
+    plot.plot,
     listings.presets,
     listings.config,
     listings.runs,

@@ -6,16 +6,19 @@ import re
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from apex.config import EnvConfig
 from apex.envs.base import Environments
-from apex.errors import EnvError
+from apex.errors import EnvError, EnvFaultError
 
 DEFAULT_FRAME_STACK = 4
+SCREEN = (210, 160)
+SCREEN_FPS = 60.0
 
 
-def make_atari(config: EnvConfig, num_envs: int) -> Environments:
+def make_atari(config: EnvConfig, num_envs: int, *, render: bool = False) -> Environments:
     """Atari environments as `config` asks for.
 
     Frames come singly: the actor stacks them, and an item stores each once. Rewards come whole:
@@ -26,16 +29,22 @@ def make_atari(config: EnvConfig, num_envs: int) -> Environments:
     """
     if config.kwargs:
         raise EnvError("env.kwargs: Atari takes none; use the fields of [env]")
-    make = _ram_vector if config.obs_type == "ram" else _image_vector
+    if config.obs_type == "ram":
+        vector = _ram_vector(config, num_envs, render)
+    else:
+        grayscale = config.obs_type == "grayscale"
+        vector = _image_vector(config, num_envs, config.frame_size, grayscale)
+        if render:
+            camera = _image_vector(config, num_envs, SCREEN, grayscale=False)
+            vector = FilmedAtari(vector, camera, config.frame_skip)
     return Environments(
-        make(config, num_envs),
-        config.id,
-        config.frame_stack or DEFAULT_FRAME_STACK,
-        config.life_loss_ends,
+        vector, config.id, config.frame_stack or DEFAULT_FRAME_STACK, config.life_loss_ends
     )
 
 
-def _image_vector(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
+def _image_vector(
+    config: EnvConfig, num_envs: int, frame_size: tuple[int, int], grayscale: bool
+) -> VectorEnv[Any, Any, Any]:
     try:
         from ale_py import roms
         from ale_py.vector_env import AtariVectorEnv
@@ -46,7 +55,7 @@ def _image_vector(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
     game = _snake_case(config.id)
     if game not in roms.get_all_rom_ids():
         raise EnvError(f"{config.id}: ALE has no game '{game}'; see `ale_py.roms`")
-    height, width = config.frame_size
+    height, width = frame_size
     return AtariVectorEnv(
         game,
         num_envs,
@@ -57,7 +66,7 @@ def _image_vector(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
         autoreset_mode=AutoresetMode.NEXT_STEP,
         img_height=height,
         img_width=width,
-        grayscale=config.obs_type == "grayscale",
+        grayscale=grayscale,
         stack_num=1,
         frameskip=config.frame_skip,
         noop_max=config.noop_max,
@@ -66,12 +75,61 @@ def _image_vector(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
     )
 
 
+class FilmedAtari(VectorEnv[Any, Any, Any]):
+    """ALE's vector environment with a camera: a second one that sees colours, in step with it.
+
+    ALE's has no `render`. With one seed and one sequence of actions both play the same game, the
+    random no-ops and sticky actions included; every step checks that they still do.
+
+    Args:
+        played: whose observations the policy sees.
+        camera: shows what happens; of the same game and settings but for its frames.
+        frame_skip: frames of the game in a step.
+    """
+
+    def __init__(
+        self, played: VectorEnv[Any, Any, Any], camera: VectorEnv[Any, Any, Any], frame_skip: int
+    ) -> None:
+        self._played = played
+        self._camera = camera
+        self._pictures: Any = None
+        self.metadata = {**played.metadata, "render_fps": SCREEN_FPS / frame_skip}
+        self.num_envs = played.num_envs
+        self.single_observation_space = played.single_observation_space
+        self.single_action_space = played.single_action_space
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """As in gymnasium."""
+        self._pictures = self._camera.reset(seed=seed, options=options)[0].copy()
+        return self._played.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """As in gymnasium. Raises `EnvFaultError`."""
+        pictures, rewards, terminated, truncated, _ = self._camera.step(actions)
+        self._pictures = pictures.copy()
+        result = self._played.step(actions)
+        if not all(
+            np.array_equal(a, b) for a, b in zip(result[1:4], (rewards, terminated, truncated))
+        ):
+            raise EnvFaultError("the game and its camera fell out of step")
+        return result
+
+    def render(self) -> Any:
+        """`[E, H, W, 3]`, what the camera saw last."""
+        return self._pictures[:, 0]
+
+    def close(self, **kwargs: Any) -> None:
+        """Close both."""
+        self._played.close()
+        self._camera.close()
+
+
 def _snake_case(env_id: str) -> str:
     name = env_id.removeprefix("ALE/").partition("-")[0]
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
-def _ram_vector(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
+def _ram_vector(config: EnvConfig, num_envs: int, render: bool) -> VectorEnv[Any, Any, Any]:
     import ale_py
 
     gym.register_envs(ale_py)
@@ -80,6 +138,7 @@ def _ram_vector(config: EnvConfig, num_envs: int) -> VectorEnv[Any, Any, Any]:
         env = gym.make(
             config.id,
             obs_type="ram",
+            render_mode="rgb_array" if render else None,
             frameskip=config.frame_skip,
             repeat_action_probability=config.repeat_action_probability,
             full_action_space=config.full_action_space,

@@ -15,6 +15,8 @@ from apex.types import Array, EnvSpec
 
 Bools = npt.NDArray[np.bool_]
 
+DEFAULT_FPS = 30.0
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -87,6 +89,27 @@ class Environments:
         self._lives = lives
         return StepResult(self._checked(observations), rewards, terminated, truncated, lost)
 
+    def render(self) -> list[npt.NDArray[np.uint8]]:
+        """One picture of each environment, `[H, W, 3]`, as it is after the last step.
+
+        Raises:
+            EnvFaultError: they were not made to be rendered.
+        """
+        try:
+            pictures = self._vector.render()
+        except Exception as error:
+            raise EnvFaultError(f"{self.spec.env_id}: render raised {_describe(error)}") from error
+        if pictures is None or any(picture is None for picture in pictures):
+            raise EnvFaultError(
+                f"{self.spec.env_id}: render gave no picture; make it with render_mode='rgb_array'"
+            )
+        return [np.asarray(picture, dtype=np.uint8) for picture in pictures]
+
+    @property
+    def frames_per_second(self) -> float:
+        """Pictures a second at which people would watch it."""
+        return float(self._vector.metadata.get("render_fps", DEFAULT_FPS))
+
     def _checked(self, observations: Any) -> Array:
         array: Array = np.asarray(observations)
         if self._squeeze:
@@ -112,7 +135,7 @@ def _describe(error: Exception) -> str:
 
 
 def _is_atari_frame(vector: VectorEnv[Any, Any, Any]) -> bool:
-    return type(vector).__name__ == "AtariVectorEnv"
+    return type(vector).__name__ in ("AtariVectorEnv", "FilmedAtari")
 
 
 def _spec(

@@ -19,7 +19,7 @@ EnvFactory = Callable[[], gym.Env[Any, Any]]
 
 
 def make_environments(
-    config: EnvConfig, num_envs: int, factory: EnvFactory | None = None
+    config: EnvConfig, num_envs: int, factory: EnvFactory | None = None, *, render: bool = False
 ) -> Environments:
     """Make `num_envs` environments.
 
@@ -27,6 +27,7 @@ def make_environments(
         config: names the environment by `ALE/Name-v5`, a gymnasium id or `module:Id`.
         num_envs: how many are stepped together.
         factory: makes one environment, instead of the id.
+        render: whether `Environments.render` will be called.
 
     Raises:
         EnvError: it cannot be made, or has spaces that apex cannot use.
@@ -37,10 +38,11 @@ def make_environments(
             "only that run's own daemons have it. To play it elsewhere, install a module that "
             'registers it and set env.id = "module:Id"'
         )
-    make = factory or (lambda: gym.make(config.id, **config.kwargs))
+    kwargs = config.kwargs | ({"render_mode": "rgb_array"} if render else {})
+    make = factory or (lambda: gym.make(config.id, **kwargs))
     try:
         if factory is None and config.id.startswith("ALE/"):
-            return make_atari(config, num_envs)
+            return make_atari(config, num_envs, render=render)
         vector = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
         return Environments(vector, config.id, config.frame_stack, config.life_loss_ends)
     except ApexError:

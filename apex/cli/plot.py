@@ -1,0 +1,45 @@
+"""`apex plot`: learning curves of runs, as a picture and as CSV."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from apex.run_directory import find_run
+
+if TYPE_CHECKING:
+    from apex.curves import Axis
+
+
+@click.command(name="plot")
+@click.argument("paths", metavar="[RUN]...", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--x",
+    type=click.Choice(["wall", "env_steps", "learner_step"]),
+    default="wall",
+    show_default=True,
+    help="What the curves run over.",
+)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="A .png, .svg or .pdf file.")
+@click.option("--csv", "csv_out", type=click.Path(path_type=Path), help="A .csv file.")
+@click.option("--title", default="", help="Above the picture.")
+def plot(
+    paths: tuple[Path, ...], x: Axis, out: Path | None, csv_out: Path | None, title: str
+) -> None:
+    """Draw the evaluations of RUNs (default: the newest), or of CSV files that --csv wrote.
+
+    Runs that differ in nothing but [run] (seed, limits) become one curve: mean and spread.
+    """
+    from apex import curves
+
+    if out is None and csv_out is None:
+        raise click.UsageError("expected -o OUT.png, --csv OUT.csv, or both")
+    groups = curves.gather(paths or [find_run(None).path])
+    if csv_out is not None:
+        curves.write_csv(csv_out, [curve for group in groups.values() for curve in group])
+        click.echo(f"wrote {csv_out}")
+    if out is not None:
+        curves.draw(groups, x, title, out)
+        click.echo(f"wrote {out}")

@@ -1,0 +1,139 @@
+"""Watching a trained policy play: its pictures, in a file or in the terminal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from apex.acting.loop import ActingLoop
+from apex.envs.registry import make_environments
+from apex.errors import UsageError
+from apex.inference import TrainedPolicy, evaluation_env
+
+Picture = npt.NDArray[np.uint8]
+"""`[H, W, 3]`."""
+
+VIDEO_ENDINGS = (".mp4", ".gif")
+SMALLEST_VIDEO = 400
+"""Pixels of a video's height below which pictures are enlarged by a whole factor."""
+MAX_GIF_FPS = 50.0
+
+
+class Scene(NamedTuple):
+    """One step of an episode, as people see it."""
+
+    picture: Picture
+    fps: float
+    finished: float | None
+    """The episode's return, unclipped, with its last picture."""
+
+
+def play(policy: TrainedPolicy, episodes: int, seed: int) -> Iterator[Scene]:
+    """Greedy whole episodes, one after the other.
+
+    Raises:
+        EnvError: the environment cannot be made.
+        EnvFaultError: it raised, or gives no pictures.
+    """
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # gymnasium's own drawing needs no window
+    environments = make_environments(evaluation_env(policy.config.env), 1, render=True)
+    try:
+        loop = ActingLoop(environments, policy.policy, None, None, clip_rewards=False, seed=seed)
+        fps = environments.frames_per_second
+        yield Scene(environments.render()[0], fps, None)
+        while loop.episodes < episodes:
+            _, finished = loop.step()
+            result = finished[0][1] if finished else None
+            yield Scene(environments.render()[0], fps, result)
+    finally:
+        environments.close()
+
+
+def check_video(path: Path) -> None:
+    """Raise `UsageError` unless `path` is one that `write_video` can write."""
+    if path.suffix not in VIDEO_ENDINGS:
+        raise UsageError(f"{path}: expected a file that ends in {' or '.join(VIDEO_ENDINGS)}")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is no directory")
+    try:
+        import imageio.v2  # noqa: F401
+    except ImportError:
+        raise UsageError("videos need imageio: pip install 'apex-suite[video]'") from None
+
+
+def write_video(path: Path, scenes: Iterable[Scene]) -> list[float]:
+    """Write an MP4 or a GIF; gives the returns of the episodes in it."""
+    import imageio.v2 as imageio
+
+    scenes = iter(scenes)
+    first = next(scenes)
+    scale = max(1, round(SMALLEST_VIDEO / len(first.picture)))
+    if path.suffix == ".gif":
+        scale, fps = 1, min(first.fps, MAX_GIF_FPS)
+        writer = imageio.get_writer(path, mode="I", duration=1000.0 / fps, loop=0)
+    else:
+        writer = imageio.get_writer(path, fps=first.fps, macro_block_size=2, quality=7)
+    returns = []
+    with writer:
+        for scene in chain([first], scenes):
+            writer.append_data(scene.picture.repeat(scale, axis=0).repeat(scale, axis=1))
+            if scene.finished is not None:
+                returns.append(scene.finished)
+    return returns
+
+
+def show(scenes: Iterable[Scene], out: TextIO = sys.stdout) -> list[float]:
+    """Play in a terminal with 24-bit colours, at the game's own speed; gives the returns."""
+    returns = []
+    out.write("\x1b[2J\x1b[?25l")
+    try:
+        for scene in scenes:
+            started = time.monotonic()
+            columns, rows = shutil.get_terminal_size()
+            out.write("\x1b[H" + half_blocks(scene.picture, columns, rows - 2))
+            if scene.finished is not None:
+                returns.append(scene.finished)
+            out.write(
+                f"\x1b[0m\nreturns so far: {', '.join(f'{r:g}' for r in returns) or '-'}\x1b[K"
+            )
+            out.flush()
+            time.sleep(max(0.0, 1.0 / scene.fps - (time.monotonic() - started)))
+    finally:
+        out.write("\x1b[0m\x1b[?25h\n")
+    return returns
+
+
+def half_blocks(picture: Picture, columns: int, rows: int) -> str:
+    """A picture as text: each character shows two pixels, one above the other.
+
+    Args:
+        picture: `[H, W, 3]`.
+        columns: most characters in a line.
+        rows: most lines.
+    """
+    height, width = picture.shape[:2]
+    scale = min(columns / width, 2 * rows / height, 1.0)
+    lines, across = max(1, int(height * scale) // 2), max(1, int(width * scale))
+    vertical = np.linspace(0, height - 1, 2 * lines).round().astype(int)
+    horizontal = np.linspace(0, width - 1, across).round().astype(int)
+    pixels = picture[vertical][:, horizontal].tolist()
+    text = []
+    for upper, lower in zip(islice(pixels, 0, None, 2), islice(pixels, 1, None, 2)):
+        cells, last = [], None
+        for pair in zip(upper, lower):
+            if pair != last:
+                (r, g, b), (r2, g2, b2) = pair
+                cells.append(f"\x1b[38;2;{r};{g};{b};48;2;{r2};{g2};{b2}m")
+                last = pair
+            cells.append("▀")
+        text.append("".join(cells) + "\x1b[0m\x1b[K")
+    return "\n".join(text)
