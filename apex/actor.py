@@ -58,7 +58,7 @@ class ActorDaemon:
         self._learner_step = 0
         self._steps_to_refresh = 0
         self._phase: Phase = "starting"
-        self._rate = Rate()
+        self._rate, self._wait_rate = Rate(), Rate()
         self._metrics = MetricsLog(
             service.run.metrics, service.name, service.config.run.metrics_max_mb, tensorboard=True
         )
@@ -129,7 +129,9 @@ class ActorDaemon:
             self._replay.insert(self._backlog.popleft())
 
     def _wait_a_moment(self) -> None:
+        started = time.monotonic()
         self._poller.wait(WAIT_S)
+        self._wait_rate.add(time.monotonic() - started)
         self._poll()
 
     def _poll(self) -> None:
@@ -174,6 +176,7 @@ class ActorDaemon:
             {
                 "phase": beat.phase,
                 "env_steps_per_s": round(beat.env_steps_per_s, 1),
+                "wait_fraction": round(min(1.0, self._wait_rate.per_second()), 4),
                 "episodes": beat.episodes,
                 "mean_return": beat.mean_return,
                 "param_version": beat.param_version,

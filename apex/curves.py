@@ -113,10 +113,15 @@ def _of_run(run: RunDirectory, labels: dict[bytes, str], taken: set[str]) -> Cur
     key = msgspec.json.encode(settings, order="deterministic")
     name = TIMESTAMP.sub("", run.path.name)
     label = labels.setdefault(key, run.path.name if name in taken else name)
+    return Curve(label, config.run.seed, of_run(run))
+
+
+def of_run(run: RunDirectory) -> tuple[Evaluation, ...]:
+    """All evaluations of a run, resumed ones included. Raises `RunError` if there is none."""
     evaluations = tuple(_evaluations(run))
     if not evaluations:
         raise RunError(f"{run.path} has no evaluation yet; `apex status` says what it waits for")
-    return Curve(label, config.run.seed, evaluations)
+    return evaluations
 
 
 def _evaluations(run: RunDirectory) -> Iterable[Evaluation]:

@@ -96,13 +96,15 @@ class EvaluatorDaemon:
         self._count += 1
         cpu_s = time.process_time() - cpu_started
         self._due = started + max(config.period_s, cpu_s / (config.max_share * machine.cores()))
-        self._report(publication, returns, time.monotonic() - started)
+        self._report(publication, returns, time.monotonic() - started, cpu_s)
 
     def _proceed(self) -> bool:
         self._poll("evaluating")
         return not self._service.stopping
 
-    def _report(self, publication: Publication, returns: list[float], seconds: float) -> None:
+    def _report(
+        self, publication: Publication, returns: list[float], seconds: float, cpu_s: float
+    ) -> None:
         mean = float(np.mean(returns))
         log.info(
             "learner step %d: mean return %.2f of %d episodes (%.1f to %.1f) in %.0f s",
@@ -138,6 +140,7 @@ class EvaluatorDaemon:
                 "param_version": publication.param_version,
                 "train_s": round(publication.train_s, 1),
                 "seconds": round(seconds, 1),
+                "cpu_s": round(cpu_s, 1),
             },
             step=publication.env_steps,
         )

@@ -38,13 +38,10 @@ class FramesColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         shape: of one frame.
         max_frames: most frames of an item, its padding included.
-        ends: frames at either end that learning looks at; those between are not decompressed.
-            0: it looks at all.
     """
 
     shape: tuple[int, ...]
     max_frames: int
-    ends: int = 0
 
     @property
     def frame_bytes(self) -> int:

@@ -73,8 +73,7 @@ class ApexDQN(Algorithm):
             Column(LEARNER_STEP, "int64"),
         ]
         if spec.frame_stack:
-            stack = spec.frame_stack
-            frames = FramesColumn(spec.observation_shape, stack + n_step, ends=stack)
+            frames = FramesColumn(spec.observation_shape, spec.frame_stack + n_step)
             return Schema(tuple(columns), frames)
         for name in ("observation", "next_observation"):
             columns.append(Column(name, spec.observation_dtype, spec.observation_shape))

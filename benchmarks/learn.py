@@ -1,0 +1,200 @@
+"""Trains a preset with several seeds, one after the other, and keeps curves and facts.
+
+    python benchmarks/learn.py pong-fast --seed 1 --seed 2 --until-return 18 --hours 0.5 \
+        --out benchmarks/pong
+
+Writes OUT/PRESET.csv (every evaluation), OUT/PRESET.png (return over wall clock and over env
+steps) and OUT/PRESET.json (command, machine, commit, seed, time to the target, shares). Results
+of other seeds that are there already stay.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import click
+
+from apex import curves, engine, machine
+from apex.curves import Curve
+from apex.files import replace_file
+from apex.run_directory import RunDirectory, runs_root
+
+ROOT = Path(__file__).resolve().parent.parent
+SAMPLE_S = 2.0
+TICKS = os.sysconf("SC_CLK_TCK")
+PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "pyzmq")
+
+
+class CpuMeter:
+    """CPU seconds of a run's daemons, and how busy the machine was, from /proc."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._started = time.monotonic()
+        self._first = _machine_ticks()
+        self._seconds: dict[tuple[str, int], float] = {}
+
+    def sample(self) -> None:
+        """Look at every living daemon."""
+        for name, pid in self._run.living().items():
+            try:
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            self._seconds[name, pid] = (int(fields[11]) + int(fields[12])) / TICKS
+
+    def shares(self) -> dict[str, float]:
+        """Cores that each daemon used on average, and the fraction of the machine that was idle."""
+        elapsed = time.monotonic() - self._started
+        cores: dict[str, float] = {}
+        for (name, _), seconds in self._seconds.items():
+            cores[name] = round(cores.get(name, 0.0) + seconds / elapsed, 3)
+        total, idle = (b - a for a, b in zip(self._first, _machine_ticks()))
+        return {**cores, "machine_idle": round(idle / total, 4)}
+
+
+def _machine_ticks() -> tuple[int, int]:
+    """Ticks of all cores since boot: all, and idle ones."""
+    fields = [int(v) for v in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return sum(fields), fields[3] + fields[4]
+
+
+def train(command: list[str], run: RunDirectory) -> tuple[float, dict[str, float]]:
+    """Run to the end; gives seconds from the command to the end, and the shares of CPU."""
+    started = time.monotonic()
+    subprocess.run([*command, "--run", str(run.path), "--detach"], check=True)
+    meter = CpuMeter(run)
+    ended = None
+    try:
+        while engine.living_engine(run) is not None:
+            meter.sample()
+            if ended is None and run.outcome_file.exists():
+                ended = time.monotonic() - started
+            time.sleep(SAMPLE_S)
+    finally:
+        if engine.living_engine(run) is not None:
+            engine.stop(run)
+    if ended is None:
+        raise click.ClickException(f"{run.path} ended without an outcome: see `apex logs learner`")
+    return ended, meter.shares()
+
+
+def facts(run: RunDirectory, curve: Curve, target: float | None) -> dict[str, Any]:
+    """What the run came to."""
+    config = run.config()
+    best = max(curve.evaluations, key=lambda e: e.mean_return)
+    first = None if target is None else curve.first_at(target)
+    learner = _lines(run, "learner")[1:]
+    actors = [row for path in run.metrics.glob("actor_*.jsonl") for row in _lines(run, path.stem)]
+    batch = config.learner.batch_size
+    return {
+        "target": target,
+        "reached": None if first is None else {**first._asdict(), **_samples(first, batch)},
+        "best": {**best._asdict(), **_samples(best, batch)},
+        "last": curve.evaluations[-1]._asdict(),
+        "data_wait_fraction": _mean(learner, "data_wait_fraction"),
+        "actor_wait_fraction": _mean(actors, "wait_fraction"),
+        "samples_per_s": _mean(learner, "samples_per_s"),
+        "evaluator_cpu_s": round(sum(row["cpu_s"] for row in _lines(run, "evaluator")), 1),
+    }
+
+
+def _samples(evaluation: curves.Evaluation, batch_size: int) -> dict[str, int]:
+    return {"trained_samples": evaluation.learner_step * batch_size}
+
+
+def _lines(run: RunDirectory, process: str) -> list[dict[str, Any]]:
+    text = (run.metrics / f"{process}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _mean(rows: list[dict[str, Any]], name: str) -> float | None:
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return round(sum(values) / len(values), 4) if values else None
+
+
+def provenance() -> dict[str, Any]:
+    """Machine, commit and versions."""
+    model = next(
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "machine": f"{model}, {machine.cores()} cores, {machine.memory_bytes() / 2**30:.0f} GiB, "
+        + ("with a GPU" if machine.has_gpu() else "no GPU"),
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "-s") else ""),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or ("unknown" if done.returncode else "")
+
+
+def keep(out: Path, preset: str, curve: Curve, record: dict[str, Any]) -> None:
+    """Put one seed's curve and record among those that are there, and draw them all."""
+    csv, results = out / f"{preset}.csv", out / f"{preset}.json"
+    there = curves.read_csv(csv) if csv.exists() else []
+    all_curves = sorted([c for c in there if c.seed != curve.seed] + [curve], key=lambda c: c.seed)
+    records = json.loads(results.read_text()) if results.exists() else []
+    records = [r for r in records if r["seed"] != curve.seed] + [record]
+    curves.write_csv(csv, all_curves)
+    text = json.dumps(sorted(records, key=lambda r: r["seed"]), indent=1)
+    replace_file(results, (text + "\n").encode())
+    title = f"{preset}, {record['machine']}"
+    curves.draw({preset: all_curves}, "wall", title, out / f"{preset}.png")
+    curves.draw({preset: all_curves}, "env_steps", title, out / f"{preset}-env-steps.png")
+
+
+@click.command(help=(__doc__ or "").partition("\n")[0])
+@click.argument("preset")
+@click.option("--seed", "seeds", type=int, multiple=True, default=(1,))
+@click.option("--until-return", type=float, help="Ends a run when an evaluation reaches it.")
+@click.option("--hours", type=float, default=1.0, show_default=True, help="Ends a run, too.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of results.")
+@click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE")
+def main(
+    preset: str,
+    seeds: tuple[int, ...],
+    until_return: float | None,
+    hours: float,
+    out: Path,
+    settings: tuple[str, ...],
+) -> None:
+    """See `--help`."""
+    out.mkdir(parents=True, exist_ok=True)
+    about = provenance()
+    for seed in seeds:
+        words = ["run", "--preset", preset, "--seed", str(seed), "--set", f"run.max_hours={hours}"]
+        if until_return is not None:
+            words += ["--until-return", f"{until_return:g}"]
+        for setting in settings:
+            words += ["--set", setting]
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        run = RunDirectory(runs_root() / f"learn-{preset}-{seed}-{stamp}")
+        click.echo(f"apex {shlex.join(words)}: in {run.path}")
+        wall_s, shares = train([str(Path(sys.executable).with_name("apex")), *words], run)
+        curve = Curve(preset, seed, curves.of_run(run))
+        record = {"preset": preset, "seed": seed, "command": f"apex {shlex.join(words)}", **about}
+        record |= {"command_to_end_s": round(wall_s, 1), "cores": shares}
+        record |= facts(run, curve, until_return)
+        keep(out, preset, curve, record)
+        click.echo(json.dumps({k: record[k] for k in ("seed", "command_to_end_s", "reached")}))
+
+
+if __name__ == "__main__":
+    main()

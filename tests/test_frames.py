@@ -1,0 +1,87 @@
+"""Frames: each compressed once, a batch of them decompressed by one call."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from apex import frames
+from apex.errors import SchemaError
+from apex.types import Column, FrameRanges, FramesColumn, Samples, Schema
+
+RANGES = [(0, 3, 0), (2, 2, 1), (4, 1, 2), (1, 3, 0), (3, 2, 0)]
+"""First frame, count and padding of five items; at most three frames an item."""
+
+
+def samples(blocks: list[bytes]) -> Samples:
+    first, count, pad = np.array(RANGES, dtype=np.int32).T
+    ranges = FrameRanges(
+        first_frame=first,
+        frame_count=count,
+        pad_count=pad,
+        frame_lengths=np.array([len(block) for block in blocks], dtype=np.int32),
+        blob=b"".join(blocks),
+    )
+    ids = np.arange(len(RANGES), dtype=np.int64)
+    return Samples(ids, np.ones(len(RANGES)), {"learner_step": ids}, ranges)
+
+
+def schema(shape: tuple[int, ...]) -> Schema:
+    return Schema((Column("learner_step", "int64"),), FramesColumn(shape, 3))
+
+
+@pytest.mark.parametrize(
+    "shape", [(1,), (6, 5), (84, 84), (256, 256), (210, 160, 3), (600, 800, 3)]
+)
+@pytest.mark.parametrize("kind", ["noise", "flat"])
+def test_rows_are_padding_then_frames_then_zeros(shape, kind):
+    rng = np.random.default_rng(0)
+    pictures = [
+        rng.integers(1, 256, shape, dtype=np.uint8)
+        if kind == "noise"
+        else np.full(shape, 10 + k, dtype=np.uint8)
+        for k in range(5)
+    ]
+    blocks = [frames.compress(picture) for picture in pictures]
+    items = frames.decompress(samples(blocks), schema(shape))
+    assert items.frames.shape == (5, 3, *shape)
+    expected = np.zeros((5, 3, *shape), dtype=np.uint8)
+    for row, (first, count, pad) in enumerate(RANGES):
+        for k in range(count):
+            expected[row, pad + k] = pictures[first + k]
+    assert np.array_equal(items.frames, expected)
+    assert items.frame_count.tolist() == [3, 3, 3, 3, 2]
+
+
+def test_a_frame_is_its_size_in_four_bytes_and_a_raw_lz4_block():
+    import lz4.block
+
+    picture = np.arange(36, dtype=np.uint8).reshape(6, 6)
+    data = frames.compress(picture)
+    assert int.from_bytes(data[:4], "little") == len(data) - 4
+    assert lz4.block.decompress(data[4:], uncompressed_size=36) == picture.tobytes()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        frames.compress(np.zeros(35, dtype=np.uint8)),
+        frames.compress(np.zeros(37, dtype=np.uint8)),
+        bytes(4),
+        b"\xff" * 20,
+        b"\x05\0\0\0ab",
+    ],
+    ids=["too_short", "too_long", "end_mark", "no_lz4", "cut_off"],
+)
+def test_frame_that_is_no_frame_is_an_error(bad):
+    blocks = [frames.compress(np.full((6, 6), k, dtype=np.uint8)) for k in range(5)]
+    blocks[3] = bad
+    with pytest.raises(SchemaError, match="36 bytes in each of 15 frames"):
+        frames.decompress(samples(blocks), schema((6, 6)))
+
+
+def test_frame_beyond_the_formats_blocks_is_refused():
+    huge = schema((2048, 2048))
+    blocks = [b"\0"] * 5
+    with pytest.raises(SchemaError, match="less than 4 MiB"):
+        frames.decompress(samples(blocks), huge)
