@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-pong status logs restart-actor attach stop test check clean
+.PHONY: help setup run-pong learn-pong status logs restart-actor attach stop test check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -14,13 +14,21 @@ help:  ## list the targets
 $(STAMP): setup.cfg constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[atari,dev]'
+		--constraint constraints.txt --editable '.[atari,box2d,dev,plot,video]'
 	@touch $(STAMP)
 
 setup: $(STAMP)  ## make .venv with apex in it
 
+# The paper's network where a GPU learns, otherwise what two cores learn soonest.
+PONG = $(shell $(VENV)/bin/python -c \
+	"from apex.machine import has_gpu; print('pong' if has_gpu() else 'pong-fast')")
+
 run-pong: $(STAMP)  ## train Ape-X DQN on Pong; Ctrl-C leaves it running; again: show it
-	@$(APEX) run --preset pong --show-running
+	@$(APEX) run --preset $(PONG) --show-running
+
+learn-pong: $(STAMP)  ## train Pong to a return of 18 or for HOURS; the curve goes to benchmarks/pong
+	@$(VENV)/bin/python benchmarks/learn.py $(or $(PRESET),$(PONG)) --seed $(or $(SEED),1) \
+		--until-return 18 --hours $(or $(HOURS),1) --out benchmarks/pong
 
 status: $(STAMP)  ## how each daemon of the newest run is
 	@$(APEX) status || true
@@ -41,8 +49,8 @@ test: $(STAMP)  ## all tests; what CI runs
 	@$(VENV)/bin/python -m pytest
 
 check: $(STAMP)  ## lint, format, types, import layers
-	@$(VENV)/bin/ruff check apex bin tests
-	@$(VENV)/bin/ruff format --check apex bin tests
+	@$(VENV)/bin/ruff check apex bin benchmarks tests
+	@$(VENV)/bin/ruff format --check apex bin benchmarks tests
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --config setup.cfg
 

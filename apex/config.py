@@ -128,6 +128,9 @@ class LearnerConfig(Section, frozen=True):
     torch_threads: PositiveInt = 1
     nice: NonNegativeInt = 10
     """Added to the process's niceness when it begins to learn: who restarts goes first."""
+    pin: bool = True
+    """Whether the training thread gets `torch_threads` cores that the run's other threads and
+    daemons keep off; without effect where no other core would be left, or under a CPU quota."""
     publish_period: PositiveInt = 25
     """Learner steps between two publications of parameters."""
     checkpoint_period_s: PositiveFloat = 120.0

@@ -168,5 +168,5 @@ def find_run(path: Path | None) -> RunDirectory:
         return run
     runs = all_runs()
     if not runs:
-        raise RunError(f"no run in {runs_root()}/; start one with `apex run --preset pong`")
+        raise RunError(f"no run in {runs_root()}/; start one with `apex run --preset pong-fast`")
     return runs[0]

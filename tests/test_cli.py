@@ -23,14 +23,16 @@ def apex(*arguments: str, runs: Path | None = None) -> subprocess.CompletedProce
 def test_presets_are_listed_and_shown() -> None:
     listed = apex("presets", "list")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == [
-        "breakout", "cartpole", "pong",
+        "breakout", "cartpole", "lunarlander", "pong", "pong-fast",
     ]  # fmt: skip
     assert 'id = "ALE/Pong-v5"' in apex("presets", "show", "pong").stdout
     resolved = apex("presets", "show", "pong", "--resolved").stdout
     assert "[cpu" not in resolved and "max_times_sampled = 0" in resolved
     unknown = apex("presets", "show", "pang")
     assert unknown.returncode == 78
-    assert unknown.stderr == "apex: no preset 'pang'; there are: breakout, cartpole, pong\n"
+    assert unknown.stderr == (
+        "apex: no preset 'pang'; there are: breakout, cartpole, lunarlander, pong, pong-fast\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_config_check_names_what_is_wrong_in_one_line(settings: list[str], messa
 
 
 def test_config_check_accepts_every_preset() -> None:
-    for name in ("breakout", "cartpole", "pong"):
+    for name in ("breakout", "cartpole", "lunarlander", "pong", "pong-fast"):
         done = apex("config", "check", "--preset", name)
         assert done.returncode == 0 and done.stdout.startswith("good: apex_dqn"), done.stderr
 

@@ -189,29 +189,29 @@ def test_merge_lays_table_over_table_and_leaves_both_alone():
 
 
 def test_there_are_the_presets_that_the_readme_names():
-    assert {"pong", "breakout", "cartpole"} <= set(preset_names())
+    assert preset_names() == ["breakout", "cartpole", "lunarlander", "pong", "pong-fast"]
 
 
 @pytest.mark.parametrize(("name", "gpu"), list(itertools.product(preset_names(), [False, True])))
 def test_preset_is_valid_on_every_machine(name, gpu):
     config = parse(preset(name, gpu=gpu))
-    spec = (
-        env_spec((84, 84), stack=4)
-        if config.env.id.startswith("ALE")
-        else env_spec((4,), "float32")
-    )
+    frames = config.env.id.startswith("ALE")
+    spec = env_spec(config.env.frame_size, stack=4) if frames else env_spec((4,), "float32")
     algorithm = make_algorithm(config.algorithm, spec)
     assert algorithm.config.name == config.algorithm["name"]
 
 
-def test_gpu_overlay_of_pong_is_the_papers_and_cpu_overlay_is_smaller():
+def test_gpu_overlay_of_pong_is_the_papers_and_both_have_its_network_and_frames():
     gpu, cpu = (parse(preset("pong", gpu=gpu)) for gpu in (True, False))
     assert (gpu.learner.batch_size, gpu.replay.min_size) == (512, 50_000)
     assert gpu.replay.capacity == 2_000_000 and gpu.learner.prefetch == 16
     paper = make_algorithm(gpu.algorithm, env_spec((84, 84), stack=4)).config
     assert (paper.n_step, paper.optimizer, paper.learning_rate) == (3, "rmsprop", 6.25e-5)
-    assert cpu.learner.batch_size == 128 and cpu.algorithm["optimizer"] == "adam"
-    assert (gpu.env.frame_size, cpu.env.frame_size) == ((84, 84), (42, 42))
+    assert cpu.learner.batch_size == 64 and cpu.algorithm["optimizer"] == "adam"
+    for config in (gpu, cpu):
+        assert config.env.frame_size == (84, 84)
+        assert config.algorithm["conv"] == [[32, 8, 4], [64, 4, 2], [64, 3, 1]]
+        assert config.algorithm["stream_hidden"] == [512]
     assert gpu.env.max_episode_frames == 50_000
 
 

@@ -34,7 +34,7 @@ def test_replay_capacity_is_lowered_to_half_of_the_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(machine, "memory_bytes", lambda: 400_000_000)
-    config = prepare.preset_config("pong", ["env.frame_size=[84,84]"])
+    config = prepare.preset_config("pong", [])
     run = prepare.prepare_run(tmp_path / "run", config)
     # 100 bytes, four columns of 20, and 27 % of 84 x 84 pixels an item.
     assert run.config().replay.capacity == int(200e6 / (100 + 20 + 0.27 * 7056))
@@ -45,7 +45,7 @@ def test_part_for_the_machine_goes_with_the_gpu_and_the_device(
 ) -> None:
     monkeypatch.setattr(machine, "has_gpu", lambda: True)
     assert prepare.preset_config("pong", []).learner.batch_size == 512
-    assert prepare.preset_config("pong", ["learner.device=cpu"]).learner.batch_size == 128
+    assert prepare.preset_config("pong", ["learner.device=cpu"]).learner.batch_size == 64
     assert prepare.preset_config("pong", ["learner.batch_size=7"]).learner.batch_size == 7
     own = tmp_path / "own.toml"
     own.write_text(

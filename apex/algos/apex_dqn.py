@@ -243,7 +243,10 @@ class DQNLearner(Learner):
 def _make_optimizer(network: nn.Module, config: ApexDQNConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adam":
         return torch.optim.Adam(
-            network.parameters(), lr=config.learning_rate, eps=config.optimizer_epsilon
+            network.parameters(),
+            lr=config.learning_rate,
+            eps=config.optimizer_epsilon,
+            fused=True,
         )
     return CenteredRMSProp(
         network.parameters(), config.learning_rate, config.rmsprop_decay, config.optimizer_epsilon

@@ -94,6 +94,7 @@ class FilmedAtari(VectorEnv[Any, Any, Any]):
         self._camera = camera
         self._pictures: Any = None
         self.metadata = {**played.metadata, "render_fps": SCREEN_FPS / frame_skip}
+        self.render_mode = "rgb_array"
         self.num_envs = played.num_envs
         self.single_observation_space = played.single_observation_space
         self.single_action_space = played.single_action_space

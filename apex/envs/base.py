@@ -95,14 +95,15 @@ class Environments:
         Raises:
             EnvFaultError: they were not made to be rendered.
         """
+        if self._vector.render_mode != "rgb_array":
+            raise EnvFaultError(
+                f"{self.spec.env_id}: it gives no pictures; make it with render_mode='rgb_array'"
+            )
         try:
             pictures = self._vector.render()
         except Exception as error:
             raise EnvFaultError(f"{self.spec.env_id}: render raised {_describe(error)}") from error
-        if pictures is None or any(picture is None for picture in pictures):
-            raise EnvFaultError(
-                f"{self.spec.env_id}: render gave no picture; make it with render_mode='rgb_array'"
-            )
+        assert pictures is not None
         return [np.asarray(picture, dtype=np.uint8) for picture in pictures]
 
     @property

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apex import checkpoint, compute, params
+from apex import checkpoint, compute, cores, params
 from apex.algos.base import Algorithm
 from apex.algos.registry import check_schema, make_algorithm
 from apex.checkpoint import Checkpoint, Manifest
@@ -157,6 +157,9 @@ class LearnerDaemon:
         )
         self._publish()
         os.nice(self._config.learner.nice)
+        reserved = cores.take()
+        if reserved:
+            log.info("training on core %s alone", ", ".join(map(str, reserved)))
         next_metrics = time.monotonic() + self._config.learner.metrics_period_s
         next_checkpoint = time.monotonic() + self._config.learner.checkpoint_period_s
         orderly = False

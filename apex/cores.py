@@ -1,0 +1,62 @@
+"""Cores for the training thread alone: chosen by the engine, told to the learner, kept from others.
+
+The kernel moves threads between cores when others wake up. A training thread that shares its
+core with the threads that bring it batches, and with actors, waits for them many times a second.
+"""
+
+from __future__ import annotations
+
+import os
+
+from apex import machine
+from apex.config import Config
+from apex.endpoints import socket_directory
+from apex.files import FileLock
+from apex.run_directory import RunDirectory
+
+LEARNER_CORES = "APEX_LEARNER_CORES"
+"""Environment variable by which an engine tells its learner."""
+
+_held: list[FileLock] = []
+"""Of this process; the kernel drops them when it ends."""
+
+
+def reserve(run: RunDirectory, config: Config) -> tuple[int, ...]:
+    """Reserve cores for the learner, and keep this process and its children to come off them.
+
+    None are reserved where `learner.pin` is off, under a CPU quota, where no other core would be
+    left, or where other runs of this user have them.
+    """
+    available = sorted(os.sched_getaffinity(0))
+    wanted = config.learner.torch_threads
+    if not config.learner.pin or machine.cores() < len(available) or wanted >= len(available):
+        return ()
+    folder = socket_directory(run.path).parent
+    locks: dict[int, FileLock] = {}
+    for core in available:
+        lock = FileLock(folder / f"core_{core}.lock")
+        if len(locks) < wanted and lock.acquire():
+            locks[core] = lock
+    if len(locks) < wanted:
+        for lock in locks.values():
+            lock.release()
+        return ()
+    _held.extend(locks.values())
+    os.environ[LEARNER_CORES] = ",".join(map(str, locks))
+    keep_off(tuple(locks))
+    return tuple(locks)
+
+
+def keep_off(cores: tuple[int, ...]) -> None:
+    """Keep this process, and its children to come, off cores that a learner has to itself."""
+    others = os.sched_getaffinity(0) - set(cores)
+    if others:
+        os.sched_setaffinity(0, others)
+
+
+def take() -> tuple[int, ...]:
+    """Move the calling thread, and the threads it starts, to the cores reserved for it, if any."""
+    cores = tuple(int(core) for core in os.environ.get(LEARNER_CORES, "").split(",") if core)
+    if cores:
+        os.sched_setaffinity(0, cores)
+    return cores
