@@ -309,7 +309,7 @@ def test_new_epoch_counts_from_zero_and_is_no_duplicate(suite):
     [
         ({"run_id": "other"}, "wrong_run"),
         ({"schema_hash": "0" * 16}, "wrong_schema"),
-        ({"protocol": 2}, "protocol_version"),
+        ({"protocol": 1}, "protocol_version"),
         ({"role": "learner"}, "not_permitted"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

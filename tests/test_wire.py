@@ -153,7 +153,7 @@ def test_client_may_start_before_its_server(tmp_path):
         ({"schema_hash": "other"}, "wrong_schema"),
         ({"schema_hash": ""}, "wrong_schema"),
         ({"role": "evaluator"}, "not_permitted"),
-        ({"protocol": 2}, "protocol_version"),
+        ({"protocol": 1}, "protocol_version"),
         ({"epoch": -1}, "superseded"),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
@@ -214,7 +214,7 @@ def test_message_that_broke_a_decoder_once_is_survived(desk):
     import msgspec
 
     header = msgspec.msgpack.encode(
-        {"type": "insert", "protocol": 1, "seq": 0, "buffers": [["x", "uint8", [0, 2**63]]]}
+        {"type": "insert", "protocol": 2, "seq": 0, "buffers": [["x", "uint8", [0, 2**63]]]}
     )
     with stranger(desk.address) as socket:
         answer = answer_to(desk, socket, [header, b""])
