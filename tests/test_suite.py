@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from apex import machine
 from apex.engine import living_engine
 from tests.conftest import APEX, Suite, wait_until
 
@@ -140,6 +141,26 @@ def test_resume_goes_on_from_the_learner_step_of_the_checkpoint(
     assert resumed["learner"]["param_version"] > saved["param_version"]
     log = (suite.run.logs / "learner.log").read_text()
     assert f"at learner step {saved['learner_step']}," in log
+
+
+def test_training_thread_has_a_core_that_all_others_of_the_run_keep_off(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small)
+    status = suite.wait_healthy()
+    record = living_engine(suite.run)
+    assert record is not None
+    reserved, available = set(record.learner_cores), os.sched_getaffinity(0)
+    assert len(reserved) == (1 if machine.cores() == len(available) > 1 else 0)
+    learner = status["learner"]["pid"]
+    training = os.sched_getaffinity(learner)  # of its first thread, which trains
+    assert training == (reserved or available)
+    others = [
+        int(t.name) for t in Path(f"/proc/{learner}/task").iterdir() if t.name != f"{learner}"
+    ]
+    others += [pid for name, pid in suite.run.living().items() if name != "learner"]
+    for thread in (*others, record.pid):
+        assert os.sched_getaffinity(thread) == available - reserved
 
 
 def test_diverged_learner_goes_back_once_then_gives_up_and_keeps_what_was_good(

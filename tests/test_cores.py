@@ -1,0 +1,91 @@
+"""Cores of the training thread: who gets some, and who keeps off them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from apex import cores, machine, prepare
+from apex.files import FileLock
+from apex.run_directory import RunDirectory
+
+Reserve = Callable[..., tuple[int, ...]]
+
+
+@pytest.fixture
+def affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, set[int]]:
+    """A process that may use the cores 2, 3 and 5, and what it asks the kernel for."""
+    state = {"allowed": {2, 3, 5}}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(state["allowed"]))
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, to: state.update(allowed=set(to)))
+    monkeypatch.setattr(machine, "cores", lambda: 3)
+    monkeypatch.setattr(cores, "_held", [])
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.delenv(cores.LEARNER_CORES, raising=False)
+    return state
+
+
+@pytest.fixture
+def reserve(affinity: dict[str, set[int]], tmp_path: Path) -> Reserve:
+    def do(*settings: str) -> tuple[int, ...]:
+        config = prepare.preset_config("cartpole", settings)
+        return cores.reserve(RunDirectory(tmp_path / "run"), config)
+
+    return do
+
+
+def test_first_free_core_is_reserved_and_children_keep_off_it(reserve, affinity):
+    assert reserve() == (2,)
+    assert affinity["allowed"] == {3, 5} and os.environ[cores.LEARNER_CORES] == "2"
+
+
+def test_training_thread_takes_what_was_reserved(reserve, affinity):
+    reserve("learner.torch_threads=2")
+    assert affinity["allowed"] == {5}
+    assert cores.take() == (2, 3) and affinity["allowed"] == {2, 3}
+
+
+def test_core_of_another_run_is_passed_over_until_it_is_free(reserve, affinity, tmp_path):
+    folder = tmp_path / f"apex-{os.getuid()}"
+    folder.mkdir(mode=0o700)
+    other = FileLock(folder / "core_2.lock")
+    assert other.acquire()
+    assert reserve() == (3,) and affinity["allowed"] == {2, 5}
+    other.release()
+    affinity["allowed"] = {2, 3, 5}
+    assert reserve() == (2,)
+
+
+@pytest.mark.parametrize(
+    "settings", [["learner.pin=false"], ["learner.torch_threads=3"]], ids=["off", "all_threads"]
+)
+def test_none_is_reserved_by_these_settings(reserve, affinity, settings):
+    assert reserve(*settings) == () and affinity["allowed"] == {2, 3, 5}
+    assert cores.take() == () and affinity["allowed"] == {2, 3, 5}
+
+
+def test_none_is_reserved_on_one_core_or_under_a_quota(reserve, affinity, monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 2)
+    assert reserve() == ()
+    affinity["allowed"] = {5}
+    monkeypatch.setattr(machine, "cores", lambda: 1)
+    assert reserve() == () and affinity["allowed"] == {5}
+
+
+def test_none_is_held_when_too_few_are_free(reserve, tmp_path):
+    folder = tmp_path / f"apex-{os.getuid()}"
+    folder.mkdir(mode=0o700)
+    others = [FileLock(folder / f"core_{core}.lock") for core in (2, 5)]
+    assert all(lock.acquire() for lock in others)
+    assert reserve("learner.torch_threads=2") == ()
+    assert FileLock(folder / "core_3.lock").acquire()
+
+
+def test_attached_actors_keep_off_but_never_lose_their_last_core(affinity):
+    cores.keep_off((3,))
+    assert affinity["allowed"] == {2, 5}
+    cores.keep_off((2, 5))
+    assert affinity["allowed"] == {2, 5}
