@@ -130,3 +130,46 @@ def test_eval_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     assert done.returncode == 78 and "no checkpoint yet" in done.stderr
     done = apex("eval", "--pretrained", "nothing")
     assert done.returncode == 2 and "no pretrained 'nothing'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["enjoy", "--pretrained", "cartpole"], 2, "expected a terminal to play in; --video"),
+        (["enjoy", "--pretrained", "cartpole", "--video", "film.avi"], 2, ".mp4 or .gif"),
+        (["enjoy", "--pretrained", "cartpole", "--video", "no/such/f.mp4"], 2, "no directory"),
+        (["enjoy", "nowhere", "--video", "film.mp4"], 78, "no such run or checkpoint"),
+        (["eval", "nowhere", "--pretrained", "cartpole"], 2, "expected one of CHECKPOINT"),
+        (["plot"], 2, "expected -o OUT.png, --csv OUT.csv, or both"),
+        (["plot", "nowhere", "-o", "curve.png"], 78, "neither a run's directory nor a CSV file"),
+    ],
+)
+def test_what_cannot_be_played_or_drawn_is_refused_in_one_line(
+    arguments: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = apex(*arguments)
+    assert done.returncode == code and message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_pretrained_policy_is_filmed_and_scored(tmp_path: Path) -> None:
+    film = tmp_path / "cartpole.gif"
+    done = apex("enjoy", "--pretrained", "cartpole", "--video", str(film))
+    assert done.returncode == 0, done.stderr
+    assert film.read_bytes().startswith(b"GIF89a") and f"wrote {film}: CartPole-v1" in done.stdout
+    done = apex("eval", "--pretrained", "cartpole", "--episodes", "4", "--json")
+    scored = json.loads(done.stdout)
+    assert len(scored["returns"]) == 4 and scored["mean_return"] >= 475
+
+
+def test_curves_of_a_run_become_a_picture_and_a_table(tmp_path: Path) -> None:
+    run = prepare_run(tmp_path / "run", preset_config("cartpole", []))
+    row = {"train_s": 6.0, "env_steps": 10, "learner_step": 2, "mean_return": 9.5}
+    row |= {"min_return": 8.0, "max_return": 11.0, "episodes": 20}
+    (run.metrics / "evaluator.jsonl").write_text(json.dumps(row) + "\n")
+    picture, table = tmp_path / "curve.png", tmp_path / "curve.csv"
+    done = apex("plot", str(run.path), "--x", "env_steps", "-o", str(picture), "--csv", str(table))
+    assert done.returncode == 0, done.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert table.read_text().splitlines()[1] == "run,1,6.0,10,2,9.5,8.0,11.0,20"
