@@ -257,6 +257,25 @@ def test_truncated_bootstraps_from_the_last_observation_with_gamma_to_the_k():
     ]
 
 
+def test_terminated_and_truncated_at_once_is_a_termination():
+    records = episode([1, 2], "terminated")
+    records[1].truncated = True
+    assert items_of(records) == [(0.0, 2.0, 0.0, 2.0), (1.0, 2.0, 0.0, 2.0)]
+
+
+def test_window_longer_than_every_episode_stops_at_each_end():
+    ends = ([1, 2, 4], "truncated"), ([8], "terminated"), ([16, 32], "truncated")
+    records = [record for end in ends for record in episode(*end)]
+    assert items_of(records, n_step=10) == [
+        (0.0, 3.0, 0.125, 3.0),
+        (1.0, 4.0, 0.25, 3.0),
+        (2.0, 4.0, 0.5, 3.0),
+        (0.0, 8.0, 0.0, 1.0),
+        (0.0, 32.0, 0.25, 2.0),
+        (1.0, 32.0, 0.5, 2.0),
+    ]
+
+
 def test_lost_life_is_learned_as_an_end_though_the_episode_goes_on():
     assert items_of(episode([1, 2, 4, 8, 16], "truncated", lost_after=1)) == [
         (0.0, 2.0, 0.0, 2.0),

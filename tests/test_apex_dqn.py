@@ -19,8 +19,10 @@ from apex.algos.apex_dqn import (
     initial_priorities,
 )
 from apex.algos.registry import check_schema, make_algorithm
+from apex.config import ReplayConfig
 from apex.errors import ConfigError, RunError
 from apex.networks import DuelingQNetwork
+from apex.ops.optimizers import CenteredRMSProp
 from apex.types import EnvSpec
 from tests.builders import env_spec
 
@@ -381,3 +383,14 @@ def test_defaults_are_the_papers():
     assert (config.rmsprop_decay, config.max_gradient_norm) == (0.95, 40.0)
     assert (config.importance_sampling_exponent, config.target_update_period) == (0.4, 2500)
     assert (config.epsilon, config.epsilon_alpha) == (0.4, 7.0)
+    assert config.learning_rate_decay_steps == 0
+    assert config.loss == "squared" and ReplayConfig().priority_exponent == 0.6
+    assert config.conv == ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+    assert (config.hidden, config.stream_hidden) == ((), (512,))
+
+
+def test_default_optimizer_is_centered_rmsprop_with_the_papers_values():
+    optimizer = ApexDQN(ApexDQNConfig(), SPEC).learner(CPU)._optimizer
+    assert type(optimizer) is CenteredRMSProp
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["decay"], group["epsilon"]) == (6.25e-5, 0.95, 1.5e-7)

@@ -207,6 +207,11 @@ def test_gpu_overlay_of_pong_is_the_papers_and_both_have_its_network_and_frames(
     assert gpu.replay.capacity == 2_000_000 and gpu.learner.prefetch == 16
     paper = make_algorithm(gpu.algorithm, env_spec((84, 84), stack=4)).config
     assert (paper.n_step, paper.optimizer, paper.learning_rate) == (3, "rmsprop", 6.25e-5)
+    assert (paper.loss, paper.max_gradient_norm, paper.discount) == ("squared", 40.0, 0.99)
+    assert (paper.target_update_period, paper.importance_sampling_exponent) == (2500, 0.4)
+    assert (gpu.replay.priority_exponent, gpu.actor.chunk_length) == (0.6, 50)
+    assert gpu.actor.parameter_period * gpu.env.frame_skip == 400
+    assert gpu.env.clip_rewards and not gpu.env.life_loss_ends
     assert cpu.learner.batch_size == 64 and cpu.algorithm["optimizer"] == "adam"
     for config in (gpu, cpu):
         assert config.env.frame_size == (84, 84)

@@ -319,6 +319,25 @@ def test_atari_full_action_space_has_eighteen_actions(closing):
     assert environments.spec.num_actions == 18
 
 
+@pytest.mark.parametrize("kind", ["atari", "own"])
+def test_what_a_step_gave_is_not_changed_by_the_next_ones(closing, kind):
+    """The frames of a step are stored after the next step was taken."""
+    if kind == "atari":
+        environments = atari("Breakout", frame_size=(20, 20))
+    else:  # float32, which is not converted on the way
+        spaces = gym.spaces.Box(-99, 99, (1,)), gym.spaces.Discrete(2)
+        environments = own(lambda: WithSpaces(*spaces))
+    closing.append(environments)
+    given = [environments.reset(0)]
+    copies = [given[0].copy()]
+    for _ in range(9):
+        result = environments.step(np.ones(2, dtype=np.int64))
+        given += [result.observations, result.rewards, result.terminated, result.truncated]
+        copies += [array.copy() for array in given[-4:]]
+    assert all(np.array_equal(*pair) for pair in zip(given, copies))
+    assert not np.array_equal(given[0], given[-4])
+
+
 class ZeroPolicy:
     """Always takes action 0; remembers what it saw."""
 
@@ -367,6 +386,20 @@ def test_evaluation_takes_the_same_number_of_episodes_from_each_environment(clos
     closing.append(environments)
     loop = ActingLoop(environments, ZeroPolicy(), None, None, clip_rewards=False, seed=0)
     assert play_episodes(loop, 2, 6, lambda: True) == [5.0] * 3 + [20.0] * 3
+
+
+class BothEnds(Countdown):
+    def step(self, action):
+        observation, reward, end, _, info = super().step(action)
+        return observation, reward, end, end, info
+
+
+def test_episode_that_is_terminated_and_truncated_at_once_is_one_episode(closing):
+    environments = own(BothEnds)
+    closing.append(environments)
+    loop = ActingLoop(environments, ZeroPolicy(), None, None, clip_rewards=False, seed=0)
+    assert play_episodes(loop, 2, 4, lambda: True) == [15.0] * 4
+    assert loop.episodes == 4 and loop.env_steps == 12
 
 
 def test_evaluation_ends_early_when_told_to(closing):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 from apex.config import merge, parse
 from apex.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.errors import RefusedError
+from apex.learner.prefetcher import Prefetcher
 from apex.replay.client import InsertClient, SampleClient
 from apex.replay.server import ReplayServer
 from apex.run_directory import RunFacts
@@ -50,6 +51,9 @@ class Suite:
         self.server = ReplayServer(config, self.endpoints, facts, self.stop)
         self._stack.callback(self.server.close)
         return self.server
+
+    def callback(self, close: Callable[[], None]) -> None:
+        self._stack.callback(close)
 
     def stop(self) -> None:
         self.stopped = True
@@ -465,6 +469,45 @@ def test_requests_of_a_learner_that_is_gone_take_no_items(suite):
     assert suite.batches[0].columns["action"].tolist() == [1, 2, 3]
 
 
+def test_all_waiting_inserts_are_taken_beside_one_batch(suite, monkeypatch):
+    """One insert for each batch would starve a learner of fresh items."""
+    server = suite.start()
+    producers = [suite.producer(name=f"actor_{k:03d}") for k in range(3)]
+    learner = suite.learner()
+    suite.until(lambda: learner.client.ready and all(p.has_credit for p in producers))
+    with monkeypatch.context() as held:
+        held.setattr(server, "_work", lambda: None)
+        for k, producer in enumerate(producers):
+            for chunk in range(4):
+                producer.insert(vector_chunk([10 * k + chunk]))
+        learner.ask(2)
+        suite.until(lambda: server.status()["waiting_inserts"] == 12)
+        suite.until(lambda: server.status()["waiting_samples"] == 2)
+    server.turn(0.0)
+    status = server.status()
+    assert (status["items"], status["waiting_inserts"], status["waiting_samples"]) == (12, 0, 0)
+
+
+def test_prefetcher_asks_for_all_its_batches_before_one_has_come_or_was_learned_from(suite):
+    server = suite.start(min_size=3)
+    client = suite.producer()
+    prefetcher = Prefetcher(
+        lambda: SampleClient(
+            suite.endpoints.replay.sample, hello(name="learner", role="learner"), 4
+        ),
+        VECTOR_SCHEMA, lambda items: items.columns, depth=3, threads=1,
+    )  # fmt: skip
+    suite.callback(prefetcher.close)
+    suite.until(lambda: client.has_credit and server.status()["waiting_samples"] == 3)
+    client.insert(vector_chunk([1, 2, 3]))
+    suite.until(lambda: prefetcher.ready == 3)
+    assert server.table.counters.sampled == 12 and server.table.counters.updated_priorities == 0
+    # One is taken, one is asked for; no priority was ever sent.
+    batch = prefetcher.get(10.0)
+    assert batch is not None and set(batch.arrays["action"].tolist()) <= {1, 2, 3}
+    suite.until(lambda: prefetcher.ready == 3 and server.table.counters.sampled == 16)
+
+
 def test_learner_asks_a_restarted_server_anew(suite):
     filled(suite, [1.0])
     learner = suite.learner()
@@ -481,8 +524,7 @@ def test_server_lives_when_every_priority_is_zero(suite):
     learner = suite.learner()
     suite.until(lambda: learner.client.ready)
     learner.ask(1)
-    for _ in range(10):
-        suite.turn()
+    suite.until(lambda: suite.server.status()["refused_by"].get("no_mass"))
     suite.until(lambda: client.has_credit)
     client.insert(vector_chunk([7], [1.0]))
     suite.until(lambda: client.unacknowledged == 0)

@@ -95,6 +95,19 @@ def test_last_priority_holds_when_an_id_is_named_twice():
     assert by_id == {0: 0.75, 1: 0.25}
 
 
+def test_table_of_one_item_serves_the_newest_in_batches_of_any_size():
+    table = make_table(capacity=1)
+    for action in (10, 11, 12):
+        table.insert(vector_chunk([action], [2.0]))
+    samples = table.sample(5)
+    assert samples.item_ids.tolist() == [2] * 5 and samples.probabilities.tolist() == [1.0] * 5
+    assert samples.columns["action"].tolist() == [12] * 5
+    # It goes between being drawn and being updated: none of the five updates reaches the next.
+    table.insert(vector_chunk([13], [2.0]))
+    table.update_priorities(samples.item_ids, np.zeros(5))
+    assert table.counters.stale_priorities == 5 and contents(table) == {3: 13}
+
+
 def test_queue_serves_each_item_once_in_order():
     table = make_table(capacity=8, selector="fifo", times=1)
     table.insert(vector_chunk([1, 2, 3]))
