@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import sys
 import time
 import zlib
 from pathlib import Path
@@ -33,6 +34,9 @@ from apex.service import ENGINE_PID, Service, daemon_command
 log = logging.getLogger("apex.learner")
 
 BATCH_WAIT_S = 0.2
+SWITCH_INTERVAL_S = 1e-4
+"""After which a thread that brings batches gives the interpreter's lock back to training; with
+Python's own 5 ms a small network made 11 % fewer updates."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -157,6 +161,7 @@ class LearnerDaemon:
         )
         self._publish()
         os.nice(self._config.learner.nice)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         reserved = cores.take()
         if reserved:
             log.info("training on core %s alone", ", ".join(map(str, reserved)))

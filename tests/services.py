@@ -1,0 +1,34 @@
+"""Prepared runs whose daemons are made in the test's own process, without an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from apex.envs.registry import EnvFactory
+from apex.extensions import Extensions
+from apex.prepare import prepare_run, preset_config
+from apex.run_directory import RunDirectory
+from apex.service import Service
+
+
+def prepared(folder: Path, *settings: str, make_env: EnvFactory | None = None) -> RunDirectory:
+    """A run of the preset cartpole on the CPU, with its sockets in `folder`."""
+    endpoints = folder / "endpoints.toml"
+    endpoints.write_text(
+        f'[replay]\ninsert = "ipc://{folder}/i"\nsample = "ipc://{folder}/s"\n'
+        f'[learner]\nparams = "ipc://{folder}/p"\n'
+    )
+    config = preset_config("cartpole", ["learner.device=cpu", *settings])
+    return prepare_run(folder / "run", config, endpoints, Extensions(make_env))
+
+
+@contextmanager
+def service_of(run: RunDirectory, name: str) -> Iterator[Service]:
+    """One start of a daemon; its name is free again in the end."""
+    service = Service(run, name)
+    try:
+        yield service
+    finally:
+        service._lock.release()

@@ -1,0 +1,124 @@
+"""The actor in one process: its place on the ladder, its random draws, and what it hands over."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from apex import actor as actor_module
+from apex import params
+from apex.actor import ActorDaemon
+from apex.algos.registry import make_algorithm
+from apex.envs.registry import EnvFactory
+from apex.extensions import Extensions
+from apex.params import Publication
+from apex.run_directory import RunDirectory
+from tests.services import prepared, service_of
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def keep_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process cannot take its niceness back."""
+    monkeypatch.setattr(actor_module.os, "nice", lambda increment: 0)
+
+
+@contextmanager
+def actor_of(run: RunDirectory, make_env: EnvFactory | None = None) -> Iterator[ActorDaemon]:
+    with service_of(run, "actor_000") as service:
+        algorithm = make_algorithm(service.config.algorithm, service.facts.env)
+        actor = ActorDaemon(service, algorithm, Extensions(make_env))
+        try:
+            yield actor
+        finally:
+            for part in (actor._environments, actor._learner, actor._replay, actor._metrics):
+                part.close()
+
+
+def test_actor_explores_by_the_rungs_of_its_slot_and_an_attached_one_between_them(tmp_path):
+    run = prepared(tmp_path, "actor.count=3", "actor.num_envs=2")
+    rungs = {0: (0, 3), 1: (1, 4), 2: (2, 5), 3: (0.5, 3.5), 4: (1.5, 4.5)}
+    with actor_of(run) as actor:
+        for slot, (first, second) in rungs.items():
+            actor._start(slot, incarnation=0)
+            expected = [0.4 ** (1 + 7 * first / 5), 0.4 ** (1 + 7 * second / 5)]
+            exploration: Any = actor._loop._exploration
+            assert exploration.epsilons.tolist() == pytest.approx(expected)
+
+
+def test_draws_and_starts_differ_by_seed_slot_environment_and_incarnation_and_repeat(tmp_path):
+    run = prepared(tmp_path, "actor.count=2", "actor.num_envs=2")
+    draws, starts = {}, {}
+    with actor_of(run) as actor:
+
+        def play(seed: int, slot: int, incarnation: int) -> tuple[list[Any], list[Any]]:
+            """Forty random actions of each environment, and where each began."""
+            config = actor._config
+            actor._config = msgspec.structs.replace(
+                config, run=msgspec.structs.replace(config.run, seed=seed)
+            )
+            actor._start(slot, incarnation)
+            exploration: Any = actor._loop._exploration
+            exploration.epsilons = np.ones(2)
+            actions = [exploration(np.zeros(2, dtype=np.int64)) for _ in range(40)]
+            return np.array(actions).T.tolist(), actor._loop._observations.tolist()
+
+        for key in itertools.product((1, 2), (0, 1, 2), (0, 1)):
+            draws[key], starts[key] = play(*key)
+        again = play(2, 1, 0)
+    for streams in (draws, starts):
+        assert len({str(stream) for pair in streams.values() for stream in pair}) == 24
+    assert again == (draws[2, 1, 0], starts[2, 1, 0])
+
+
+class Fives(gym.Env):
+    """Each of three steps gives 5 and costs a life; the third ends the episode."""
+
+    observation_space = gym.spaces.Box(0, 9, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {"lives": 3}
+
+    def step(self, action):
+        self.steps += 1
+        observation = np.full(1, self.steps, np.float32)
+        return observation, 5.0, self.steps == 3, False, {"lives": 3 - self.steps}
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_actor_learns_from_clipped_rewards_and_lives_and_reports_whole_returns(tmp_path, learned):
+    flag = str(learned).lower()
+    run = prepared(
+        tmp_path, "actor.num_envs=1", "actor.chunk_length=1", "algorithm.n_step=2",
+        "algorithm.discount=0.5", f"env.clip_rewards={flag}", f"env.life_loss_ends={flag}",
+        make_env=Fives,
+    )  # fmt: skip
+    with actor_of(run, Fives) as actor:
+        network = actor._algorithm.network()
+        for number, learner_step in ((7, 700), (8, 800)):
+            actor._load(Publication(number, learner_step, 0, 0.0, params.encode(network), 0))
+            if actor._loop is None:
+                actor._start(0, incarnation=0)
+            chunks = [chunk for _ in range(4) for chunk in actor._loop.step()[0]]
+            chunks += actor._loop.flush()
+            names = ("n_step_return", "discount", "learner_step")
+            items = [
+                tuple(c.columns[name][k] for name in names) for c in chunks for k in range(len(c))
+            ]
+            whole = [(7.5, 0.25), (7.5, 0.0), (5.0, 0.0)]
+            expected = [(1.0, 0.0)] * 3 if learned else whole
+            assert items == [(*item, learner_step) for item in expected]
+            assert list(actor._loop.recent_returns) == [15.0] * (number - 6)
+            assert actor._heartbeat().mean_return == 15.0

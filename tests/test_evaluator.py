@@ -1,0 +1,181 @@
+"""The evaluator in one process: what it plays, where that stands on the curve, and the best."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from apex import checkpoint, evaluator, params
+from apex.algos.registry import make_algorithm
+from apex.evaluator import EvaluatorDaemon
+from apex.extensions import Extensions
+from apex.inference import evaluation_env
+from apex.params import Publication
+from apex.run_directory import RunDirectory
+from apex.wire.messages import EvaluationReport
+from tests.services import prepared, service_of
+
+torch.set_num_threads(1)
+
+
+class Choice(gym.Env):
+    """Each of three steps costs a life; action 1 gives 5 and action 0 takes 3."""
+
+    observation_space = gym.spaces.Box(-1, 1, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {"lives": 3}
+
+    def step(self, action):
+        self.steps += 1
+        reward = 5.0 if action else -3.0
+        observation = np.zeros(1, np.float32)
+        return observation, reward, self.steps == 3, False, {"lives": 3 - self.steps}
+
+
+BAD, GOOD = 0, 1
+"""Actions, and the parameters that take them: returns of -9 and 15."""
+
+
+class Connection:
+    """Stands for the learner: newer parameters at each poll, and the reports that it was sent."""
+
+    def __init__(self, newer: Sequence[Publication]) -> None:
+        self._newer = list(newer)
+        self.reports: list[EvaluationReport] = []
+
+    def poll(self) -> Publication | None:
+        return self._newer.pop(0) if self._newer else None
+
+    def heartbeat(self, make: object) -> None:
+        """Nobody listens."""
+
+    def report(self, report: EvaluationReport) -> None:
+        self.reports.append(report)
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDirectory:
+    return prepared(
+        tmp_path, "evaluator.episodes=4", "evaluator.num_envs=2", "algorithm.hidden=[]",
+        "env.clip_rewards=true", "env.life_loss_ends=true", make_env=Choice,
+    )  # fmt: skip
+
+
+@contextmanager
+def evaluator_of(run: RunDirectory) -> Iterator[EvaluatorDaemon]:
+    """One start of the evaluator, with `Connection` in place of its client."""
+    with service_of(run, "evaluator") as service:
+        daemon: Any = EvaluatorDaemon(service, Extensions(Choice))
+        daemon._learner.close()
+        daemon._learner = Connection([])
+        try:
+            yield daemon
+        finally:
+            daemon._environments.close()
+            daemon._metrics.close()
+
+
+def publication(run: RunDirectory, version: int, action: int) -> Publication:
+    """Parameters that always take one action."""
+    algorithm: Any = make_algorithm(run.config().algorithm, run.facts().env)
+    network = algorithm.network()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.advantage[-1].bias[action] = 1.0
+    data = params.encode(network)
+    return Publication(
+        version, 100 * version, 1000 * version, 10.0 * version, data, zlib.crc32(data)
+    )
+
+
+def rows(run: RunDirectory) -> list[dict[str, Any]]:
+    lines = (run.metrics / "evaluator.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def kept(run: RunDirectory) -> list[tuple[str, float | None]]:
+    """Every best checkpoint, with its mean return."""
+    paths = checkpoint.all_paths(run.checkpoints, "best")
+    return [(path.name, checkpoint.load(path).manifest.mean_return) for path in paths]
+
+
+def test_x_values_are_those_of_the_parameters_that_played_though_newer_ones_came(run):
+    played = publication(run, 3, GOOD)
+    with evaluator_of(run) as daemon:
+        daemon._learner = Connection([publication(run, v, BAD) for v in range(4, 20)])
+        daemon._evaluate(played)
+        assert daemon._learner.reports == [
+            EvaluationReport(
+                param_version=3, learner_step=300, env_steps=3000, train_s=30.0, returns=(15.0,) * 4
+            )
+        ]
+    (row,) = rows(run)
+    x_values = ("param_version", "learner_step", "env_steps", "step", "train_s", "mean_return")
+    assert [row[name] for name in x_values] == [3, 300, 3000, 3000, 30.0, 15.0]
+    best = checkpoint.newest(run.checkpoints, "best")
+    manifest = best.manifest
+    assert (manifest.learner_step, manifest.env_steps, manifest.train_s) == (300, 3000, 30.0)
+    assert (manifest.param_version, manifest.mean_return, manifest.best_return) == (3, 15.0, 15.0)
+    expected = params.decode(played.data)
+    assert all(torch.equal(best.parameters()[name], expected[name]) for name in expected)
+
+
+def test_returns_are_of_whole_episodes_and_unclipped_whatever_is_learned_from(run):
+    learned_from = run.config().env
+    assert learned_from.clip_rewards and learned_from.life_loss_ends
+    played = evaluation_env(learned_from)
+    assert not played.clip_rewards and not played.life_loss_ends
+    with evaluator_of(run) as daemon:
+        for version, action in enumerate((BAD, GOOD), 1):
+            daemon._evaluate(publication(run, version, action))
+        assert [report.returns for report in daemon._learner.reports] == [(-9.0,) * 4, (15.0,) * 4]
+
+
+def test_best_is_that_of_the_best_full_evaluation_also_after_a_restart(run):
+    with evaluator_of(run) as daemon:
+        daemon._evaluate(publication(run, 1, BAD))
+        assert kept(run) == [("best_0000000100", -9.0)]
+        answers = iter([True] * 6 + [False])  # one episode of each environment is over then
+        daemon._proceed = lambda: next(answers)
+        daemon._evaluate(publication(run, 2, GOOD))
+        assert kept(run) == [("best_0000000100", -9.0)] and len(daemon._learner.reports) == 1
+    with evaluator_of(run) as daemon:
+        daemon._evaluate(publication(run, 3, GOOD))
+        daemon._evaluate(publication(run, 4, BAD))
+        assert kept(run) == [("best_0000000300", 15.0)]
+    with evaluator_of(run) as daemon:
+        daemon._evaluate(publication(run, 5, BAD))
+        assert kept(run) == [("best_0000000300", 15.0)]
+    best = [(row["param_version"], row["best_mean_return"]) for row in rows(run)]
+    assert best == [(1, -9.0), (3, 15.0), (4, 15.0), (5, 15.0)]
+
+
+def test_evaluator_lowers_its_priority_before_it_makes_its_environments(run, monkeypatch):
+    """Threads keep the priority of their start, the emulator's too."""
+    happened: list[object] = []
+
+    class Stand:
+        def __init__(self, service: object, extensions: object) -> None:
+            happened.append("made")
+
+        def run(self) -> None:
+            happened.append("run")
+
+    monkeypatch.setattr(evaluator.os, "nice", happened.append)
+    monkeypatch.setattr(evaluator, "EvaluatorDaemon", Stand)
+    with service_of(run, "evaluator") as service:
+        evaluator.body(service)
+    assert happened == [15, "made", "run"]
