@@ -159,6 +159,14 @@ def _good(folder: Path, prefix: str) -> Iterator[Checkpoint]:
             log.error("passed over: %s", error)
 
 
+def remove_from(folder: Path, prefix: str, learner_step: int) -> None:
+    """Remove the checkpoints of `learner_step` and later ones."""
+    for path in all_paths(folder, prefix):
+        if int(path.name.removeprefix(f"{prefix}_")) >= learner_step:
+            log.error("removed %s: its parameters diverged", path.name)
+            remove(path)
+
+
 def prune(folder: Path, prefix: str, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints, and what interrupted writes left."""
     for path in all_paths(folder, prefix)[keep:]:

@@ -88,7 +88,7 @@ class EvaluatorDaemon:
             None,
             None,
             clip_rewards=False,
-            seed=self._config.run.seed + EVALUATION_SEED + self._count,
+            seed=self._config.run.seed + EVALUATION_SEED + self._count * config.num_envs,
         )
         returns = play_episodes(loop, config.num_envs, config.episodes, self._proceed)
         if returns is None:

@@ -222,22 +222,6 @@ def test_resumed_learner_has_the_averages_of_then_and_the_learning_rate_of_now(o
         np.testing.assert_allclose(tensor - start[name], moved / 40, rtol=2e-2, atol=1e-6)
 
 
-def test_learning_rate_falls_linearly_and_then_stays():
-    learner = make_learner(
-        learning_rate=0.4, final_learning_rate=0.1, learning_rate_decay_steps=3, optimizer="adam"
-    )
-    used = []
-    for number in range(5):
-        learner.update(make_batch(number))
-        used.append(learner._optimizer.param_groups[0]["lr"])
-    assert used == pytest.approx([0.4, 0.3, 0.2, 0.1, 0.1])
-    resumed = make_learner(
-        learning_rate=0.4, final_learning_rate=0.1, learning_rate_decay_steps=10, optimizer="adam"
-    )
-    resumed.load_state_dict(learner.state_dict())
-    assert resumed.update(make_batch(9))[1]["learning_rate"] == pytest.approx(0.4 - 0.6 * 0.3)
-
-
 def test_loaded_parameters_reach_the_target_too():
     learner, other = make_learner(seed=1), make_learner(seed=2)
     learner.load_parameters(other.network.state_dict())
@@ -383,7 +367,6 @@ def test_defaults_are_the_papers():
     assert (config.rmsprop_decay, config.max_gradient_norm) == (0.95, 40.0)
     assert (config.importance_sampling_exponent, config.target_update_period) == (0.4, 2500)
     assert (config.epsilon, config.epsilon_alpha) == (0.4, 7.0)
-    assert config.learning_rate_decay_steps == 0
     assert config.loss == "squared" and ReplayConfig().priority_exponent == 0.6
     assert config.conv == ((32, 8, 4), (64, 4, 2), (64, 3, 1))
     assert (config.hidden, config.stream_hidden) == ((), (512,))

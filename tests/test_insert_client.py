@@ -30,6 +30,7 @@ class Suite:
             LearnerEndpoints(f"ipc://{folder}/p"),
         )
         self.now = 0.0
+        self.first_id = 0
         self.stopped = False
         self.batches: list[Samples] = []
         self._clients: list[object] = []
@@ -48,7 +49,9 @@ class Suite:
         }
         config = parse(merge(raw, {"replay": replay}))
         facts = RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA)
-        self.server = ReplayServer(config, self.endpoints, facts, self.stop)
+        self.server = ReplayServer(
+            config, self.endpoints, facts, self.stop, clock_ns=lambda: self.first_id
+        )
         self._stack.callback(self.server.close)
         return self.server
 
@@ -60,6 +63,7 @@ class Suite:
 
     def restart(self) -> None:
         self.server.close()
+        self.first_id += 1_000
         self.start(**self.settings)
 
     def producer(self, **greeting: object) -> InsertClient:
@@ -556,3 +560,32 @@ def test_operator_is_told_how_the_server_is(suite):
     status = received[1].message.status
     assert (status["items"], status["capacity"], status["inserted"]) == (2, 1000, 2)
     assert status["bytes"] == 2 * 12 and status["producers"] == 1
+
+
+def test_priorities_of_a_lost_tables_items_never_reach_those_of_a_restarted_server(suite):
+    suite.start()
+    client = suite.producer()
+    suite.until(lambda: client.has_credit)
+    client.insert(vector_chunk([10, 11]))
+    prefetcher = Prefetcher(
+        lambda: SampleClient(
+            suite.endpoints.replay.sample, hello(name="learner", role="learner"), 8
+        ),
+        VECTOR_SCHEMA,
+        lambda items: items.columns,
+        depth=2,
+        threads=1,
+    )
+    suite.callback(prefetcher.close)
+    suite.until(lambda: prefetcher.ready == 2)
+    old = prefetcher.get(1.0)
+    suite.restart()
+    suite.until(lambda: client.has_credit and client.client.ready)
+    client.insert(vector_chunk([20, 21]))
+    suite.until(lambda: client.unacknowledged == 0)
+    counters = suite.server.table.counters
+    suite.until(lambda: counters.sampled > 0)
+    prefetcher.put_priorities(old.item_ids, np.full(8, 1e6))
+    prefetcher.get(1.0)
+    suite.until(lambda: counters.updated_priorities + counters.stale_priorities == 8)
+    assert counters.stale_priorities == 8

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch
 from apex import checkpoint
 from apex.algos.registry import make_algorithm
 from apex.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
+from apex.errors import ConfigError, DivergedError
 from apex.learner.client import LearnerClient
 from apex.learner.daemon import LearnerDaemon
 from apex.learner.params_server import ParamsServer
@@ -115,6 +117,7 @@ def test_second_start_goes_on_with_step_env_steps_averages_target_and_best_score
         book.evaluation(report)
         for number in range(5):
             first._update(make_batch(number))
+        torch.rand(5)  # the generator is no longer where a start puts it
         first._save()
         draws = torch.rand(3)
         saved = plain(first._learner.state_dict())
@@ -139,3 +142,48 @@ def test_second_start_goes_on_with_step_env_steps_averages_target_and_best_score
         assert published.param_version > newest.param_version
         second._update(make_batch(5))
         assert plain(second._learner.state_dict()) == gone_on
+
+
+@pytest.mark.parametrize(("was", "now"), [("adam", "rmsprop"), ("rmsprop", "adam")])
+def test_resume_with_another_optimizer_is_refused_by_name(tmp_path, was, now):
+    run = prepared(tmp_path, f"algorithm.optimizer={was}")
+    with learner_of(run) as first:
+        first._update(make_batch(0))
+        first._save()
+    config = run.config()
+    other = {**config.algorithm, "optimizer": now}
+    run.write_config(msgspec.structs.replace(config, algorithm=other))
+    message = f"trained with the optimizer '{was}', algorithm.optimizer is '{now}'"
+    with pytest.raises(ConfigError, match=message), learner_of(run):
+        pass
+
+
+def test_parameters_that_blew_up_are_not_published_and_not_gone_back_to(tmp_path):
+    # The first update's loss is finite; the parameters that it makes are about 1e30.
+    run = prepared(tmp_path, "algorithm.learning_rate=1e30", "learner.publish_period=1")
+    with learner_of(run) as learner:
+        learner._save()
+        good = [p.clone() for p in learner._learner.network.parameters()]
+        learner._update(make_batch(0))
+        learner._save()
+        assert learner._board.newest() is None
+        learner._update(make_batch(1))
+        assert learner._step == 0
+        assert all(map(torch.equal, learner._learner.network.parameters(), good))
+        published = learner._board.newest()
+        assert published is not None and published.learner_step == 0
+        assert [p.name for p in checkpoint.all_paths(learner._folder, "step")] == [
+            "step_0000000000"
+        ]
+        learner._update(make_batch(0))
+        with pytest.raises(DivergedError, match="step 1 is not finite, again"):
+            learner._update(make_batch(1))
+
+
+def test_parameters_are_published_when_the_next_loss_shows_them_to_be_finite(tmp_path):
+    run = prepared(tmp_path, "learner.publish_period=2")
+    with learner_of(run) as learner:
+        for number, expected in enumerate([None, None, 2, 2, 4]):
+            learner._update(make_batch(number))
+            newest = learner._board.newest()
+            assert (newest.learner_step if newest else None) == expected

@@ -176,7 +176,7 @@ class Real:
         }
         schema = self.algorithm.schema()
         facts = RunFacts("run", self.algorithm.spec, schema)
-        self.server = ReplayServer(parse(raw), endpoints, facts, lambda: None)
+        self.server = ReplayServer(parse(raw), endpoints, facts, lambda: None, clock_ns=lambda: 0)
         stack.callback(self.server.close)
         actor = hello(schema_hash=schema.hash)
         self.inserter = InsertClient(endpoints.replay.insert, actor)

@@ -136,7 +136,7 @@ class ActingLoop:
                     result.life_lost, self._ignored, self.learner_step,
                 )
             )  # fmt: skip
-        ended = result.terminated | result.truncated
+        ended = (result.terminated | result.truncated) & ~self._ignored
         self._returns += result.rewards
         finished = [(int(env), float(self._returns[env])) for env in np.flatnonzero(ended)]
         self._returns[ended] = 0.0

@@ -16,7 +16,6 @@ from apex.acting.loop import Decision, Exploration
 from apex.algos.base import Algorithm, Learner, Policy
 from apex.config import (
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     Section,
@@ -44,10 +43,6 @@ class ApexDQNConfig(Section, frozen=True):
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     """`rmsprop` is centered, without momentum."""
     learning_rate: PositiveFloat = 0.00025 / 4
-    final_learning_rate: PositiveFloat = 1e-5
-    """After `learning_rate_decay_steps`."""
-    learning_rate_decay_steps: NonNegativeInt = 0
-    """Learner steps over which the learning rate falls, linearly; 0: it stays as it is."""
     rmsprop_decay: UnitFloat = 0.95
     optimizer_epsilon: PositiveFloat = 1.5e-7
     max_gradient_norm: PositiveFloat = 40.0
@@ -209,7 +204,6 @@ class DQNLearner(Learner):
             "q_max": q_tm1.detach().max(),
             "gradient_norm": gradient_norm,
             "importance_weight_mean": weights.mean(),
-            "learning_rate": self._learning_rate(),
             "skipped_updates": float(self._skipped),
         }
         return priorities.double().cpu().numpy(), metrics
@@ -220,8 +214,6 @@ class DQNLearner(Learner):
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._config.max_gradient_norm)
         if torch.isfinite(norm):
-            for group in self._optimizer.param_groups:
-                group["lr"] = self._learning_rate()
             self._optimizer.step()
         else:
             self._skipped += 1
@@ -229,13 +221,6 @@ class DQNLearner(Learner):
         if self._updates % self._config.target_update_period == 0:
             self._target.load_state_dict(self.network.state_dict())
         return norm
-
-    def _learning_rate(self) -> float:
-        config = self._config
-        if not config.learning_rate_decay_steps:
-            return config.learning_rate
-        passed = min(1.0, self._updates / config.learning_rate_decay_steps)
-        return (1 - passed) * config.learning_rate + passed * config.final_learning_rate
 
     def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
         self.network.load_state_dict(parameters)
@@ -246,11 +231,17 @@ class DQNLearner(Learner):
             "online": self.network.state_dict(),
             "target": self._target.state_dict(),
             "optimizer": self._optimizer.state_dict(),
+            "optimizer_name": self._config.optimizer,
             "updates": self._updates,
             "skipped": self._skipped,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state["optimizer_name"] != self._config.optimizer:
+            raise ValueError(
+                f"it was trained with the optimizer '{state['optimizer_name']}', "
+                f"algorithm.optimizer is '{self._config.optimizer}'"
+            )
         self.network.load_state_dict(state["online"])
         self._target.load_state_dict(state["target"])
         # The averages are resumed; learning rate and the like are the configuration's of today.

@@ -84,7 +84,9 @@ class Environments:
         rewards = np.asarray(rewards, dtype=np.float64)
         if not np.isfinite(rewards).all():
             raise self._fault(f"returned rewards that are not finite: {rewards}")
-        lives = np.asarray(info["lives"]).copy() if "lives" in info else self._lives
+        lives = self._lives
+        if "lives" in info:  # gymnasium marks those that reported theirs in `_lives`
+            lives = np.where(info.get("_lives", True), info["lives"], lives)
         lost = (lives < self._lives) & ~terminated & self._life_loss_ends
         self._lives = lives
         return StepResult(self._checked(observations), rewards, terminated, truncated, lost)

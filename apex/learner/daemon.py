@@ -72,6 +72,8 @@ class LearnerDaemon:
         self._board = PublicationBoard()
         self._outcome: str | None = None
         self._rollbacks = 0
+        self._unproven: Publication | None = None
+        """Of the last update; published when the next one's loss has shown it to be finite."""
         self._state = "waiting"
         self._update_rate, self._wait_rate = Rate(), Rate()
         self._last_values: dict[str, float | Tensor] = {}
@@ -201,12 +203,15 @@ class LearnerDaemon:
         if not np.isfinite(priorities).all():
             self._go_back()
             return
+        if self._unproven is not None:
+            self._board.put(self._unproven)
+            self._unproven = None
         self._prefetcher.put_priorities(batch.item_ids, priorities)
         self._last_staleness = float(np.maximum(self._step - batch.learner_steps, 0).mean())
         self._step += 1
         self._update_rate.add(1)
         if self._step % self._config.learner.publish_period == 0:
-            self._publish()
+            self._unproven = self._publication()
 
     def _go_back(self) -> None:
         """The loss is not finite: go on from the last good checkpoint, once.
@@ -216,6 +221,8 @@ class LearnerDaemon:
         Raises:
             DivergedError: it happened before, or there is no checkpoint yet.
         """
+        # A checkpoint of this very step has the parameters that gave this loss.
+        checkpoint.remove_from(self._folder, "step", self._step)
         found = checkpoint.newest(self._folder)
         what = f"the loss at learner step {self._step} is not finite"
         if self._rollbacks or found is None:
@@ -226,25 +233,25 @@ class LearnerDaemon:
             )
         self._rollbacks += 1
         self._load(found)
+        self._unproven = None
         log.error("%s: back to %s, once", what, found.path.name)
         self._publish()
 
     def _publish(self) -> None:
+        publication = self._publication()
+        if publication is not None:
+            self._board.put(publication)
+
+    def _publication(self) -> Publication | None:
+        """The parameters of now, to be published; None when no version can be had."""
         try:
             version = self._versions.take()
         except OSError as error:
             log.error("not published, training goes on: %s", error)
-            return
+            return None
         data = params.encode(self._learner.network)
-        self._board.put(
-            Publication(
-                version,
-                self._step,
-                self._server.env_steps,
-                self.train_s,
-                data,
-                zlib.crc32(data),
-            )
+        return Publication(
+            version, self._step, self._server.env_steps, self.train_s, data, zlib.crc32(data)
         )
 
     def _save(self) -> None:

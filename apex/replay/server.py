@@ -48,7 +48,7 @@ IDLE_WAIT_S = 0.2
 METRICS_PERIOD_S = 10.0
 
 
-def make_table(config: Config, schema: Schema) -> Table:
+def make_table(config: Config, schema: Schema, first_id: int) -> Table:
     """The table that a configuration asks for."""
     replay = config.replay
     return Table(
@@ -60,6 +60,7 @@ def make_table(config: Config, schema: Schema) -> Table:
         ),
         replay.max_times_sampled,
         np.random.default_rng(config.run.seed),
+        first_id=first_id,
     )
 
 
@@ -101,6 +102,8 @@ class ReplayServer:
         stop: called when an operator asks to stop.
         restarted: the run's earlier contents are lost; the state is `recovering` until the
             table is full enough to be sampled again.
+        clock_ns: nanoseconds since the epoch. Item ids begin there, so that those of a table that
+            was lost with its server, which a learner may still hold, never name items of this one.
     """
 
     def __init__(
@@ -111,8 +114,9 @@ class ReplayServer:
         stop: Callable[[], None],
         *,
         restarted: bool = False,
+        clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
-        self.table = make_table(config, facts.schema)
+        self.table = make_table(config, facts.schema, clock_ns())
         self._stop = stop
         self._recovering = restarted
         self._inserts = Server(

@@ -47,6 +47,7 @@ class Table:
         limiter: says whether inserting and sampling may go on.
         max_times_sampled: samples after which an item is removed; 0: no limit.
         rng: for sampling.
+        first_id: of the first item; above all ids that another table of this run has given.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Table:
         limiter: RateLimiter,
         max_times_sampled: int,
         rng: np.random.Generator,
+        first_id: int = 0,
     ) -> None:
         self.schema = schema
         self.capacity = capacity
@@ -68,7 +70,7 @@ class Table:
         self._rng = rng
         self._ids = np.full(capacity, NO_ITEM, dtype=np.int64)
         self._times_sampled = np.zeros(capacity if max_times_sampled else 0, dtype=np.int64)
-        self._next_id = 0
+        self._next_id = first_id
         self._size = 0
 
     def __len__(self) -> int:
