@@ -6,6 +6,7 @@ core with the threads that bring it batches, and with actors, waits for them man
 
 from __future__ import annotations
 
+import logging
 import os
 
 from apex import machine
@@ -13,6 +14,8 @@ from apex.config import Config
 from apex.endpoints import socket_directory
 from apex.files import FileLock
 from apex.run_directory import RunDirectory
+
+log = logging.getLogger("apex.cores")
 
 LEARNER_CORES = "APEX_LEARNER_CORES"
 """Environment variable by which an engine tells its learner."""
@@ -57,6 +60,16 @@ def keep_off(cores: tuple[int, ...]) -> None:
 def take() -> tuple[int, ...]:
     """Move the calling thread, and the threads it starts, to the cores reserved for it, if any."""
     cores = tuple(int(core) for core in os.environ.get(LEARNER_CORES, "").split(",") if core)
-    if cores:
+    if not cores:
+        return ()
+    try:
         os.sched_setaffinity(0, cores)
+    except OSError as error:
+        log.warning("core %s cannot be used, training shares: %s", _named(cores), error)
+        return ()
+    log.info("training on core %s alone", _named(cores))
     return cores
+
+
+def _named(cores: tuple[int, ...]) -> str:
+    return ", ".join(map(str, cores))

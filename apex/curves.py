@@ -68,7 +68,7 @@ class Curve:
 
 
 class Band(NamedTuple):
-    """Mean and spread of several curves where all of them have values: `[G]` each."""
+    """Mean and spread of several curves: `[G]` each."""
 
     x: Floats
     mean: Floats
@@ -77,9 +77,13 @@ class Band(NamedTuple):
 
 
 def band(curves: Sequence[Curve], x: Axis) -> Band:
-    """Mean, smallest and largest return of curves, linear between evaluations."""
+    """Mean, smallest and largest return of curves, linear between evaluations.
+
+    It begins where all have a value. A run that has ended (at its target, most often) counts on
+    with its last one.
+    """
     axes = [curve.axis(x) for curve in curves]
-    grid = np.linspace(max(a[0] for a in axes), min(a[-1] for a in axes), GRID_POINTS)
+    grid = np.linspace(max(a[0] for a in axes), max(a[-1] for a in axes), GRID_POINTS)
     values = np.stack([np.interp(grid, a, c.returns) for a, c in zip(axes, curves)])
     return Band(grid, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
 

@@ -24,7 +24,7 @@ def affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, set[i
     monkeypatch.setattr(machine, "cores", lambda: 3)
     monkeypatch.setattr(cores, "_held", [])
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.delenv(cores.LEARNER_CORES, raising=False)
+    monkeypatch.setenv(cores.LEARNER_CORES, "")
     return state
 
 
@@ -84,7 +84,14 @@ def test_none_is_held_when_too_few_are_free(reserve, tmp_path):
     assert FileLock(folder / "core_3.lock").acquire()
 
 
-def test_attached_actors_keep_off_but_never_lose_their_last_core(affinity):
+def test_cores_that_are_no_longer_there_are_done_without(monkeypatch, caplog):
+    monkeypatch.setenv(cores.LEARNER_CORES, "100000")
+    before = os.sched_getaffinity(0)
+    assert cores.take() == () and os.sched_getaffinity(0) == before
+    assert "core 100000" in caplog.text
+
+
+def test_process_keeps_off_cores_but_never_loses_its_last_one(affinity):
     cores.keep_off((3,))
     assert affinity["allowed"] == {2, 5}
     cores.keep_off((2, 5))

@@ -33,15 +33,15 @@ def make_run(path: Path, means: list[float], *settings: str) -> Path:
     return path
 
 
-def test_band_is_the_mean_and_the_extremes_where_all_curves_have_values():
+def test_band_is_the_mean_and_the_extremes_and_a_run_that_ended_keeps_its_last_value():
     a, b = curve(1, (0, 0), (2, 20), (4, 20)), curve(2, (1, 10), (3, 10))
     middle = curves.band([a, b], "wall")
-    assert (middle.x[0], middle.x[-1]) == (1.0, 3.0)
+    assert (middle.x[0], middle.x[-1]) == (1.0, 4.0)
     at = np.searchsorted(middle.x, 1.5)
     x = middle.x[at]
     assert middle.high[at] == pytest.approx(10 * x) and middle.low[at] == 10.0
     assert middle.mean[at] == pytest.approx((10 * x + 10) / 2)
-    assert middle.mean[-1] == 15.0 and middle.high[-1] == 20.0
+    assert (middle.low[-1], middle.mean[-1], middle.high[-1]) == (10.0, 15.0, 20.0)
 
 
 def test_axes_are_minutes_env_steps_and_learner_steps():

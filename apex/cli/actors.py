@@ -84,14 +84,13 @@ def _signal(pid: int, number: signal.Signals) -> None:
 @run_option
 def attach(count: int, run_path: Path | None) -> None:
     """Add COUNT actors to a run; they end with Ctrl-C, or with `apex stop`."""
-    from apex import cores, engine
+    from apex import engine
     from apex.launch import Launcher
     from apex.service import ENGINE_PID, log_to_stderr
 
     run = find_run(run_path)
     config = run.config()
-    record = engine.living_engine(run)
-    if record is None and not run.living():
+    if engine.living_engine(run) is None and not run.living():
         raise RunError(f"{run.path} is down; start it with `apex run --resume`")
     run.check_kept_environment()
     log_to_stderr("attach")
@@ -100,8 +99,6 @@ def attach(count: int, run_path: Path | None) -> None:
         raise RunError("this process attaches actors already")
     lock.write(str(os.getpid()))
     os.environ[ENGINE_PID] = str(os.getpid())
-    if record is not None:
-        cores.keep_off(record.learner_cores)
     reserved = _reserve_names(run, config.actor.count, count)
     click.echo(f"attached to {run.path}: {', '.join(reserved)}; Ctrl-C ends them", err=True)
     try:

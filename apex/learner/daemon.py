@@ -164,9 +164,7 @@ class LearnerDaemon:
         self._publish()
         os.nice(self._config.learner.nice)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        reserved = cores.take()
-        if reserved:
-            log.info("training on core %s alone", ", ".join(map(str, reserved)))
+        cores.take()
         next_metrics = time.monotonic() + self._config.learner.metrics_period_s
         next_checkpoint = time.monotonic() + self._config.learner.checkpoint_period_s
         orderly = False
