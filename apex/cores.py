@@ -24,16 +24,17 @@ _held: list[FileLock] = []
 """Of this process; the kernel drops them when it ends."""
 
 
-def reserve(run: RunDirectory, config: Config) -> tuple[int, ...]:
+def reserve(run: RunDirectory, config: Config) -> None:
     """Reserve cores for the learner, and keep this process and its children to come off them.
 
     None are reserved where `learner.pin` is off, under a CPU quota, where no other core would be
     left, or where other runs of this user have them.
     """
+    os.environ.pop(LEARNER_CORES, None)
     available = sorted(os.sched_getaffinity(0))
     wanted = config.learner.torch_threads
     if not config.learner.pin or machine.cores() < len(available) or wanted >= len(available):
-        return ()
+        return
     folder = socket_directory(run.path).parent
     locks: dict[int, FileLock] = {}
     for core in available:
@@ -43,33 +44,21 @@ def reserve(run: RunDirectory, config: Config) -> tuple[int, ...]:
     if len(locks) < wanted:
         for lock in locks.values():
             lock.release()
-        return ()
+        return
     _held.extend(locks.values())
     os.environ[LEARNER_CORES] = ",".join(map(str, locks))
-    keep_off(tuple(locks))
-    return tuple(locks)
+    os.sched_setaffinity(0, set(available) - locks.keys())
 
 
-def keep_off(cores: tuple[int, ...]) -> None:
-    """Keep this process, and its children to come, off cores that a learner has to itself."""
-    others = os.sched_getaffinity(0) - set(cores)
-    if others:
-        os.sched_setaffinity(0, others)
-
-
-def take() -> tuple[int, ...]:
+def take() -> None:
     """Move the calling thread, and the threads it starts, to the cores reserved for it, if any."""
     cores = tuple(int(core) for core in os.environ.get(LEARNER_CORES, "").split(",") if core)
     if not cores:
-        return ()
+        return
+    named = ", ".join(map(str, cores))
     try:
         os.sched_setaffinity(0, cores)
     except OSError as error:
-        log.warning("core %s cannot be used, training shares: %s", _named(cores), error)
-        return ()
-    log.info("training on core %s alone", _named(cores))
-    return cores
-
-
-def _named(cores: tuple[int, ...]) -> str:
-    return ", ".join(map(str, cores))
+        log.warning("core %s cannot be used, training shares: %s", named, error)
+    else:
+        log.info("training on core %s alone", named)

@@ -45,8 +45,6 @@ class EngineRecord(msgspec.Struct, frozen=True):
     """Start time of that process since boot, so that a reused process id is told apart."""
     supervisor_socket: str = ""
     supervisor_password: str = ""
-    learner_cores: tuple[int, ...] = ()
-    """That the training thread has to itself."""
 
 
 def started_ticks(pid: int) -> int | None:
@@ -78,8 +76,8 @@ def register(run: RunDirectory, engine: EngineName, **supervisor: str) -> None:
         raise RunError(f"{run.path} runs already (engine pid {other.pid}); stop it first")
     ticks = started_ticks(os.getpid())
     assert ticks is not None
-    reserved = cores.reserve(run, run.config())
-    record = EngineRecord(engine, os.getpid(), ticks, **supervisor, learner_cores=reserved)
+    cores.reserve(run, run.config())
+    record = EngineRecord(engine, os.getpid(), ticks, **supervisor)
     replace_file(run.engine_file, msgspec.json.encode(record))
     run.engine_file.chmod(0o600)
     run.outcome_file.unlink(missing_ok=True)
