@@ -14,13 +14,7 @@ from apex.acting.accumulators import NStepAccumulator
 from apex.acting.exploration import EpsilonGreedy, epsilon_ladder
 from apex.acting.loop import Decision, Exploration
 from apex.algos.base import Algorithm, Learner, Policy
-from apex.config import (
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-    UnitFloat,
-)
+from apex.config import NonNegativeFloat, PositiveFloat, PositiveInt, Section, UnitFloat
 from apex.networks import DuelingQNetwork
 from apex.ops.optimizers import CenteredRMSProp
 from apex.ops.q_learning import (

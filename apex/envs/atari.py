@@ -38,7 +38,11 @@ def make_atari(config: EnvConfig, num_envs: int, *, render: bool = False) -> Env
             camera = _image_vector(config, num_envs, SCREEN, grayscale=False)
             vector = FilmedAtari(vector, camera, config.frame_skip)
     return Environments(
-        vector, config.id, config.frame_stack or DEFAULT_FRAME_STACK, config.life_loss_ends
+        vector,
+        config.id,
+        config.frame_stack or DEFAULT_FRAME_STACK,
+        config.life_loss_ends,
+        squeeze=config.obs_type != "ram",
     )
 
 

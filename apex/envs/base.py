@@ -40,19 +40,26 @@ class Environments:
         env_id: for people to read.
         frame_stack: see `EnvSpec`.
         life_loss_ends: report a lost life (of `info["lives"]`) in `StepResult.life_lost`.
+        squeeze: drop the first axis of each observation, which has a length of one.
 
     Raises:
         EnvError: a space or autoreset mode that apex cannot use.
     """
 
     def __init__(
-        self, vector: VectorEnv[Any, Any, Any], env_id: str, frame_stack: int, life_loss_ends: bool
+        self,
+        vector: VectorEnv[Any, Any, Any],
+        env_id: str,
+        frame_stack: int,
+        life_loss_ends: bool,
+        *,
+        squeeze: bool = False,
     ) -> None:
         mode = vector.metadata.get("autoreset_mode")
         if mode != AutoresetMode.NEXT_STEP:
             raise EnvError(f"{env_id}: expected the autoreset mode NEXT_STEP, got {mode}")
         self._vector = vector
-        self._squeeze = _is_atari_frame(vector)
+        self._squeeze = squeeze
         self.num_envs: int = vector.num_envs
         self.spec = _spec(vector, env_id, frame_stack, self._squeeze)
         self._shape = (self.num_envs, *self.spec.observation_shape)
@@ -135,10 +142,6 @@ class Environments:
 
 def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _is_atari_frame(vector: VectorEnv[Any, Any, Any]) -> bool:
-    return type(vector).__name__ in ("AtariVectorEnv", "FilmedAtari")
 
 
 def _spec(
