@@ -165,7 +165,12 @@ def keep(out: Path, preset: str, curve: Curve, record: dict[str, Any]) -> None:
 @click.option("--seed", "seeds", type=int, multiple=True, default=(1,))
 @click.option("--until-return", type=float, help="Ends a run when an evaluation reaches it.")
 @click.option("--hours", type=float, default=1.0, show_default=True, help="Ends a run, too.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of results.")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of results.",
+)
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE")
 def main(
     preset: str,

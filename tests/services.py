@@ -6,11 +6,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
+
 from apex.envs.registry import EnvFactory
 from apex.extensions import Extensions
 from apex.prepare import prepare_run, preset_config
 from apex.run_directory import RunDirectory
 from apex.service import Service
+
+
+class ThreeLives(gym.Env):
+    """Each of three steps gives `rewards[action]` and costs a life; the third ends the episode."""
+
+    rewards = (5.0, 5.0)
+    observation_space = gym.spaces.Box(-1, 1, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {"lives": 3}
+
+    def step(self, action):
+        self.steps += 1
+        ended = self.steps == 3
+        return (
+            np.zeros(1, np.float32), self.rewards[action], ended, False, {"lives": 3 - self.steps},
+        )  # fmt: skip
 
 
 def prepared(folder: Path, *settings: str, make_env: EnvFactory | None = None) -> RunDirectory:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import gymnasium as gym
 import msgspec
 import numpy as np
 import pytest
@@ -21,7 +20,7 @@ from apex.envs.registry import EnvFactory
 from apex.extensions import Extensions
 from apex.params import Publication
 from apex.run_directory import RunDirectory
-from tests.services import prepared, service_of
+from tests.services import ThreeLives, prepared, service_of
 
 torch.set_num_threads(1)
 
@@ -80,32 +79,15 @@ def test_draws_and_starts_differ_by_seed_slot_environment_and_incarnation_and_re
     assert again == (draws[2, 1, 0], starts[2, 1, 0])
 
 
-class Fives(gym.Env):
-    """Each of three steps gives 5 and costs a life; the third ends the episode."""
-
-    observation_space = gym.spaces.Box(0, 9, (1,))
-    action_space = gym.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.steps = 0
-        return np.zeros(1, np.float32), {"lives": 3}
-
-    def step(self, action):
-        self.steps += 1
-        observation = np.full(1, self.steps, np.float32)
-        return observation, 5.0, self.steps == 3, False, {"lives": 3 - self.steps}
-
-
 @pytest.mark.parametrize("learned", [True, False])
 def test_actor_learns_from_clipped_rewards_and_lives_and_reports_whole_returns(tmp_path, learned):
     flag = str(learned).lower()
     run = prepared(
         tmp_path, "actor.num_envs=1", "actor.chunk_length=1", "algorithm.n_step=2",
         "algorithm.discount=0.5", f"env.clip_rewards={flag}", f"env.life_loss_ends={flag}",
-        make_env=Fives,
+        make_env=ThreeLives,
     )  # fmt: skip
-    with actor_of(run, Fives) as actor:
+    with actor_of(run, ThreeLives) as actor:
         network = actor._algorithm.network()
         for number, learner_step in ((7, 700), (8, 800)):
             actor._load(Publication(number, learner_step, 0, 0.0, params.encode(network), 0))

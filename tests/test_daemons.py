@@ -22,7 +22,11 @@ DAEMONS = {
     "evaluator": (),
     "actor": ("--index", "0"),
 }
-WAITS_FOR = {"learner": "waiting for replay", "evaluator": "learner.params", "actor": "learner"}
+WAITS_FOR = {
+    "learner": "waiting for replay to hold",
+    "evaluator": "waiting for the learner at",
+    "actor": "waiting for the learner at",
+}
 
 
 def command(daemon: str, *arguments: str) -> list[str]:
@@ -112,8 +116,7 @@ def test_a_daemon_alone_says_what_it_waits_for_and_sigterm_exits_0(
     daemon: str, start: object, run: RunDirectory
 ) -> None:
     process = start(daemon)  # type: ignore[operator]
-    process.wait_for_text("waiting for")
-    assert WAITS_FOR[daemon] in process.output()
+    process.wait_for_text(WAITS_FOR[daemon])
     assert process.end() == 0
     assert process.output().rstrip().endswith("stopped")
 

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 
@@ -21,27 +19,15 @@ from apex.inference import evaluation_env
 from apex.params import Publication
 from apex.run_directory import RunDirectory
 from apex.wire.messages import EvaluationReport
-from tests.services import prepared, service_of
+from tests.services import ThreeLives, prepared, service_of
 
 torch.set_num_threads(1)
 
 
-class Choice(gym.Env):
-    """Each of three steps costs a life; action 1 gives 5 and action 0 takes 3."""
+class Choice(ThreeLives):
+    """Action 1 gives 5 and action 0 takes 3."""
 
-    observation_space = gym.spaces.Box(-1, 1, (1,))
-    action_space = gym.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.steps = 0
-        return np.zeros(1, np.float32), {"lives": 3}
-
-    def step(self, action):
-        self.steps += 1
-        reward = 5.0 if action else -3.0
-        observation = np.zeros(1, np.float32)
-        return observation, reward, self.steps == 3, False, {"lives": 3 - self.steps}
+    rewards = (-3.0, 5.0)
 
 
 BAD, GOOD = 0, 1

@@ -123,12 +123,17 @@ def test_stop_ends_attached_actors_too(suite: Suite, small: tuple[str, ...]) -> 
         attached.wait()
 
 
-def test_resume_goes_on_from_the_learner_step_of_the_checkpoint(
-    suite: Suite, small: tuple[str, ...]
-) -> None:
+def learn_and_stop(suite: Suite, small: tuple[str, ...]) -> None:
+    """Leave a stopped run that has learned for 100 steps."""
     suite.start(*small)
     suite.wait_for(lambda s: s["learner"]["learner_step"] > 100, 60.0, "100 learner steps")
     assert suite.apex("stop").returncode == 0
+
+
+def test_resume_goes_on_from_the_learner_step_of_the_checkpoint(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    learn_and_stop(suite, small)
     stopped = suite.status()
     saved = json.loads(
         max(suite.run.checkpoints.glob("step_*/manifest.json")).read_text(encoding="utf-8")
@@ -165,9 +170,7 @@ def test_training_thread_has_a_core_that_all_others_of_the_run_keep_off(
 def test_diverged_learner_goes_back_once_then_gives_up_and_keeps_what_was_good(
     suite: Suite, small: tuple[str, ...]
 ) -> None:
-    suite.start(*small)
-    suite.wait_for(lambda s: s["learner"]["learner_step"] > 100, 60.0, "100 learner steps")
-    assert suite.apex("stop").returncode == 0
+    learn_and_stop(suite, small)
     good = max(suite.run.checkpoints.glob("step_*")).name
     suite.start("--resume", "--set", "algorithm.learning_rate=1e30")
     suite.wait_for(lambda s: s["learner"]["state"] == "down", 60.0, "the learner gave up")
