@@ -17,15 +17,19 @@ ConvLayers = Sequence[tuple[int, int, int]]
 
 
 class ImageTorso(nn.Module):
-    """Stacked uint8 frames, scaled by 1/255 here and nowhere else, through convolutions.
+    """Stacked uint8 frames, scaled here and nowhere else, through convolutions.
 
     Args:
         spec: of an environment with frames, `[S, H, W]`, `[S, H, W, C]` or `[S, C, H, W]`.
         layers: the convolutions, each followed by a ReLU.
+        standardize: gives each stack of frames mean 0 and variance 1, instead of a factor of
+            1/255. Large steps of the optimizer shake the response to a bright background by more
+            than a ball adds to it.
     """
 
-    def __init__(self, spec: EnvSpec, layers: ConvLayers) -> None:
+    def __init__(self, spec: EnvSpec, layers: ConvLayers, standardize: bool = False) -> None:
         super().__init__()
+        self._standardize = standardize
         shape = spec.observation_shape
         self._channels_last = len(shape) == 3 and shape[-1] <= 4
         planes = math.prod(shape) // math.prod(self._image_size(shape))
@@ -53,9 +57,16 @@ class ImageTorso(nn.Module):
         if self._channels_last:
             frames = frames.movedim(-1, 2)
         image = frames.flatten(1, -3).contiguous(memory_format=torch.channels_last)
-        image = image.float().mul_(1.0 / 255.0)
+        image = image.float()
+        image = _standardized(image) if self._standardize else image.mul_(1.0 / 255.0)
         features: Tensor = self.convolutions(image).flatten(1)
         return features
+
+
+def _standardized(image: Tensor) -> Tensor:
+    """`[B, C, H, W]` in memory order channels-last, each image with mean 0 and variance 1."""
+    pixels = image.permute(0, 2, 3, 1)
+    return nn.functional.layer_norm(pixels, pixels.shape[1:]).permute(0, 3, 1, 2)
 
 
 class VectorTorso(nn.Module):
@@ -88,6 +99,7 @@ class DuelingQNetwork(nn.Module):
         conv: convolutions, for environments with frames.
         hidden: widths of the layers that both streams share.
         stream_hidden: widths of the layers that each stream has of its own.
+        standardize: gives each stack of frames mean 0 and variance 1.
     """
 
     def __init__(
@@ -96,9 +108,10 @@ class DuelingQNetwork(nn.Module):
         conv: ConvLayers,
         hidden: Sequence[int],
         stream_hidden: Sequence[int],
+        standardize: bool = False,
     ) -> None:
         super().__init__()
-        self.torso = ImageTorso(spec, conv) if spec.frame_stack else VectorTorso(spec)
+        self.torso = ImageTorso(spec, conv, standardize) if spec.frame_stack else VectorTorso(spec)
         self.shared, features = mlp(self.torso.out_features, hidden)
         self.value, value_features = mlp(features, stream_hidden)
         self.value.append(nn.Linear(value_features, 1))

@@ -229,9 +229,10 @@ def test_loaded_parameters_reach_the_target_too():
     assert_same(snapshot(learner._target), snapshot(other.network))
 
 
-def make_network(shape: tuple[int, ...], stack: int = 2) -> DuelingQNetwork:
+def make_network(shape: tuple[int, ...], standardize: bool = False) -> DuelingQNetwork:
     torch.manual_seed(0)
-    return DuelingQNetwork(env_spec(shape, stack=stack), [(4, 3, 2), (3, 2, 1)], (6,), (5,))
+    spec = env_spec(shape, stack=2)
+    return DuelingQNetwork(spec, [(4, 3, 2), (3, 2, 1)], (6,), (5,), standardize)
 
 
 def image_q_by_hand(network: DuelingQNetwork, planes: Tensor) -> Tensor:
@@ -245,15 +246,20 @@ def image_q_by_hand(network: DuelingQNetwork, planes: Tensor) -> Tensor:
     return q_by_hand(p, x)
 
 
+@pytest.mark.parametrize("standardize", [False, True])
 @pytest.mark.parametrize("shape", [(12, 10), (12, 10, 3), (12, 10, 1), (3, 12, 10)])
-def test_image_network_scales_bytes_once_and_convolves_every_plane(shape):
-    network = make_network(shape)
+def test_image_network_scales_bytes_once_and_convolves_every_plane(shape, standardize):
+    network = make_network(shape, standardize)
     rng = np.random.default_rng(0)
     frames = torch.from_numpy(rng.integers(0, 256, (5, 2, *shape)).astype(np.uint8))
     scaled = frames.double() / 255
     if shape[-1] in (1, 3):  # channels last: to [B, stack, C, H, W]
         scaled = scaled.permute(0, 1, 4, 2, 3)
     planes = scaled.reshape(5, -1, 12, 10).float()
+    if standardize:
+        one = planes.flatten(1).numpy()  # an image's frames and colours together
+        one = (one - one.mean(1, keepdims=True)) / one.std(1, keepdims=True)
+        planes = torch.from_numpy(one).reshape(planes.shape)
     expected = image_q_by_hand(network, planes)
     assert expected.std() > 1e-3
     torch.testing.assert_close(network(frames), expected, rtol=1e-4, atol=1e-5)
@@ -264,6 +270,18 @@ def test_image_network_gives_each_row_its_own_values():
     frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 2, 12, 10), np.uint8))
     alone = torch.cat([network(frames[i : i + 1]) for i in range(4)])
     torch.testing.assert_close(network(frames), alone, rtol=1e-4, atol=1e-5)
+
+
+def test_standardized_frames_look_the_same_brighter_and_with_less_contrast():
+    frames = torch.from_numpy(np.random.default_rng(0).integers(0, 80, (4, 2, 12, 10), np.uint8))
+    brighter = 3 * frames + 10
+    moved = {}
+    for standardize in (False, True):
+        network = make_network((12, 10), standardize)
+        moved[standardize] = (network(frames) - network(brighter)).abs().max().item()
+    assert moved[True] < 1e-4 < 3e-3 < moved[False]
+    blank = torch.full((1, 2, 12, 10), 87, dtype=torch.uint8)
+    torch.testing.assert_close(network(blank), network(0 * blank))
 
 
 def test_ram_bytes_are_scaled_and_float_vectors_are_not():

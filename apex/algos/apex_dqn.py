@@ -52,6 +52,8 @@ class ApexDQNConfig(Section, frozen=True):
         (64, 3, 1),
     )
     """Output channels, kernel and stride of each convolution; unused without images."""
+    standardize_frames: bool = False
+    """Each stack of frames gets mean 0 and variance 1; otherwise it is scaled by 1/255."""
     hidden: tuple[PositiveInt, ...] = ()
     """Widths of the layers that both dueling streams share."""
     stream_hidden: tuple[PositiveInt, ...] = (512,)
@@ -100,7 +102,13 @@ class ApexDQN(Algorithm):
     def network(self) -> DuelingQNetwork:
         """The Q-network with fresh parameters."""
         config = self.config
-        return DuelingQNetwork(self.spec, config.conv, config.hidden, config.stream_hidden)
+        return DuelingQNetwork(
+            self.spec,
+            config.conv,
+            config.hidden,
+            config.stream_hidden,
+            standardize=config.standardize_frames,
+        )
 
     def policy(self) -> Policy:
         return QPolicy(self.network())
