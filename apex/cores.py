@@ -52,7 +52,7 @@ def reserve(run: RunDirectory, config: Config) -> None:
 
 def take() -> None:
     """Move the calling thread, and the threads it starts, to the cores reserved for it, if any."""
-    cores = tuple(int(core) for core in os.environ.get(LEARNER_CORES, "").split(",") if core)
+    cores = _reserved()
     if not cores:
         return
     named = ", ".join(map(str, cores))
@@ -62,3 +62,12 @@ def take() -> None:
         log.warning("core %s cannot be used, training shares: %s", named, error)
     else:
         log.info("training on core %s alone", named)
+
+
+def of_run() -> int:
+    """Cores that this run has, its learner's included, as seen by a process that keeps off them."""
+    return machine.cores() + len(_reserved())
+
+
+def _reserved() -> tuple[int, ...]:
+    return tuple(int(core) for core in os.environ.get(LEARNER_CORES, "").split(",") if core)

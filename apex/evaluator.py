@@ -9,7 +9,7 @@ import time
 import msgspec
 import numpy as np
 
-from apex import checkpoint, compute, machine, params
+from apex import checkpoint, compute, cores, params
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
 from apex.algos.registry import make_algorithm
@@ -95,7 +95,7 @@ class EvaluatorDaemon:
             return
         self._count += 1
         cpu_s = time.process_time() - cpu_started
-        self._due = started + max(config.period_s, cpu_s / (config.max_share * machine.cores()))
+        self._due = started + max(config.period_s, cpu_s / (config.max_share * cores.of_run()))
         self._report(publication, returns, time.monotonic() - started, cpu_s)
 
     def _proceed(self) -> bool:

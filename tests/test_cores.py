@@ -43,6 +43,13 @@ def test_first_free_core_is_reserved_and_children_keep_off_it(reserve, affinity)
     assert reserve() == (2,) and affinity["allowed"] == {3, 5}
 
 
+def test_cores_of_the_run_include_the_reserved_one(reserve, affinity, monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: len(affinity["allowed"]))
+    assert cores.of_run() == 3
+    reserve()
+    assert machine.cores() == 2 and cores.of_run() == 3
+
+
 def test_training_thread_takes_what_was_reserved(reserve, affinity):
     reserve("learner.torch_threads=2")
     assert affinity["allowed"] == {5}
