@@ -153,14 +153,23 @@ def test_what_cannot_be_played_or_drawn_is_refused_in_one_line(
     assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
 
 
-def test_pretrained_policy_is_filmed_and_scored(tmp_path: Path) -> None:
-    film = tmp_path / "cartpole.gif"
-    done = apex("enjoy", "--pretrained", "cartpole", "--video", str(film))
+@pytest.mark.parametrize(
+    ("name", "env_id", "film", "magic", "score"),
+    [
+        ("cartpole", "CartPole-v1", "film.gif", b"GIF89a", 475),
+        ("pong", "ALE/Pong-v5", "film.mp4", b"ftyp", 18),
+    ],
+)
+def test_pretrained_policy_is_filmed_and_scored(
+    name: str, env_id: str, film: str, magic: bytes, score: float, tmp_path: Path
+) -> None:
+    path = tmp_path / film
+    done = apex("enjoy", "--pretrained", name, "--video", str(path))
     assert done.returncode == 0, done.stderr
-    assert film.read_bytes().startswith(b"GIF89a") and f"wrote {film}: CartPole-v1" in done.stdout
-    done = apex("eval", "--pretrained", "cartpole", "--episodes", "4", "--json")
+    assert magic in path.read_bytes()[:8] and f"wrote {path}: {env_id}" in done.stdout
+    done = apex("eval", "--pretrained", name, "--episodes", "4", "--json")
     scored = json.loads(done.stdout)
-    assert len(scored["returns"]) == 4 and scored["mean_return"] >= 475
+    assert len(scored["returns"]) == 4 and scored["mean_return"] >= score
 
 
 def test_curves_of_a_run_become_a_picture_and_a_table(tmp_path: Path) -> None:
