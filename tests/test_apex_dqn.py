@@ -222,6 +222,22 @@ def test_resumed_learner_has_the_averages_of_then_and_the_learning_rate_of_now(o
         np.testing.assert_allclose(tensor - start[name], moved / 40, rtol=2e-2, atol=1e-6)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_learning_rate_falls_in_a_straight_line_and_then_stays(optimizer):
+    settings = {"learning_rate_decay_steps": 4, "final_learning_rate": 0.02}
+    learner = make_learner(optimizer=optimizer, learning_rate=0.1, **settings)
+    batch = make_batch(0)
+    rates = [learner.update(batch)[1]["learning_rate"] for _ in range(3)]
+    resumed = make_learner(optimizer=optimizer, learning_rate=0.1, **settings)
+    resumed.load_state_dict(learner.state_dict())
+    rates += [resumed.update(batch)[1]["learning_rate"] for _ in range(3)]
+    assert rates == pytest.approx([0.1, 0.08, 0.06, 0.04, 0.02, 0.02])
+    settled = snapshot(resumed.network)
+    resumed._config = ApexDQNConfig(learning_rate=1e-30, stream_hidden=(5,))
+    resumed.update(batch)
+    assert_same(snapshot(resumed.network), settled)  # the optimizer takes the rate of now
+
+
 def test_loaded_parameters_reach_the_target_too():
     learner, other = make_learner(seed=1), make_learner(seed=2)
     learner.load_parameters(other.network.state_dict())

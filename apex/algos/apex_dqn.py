@@ -14,7 +14,14 @@ from apex.acting.accumulators import NStepAccumulator
 from apex.acting.exploration import EpsilonGreedy, epsilon_ladder
 from apex.acting.loop import Decision, Exploration
 from apex.algos.base import Algorithm, Learner, Policy
-from apex.config import NonNegativeFloat, PositiveFloat, PositiveInt, Section, UnitFloat
+from apex.config import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    UnitFloat,
+)
 from apex.networks import DuelingQNetwork
 from apex.ops.optimizers import CenteredRMSProp
 from apex.ops.q_learning import (
@@ -37,6 +44,9 @@ class ApexDQNConfig(Section, frozen=True):
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     """`rmsprop` is centered, without momentum."""
     learning_rate: PositiveFloat = 0.00025 / 4
+    learning_rate_decay_steps: NonNegativeInt = 0
+    """Learner steps in which it falls in a straight line to the final one; 0: it does not."""
+    final_learning_rate: PositiveFloat = 1e-5
     rmsprop_decay: UnitFloat = 0.95
     optimizer_epsilon: PositiveFloat = 1.5e-7
     max_gradient_norm: PositiveFloat = 40.0
@@ -207,6 +217,7 @@ class DQNLearner(Learner):
             "gradient_norm": gradient_norm,
             "importance_weight_mean": weights.mean(),
             "skipped_updates": float(self._skipped),
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
         }
         return priorities.double().cpu().numpy(), metrics
 
@@ -215,6 +226,8 @@ class DQNLearner(Learner):
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._config.max_gradient_norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = _learning_rate(self._config, self._updates)
         if torch.isfinite(norm):
             self._optimizer.step()
         else:
@@ -252,6 +265,14 @@ class DQNLearner(Learner):
         self._optimizer.load_state_dict({"state": averages, "param_groups": settings})
         self._updates = state["updates"]
         self._skipped = state["skipped"]
+
+
+def _learning_rate(config: ApexDQNConfig, updates: int) -> float:
+    """Of the update after so many."""
+    if not config.learning_rate_decay_steps:
+        return config.learning_rate
+    fallen = min(1.0, updates / config.learning_rate_decay_steps)
+    return config.learning_rate + fallen * (config.final_learning_rate - config.learning_rate)
 
 
 def _make_optimizer(network: nn.Module, config: ApexDQNConfig) -> torch.optim.Optimizer:
