@@ -27,7 +27,7 @@ def test_actor_count_follows_cores_and_memory(
 ) -> None:
     monkeypatch.setattr(machine, "cores", lambda: cores)
     monkeypatch.setattr(machine, "memory_bytes", lambda: int(memory))
-    assert prepare.preset_config("pong", []).actor.count == count
+    assert prepare.preset_config("pong", ["actor.count=0"]).actor.count == count
 
 
 def test_replay_capacity_is_lowered_to_half_of_the_memory(
@@ -44,9 +44,9 @@ def test_part_for_the_machine_goes_with_the_gpu_and_the_device(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(machine, "has_gpu", lambda: True)
-    assert prepare.preset_config("pong", []).learner.batch_size == 512
-    assert prepare.preset_config("pong", ["learner.device=cpu"]).learner.batch_size == 64
-    assert prepare.preset_config("pong", ["learner.batch_size=7"]).learner.batch_size == 7
+    assert prepare.preset_config("breakout", []).learner.batch_size == 512
+    assert prepare.preset_config("breakout", ["learner.device=cpu"]).learner.batch_size == 64
+    assert prepare.preset_config("breakout", ["learner.batch_size=7"]).learner.batch_size == 7
     own = tmp_path / "own.toml"
     own.write_text(
         '[env]\nid = "CartPole-v1"\n[algorithm]\nname = "apex_dqn"\n'
