@@ -53,7 +53,7 @@ class EvaluatorDaemon:
         )
         best = checkpoint.newest(service.run.checkpoints, "best")
         self._best = best.manifest.mean_return if best is not None else None
-        self._due = 0.0
+        self._due = time.monotonic() + config.period_s
         self._count = 0
 
     def run(self) -> None:
