@@ -26,6 +26,7 @@ import click
 
 from apex import curves, engine, machine
 from apex.curves import Curve
+from apex.errors import RunError
 from apex.files import replace_file
 from apex.run_directory import RunDirectory, runs_root
 
@@ -193,7 +194,10 @@ def main(
         run = RunDirectory(runs_root() / f"learn-{preset}-{seed}-{stamp}")
         click.echo(f"apex {shlex.join(words)}: in {run.path}")
         wall_s, shares = train([str(Path(sys.executable).with_name("apex")), *words], run)
-        curve = Curve(preset, seed, curves.of_run(run))
+        try:
+            curve = Curve(preset, seed, curves.of_run(run))
+        except RunError as error:
+            raise click.ClickException(str(error)) from None
         record = {"preset": preset, "seed": seed, "command": f"apex {shlex.join(words)}", **about}
         record |= {"command_to_end_s": round(wall_s, 1), "cores": shares}
         record |= facts(run, curve, until_return)
