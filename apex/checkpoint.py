@@ -123,6 +123,20 @@ def save(
     return final
 
 
+def save_best(folder: Path, manifest: Manifest, parameters: bytes) -> Path:
+    """Write the checkpoint of the best evaluation; it replaces the one before.
+
+    Raises:
+        OSError: the disk is full or the like; the one before stays then.
+    """
+    kept = save(folder, "best", manifest, parameters)
+    for path in all_paths(folder, "best"):
+        if path != kept:
+            remove(path)
+    _remove_interrupted(folder, "best")
+    return kept
+
+
 def load(path: Path) -> Checkpoint:
     """Open a checkpoint and verify it.
 
@@ -146,9 +160,16 @@ def all_paths(folder: Path, prefix: str) -> list[Path]:
     return sorted(folder.glob(f"{prefix}_*"), reverse=True)
 
 
-def newest(folder: Path, prefix: str = "step") -> Checkpoint | None:
+def newest(folder: Path) -> Checkpoint | None:
     """The newest good checkpoint; bad ones are named in the log and passed over."""
-    return next(_good(folder, prefix), None)
+    return next(_good(folder, "step"), None)
+
+
+def best(folder: Path) -> Checkpoint | None:
+    """The checkpoint of the best evaluation: of two, one of which a kill left, the better."""
+    return max(
+        _good(folder, "best"), key=lambda found: found.manifest.mean_return or 0.0, default=None
+    )
 
 
 def _good(folder: Path, prefix: str) -> Iterator[Checkpoint]:
@@ -171,8 +192,12 @@ def prune(folder: Path, prefix: str, keep: int) -> None:
     """Remove all but the newest `keep` checkpoints, and what interrupted writes left."""
     for path in all_paths(folder, prefix)[keep:]:
         remove(path)
-    for path in folder.glob(".*.tmp"):
-        if f".{os.getpid()}." not in path.name and path.name.startswith(f".{prefix}_"):
+    _remove_interrupted(folder, prefix)
+
+
+def _remove_interrupted(folder: Path, prefix: str) -> None:
+    for path in folder.glob(f".{prefix}_*.tmp"):
+        if f".{os.getpid()}." not in path.name:
             remove(path)
 
 
@@ -187,7 +212,7 @@ def find(path: Path) -> Checkpoint:
     folder = path / "checkpoints"
     if not folder.is_dir():
         return load(path)
-    found = newest(folder, "best") or newest(folder)
+    found = best(folder) or newest(folder)
     if found is None:
         raise CheckpointError(f"{path}: the run has no checkpoint yet")
     return found

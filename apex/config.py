@@ -147,10 +147,10 @@ class EvaluatorConfig(Section, frozen=True):
     num_envs: PositiveInt = 4
     """Environments stepped together; `episodes` must be a multiple of it."""
     period_s: PositiveFloat = 60.0
-    """Seconds from one evaluation's start to the next one's, if `max_share` allows; also before
-    the first one, lest it plays parameters that have learned nothing."""
+    """Seconds from one evaluation's start to the next one's, if `max_share` allows; also from the
+    first learner steps of a run to its first evaluation, lest that plays what learned nothing."""
     max_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
-    """Largest share of the machine's CPU time that evaluations may take on average."""
+    """Largest share of the run's cores that evaluations may take on average."""
     nice: NonNegativeInt = 15
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import numpy.typing as npt
 
 from apex.errors import RunError, UsageError
 from apex.run_directory import RunDirectory
+
+log = logging.getLogger("apex.curves")
 
 Axis = Literal["wall", "env_steps", "learner_step"]
 Floats = npt.NDArray[np.float64]
@@ -116,32 +119,41 @@ def _of_run(run: RunDirectory, labels: dict[bytes, str], taken: set[str]) -> Cur
     settings = {k: v for k, v in msgspec.to_builtins(config).items() if k != "run"}
     key = msgspec.json.encode(settings, order="deterministic")
     name = TIMESTAMP.sub("", run.path.name)
-    label = labels.setdefault(key, run.path.name if name in taken else name)
+    names = [name, run.path.name, *(f"{run.path.name} ({number})" for number in range(2, 100))]
+    label = labels.setdefault(key, next(each for each in names if each not in taken))
     return Curve(label, config.run.seed, of_run(run))
 
 
 def of_run(run: RunDirectory) -> tuple[Evaluation, ...]:
-    """All evaluations of a run, resumed ones included. Raises `RunError` if there is none."""
-    evaluations = tuple(_evaluations(run))
-    if not evaluations:
+    """The evaluations of a run, resumed ones included, in the order of its training.
+
+    A learner that goes back to a checkpoint, because it was killed or diverged, leaves evaluations
+    of a training that did not go on; they are no part of the curve.
+
+    Raises:
+        RunError: there is none.
+    """
+    kept: list[Evaluation] = []
+    for evaluation in _evaluations(run):
+        while kept and kept[-1].learner_step >= evaluation.learner_step:
+            kept.pop()
+        kept.append(evaluation)
+    if not kept:
         raise RunError(f"{run.path} has no evaluation yet; `apex status` says what it waits for")
-    return evaluations
+    return tuple(kept)
 
 
 def _evaluations(run: RunDirectory) -> Iterable[Evaluation]:
     for name in ("evaluator.jsonl.1", "evaluator.jsonl"):
         path = run.metrics / name
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                yield _evaluation(path, line)
-
-
-def _evaluation(path: Path, line: str) -> Evaluation:
-    try:
-        row = json.loads(line)
-        return _from_row({**row, "wall_s": row["train_s"]})
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: expected evaluations, one JSON object a line: {error}") from None
+            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+                try:
+                    row = json.loads(line)
+                    yield _from_row({**row, "wall_s": row["train_s"]})
+                except (ValueError, KeyError, TypeError) as error:
+                    # A full disk or a kill may have cut it off.
+                    log.warning("%s, line %d: passed over, no evaluation: %s", path, number, error)
 
 
 def _from_row(row: Mapping[str, Any]) -> Evaluation:

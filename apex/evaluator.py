@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
@@ -16,7 +17,6 @@ from apex.algos.registry import make_algorithm
 from apex.checkpoint import Manifest
 from apex.envs.registry import make_environments
 from apex.extensions import NONE, Extensions
-from apex.files import remove
 from apex.inference import evaluation_env
 from apex.learner.client import LearnerClient
 from apex.metrics import MetricsLog
@@ -29,13 +29,25 @@ log = logging.getLogger("apex.evaluator")
 
 WAIT_S = 0.2
 EVALUATION_SEED = 1_000_003
-"""Added to the run's seed, so that evaluations never play the actors' episodes."""
+"""Added to the run's seed: other episodes than the actors', where an environment has so many."""
 
 
 class EvaluatorDaemon:
-    """Evaluates the newest parameters, again and again."""
+    """Evaluates the newest parameters, again and again.
 
-    def __init__(self, service: Service, extensions: Extensions) -> None:
+    Args:
+        service: of the daemon.
+        extensions: what a script brought.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        extensions: Extensions,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._service = service
         self._config = service.config
         config = service.config.evaluator
@@ -51,9 +63,13 @@ class EvaluatorDaemon:
         self._metrics = MetricsLog(
             service.run.metrics, service.name, service.config.run.metrics_max_mb, tensorboard=True
         )
-        best = checkpoint.newest(service.run.checkpoints, "best")
-        self._best = best.manifest.mean_return if best is not None else None
-        self._due = time.monotonic() + config.period_s
+        best = checkpoint.best(service.run.checkpoints)
+        self._kept = best.manifest.mean_return if best is not None else None
+        """Of the best checkpoint."""
+        self._best = self._kept
+        """Of all evaluations, also of one whose checkpoint the disk did not take."""
+        self._untrained = not service.restarted and not service.config.run.init_from
+        self._due = clock()
         self._count = 0
 
     def run(self) -> None:
@@ -62,16 +78,26 @@ class EvaluatorDaemon:
         try:
             while not self._service.stopping:
                 publication = self._poll("idle")
-                if publication is not None and publication.learner_step > 0:
+                if publication is not None and self._says_something(publication):
                     self._evaluate(publication)
                     continue
-                if time.monotonic() >= self._due:
+                if self._clock() >= self._due:
                     self._learner.ask_for_params()
                 self._poller.wait(WAIT_S)
         finally:
             self._environments.close()
             self._learner.close()
             self._metrics.close()
+
+    def _says_something(self, publication: Publication) -> bool:
+        """Whether parameters are worth an evaluation; not in the first `period_s` of learning."""
+        if publication.learner_step == 0:
+            return False
+        if self._untrained:
+            self._untrained = False
+            self._due = self._clock() + self._config.evaluator.period_s
+            return False
+        return True
 
     def _poll(self, phase: Phase) -> Publication | None:
         self._service.beat()
@@ -80,7 +106,7 @@ class EvaluatorDaemon:
 
     def _evaluate(self, publication: Publication) -> None:
         config = self._config.evaluator
-        started, cpu_started = time.monotonic(), time.process_time()
+        started, cpu_started = self._clock(), time.process_time()
         self._policy.load(params.decode(publication.data))
         loop = ActingLoop(
             self._environments,
@@ -96,7 +122,7 @@ class EvaluatorDaemon:
         self._count += 1
         cpu_s = time.process_time() - cpu_started
         self._due = started + max(config.period_s, cpu_s / (config.max_share * cores.of_run()))
-        self._report(publication, returns, time.monotonic() - started, cpu_s)
+        self._report(publication, returns, self._clock() - started, cpu_s)
 
     def _proceed(self) -> bool:
         self._poll("evaluating")
@@ -115,8 +141,8 @@ class EvaluatorDaemon:
             max(returns),
             seconds,
         )
-        if self._best is None or mean > self._best:
-            self._best = mean
+        self._best = mean if self._best is None else max(mean, self._best)
+        if self._kept is None or mean > self._kept:
             self._keep_best(publication, mean)
         self._learner.report(
             EvaluationReport(
@@ -158,11 +184,8 @@ class EvaluatorDaemon:
         )
         folder = self._service.run.checkpoints
         try:
-            kept = checkpoint.save(folder, "best", manifest, publication.data)
-            for path in checkpoint.all_paths(folder, "best"):
-                if path != kept:
-                    remove(path)
-            checkpoint.prune(folder, "best", keep=1)
+            checkpoint.save_best(folder, manifest, publication.data)
+            self._kept = mean
         except OSError as error:
             log.error("the best checkpoint was not kept: %s", error)
 

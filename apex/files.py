@@ -8,6 +8,8 @@ import shutil
 import time
 from pathlib import Path
 
+from apex.errors import UsageError
+
 
 def fsync_directory(path: Path) -> None:
     """Make a rename inside `path` durable."""
@@ -35,6 +37,16 @@ def replace_file(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_directory(path.parent)
+
+
+def check_output(path: Path, endings: tuple[str, ...]) -> None:
+    """Raise `UsageError` unless a file of one of these kinds can lie at `path`."""
+    if path.suffix not in endings:
+        raise UsageError(f"{path}: expected a file that ends in {' or '.join(endings)}")
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is no directory")
 
 
 def remove(path: Path) -> None:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from apex.acting.loop import ActingLoop
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
+from apex.files import check_output
 from apex.inference import TrainedPolicy, evaluation_env
 
 Picture = npt.NDArray[np.uint8]
@@ -60,10 +61,7 @@ def play(policy: TrainedPolicy, episodes: int, seed: int) -> Iterator[Scene]:
 
 def check_video(path: Path) -> None:
     """Raise `UsageError` unless `path` is one that `write_video` can write."""
-    if path.suffix not in VIDEO_ENDINGS:
-        raise UsageError(f"{path}: expected a file that ends in {' or '.join(VIDEO_ENDINGS)}")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is no directory")
+    check_output(path, VIDEO_ENDINGS)
     try:
         import imageio.v2  # noqa: F401
     except ImportError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import threading
 import time
 from collections import deque
@@ -63,6 +64,8 @@ class JsonLines:
         self._path = path
         self._max_bytes = max_bytes
         self._file = path.open("a", encoding="utf-8")
+        if _ends_within_a_line(path):
+            self._file.write("\n")
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; a full disk costs the record, not the process."""
@@ -82,6 +85,15 @@ class JsonLines:
             self._file.close()
         except OSError as error:
             log.warning("metrics: cannot write %s: %s", self._path, error)
+
+
+def _ends_within_a_line(path: Path) -> bool:
+    """Whether a full disk or a kill cut the last line off."""
+    with path.open("rb") as file:
+        if file.seek(0, os.SEEK_END) == 0:
+            return False
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) != b"\n"
 
 
 class MetricsLog:

@@ -56,9 +56,8 @@ class ImageTorso(nn.Module):
         """`[B, S, ...] uint8` to `[B, out_features]`."""
         if self._channels_last:
             frames = frames.movedim(-1, 2)
-        image = frames.flatten(1, -3).contiguous(memory_format=torch.channels_last)
-        image = image.float()
-        image = _standardized(image) if self._standardize else image.mul_(1.0 / 255.0)
+        image = frames.flatten(1, -3).contiguous(memory_format=torch.channels_last).float()
+        image = _standardized(image) if self._standardize else image * (1.0 / 255.0)
         features: Tensor = self.convolutions(image).flatten(1)
         return features
 

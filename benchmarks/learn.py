@@ -3,9 +3,9 @@
     python benchmarks/learn.py pong-fast --seed 1 --seed 2 --until-return 18 --hours 0.5 \
         --out benchmarks/pong
 
-Writes OUT/PRESET.csv (every evaluation), OUT/PRESET.png (return over wall clock and over env
-steps) and OUT/PRESET.json (command, machine, commit, seed, time to the target, shares). Results
-of other seeds that are there already stay.
+Writes OUT/PRESET.csv (every evaluation), OUT/PRESET.png, -env-steps.png and -learner-steps.png
+(return over wall clock, env steps and learner steps) and OUT/PRESET.json (command, machine,
+commit, seed, time to the target, shares). Results of other seeds that are there already stay.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ from apex.run_directory import RunDirectory, runs_root
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_S = 2.0
 TICKS = os.sysconf("SC_CLK_TCK")
+PICTURES: dict[curves.Axis, str] = {
+    "wall": "",
+    "env_steps": "-env-steps",
+    "learner_step": "-learner-steps",
+}
 PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "pyzmq")
 
 
@@ -72,22 +77,21 @@ def _machine_ticks() -> tuple[int, int]:
 
 def train(command: list[str], run: RunDirectory) -> tuple[float, dict[str, float]]:
     """Run to the end; gives seconds from the command to the end, and the shares of CPU."""
-    started = time.monotonic()
-    subprocess.run([*command, "--run", str(run.path), "--detach"], check=True)
+    started = time.time()
+    refused = subprocess.run([*command, "--run", str(run.path), "--detach"]).returncode
+    if refused:
+        sys.exit(refused)
     meter = CpuMeter(run)
-    ended = None
     try:
         while engine.living_engine(run) is not None:
             meter.sample()
-            if ended is None and run.outcome_file.exists():
-                ended = time.monotonic() - started
             time.sleep(SAMPLE_S)
     finally:
         if engine.living_engine(run) is not None:
             engine.stop(run)
-    if ended is None:
+    if not run.outcome_file.exists():
         raise click.ClickException(f"{run.path} ended without an outcome: see `apex logs learner`")
-    return ended, meter.shares()
+    return run.outcome_file.stat().st_mtime - started, meter.shares()
 
 
 def facts(run: RunDirectory, curve: Curve, target: float | None) -> dict[str, Any]:
@@ -126,11 +130,9 @@ def _mean(rows: list[dict[str, Any]], name: str) -> float | None:
 
 def provenance() -> dict[str, Any]:
     """Machine, commit and versions."""
-    model = next(
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    )
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    model = next(models, platform.machine())
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": f"{model}, {machine.cores()} cores, {machine.memory_bytes() / 2**30:.0f} GiB, "
@@ -157,15 +159,32 @@ def keep(out: Path, preset: str, curve: Curve, record: dict[str, Any]) -> None:
     text = json.dumps(sorted(records, key=lambda r: r["seed"]), indent=1)
     replace_file(results, (text + "\n").encode())
     title = f"{preset}, {record['machine']}"
-    curves.draw({preset: all_curves}, "wall", title, out / f"{preset}.png")
-    curves.draw({preset: all_curves}, "env_steps", title, out / f"{preset}-env-steps.png")
+    for x, name in PICTURES.items():
+        curves.draw({preset: all_curves}, x, title, out / f"{preset}{name}.png")
+
+
+def check_same_settings(out: Path, preset: str, settings: list[str]) -> None:
+    """Raise `ClickException` where results of other settings would share the curve."""
+    results = out / f"{preset}.json"
+    for record in json.loads(results.read_text()) if results.exists() else []:
+        if record.get("settings", []) != settings:
+            raise click.ClickException(
+                f"{results} has results of {preset} with the settings {record['settings']}, "
+                f"these would be with {settings}: choose another --out"
+            )
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.argument("preset")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(1,))
 @click.option("--until-return", type=float, help="Ends a run when an evaluation reaches it.")
-@click.option("--hours", type=float, default=1.0, show_default=True, help="Ends a run, too.")
+@click.option(
+    "--hours",
+    type=click.FloatRange(0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Ends a run, too.",
+)
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -183,6 +202,7 @@ def main(
 ) -> None:
     """See `--help`."""
     out.mkdir(parents=True, exist_ok=True)
+    check_same_settings(out, preset, sorted(settings))
     about = provenance()
     for seed in seeds:
         words = ["run", "--preset", preset, "--seed", str(seed), "--set", f"run.max_hours={hours}"]
@@ -199,6 +219,7 @@ def main(
         except RunError as error:
             raise click.ClickException(str(error)) from None
         record = {"preset": preset, "seed": seed, "command": f"apex {shlex.join(words)}", **about}
+        record["settings"] = sorted(settings)
         record |= {"command_to_end_s": round(wall_s, 1), "cores": shares}
         record |= facts(run, curve, until_return)
         keep(out, preset, curve, record)

@@ -41,6 +41,11 @@ class Settings:
     adam_epsilon: float
     max_gradient_norm: float
     target_update_period: int
+    decay_steps: int = 0
+    """Updates in which the learning rate falls linearly to `final_fraction` of itself; 0: never."""
+    final_fraction: float = 1.0
+    standardize: bool = False
+    """Whether each stack of frames gets mean 0 and variance 1, instead of values in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -158,17 +163,30 @@ def chunks(
     return sent, rest
 
 
-def q_values(parameters: Parameters, frames: Array, strides: tuple[int, ...]) -> Tensor:
+def q_values(parameters: Parameters, frames: Array, settings: Settings) -> Tensor:
     """Q(s, .): `[B, S, H, W] uint8` to `[B, A]` (Wang et al., 2016, equation 9)."""
     x = torch.from_numpy(frames).to(torch.float64) / 255.0
-    for layer, stride in enumerate(strides):
+    if settings.standardize:
+        x = torch.stack([_standardized(stack) for stack in x])
+    for layer, stride in enumerate(settings.strides):
         name = f"torso.convolutions.{2 * layer}"
         x = _convolution(x, parameters[f"{name}.weight"], parameters[f"{name}.bias"], stride)
         x = x * (x > 0)
     x = x.flatten(1)
+    if "shared.0.weight" in parameters:
+        x = x @ parameters["shared.0.weight"].T + parameters["shared.0.bias"]
+        x = x * (x > 0)
     state_values, advantages = _stream(parameters, "value", x), _stream(parameters, "advantage", x)
     rows = [v + a - sum(a) / len(a) for v, a in zip(state_values, advantages)]
     return torch.stack(rows)
+
+
+def _standardized(stack: Tensor) -> Tensor:
+    """One stack of frames; in units of [0, 255] the variance is kept away from 0 by 1e-5."""
+    numbers = 255.0 * stack
+    mean = numbers.sum() / numbers.numel()
+    variance = ((numbers - mean) ** 2).sum() / numbers.numel()
+    return (numbers - mean) / (variance + 1e-5) ** 0.5
 
 
 def _convolution(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
@@ -193,16 +211,14 @@ def _stream(parameters: Parameters, name: str, x: Tensor) -> Tensor:
     return outputs + parameters[f"{name}.2.bias"]
 
 
-def initial_priority(
-    item: Transition, acted: Sequence[Parameters], strides: tuple[int, ...]
-) -> float:
+def initial_priority(item: Transition, acted: Sequence[Parameters], settings: Settings) -> float:
     """|G + discount * max_a Q(s_n, a) - Q(s, a)|, each Q as the actor had it when it acted there.
 
     Args:
         acted: the parameters that acted at each step.
     """
-    q_first = q_values(acted[item.start], item.first[None], strides)[0]
-    q_bootstrap = q_values(acted[item.end], item.bootstrap[None], strides)[0]
+    q_first = q_values(acted[item.start], item.first[None], settings)[0]
+    q_bootstrap = q_values(acted[item.end], item.bootstrap[None], settings)[0]
     target = item.n_step_return + item.discount * float(q_bootstrap.max())
     return abs(target - float(q_first[item.action]))
 
@@ -279,7 +295,7 @@ class Learner:
         weights = [w / max(raw) for w in raw]
         targets = self._targets(items)
         online = {name: tensor.clone().requires_grad_() for name, tensor in self.online.items()}
-        q_first = q_values(online, np.stack([item.first for item in items]), settings.strides)
+        q_first = q_values(online, np.stack([item.first for item in items]), settings)
         deltas = [y - q[item.action] for y, q, item in zip(targets, q_first, items)]
         losses = [self._loss(delta) for delta in deltas]
         loss = torch.stack([w * each for w, each in zip(weights, losses)]).sum() / len(items)
@@ -298,8 +314,8 @@ class Learner:
     def _targets(self, items: Sequence[Transition]) -> list[float]:
         """y = G + discount * Q_target(s_n, argmax_a Q_online(s_n, a)) (van Hasselt, 2016)."""
         frames = np.stack([item.bootstrap for item in items])
-        selector = q_values(self.online, frames, self._settings.strides)
-        evaluator = q_values(self.target, frames, self._settings.strides)
+        selector = q_values(self.online, frames, self._settings)
+        evaluator = q_values(self.target, frames, self._settings)
         targets = []
         for b, item in enumerate(items):
             best = int(selector[b].argmax())
@@ -314,13 +330,17 @@ class Learner:
 
     def _adam(self, gradients: Parameters) -> None:
         """Kingma and Ba, 2015, algorithm 1, with beta_1 = 0.9 and beta_2 = 0.999."""
+        rate = self._settings.learning_rate
+        if self._settings.decay_steps:
+            done = min(self.updates / self._settings.decay_steps, 1.0)
+            rate = (1.0 - done) * rate + done * self._settings.final_fraction * rate
         self.updates += 1
         for name, g in gradients.items():
             self._m[name] = 0.9 * self._m[name] + 0.1 * g
             self._v[name] = 0.999 * self._v[name] + 0.001 * g**2
             m = self._m[name] / (1.0 - 0.9**self.updates)
             v = self._v[name] / (1.0 - 0.999**self.updates)
-            step = self._settings.learning_rate * m / (v.sqrt() + self._settings.adam_epsilon)
+            step = rate * m / (v.sqrt() + self._settings.adam_epsilon)
             self.online[name] = self.online[name] - step
 
 
@@ -367,7 +387,7 @@ class Oracle:
 
     def _insert(self, item: Transition) -> float:
         """Insert one item; gives its initial priority."""
-        priority = initial_priority(item, self.acted, self.settings.strides)
+        priority = initial_priority(item, self.acted, self.settings)
         self.items.append(item)
         self.table.insert(priority)
         return priority

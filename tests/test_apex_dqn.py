@@ -224,7 +224,7 @@ def test_resumed_learner_has_the_averages_of_then_and_the_learning_rate_of_now(o
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 def test_learning_rate_falls_in_a_straight_line_and_then_stays(optimizer):
-    settings = {"learning_rate_decay_steps": 4, "final_learning_rate": 0.02}
+    settings = {"learning_rate_decay_steps": 4, "final_learning_rate_fraction": 0.2}
     learner = make_learner(optimizer=optimizer, learning_rate=0.1, **settings)
     batch = make_batch(0)
     rates = [learner.update(batch)[1]["learning_rate"] for _ in range(3)]

@@ -71,6 +71,16 @@ def test_saving_the_same_step_twice_keeps_the_later_one(tmp_path):
     assert checkpoint.load(tmp_path / "step_0000000003").learner_state()["updates"] == 3
 
 
+def test_of_two_best_checkpoints_the_better_is_found_and_a_new_one_replaces_both(tmp_path):
+    assert checkpoint.best(tmp_path) is None
+    for step, mean in ((50, 7.0), (60, -3.0), (40, 9.0)):
+        checkpoint.save(tmp_path, "best", manifest(step, mean_return=mean), b"")
+    assert checkpoint.best(tmp_path).path.name == "best_0000000040"
+    assert checkpoint.find(tmp_path / "best_0000000050").manifest.mean_return == 7.0
+    checkpoint.save_best(tmp_path, manifest(45, mean_return=11.0), b"")
+    assert names(tmp_path) == ["best_0000000045"]
+
+
 def test_newest_goes_by_step_and_not_by_time(tmp_path):
     for step in (9, 1000, 20):
         save(tmp_path, step)

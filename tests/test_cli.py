@@ -141,6 +141,9 @@ def test_eval_without_a_checkpoint_says_so(tmp_path: Path) -> None:
         (["enjoy", "nowhere", "--video", "film.mp4"], 78, "no such run or checkpoint"),
         (["eval", "nowhere", "--pretrained", "cartpole"], 2, "expected one of CHECKPOINT"),
         (["plot"], 2, "expected -o OUT.png, --csv OUT.csv, or both"),
+        (["plot", "-o", "curve"], 2, "ends in .png or .svg or .pdf"),
+        (["plot", "-o", "."], 2, "ends in .png"),
+        (["plot", "-o", "c.png", "--csv", "no/c.csv"], 2, "no is no directory"),
         (["plot", "nowhere", "-o", "curve.png"], 78, "neither a run's directory nor a CSV file"),
     ],
 )

@@ -11,6 +11,9 @@ import pytest
 from apex import curves, prepare
 from apex.curves import Curve, Evaluation
 from apex.errors import RunError, UsageError
+from apex.metrics import MetricsLog
+from apex.run_directory import RunDirectory
+from tests.conftest import ROOT
 
 
 def evaluation(minute: float, mean: float) -> Evaluation:
@@ -31,6 +34,35 @@ def make_run(path: Path, means: list[float], *settings: str) -> Path:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (run.metrics / "evaluator.jsonl").write_text(text)
     return path
+
+
+def test_training_that_did_not_go_on_is_no_part_of_the_curve_and_a_torn_line_is_passed_over(
+    tmp_path, caplog
+):
+    run = RunDirectory(make_run(tmp_path / "run", [0.0, 1.0, 2.0, 3.0]))
+    with (run.metrics / "evaluator.jsonl").open("a") as file:
+        file.write('{"train_s": 7')
+    lines = MetricsLog(run.metrics, "evaluator", 1.0, tensorboard=False)
+    again = {"train_s": 75.0, "env_steps": 250, "learner_step": 2, "mean_return": 9.0,
+             "min_return": 9.0, "max_return": 9.0, "episodes": 20}  # fmt: skip
+    lines.write(again, step=250)
+    lines.close()
+    found = [(e.learner_step, e.mean_return) for e in curves.of_run(run)]
+    assert found == [(0, 0.0), (1, 1.0), (2, 9.0)]
+    assert "line 5: passed over" in caplog.text
+
+
+def test_runs_of_one_name_and_other_settings_are_curves_of_their_own(tmp_path):
+    paths = [
+        make_run(tmp_path / where / "pong", [1.0, 2.0], f"algorithm.n_step={n}")
+        for n, where in enumerate("abc", 1)
+    ]
+    assert list(curves.gather(paths)) == ["pong", "pong (2)", "pong (3)"]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/*/*.csv")), ids=lambda p: p.name)
+def test_committed_curves_can_be_drawn(path):
+    assert all(len(curve.evaluations) > 0 for curve in curves.read_csv(path))
 
 
 def test_band_is_the_mean_and_the_extremes_and_a_run_that_ended_keeps_its_last_value():

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,12 +38,20 @@ BAD, GOOD = 0, 1
 class Connection:
     """Stands for the learner: newer parameters at each poll, and the reports that it was sent."""
 
+    client = None
+
     def __init__(self, newer: Sequence[Publication]) -> None:
         self._newer = list(newer)
         self.reports: list[EvaluationReport] = []
 
     def poll(self) -> Publication | None:
         return self._newer.pop(0) if self._newer else None
+
+    def ask_for_params(self) -> None:
+        """Nobody listens."""
+
+    def close(self) -> None:
+        """Nothing is open."""
 
     def heartbeat(self, make: object) -> None:
         """Nobody listens."""
@@ -60,10 +69,12 @@ def run(tmp_path) -> RunDirectory:
 
 
 @contextmanager
-def evaluator_of(run: RunDirectory) -> Iterator[EvaluatorDaemon]:
+def evaluator_of(
+    run: RunDirectory, clock: Callable[[], float] = time.monotonic
+) -> Iterator[EvaluatorDaemon]:
     """One start of the evaluator, with `Connection` in place of its client."""
     with service_of(run, "evaluator") as service:
-        daemon: Any = EvaluatorDaemon(service, Extensions(Choice))
+        daemon: Any = EvaluatorDaemon(service, Extensions(Choice), clock)
         daemon._learner.close()
         daemon._learner = Connection([])
         try:
@@ -111,7 +122,7 @@ def test_x_values_are_those_of_the_parameters_that_played_though_newer_ones_came
     (row,) = rows(run)
     x_values = ("param_version", "learner_step", "env_steps", "step", "train_s", "mean_return")
     assert [row[name] for name in x_values] == [3, 300, 3000, 3000, 30.0, 15.0]
-    best = checkpoint.newest(run.checkpoints, "best")
+    best = checkpoint.best(run.checkpoints)
     manifest = best.manifest
     assert (manifest.learner_step, manifest.env_steps, manifest.train_s) == (300, 3000, 30.0)
     assert (manifest.param_version, manifest.mean_return, manifest.best_return) == (3, 15.0, 15.0)
@@ -147,6 +158,90 @@ def test_best_is_that_of_the_best_full_evaluation_also_after_a_restart(run):
         assert kept(run) == [("best_0000000300", 15.0)]
     best = [(row["param_version"], row["best_mean_return"]) for row in rows(run)]
     assert best == [(1, -9.0), (3, 15.0), (4, 15.0), (5, 15.0)]
+
+
+class Clock:
+    """Seconds that pass when the evaluator waits; after `end` of them it is asked to stop.
+
+    At each wait the learner, when it was asked, has newer parameters.
+    """
+
+    def __init__(self, run: RunDirectory, end: float) -> None:
+        self.now = 0.0
+        self.asked: list[float] = []
+        self._run, self._end = run, end
+        self.daemon: Any = None
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.now += 1.0
+        if self.now >= self._end:
+            self.daemon._service.stop()
+
+    def ask(self) -> None:
+        self.asked.append(self.now)
+        learned = publication(self._run, int(self.now) if self.now > 20 else 0, GOOD)
+        self.daemon._learner._newer.append(learned)
+
+
+def evaluated_at(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, cpu_s: float) -> list[float]:
+    """When evaluations of `cpu_s` seconds of CPU begin; the learner's first step is at 21 s."""
+    clock = Clock(run, 400.0)
+    used = iter(range(1000))
+    monkeypatch.setattr(evaluator.time, "process_time", lambda: cpu_s * next(used))
+    with evaluator_of(run, clock) as daemon:
+        clock.daemon = daemon
+        daemon._learner.ask_for_params = clock.ask
+        daemon._poller = clock
+        began: list[float] = []
+        evaluate = daemon._evaluate
+        daemon._evaluate = lambda played: (began.append(clock.now), evaluate(played))
+        daemon.run()
+    return began
+
+
+PACED = ("evaluator.period_s=50.0", "evaluator.max_share=0.1")
+
+
+@pytest.mark.parametrize(
+    ("cpu_s", "restarted", "expected"),
+    [
+        # 50 s after the first parameters that have learned, then every 50 s.
+        (1.0, False, [72, 123, 174, 225, 276, 327, 378]),
+        # 15 s of CPU are a tenth of two cores in 75 s.
+        (15.0, False, [72, 148, 224, 300, 376]),
+        (15.0, True, [22, 98, 174, 250, 326]),
+    ],
+)
+def test_evaluations_wait_for_learning_for_their_period_and_for_their_share(
+    tmp_path, monkeypatch, cpu_s, restarted, expected
+):
+    run = prepared(
+        tmp_path, *PACED, "evaluator.episodes=4", "evaluator.num_envs=2", "algorithm.hidden=[]",
+        make_env=Choice,
+    )  # fmt: skip
+    monkeypatch.setattr(evaluator.cores, "of_run", lambda: 2)
+    if restarted:
+        with service_of(run, "evaluator") as service:
+            service.mark_clean()
+    assert evaluated_at(run, monkeypatch, cpu_s) == pytest.approx(expected, abs=2)
+
+
+def test_the_best_is_kept_when_the_disk_takes_checkpoints_again(run, monkeypatch):
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with evaluator_of(run) as daemon:
+        daemon._evaluate(publication(run, 1, BAD))
+        with monkeypatch.context() as disk:
+            disk.setattr(evaluator.checkpoint, "save_best", full)
+            daemon._evaluate(publication(run, 2, GOOD))
+        assert kept(run) == [("best_0000000100", -9.0)]
+        daemon._evaluate(publication(run, 3, GOOD))
+        assert kept(run) == [("best_0000000300", 15.0)]
+    assert [row["best_mean_return"] for row in rows(run)] == [-9.0, 15.0, 15.0]
 
 
 def test_evaluator_lowers_its_priority_before_it_makes_its_environments(run, monkeypatch):

@@ -19,18 +19,18 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
-from apex import frames
 from apex.acting.loop import ActingLoop
 from apex.algos import apex_dqn
 from apex.algos.apex_dqn import ApexDQN, ApexDQNConfig
 from apex.config import parse
 from apex.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.envs.base import Environments
+from apex.learner.prefetcher import Batch, prepare
 from apex.replay.client import InsertClient, SampleClient
 from apex.replay.server import ReplayServer
 from apex.replay.table import TableCounters
 from apex.run_directory import RunFacts
-from apex.types import Arrays, Chunk, Samples
+from apex.types import Chunk, Samples
 from tests.builders import hello, wait_until
 from tests.reference import Oracle, Settings, Stream, Transition, q_values
 
@@ -39,6 +39,13 @@ PHASES = ((34, 8), (26, 8), (20, 9))
 BATCH, CHUNK, CAPACITY, ACTIONS = 16, 5, 90, 3
 CONV = ((4, 3, 1), (6, 2, 2))
 GAIN = 2.4
+PRESETS_REAL: dict[str, Any] = {
+    "standardize_frames": True,
+    "hidden": (16,),
+    "learning_rate_decay_steps": 12,
+    "final_learning_rate_fraction": 0.2,
+}
+PRESETS_REFERENCE: dict[str, Any] = {"standardize": True, "decay_steps": 12, "final_fraction": 0.2}
 Loss = Literal["huber", "squared"]
 LIFE, TERMINATED, TRUNCATED, BOTH = "life", "terminated", "truncated", "both"
 EPISODES: tuple[tuple[dict[int, str], ...], ...] = (
@@ -231,9 +238,9 @@ class Real:
         masses = table._selector._tree.get(ids % CAPACITY)
         return Samples(ids, masses / masses.sum(), columns, ranges), masses
 
-    def decode(self, samples: Samples) -> Arrays:
-        """As the prefetcher prepares a batch."""
-        return self.algorithm.collate(frames.decompress(samples, self.algorithm.schema()))
+    def decode(self, samples: Samples) -> Batch:
+        """The batch for the update."""
+        return prepare(samples, self.algorithm.schema(), self.algorithm.collate)
 
 
 Calls = dict[str, list[tuple[tuple[Any, ...], torch.Tensor]]]
@@ -263,14 +270,16 @@ def close(real: Any, reference: Any, what: str, rtol: float = 1e-5, atol: float 
 
 def check_items(real: Real, oracle: Oracle, samples: Samples, items: list[Transition]) -> None:
     """Every pixel and number of some items, as the learner would get them."""
-    arrays = real.decode(samples)
+    batch = real.decode(samples)
+    assert batch.item_ids.tolist() == samples.item_ids.tolist()
+    arrays = batch.arrays
     for name, field in (("observation", "first"), ("next_observation", "bootstrap")):
         np.testing.assert_array_equal(arrays[name], [getattr(item, field) for item in items], name)
     assert arrays["action"].tolist() == [item.action for item in items]
     for name in ("n_step_return", "discount"):
         close(arrays[name], [getattr(item, name) for item in items], name, 0.0, 1e-6)
     steps = [oracle.learner_steps[item.start] for item in items]
-    assert samples.columns["learner_step"].tolist() == steps
+    assert batch.learner_steps.tolist() == steps
 
 
 def act(real: Real, oracle: Oracle, steps: int) -> None:
@@ -304,7 +313,7 @@ def learn(real: Real, oracle: Oracle, calls: Calls) -> tuple[Any, Any]:
     ids = samples.item_ids.tolist()
     for k, (low, high) in enumerate(map(oracle.table.interval, ids)):  # each from its stratum
         assert low < (k + 1) / BATCH + 1e-5 and high > k / BATCH - 1e-5
-    priorities, metrics = real.learner.update(real.decode(samples))
+    priorities, metrics = real.learner.update(real.decode(samples).arrays)
     update, probabilities = oracle.learn(ids)
     check_items(real, oracle, samples, [oracle.items[i] for i in ids])
     close(samples.probabilities, probabilities, "P(i)", atol=0.0)
@@ -359,35 +368,50 @@ def check_everything_happened(oracle: Oracle, stream: Stream, counters: TableCou
 def chose_greedily(oracle: Oracle, env: int) -> set[bool]:
     """Whether the actions of one environment had the highest Q: sometimes, always or never."""
     items = [item for item in oracle.items if item.env == env]
-    strides = oracle.settings.strides
-    q = [q_values(oracle.acted[item.start], item.first[None], strides)[0] for item in items]
+    q = [q_values(oracle.acted[i.start], i.first[None], oracle.settings)[0] for i in items]
     return {int(values.argmax()) == item.action for values, item in zip(q, items)}
 
 
-def same_settings(n: int, loss: Loss, max_gradient_norm: float) -> tuple[ApexDQNConfig, Settings]:
-    """For the real path and for the reference."""
+def same_settings(
+    n: int, loss: Loss, max_gradient_norm: float, as_presets: bool
+) -> tuple[ApexDQNConfig, Settings]:
+    """For the real path and for the reference; the paper's, or with what the Pong presets add."""
+    real, reference = (PRESETS_REAL, PRESETS_REFERENCE) if as_presets else ({}, {})
     config = ApexDQNConfig(
         n_step=n, discount=0.99, loss=loss, max_gradient_norm=max_gradient_norm,
         optimizer="adam", learning_rate=0.002, optimizer_epsilon=0.001, target_update_period=5,
         importance_sampling_exponent=0.4, conv=CONV, stream_hidden=(16,),
+        **real,
     )  # fmt: skip
     settings = Settings(
         n=n, gamma=0.99, huber=loss == "huber", max_gradient_norm=max_gradient_norm,
         learning_rate=0.002, adam_epsilon=0.001, target_update_period=5,
         alpha=0.6, beta=0.4, capacity=CAPACITY, stack=4, strides=tuple(s for _, _, s in CONV),
+        **reference,
     )  # fmt: skip
     return config, settings
 
 
 @pytest.mark.parametrize(
-    ("n", "loss", "max_gradient_norm"),
-    [(3, "huber", 0.9), (3, "squared", 1.2), (1, "squared", 0.6), (5, "huber", 0.9)],
+    ("n", "loss", "max_gradient_norm", "as_presets"),
+    [
+        (3, "huber", 0.9, False),
+        (3, "squared", 1.2, False),
+        (1, "squared", 0.6, False),
+        (5, "huber", 0.9, False),
+        (3, "huber", 0.9, True),
+    ],
 )
 @pytest.mark.usefixtures("one_thread")
 def test_real_path_gives_what_the_reference_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int, loss: Loss, max_gradient_norm: float
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    n: int,
+    loss: Loss,
+    max_gradient_norm: float,
+    as_presets: bool,
 ) -> None:
-    config, settings = same_settings(n, loss, max_gradient_norm)
+    config, settings = same_settings(n, loss, max_gradient_norm, as_presets)
     calls = recorded(monkeypatch, "double_q_td_error", "importance_weights", f"{loss}_loss")
     with ExitStack() as stack:
         real = Real(tmp_path, stack, config)

@@ -45,8 +45,9 @@ class ApexDQNConfig(Section, frozen=True):
     """`rmsprop` is centered, without momentum."""
     learning_rate: PositiveFloat = 0.00025 / 4
     learning_rate_decay_steps: NonNegativeInt = 0
-    """Learner steps in which it falls in a straight line to the final one; 0: it does not."""
-    final_learning_rate: PositiveFloat = 1e-5
+    """Learner steps in which it falls in a straight line to its final fraction; 0: it does not."""
+    final_learning_rate_fraction: UnitFloat = 0.1
+    """Of `learning_rate`, what is left from `learning_rate_decay_steps` on."""
     rmsprop_decay: UnitFloat = 0.95
     optimizer_epsilon: PositiveFloat = 1.5e-7
     max_gradient_norm: PositiveFloat = 40.0
@@ -63,7 +64,8 @@ class ApexDQNConfig(Section, frozen=True):
     )
     """Output channels, kernel and stride of each convolution; unused without images."""
     standardize_frames: bool = False
-    """Each stack of frames gets mean 0 and variance 1; otherwise it is scaled by 1/255."""
+    """Each stack of frames gets mean 0 and variance 1; otherwise it is scaled by 1/255. Unused
+    without images."""
     hidden: tuple[PositiveInt, ...] = ()
     """Widths of the layers that both dueling streams share."""
     stream_hidden: tuple[PositiveInt, ...] = (512,)
@@ -227,7 +229,7 @@ class DQNLearner(Learner):
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._config.max_gradient_norm)
         for group in self._optimizer.param_groups:
-            group["lr"] = _learning_rate(self._config, self._updates)
+            group["lr"] = learning_rate(self._config, self._updates)
         if torch.isfinite(norm):
             self._optimizer.step()
         else:
@@ -267,12 +269,12 @@ class DQNLearner(Learner):
         self._skipped = state["skipped"]
 
 
-def _learning_rate(config: ApexDQNConfig, updates: int) -> float:
-    """Of the update after so many."""
+def learning_rate(config: ApexDQNConfig, updates: int) -> float:
+    """The learning rate of an update that follows `updates` others."""
     if not config.learning_rate_decay_steps:
         return config.learning_rate
     fallen = min(1.0, updates / config.learning_rate_decay_steps)
-    return config.learning_rate + fallen * (config.final_learning_rate - config.learning_rate)
+    return config.learning_rate * (1.0 - fallen * (1.0 - config.final_learning_rate_fraction))
 
 
 def _make_optimizer(network: nn.Module, config: ApexDQNConfig) -> torch.optim.Optimizer:

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from apex.files import check_output
 from apex.run_directory import find_run
 
 if TYPE_CHECKING:
     from apex.curves import Axis
+
+
+PICTURES = (".png", ".svg", ".pdf")
 
 
 @click.command(name="plot")
@@ -36,6 +40,9 @@ def plot(
 
     if out is None and csv_out is None:
         raise click.UsageError("expected -o OUT.png, --csv OUT.csv, or both")
+    for path, endings in ((out, PICTURES), (csv_out, (".csv",))):
+        if path is not None:
+            check_output(path, endings)
     groups = curves.gather(paths or [find_run(None).path])
     if csv_out is not None:
         curves.write_csv(csv_out, [curve for group in groups.values() for curve in group])

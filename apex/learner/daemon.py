@@ -346,6 +346,7 @@ class LearnerDaemon:
                 "item_staleness": self._last_staleness,
                 "table_items": self._prefetcher.table_items,
                 "dropped_batches": self._prefetcher.dropped_batches,
+                "rollbacks": self._rollbacks,
             },
             step=self._step,
         )

@@ -33,6 +33,12 @@ class Batch:
     arrays: Arrays
 
 
+def prepare(samples: Samples, schema: Schema, collate: Callable[[Items], Arrays]) -> Batch:
+    """Decompress and collate. Raises `SchemaError`."""
+    items = frames.decompress(samples, schema)
+    return Batch(items.item_ids, items.columns[LEARNER_STEP], collate(items))
+
+
 class Prefetcher:
     """Keeps `depth` batches requested, in decompression or ready.
 
@@ -107,7 +113,9 @@ class Prefetcher:
                 poller.wait(WAIT_S)
                 self._waker.clear()
                 for samples in client.poll():
-                    self._ready.put(self._pool.submit(self._prepare, samples))
+                    self._ready.put(
+                        self._pool.submit(prepare, samples, self._schema, self._collate)
+                    )
                 self.table_items = client.table_items
                 self._send_priorities(client)
                 client.ask(max(0, self._depth - client.in_flight - self._ready.qsize()))
@@ -120,11 +128,6 @@ class Prefetcher:
     def _send_priorities(self, client: SampleClient) -> None:
         while self._priorities:
             client.update_priorities(*self._priorities.popleft())
-
-    def _prepare(self, samples: Samples) -> Batch:
-        items = frames.decompress(samples, self._schema)
-        arrays = self._collate(items)
-        return Batch(items.item_ids, items.columns[LEARNER_STEP], arrays)
 
     def close(self) -> None:
         """End the threads."""
