@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,19 +18,8 @@ import pytest
 from apex import engine
 from apex.run_directory import RunDirectory
 
-MEMORY_DISK, ROOM_BYTES = Path("/dev/shm"), 2 * 2**30
 ROOT = Path(__file__).resolve().parent.parent
 APEX = [sys.executable, "-c", "from apex.cli.main import main; main()"]
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Keep what tests write in memory where there is room for it.
-
-    A daemon that ends waits until its checkpoint is on the disk: with a busy one for a minute, in
-    which nothing can end it.
-    """
-    if os.access(MEMORY_DISK, os.W_OK) and shutil.disk_usage(MEMORY_DISK).free > ROOM_BYTES:
-        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY_DISK))
 
 
 def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
