@@ -12,6 +12,7 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
 
 $(STAMP): setup.cfg constraints.txt pyproject.toml
+	@echo "making $(VENV) with all that apex needs (about 1.2 GB, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[atari,box2d,dev,plot,video]'

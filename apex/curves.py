@@ -139,7 +139,10 @@ def of_run(run: RunDirectory) -> tuple[Evaluation, ...]:
             kept.pop()
         kept.append(evaluation)
     if not kept:
-        raise RunError(f"{run.path} has no evaluation yet; `apex status` says what it waits for")
+        raise RunError(
+            f"{run.path} has no evaluation yet; the first begins evaluator.period_s after "
+            "the first learner step and takes minutes on few cores: `apex logs evaluator`"
+        )
     return tuple(kept)
 
 

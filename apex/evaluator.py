@@ -107,6 +107,7 @@ class EvaluatorDaemon:
     def _evaluate(self, publication: Publication) -> None:
         config = self._config.evaluator
         started, cpu_started = self._clock(), time.process_time()
+        log.info("learner step %d: playing %d episodes", publication.learner_step, config.episodes)
         self._policy.load(params.decode(publication.data))
         loop = ActingLoop(
             self._environments,

@@ -180,7 +180,9 @@ def test_env_steps_are_not_counted_again_when_an_extra_actor_was_away():
 def test_evaluator_has_no_slot_and_is_no_actor():
     membership, _ = make(1)
     assert membership.greet(hello("evaluator", "evaluator")).slot == -1
-    assert membership.actors() == []
+    assert membership.actors() == [] and membership.evaluator()["phase"] is None
+    membership.heartbeat("evaluator", Heartbeat(phase="evaluating", progress=1))
+    assert membership.actors() == [] and membership.evaluator()["phase"] == "evaluating"
     assert membership.greet(hello("extra")).slot == 1
 
 
@@ -204,6 +206,7 @@ def test_evaluations_give_means_and_the_best_whole_one():
     ]
     assert means == [2.0, 6.0, 0.0]
     assert membership.evaluator() == {
+        "phase": None,
         "episodes": 7, "mean_return": 0.0, "best_mean_return": 6.0,
     }  # fmt: skip
     assert membership.best_return == pytest.approx(6.0)

@@ -83,6 +83,7 @@ def gather(run: RunDirectory) -> dict[str, Any]:
         "evaluator": {
             "state": "running" if "evaluator" in living else "down",
             "pid": living.get("evaluator"),
+            "phase": None,
             "episodes": 0,
             "mean_return": None,
             "best_mean_return": saved.get("best_return"),
@@ -239,6 +240,8 @@ def health(status: dict[str, Any], *, evaluator: bool) -> str:
 def describe(status: dict[str, Any]) -> str:
     """The status for a person, several lines."""
     run, learner, replay = status["run"], status["learner"], status["replay"]
+    evaluator = status["evaluator"]
+    does = evaluator["phase"] if evaluator["pid"] is not None else None
     lines = [
         f"{run['path']}: {run['algorithm']} on {run['env_id']}, "
         f"{run['health']}, "
@@ -251,22 +254,25 @@ def describe(status: dict[str, Any]) -> str:
         f"  replay    {replay['state']:<10} pid {replay['pid']}  {replay['items']:,} of "
         f"{replay['capacity']:,} items  {replay['bytes'] / 1e6:.1f} MB"
         f"  {replay['inserts_per_s']} inserts/s  refused {replay['refused']}",
-        f"  evaluator {status['evaluator']['state']:<10} pid {status['evaluator']['pid']}"
-        f"  mean return {status['evaluator']['mean_return']}"
-        f"  best {status['evaluator']['best_mean_return']}",
+        f"  evaluator {does or evaluator['state']:<10} pid {evaluator['pid']}"
+        f"  mean return {_return(evaluator['mean_return'])}"
+        f"  best {_return(evaluator['best_mean_return'])}",
     ]
     for row in status["actors"]:
-        mean = row["mean_return"]
         lines.append(
             f"  {row['actor_id']:<9} {row['state']:<10} pid {row['pid']}  slot {row['slot']}"
             f"  {row['env_steps']:,} env steps  {row['env_steps_per_s']}/s"
-            f"  return {'-' if mean is None else f'{mean:.1f}'}"
+            f"  return {_return(row['mean_return'])}"
         )
     if learner["rollbacks"]:
         lines.append("  the learner diverged and went back to its last good checkpoint")
     if run["outcome"]:
         lines.append(f"  ended: {run['outcome']}")
     return "\n".join(lines)
+
+
+def _return(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def duration(seconds: float) -> str:

@@ -66,6 +66,7 @@ class Progress:
         stepping = sum(row["state"] in ("stepping", "waiting_for_credit") for row in actors)
         returns = [row["mean_return"] for row in actors if row["mean_return"] is not None]
         best = status["evaluator"]["best_mean_return"]
+        under_way = ["one under way"] if status["evaluator"]["phase"] == "evaluating" else []
         fill = 100 * replay["items"] / max(1, replay["capacity"])
         return [
             ("frames", f"{run['frames']:,}"),
@@ -76,7 +77,8 @@ class Progress:
                             f"{replay['bytes'] / 1e6:.0f} MB)"),
             ("actors", f"{stepping} of {len(actors)} at work"),
             ("actors' returns", ", ".join(f"{value:.1f}" for value in returns) or "none yet"),
-            ("evaluations", ", ".join(f"{v:.1f}" for v in self.evaluations) or "none yet"),
+            ("evaluations", ", ".join([*(f"{v:.1f}" for v in self.evaluations), *under_way])
+                            or "none yet"),
             ("best evaluation", "none yet" if best is None else f"{best:.1f}"),
             ("ETA", self.eta(status)),
             ("bottleneck", run["bottleneck"]),

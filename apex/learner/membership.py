@@ -157,8 +157,11 @@ class Membership:
         }
 
     def evaluator(self) -> dict[str, Any]:
-        """What the evaluations so far said."""
+        """What the evaluations so far said, and what the evaluator does now."""
+        beats = [m.heartbeat for m in self._members.values() if m.hello.role == "evaluator"]
+        newest = beats[-1] if beats else None
         return {
+            "phase": newest.phase if newest is not None else None,
             "episodes": self._evaluations,
             "mean_return": self._last_evaluation,
             "best_mean_return": self.best_return,
