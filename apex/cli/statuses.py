@@ -80,16 +80,7 @@ def gather(run: RunDirectory) -> dict[str, Any]:
             "pid": living.get("replay"),
         },
         "actors": _actors(run, config.actor.count, (asked or {}).get("actors", []), living),
-        "evaluator": {
-            "state": "running" if "evaluator" in living else "down",
-            "pid": living.get("evaluator"),
-            "phase": None,
-            "episodes": 0,
-            "mean_return": None,
-            "best_mean_return": saved.get("best_return"),
-            **_last_evaluation(run),
-            **(asked or {}).get("evaluator", {}),
-        },
+        "evaluator": _evaluator(run, saved, (asked or {}).get("evaluator", {}), living),
     }
     status["run"]["bottleneck"] = bottleneck(status)
     status["run"]["health"] = health(status, evaluator=config.evaluator.enabled)
@@ -163,6 +154,23 @@ def _actor(
     if row is None or pid not in (None, row["pid"]):
         return {**base, "slot": row["slot"] if row else None}
     return {**base, **row}
+
+
+def _evaluator(
+    run: RunDirectory, saved: dict[str, Any], known: dict[str, Any], living: dict[str, int]
+) -> dict[str, Any]:
+    """The evaluator: by the learner's book, or by its own file while the learner is down."""
+    alive = "evaluator" in living
+    return {
+        "episodes": 0,
+        "mean_return": None,
+        "best_mean_return": saved.get("best_return"),
+        **_last_evaluation(run),
+        **known,
+        "state": "running" if alive else "down",
+        "pid": living.get("evaluator"),
+        "phase": known.get("phase") if alive else None,
+    }
 
 
 def _uptime(run: RunDirectory) -> float:
@@ -241,7 +249,6 @@ def describe(status: dict[str, Any]) -> str:
     """The status for a person, several lines."""
     run, learner, replay = status["run"], status["learner"], status["replay"]
     evaluator = status["evaluator"]
-    does = evaluator["phase"] if evaluator["pid"] is not None else None
     lines = [
         f"{run['path']}: {run['algorithm']} on {run['env_id']}, "
         f"{run['health']}, "
@@ -254,7 +261,7 @@ def describe(status: dict[str, Any]) -> str:
         f"  replay    {replay['state']:<10} pid {replay['pid']}  {replay['items']:,} of "
         f"{replay['capacity']:,} items  {replay['bytes'] / 1e6:.1f} MB"
         f"  {replay['inserts_per_s']} inserts/s  refused {replay['refused']}",
-        f"  evaluator {does or evaluator['state']:<10} pid {evaluator['pid']}"
+        f"  evaluator {evaluator['phase'] or evaluator['state']:<10} pid {evaluator['pid']}"
         f"  mean return {_return(evaluator['mean_return'])}"
         f"  best {_return(evaluator['best_mean_return'])}",
     ]
