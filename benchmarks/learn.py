@@ -167,7 +167,7 @@ def check_same_settings(out: Path, preset: str, settings: list[str]) -> None:
     """Raise `ClickException` where results of other settings would share the curve."""
     results = out / f"{preset}.json"
     for record in json.loads(results.read_text()) if results.exists() else []:
-        if record.get("settings", []) != settings:
+        if record["settings"] != settings:
             raise click.ClickException(
                 f"{results} has results of {preset} with the settings {record['settings']}, "
                 f"these would be with {settings}: choose another --out"
