@@ -168,7 +168,6 @@ class Clock:
 
     def __init__(self, run: RunDirectory, end: float) -> None:
         self.now = 0.0
-        self.asked: list[float] = []
         self._run, self._end = run, end
         self.daemon: Any = None
 
@@ -181,7 +180,6 @@ class Clock:
             self.daemon._service.stop()
 
     def ask(self) -> None:
-        self.asked.append(self.now)
         learned = publication(self._run, int(self.now) if self.now > 20 else 0, GOOD)
         self.daemon._learner._newer.append(learned)
 

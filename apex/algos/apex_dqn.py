@@ -229,7 +229,7 @@ class DQNLearner(Learner):
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._config.max_gradient_norm)
         for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate(self._config, self._updates)
+            group["lr"] = _learning_rate(self._config, self._updates)
         if torch.isfinite(norm):
             self._optimizer.step()
         else:
@@ -269,7 +269,7 @@ class DQNLearner(Learner):
         self._skipped = state["skipped"]
 
 
-def learning_rate(config: ApexDQNConfig, updates: int) -> float:
+def _learning_rate(config: ApexDQNConfig, updates: int) -> float:
     """The learning rate of an update that follows `updates` others."""
     if not config.learning_rate_decay_steps:
         return config.learning_rate

@@ -13,7 +13,6 @@ from apex.run_directory import find_run
 if TYPE_CHECKING:
     from apex.curves import Axis
 
-
 PICTURES = (".png", ".svg", ".pdf")
 
 
