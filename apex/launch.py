@@ -71,8 +71,7 @@ def daemon_body(name: str, extensions: Extensions) -> Callable[[Service], None]:
 
 
 def _child(run_path: str, name: str, log_path: str, payload: bytes) -> None:
-    """Entry of a child process: a process group of its own, its log file as stdout and stderr."""
-    os.setpgrp()
+    """Entry of a child process: its log file as stdout and stderr."""
     descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for standard in (1, 2):
         os.dup2(descriptor, standard)

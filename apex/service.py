@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -159,17 +160,21 @@ class Service:
         log.info("%s: draining; a second signal ends at once", signal.Signals(number).name)
         self.stop()
 
-    def die_with_engine(self) -> None:
-        """Have the kernel send SIGTERM when the engine that started this process dies.
+    def join_engine(self) -> None:
+        """Under an engine: a session of this process's own, and SIGTERM when the engine dies.
+
+        A terminal's Ctrl-C then reaches the engine alone, and a kernel that groups tasks by
+        session weighs each daemon by itself (docs/LEARNING.md).
 
         Raises:
-            RunError: it is dead already.
+            RunError: the engine is dead already.
         """
         if not self.supervised:
             return
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != int(os.environ[ENGINE_PID]):
             raise RunError("the engine that started this process is gone")
+        _lead_session()
 
     def start_watchdog(self) -> None:
         """Start the thread that ends the process when its work loop stands still.
@@ -234,6 +239,15 @@ class Service:
         self._write_record(CrashRecord(time.time(), self.epoch, clean=True))
 
 
+def _lead_session() -> None:
+    """Begin a session; supervisord makes each child lead a group, and no leader may begin one."""
+    if os.getsid(0) == os.getpid():
+        return
+    with suppress(PermissionError):  # the engine is just dying, and SIGTERM is under way
+        os.setpgid(0, os.getpgid(os.getppid()))
+        os.setsid()
+
+
 def serve(run: RunDirectory, name: str, body: Callable[[Service], None]) -> NoReturn:
     """Run a daemon's body until it returns, then end the process.
 
@@ -254,7 +268,7 @@ def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
         service = Service(run, name)
         service.install_signals()
         threading.excepthook = _end_with_thread
-        service.die_with_engine()
+        service.join_engine()
         service.delay_after_crashes()
         service.start_watchdog()
         log.info("started, pid %d, run %s", os.getpid(), service.facts.run_id)

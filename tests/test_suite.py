@@ -26,6 +26,8 @@ def test_suite_lives_through_kills_and_ends_whole(
     suite.start(*small, "--engine", engine)
     before = suite.wait_healthy()
     assert before["run"]["engine"] == engine
+    daemons = suite.run.living().values()
+    assert [os.getsid(pid) for pid in daemons] == list(daemons), "each leads a session"
     assert suite.apex("status").returncode == 0
 
     killed = before["actors"][0]["pid"]
