@@ -106,6 +106,16 @@ class FrameRanges:
     blob: bytes | memoryview
     """The compressed frames, one after the other."""
 
+    def take(self, chosen: npt.NDArray[np.bool_]) -> FrameRanges:
+        """The ranges of some items, `[M] bool`, in the same blob."""
+        return FrameRanges(
+            self.first_frame[chosen],
+            self.frame_count[chosen],
+            self.pad_count[chosen],
+            self.frame_lengths,
+            self.blob,
+        )
+
     def check(self, rows: int, spec: FramesColumn) -> None:
         """Raise `SchemaError` unless every range lies within the blob and the schema's bounds."""
         for name in ("first_frame", "frame_count", "pad_count"):
@@ -149,6 +159,12 @@ class Chunk:
 
     def __len__(self) -> int:
         return len(self.priorities)
+
+    def take(self, chosen: npt.NDArray[np.bool_]) -> Chunk:
+        """Some of the items, `[M] bool`; all frames stay."""
+        columns = {name: array[chosen] for name, array in self.columns.items()}
+        frames = self.frames.take(chosen) if self.frames is not None else None
+        return Chunk(columns, self.priorities[chosen], frames)
 
     def check(self, schema: Schema) -> None:
         """Raise `SchemaError` unless the chunk is one that `schema` allows."""

@@ -6,10 +6,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from apex.buffers import Buffer
 from apex.errors import DecodeError
 from apex.wire import messages
 from apex.wire.codec import decode, encode
-from apex.wire.messages import Buffer, Insert, Sample, StatusReply
+from apex.wire.messages import Insert, Sample, StatusReply
 from tests.builders import hello
 
 EVERY_MESSAGE = [

@@ -26,6 +26,9 @@ class Selector(Protocol):
     def delete(self, slots: Slots) -> None:
         """Remove distinct slots of the selector, `[M]`."""
 
+    def priorities(self, slots: Slots) -> Floats:
+        """The priorities of slots of the selector, `[M]`; ones where it has none."""
+
     def sample(self, count: int, rng: np.random.Generator) -> tuple[Slots, Floats]:
         """Choose `count` slots; gives them with the probability of each, `[count]` both."""
 
@@ -48,6 +51,12 @@ class Prioritized:
 
     def delete(self, slots: Slots) -> None:
         self._tree.set(slots, np.zeros(len(slots)))
+
+    def priorities(self, slots: Slots) -> Floats:
+        if self._exponent == 0:
+            return np.ones(len(slots))
+        found: Floats = self._tree.get(slots) ** (1.0 / self._exponent)
+        return found
 
     def sample(self, count: int, rng: np.random.Generator) -> tuple[Slots, Floats]:
         strata = (np.arange(count) + rng.random(count)) / count
@@ -79,6 +88,9 @@ class Uniform:
             self._slots[hole], self._position[last] = last, hole
             self._position[slot] = -1
 
+    def priorities(self, slots: Slots) -> Floats:
+        return np.ones(len(slots))
+
     def sample(self, count: int, rng: np.random.Generator) -> tuple[Slots, Floats]:
         if self._size == 0:
             raise EmptyTableError("there is no item to choose from")
@@ -104,6 +116,9 @@ class Fifo:
     def delete(self, slots: Slots) -> None:
         for slot in slots.tolist():
             del self._slots[slot]
+
+    def priorities(self, slots: Slots) -> Floats:
+        return np.ones(len(slots))
 
     def sample(self, count: int, rng: np.random.Generator) -> tuple[Slots, Floats]:
         oldest = [slot for slot, _ in zip(self._slots, range(count))]

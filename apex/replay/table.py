@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,18 @@ class TableCounters:
     """Updates that were not finite or negative."""
 
 
+@dataclass(frozen=True)
+class TableState:
+    """What a table knows of its items beside their data: `[N]` each, by rising id."""
+
+    next_id: int
+    item_ids: Ids
+    priorities: npt.NDArray[np.float64]
+    """Before the exponent."""
+    times_sampled: npt.NDArray[np.int64]
+    """Zeros where the table does not count them."""
+
+
 class Table:
     """Holds at most `capacity` items; the oldest makes room for the newest.
 
@@ -48,6 +61,7 @@ class Table:
         max_times_sampled: samples after which an item is removed; 0: no limit.
         rng: for sampling.
         first_id: of the first item; above all ids that another table of this run has given.
+            Those that `restore` brings keep their own.
     """
 
     def __init__(
@@ -108,13 +122,8 @@ class Table:
         if len(taken):
             self._remove(taken)
             self.counters.evicted += len(taken)
-        self._store.put(slots, chunk)
-        self._selector.insert(slots, chunk.priorities)
-        self._ids[slots] = ids
-        if self._max_times_sampled:
-            self._times_sampled[slots] = 0
+        self._put(ids, chunk)
         self._next_id += len(chunk)
-        self._size += len(chunk)
         self.limiter.inserted += len(chunk)
         self.counters.inserted += len(chunk)
         return ids
@@ -157,6 +166,63 @@ class Table:
         if apply.any():
             self._selector.update(slots[apply], priorities[apply])
             self.counters.updated_priorities += int(apply.sum())
+
+    @property
+    def oldest_id(self) -> int:
+        """The smallest id of an item; of an empty table the next one that it will give."""
+        present = self._ids[self._ids != NO_ITEM]
+        return int(present.min()) if len(present) else self._next_id
+
+    def state(self) -> TableState:
+        """The items' ids, priorities and counts of now."""
+        ids = np.sort(self._ids[self._ids != NO_ITEM])
+        slots = ids % self.capacity
+        times = self._times_sampled[slots] if self._max_times_sampled else np.zeros_like(ids)
+        return TableState(self._next_id, ids, self._selector.priorities(slots), times)
+
+    def restore(self, chunks: Sequence[tuple[int, Chunk]], state: TableState | None) -> None:
+        """Fill an empty table with items that another had.
+
+        Of two items for one slot the later one is taken, as it would have evicted the other.
+
+        Args:
+            chunks: checked ones with the id of their first item, in the order of their ids.
+            state: of the other table at some time; of items that were in it then, those that it
+                does not name are gone, and those that it names have its priorities. Items that
+                came later have their initial ones.
+        """
+        owners = np.full(self.capacity, NO_ITEM, dtype=np.int64)
+        for first_id, chunk in chunks:
+            ids = np.arange(first_id, first_id + len(chunk), dtype=np.int64)
+            owners[ids % self.capacity] = ids
+        if state is not None:
+            known = np.isin(owners, state.item_ids)
+            owners[(owners < state.next_id) & ~known] = NO_ITEM
+        for first_id, chunk in chunks:
+            ids = np.arange(first_id, first_id + len(chunk), dtype=np.int64)
+            here = owners[ids % self.capacity] == ids
+            if here.any():
+                part = chunk if here.all() else chunk.take(here)
+                self._put(ids[here], part)
+        if state is not None:
+            self._restore_state(state)
+
+    def _put(self, ids: Ids, chunk: Chunk) -> None:
+        """Items to free slots."""
+        slots = ids % self.capacity
+        self._store.put(slots, chunk)
+        self._selector.insert(slots, chunk.priorities)
+        self._ids[slots] = ids
+        if self._max_times_sampled:
+            self._times_sampled[slots] = 0
+        self._size += len(chunk)
+
+    def _restore_state(self, state: TableState) -> None:
+        slots = state.item_ids % self.capacity
+        here = self._ids[slots] == state.item_ids
+        self._selector.update(slots[here], state.priorities[here])
+        if self._max_times_sampled:
+            self._times_sampled[slots[here]] = state.times_sampled[here]
 
     def _remove(self, slots: npt.NDArray[np.int64]) -> None:
         self._selector.delete(slots)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import msgspec
-import numpy as np
 
+from apex.buffers import Frame, declare, restore
 from apex.errors import DecodeError
 from apex.types import Array, Arrays
-from apex.wire.messages import PROTOCOL_VERSION, AnyMessage, Buffer, Message
+from apex.wire.messages import PROTOCOL_VERSION, AnyMessage, Message
 
 MAX_HEADER_BYTES = 1024 * 1024
-MAX_BUFFERS = 64
-DTYPES = frozenset({"uint8", "int32", "int64", "float32", "float64"})
-
-Frame: TypeAlias = bytes | memoryview
 
 
 class _Envelope(msgspec.Struct, frozen=True):
@@ -45,22 +39,15 @@ def encode(message: Message, arrays: Mapping[str, Array] | None = None) -> list[
 
     Args:
         message: the header; its `buffers` are declared here.
-        arrays: C-contiguous or not, of a dtype in `DTYPES`; opaque bytes are uint8 of rank 1.
+        arrays: as `apex.buffers.declare` takes them.
 
     Returns:
         The frames to send; buffer frames are views of the arrays' memory.
     """
     if not arrays:
         return [_encoder.encode(message)]
-    contiguous = {
-        name: np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        for name, array in arrays.items()
-    }
-    declared = tuple(
-        Buffer(name, array.dtype.name, arrays[name].shape) for name, array in contiguous.items()
-    )
-    header = _encoder.encode(msgspec.structs.replace(message, buffers=declared))
-    return [header, *(array.reshape(-1).view(np.uint8).data for array in contiguous.values())]
+    declared, frames = declare(arrays)
+    return [_encoder.encode(msgspec.structs.replace(message, buffers=declared)), *frames]
 
 
 def decode(frames: Sequence[Frame]) -> Received:
@@ -85,28 +72,4 @@ def decode(frames: Sequence[Frame]) -> Received:
         message = _decoder.decode(header)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DecodeError(f"header: {error}") from None
-    declared = message.buffers
-    if len(declared) > MAX_BUFFERS or len(frames) != 1 + len(declared):
-        raise DecodeError(f"{len(declared)} buffers declared, {len(frames) - 1} received")
-    arrays = {b.name: _array(b, frame) for b, frame in zip(declared, frames[1:])}
-    if len(arrays) != len(declared):
-        raise DecodeError("two buffers have the same name")
-    return Received(message, arrays)
-
-
-def _array(buffer: Buffer, frame: Frame) -> Array:
-    if buffer.dtype not in DTYPES:
-        raise DecodeError(f"buffer '{buffer.name}': dtype '{buffer.dtype}' is not allowed")
-    if any(size < 0 for size in buffer.shape) or len(buffer.shape) > 8:
-        raise DecodeError(f"buffer '{buffer.name}': bad shape {buffer.shape}")
-    dtype = np.dtype(buffer.dtype).newbyteorder("<")
-    expected = math.prod(buffer.shape) * dtype.itemsize
-    if expected != len(frame):
-        raise DecodeError(
-            f"buffer '{buffer.name}': {buffer.dtype} {buffer.shape} takes {expected} bytes, "
-            f"got {len(frame)}"
-        )
-    try:
-        return np.frombuffer(frame, dtype=dtype).reshape(buffer.shape)
-    except (ValueError, OverflowError) as error:
-        raise DecodeError(f"buffer '{buffer.name}': shape {buffer.shape}: {error}") from None
+    return Received(message, restore(message.buffers, frames[1:]))

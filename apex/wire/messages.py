@@ -6,6 +6,8 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from apex.buffers import Buffer
+
 PROTOCOL_VERSION = 2
 
 Role: TypeAlias = Literal["actor", "learner", "evaluator", "operator"]
@@ -19,14 +21,6 @@ Phase: TypeAlias = Literal[
     "idle",
     "leaving",
 ]
-
-
-class Buffer(msgspec.Struct, frozen=True, array_like=True):
-    """Declares one buffer frame: its name, NumPy dtype (little-endian) and shape."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
 
 
 class Message(

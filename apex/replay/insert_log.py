@@ -1,0 +1,358 @@
+"""The insert log: chunks in segment files, written before they are acknowledged.
+
+A segment is a file `segment_NUMBER_MARKER.log` of records, and a record is
+
+    marker (8 bytes) | header length (uint32) | body length (uint64) | CRC-32 (uint32) | header | body
+
+with little-endian integers, and the CRC over the two lengths, header and body. The header is
+msgpack, an `Opening` or an `Inserted`; the body is the header's buffers, one after the other. The
+marker is random and stands in the file's name. After a damaged record the next one is found by
+it, and no producer can hide a record of its own making in the data that it sends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import struct
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, TypeAlias
+
+import msgspec
+
+from apex.buffers import Buffer, Frame, declare, restore
+from apex.errors import DecodeError
+from apex.files import fsync_directory
+from apex.types import Array, Arrays
+
+log = logging.getLogger("apex.replay")
+
+PREFIX = struct.Struct("<8sIQI")
+LENGTHS = struct.Struct("<IQ")
+SYNC_PERIOD_S = 0.5
+RETRY_S = 1.0
+"""Seconds after which a disk that was full is tried again."""
+MOST_FRAMES_A_WRITE = 64
+
+
+class ProducerMark(msgspec.Struct, frozen=True, array_like=True):
+    """How far a producer's inserts have come."""
+
+    epoch: int
+    seq: int
+
+
+class Opening(msgspec.Struct, frozen=True, tag="opening"):
+    """The first record of a segment: how things stood when it was begun."""
+
+    run_id: str
+    schema_hash: str
+    producers: dict[str, ProducerMark]
+    inserted: int
+    """Items, of the rate limiter."""
+    sampled: int
+
+
+class Inserted(msgspec.Struct, frozen=True, tag="inserted"):
+    """One insert. Without buffers its chunk was refused, and only its number has been taken."""
+
+    producer: str
+    epoch: int
+    seq: int
+    first_id: int
+    items: int
+    inserted: int
+    """Items, of the rate limiter, this record's included."""
+    sampled: int
+    buffers: tuple[Buffer, ...] = ()
+
+
+Header: TypeAlias = Opening | Inserted
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Header)
+
+
+def encode_record(marker: bytes, header: Header, body: list[Frame]) -> list[Frame]:
+    """The frames of one record."""
+    head = _encoder.encode(header)
+    lengths = LENGTHS.pack(len(head), sum(len(frame) for frame in body))
+    checksum = zlib.crc32(lengths)
+    for frame in (head, *body):
+        checksum = zlib.crc32(frame, checksum)
+    return [marker + lengths + checksum.to_bytes(4, "little"), head, *body]
+
+
+class Record(NamedTuple):
+    """A record that was read."""
+
+    header: Header
+    arrays: Arrays
+
+
+class Damage(NamedTuple):
+    """Bytes of a segment that are no whole record."""
+
+    path: Path
+    begin: int
+    end: int
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: bytes {self.begin} to {self.end} are lost: {self.why}"
+
+
+class Segment(NamedTuple):
+    """A segment by its file's name."""
+
+    number: int
+    marker: bytes
+    path: Path
+
+
+def segments(folder: Path) -> list[Segment]:
+    """The segments of a log, oldest first."""
+    found = []
+    for path in folder.glob("segment_*_*.log"):
+        _, number, marker = path.stem.split("_", 2)
+        try:
+            found.append(Segment(int(number), bytes.fromhex(marker), path))
+        except ValueError:
+            log.warning("%s: passed over, no segment has such a name", path)
+    return sorted(found)
+
+
+def read(segment: Segment) -> Iterator[Record | Damage]:
+    """The records of a segment, and what of it is damaged."""
+    data = memoryview(segment.path.read_bytes())
+    position = 0
+    while position < len(data):
+        found = _record_at(data, position, segment.marker)
+        if isinstance(found, str):
+            end = _next_record(data, position, segment.marker)
+            yield Damage(segment.path, position, end, found)
+            position = end
+        else:
+            record, position = found
+            yield record
+
+
+def _record_at(data: memoryview, position: int, marker: bytes) -> tuple[Record, int] | str:
+    """The record that begins at `position` and where it ends, or why there is none."""
+    begin = position + PREFIX.size
+    if begin > len(data):
+        return "the file ends within a record"
+    found, head_bytes, body_bytes, checksum = PREFIX.unpack_from(data, position)
+    end = begin + head_bytes + body_bytes
+    if found != marker:
+        return "no record begins here"
+    if end > len(data):
+        return "the file ends within a record, or its length is damaged"
+    lengths = data[position + len(marker) : position + len(marker) + LENGTHS.size]
+    if zlib.crc32(data[begin:end], zlib.crc32(lengths)) != checksum:
+        return "the checksum of a record does not match"
+    try:
+        header = _decoder.decode(data[begin : begin + head_bytes])
+        buffers = header.buffers if isinstance(header, Inserted) else ()
+        frames = _split(data[begin + head_bytes : end], buffers)
+        return Record(header, restore(buffers, frames)), end
+    except (msgspec.MsgspecError, DecodeError) as error:
+        return f"a record that this version does not know: {error}"
+
+
+def _split(body: memoryview, buffers: tuple[Buffer, ...]) -> list[Frame]:
+    frames: list[Frame] = []
+    begin = 0
+    for buffer in buffers:
+        end = begin + buffer.nbytes
+        frames.append(bytes(body[begin:end]))
+        begin = end
+    return frames
+
+
+def _next_record(data: memoryview, position: int, marker: bytes) -> int:
+    """Where the next whole record begins, or the end of the data."""
+    whole = data.obj
+    assert isinstance(whole, bytes)
+    while (position := whole.find(marker, position + 1)) >= 0:
+        if not isinstance(_record_at(data, position, marker), str):
+            return position
+    return len(whole)
+
+
+@dataclass
+class _Written:
+    """A segment whose items are not all evicted yet."""
+
+    path: Path
+    last_id: int
+
+
+class InsertLog:
+    """Appends records to segments, and removes segments whose items are all gone.
+
+    Args:
+        folder: of the segments.
+        sync: bring records to the disk before `commit` returns, rather than each half second.
+        segment_bytes: after which a segment is followed by the next.
+        opening: how things stand now.
+        earlier: segments that are there already, with the last item id of each.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        sync: bool,
+        segment_bytes: int,
+        opening: Callable[[], Opening],
+        earlier: Mapping[Path, int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._folder = folder
+        self._sync = sync
+        self._segment_bytes = segment_bytes
+        self._opening = opening
+        self._clock = clock
+        self._segments = [_Written(path, last_id) for path, last_id in earlier.items()]
+        self._number = max((segment.number for segment in segments(folder)), default=-1) + 1
+        self._file: int | None = None
+        self._marker = b""
+        self._size = 0
+        self._synced_size = 0
+        self._alarm: str | None = None
+        self._retry_at = float("-inf")
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="insert-log")
+        self._syncing: Future[None] | None = None
+        self._sync_due = clock()
+        try:
+            self._begin_segment()
+        except OSError as error:
+            self._fail(error)
+
+    @property
+    def alarm(self) -> str | None:
+        """Why inserts are not durable now; None while they are."""
+        return self._alarm
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all segments."""
+        return sum(s.path.stat().st_size for s in self._segments if s.path.exists())
+
+    def append(self, header: Inserted, arrays: Mapping[str, Array]) -> bool:
+        """Write a record; False, with an alarm, when the disk does not take it."""
+        if self._clock() < self._retry_at:
+            return False
+        buffers, body = declare(arrays)
+        header = msgspec.structs.replace(header, buffers=buffers)
+        try:
+            if self._file is None or self._size >= self._segment_bytes:
+                self._begin_segment()
+            self._write(encode_record(self._marker, header, body))
+        except OSError as error:
+            self._fail(error)
+            return False
+        self._segments[-1].last_id = header.first_id + header.items - 1
+        if self._alarm is not None:
+            log.warning("the insert log is written again")
+            self._alarm = None
+        return True
+
+    def _begin_segment(self) -> None:
+        self._end_segment()
+        self._marker = secrets.token_bytes(8)
+        path = self._folder / f"segment_{self._number:010d}_{self._marker.hex()}.log"
+        self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        self._number += 1
+        self._size = self._synced_size = 0
+        self._segments.append(_Written(path, -1))
+        fsync_directory(self._folder)
+        self._write(encode_record(self._marker, self._opening(), []))
+
+    def _end_segment(self) -> None:
+        if self._file is not None:
+            file, self._file = self._file, None
+            self._worker.submit(_sync_and_close, file)
+
+    def _write(self, frames: list[Frame]) -> None:
+        """Append to the file; what a full disk took of it is taken back."""
+        assert self._file is not None
+        try:
+            for first in range(0, len(frames), MOST_FRAMES_A_WRITE):
+                _write_all(self._file, frames[first : first + MOST_FRAMES_A_WRITE])
+        except OSError:
+            os.ftruncate(self._file, self._size)
+            os.lseek(self._file, self._size, os.SEEK_SET)
+            raise
+        self._size += sum(len(frame) for frame in frames)
+
+    def _fail(self, error: OSError) -> None:
+        """The disk is full or broken: go on without it, and try again with a new segment."""
+        if self._alarm is None:
+            log.error("INSERTS ARE NOT DURABLE, training goes on: the insert log: %s", error)
+        self._alarm = str(error)
+        self._retry_at = self._clock() + RETRY_S
+        self._end_segment()
+
+    def commit(self) -> bool:
+        """Bring what was appended to the disk, as far as `sync` asks; False if that failed."""
+        if not self._sync or self._file is None or self._synced_size == self._size:
+            return self._alarm is None
+        try:
+            os.fdatasync(self._file)
+        except OSError as error:
+            self._fail(error)
+            return False
+        self._synced_size = self._size
+        return True
+
+    def tick(self) -> None:
+        """Begin to bring to the disk what was appended, when it is time; never waits."""
+        if self._syncing is not None and self._syncing.done():
+            error, self._syncing = self._syncing.exception(), None
+            if isinstance(error, OSError):
+                self._fail(error)
+        if self._syncing is None and self._clock() >= self._sync_due:
+            self._sync_due = self._clock() + SYNC_PERIOD_S
+            if self._file is not None and self._synced_size != self._size:
+                self._synced_size = self._size
+                self._syncing = self._worker.submit(_sync_and_close, os.dup(self._file))
+
+    def remove_before(self, oldest_id: int) -> None:
+        """Remove the ended segments all of whose items have ids below `oldest_id`."""
+        current = 1 if self._file is not None else 0
+        ended = self._segments[: len(self._segments) - current]
+        for segment in ended:
+            if segment.last_id < oldest_id:
+                segment.path.unlink(missing_ok=True)
+                self._segments.remove(segment)
+
+    def close(self) -> None:
+        """Bring everything to the disk and close."""
+        self._end_segment()
+        self._worker.shutdown(wait=True)
+
+
+def _write_all(file: int, frames: list[Frame]) -> None:
+    left = [memoryview(frame).cast("B") for frame in frames if len(frame)]
+    while left:
+        written = os.writev(file, left)
+        while left and written >= len(left[0]):
+            written -= len(left.pop(0))
+        if left:
+            left[0] = left[0][written:]
+
+
+def _sync_and_close(file: int) -> None:
+    try:
+        os.fdatasync(file)
+    finally:
+        os.close(file)
