@@ -1,4 +1,4 @@
-"""Named arrays as declared raw buffers: what a message and a record of the insert log consist of."""
+"""Named arrays as declared raw buffers: what messages and records of the insert log consist of."""
 
 from __future__ import annotations
 

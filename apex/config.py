@@ -114,6 +114,13 @@ class ReplayConfig(Section, frozen=True):
     """Samples served for each inserted item; 0: as fast as both sides can."""
     tolerance: NonNegativeFloat = 0.0
     """Samples by which the ratio may be off either way; 0: the smallest that cannot deadlock."""
+    durability: Literal["off", "log", "sync"] = "log"
+    """What an acknowledged insert outlives: nothing, the death of processes (and of the machine,
+    but for the last second), or the death of the machine."""
+    segment_mb: PositiveFloat = 64.0
+    """Size of the insert log's files; one is removed when all of its items are evicted."""
+    save_period_s: PositiveFloat = 30.0
+    """Seconds between two saves of priorities."""
 
 
 class LearnerConfig(Section, frozen=True):

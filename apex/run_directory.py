@@ -48,6 +48,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics"
         self.checkpoints = self.path / "checkpoints"
         self.daemons = self.path / "daemons"
+        self.replay = self.path / "replay"
 
     def config(self) -> Config:
         """The resolved configuration. Raises `ConfigError`."""

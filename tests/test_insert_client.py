@@ -29,6 +29,7 @@ class Suite:
             ReplayEndpoints(f"ipc://{folder}/i", f"ipc://{folder}/s"),
             LearnerEndpoints(f"ipc://{folder}/p"),
         )
+        self.folder = folder / "replay"
         self.now = 0.0
         self.first_id = 0
         self.stopped = False
@@ -45,12 +46,14 @@ class Suite:
             "algorithm": {"name": "apex_dqn"},
             "actor": {"chunk_length": 2},
             "learner": {"batch_size": 4, "prefetch": 1},
-            "replay": {"capacity": 1000, "min_size": 1, "priority_exponent": 1.0},
+            "replay": {
+                "capacity": 1000, "min_size": 1, "priority_exponent": 1.0, "durability": "off",
+            },
         }
         config = parse(merge(raw, {"replay": replay}))
         facts = RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA)
         self.server = ReplayServer(
-            config, self.endpoints, facts, self.stop, clock_ns=lambda: self.first_id
+            config, self.endpoints, facts, self.stop, self.folder, clock_ns=lambda: self.first_id
         )
         self._stack.callback(self.server.close)
         return self.server

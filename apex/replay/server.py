@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,10 @@ from apex.config import Config
 from apex.endpoints import Endpoints
 from apex.errors import EmptyTableError, RefusedError, SchemaError
 from apex.metrics import MetricsLog, Rate
+from apex.replay.keeper import TableKeeper
 from apex.replay.payload import chunk_from_arrays, samples_to_arrays
 from apex.replay.rate_limiter import RateLimiter
+from apex.replay.records import ProducerMark
 from apex.replay.selectors import make_selector
 from apex.replay.table import Table
 from apex.run_directory import RunFacts
@@ -68,9 +71,14 @@ def make_table(config: Config, schema: Schema, first_id: int) -> Table:
 class _Producer:
     """Whose inserts have been taken, up to which sequence number."""
 
+    name: str
     epoch: int
     identity: bytes
     last_seq: int = -1
+    recovered: bool = False
+    """Until its first insert since: inserts that a full disk did not take may be missing."""
+    volatile_seq: int = -1
+    """The last insert that was acknowledged without being durable."""
 
 
 @dataclass
@@ -81,6 +89,13 @@ class _PendingInsert:
 
     def __len__(self) -> int:
         return 0 if self.chunk is None else len(self.chunk)
+
+
+@dataclass
+class _Acknowledgement:
+    producer: _Producer
+    seq: int
+    logged: bool
 
 
 @dataclass
@@ -100,10 +115,12 @@ class ReplayServer:
         endpoints: where to bind.
         facts: of the run.
         stop: called when an operator asks to stop.
-        restarted: the run's earlier contents are lost; the state is `recovering` until the
+        folder: where the contents are kept, and an earlier server's found.
+        restarted: this run had a replay server before; the state is `recovering` until the
             table is full enough to be sampled again.
         clock_ns: nanoseconds since the epoch. Item ids begin there, so that those of a table that
             was lost with its server, which a learner may still hold, never name items of this one.
+        progress: called often while an earlier server's contents are read.
     """
 
     def __init__(
@@ -112,13 +129,23 @@ class ReplayServer:
         endpoints: Endpoints,
         facts: RunFacts,
         stop: Callable[[], None],
+        folder: Path,
         *,
         restarted: bool = False,
         clock_ns: Callable[[], int] = time.time_ns,
+        progress: Callable[[], None] = lambda: None,
     ) -> None:
-        self.table = make_table(config, facts.schema, clock_ns())
+        self._keeper = TableKeeper(
+            folder,
+            config.replay,
+            facts,
+            lambda first_id: make_table(config, facts.schema, first_id),
+            clock_ns=clock_ns,
+            progress=progress,
+        )
+        self.table = self._keeper.table
         self._stop = stop
-        self._recovering = restarted
+        self._recovering = restarted and len(self.table) < self.table.limiter.min_size
         self._inserts = Server(
             "replay.insert",
             endpoints.replay.insert,
@@ -136,9 +163,13 @@ class ReplayServer:
             lambda peer: Welcome(instance=self._samples.instance),
         )
         self._poller = Poller(self._inserts, self._samples)
-        self._producers: dict[str, _Producer] = {}
+        self._producers = {
+            name: _Producer(name, mark.epoch, b"", mark.seq, recovered=True)
+            for name, mark in self._keeper.producers.items()
+        }
         self._pending_inserts: deque[_PendingInsert] = deque()
         self._pending_samples: deque[_PendingSample] = deque()
+        self._acknowledgements: list[_Acknowledgement] = []
         self._duplicates = 0
         self._insert_rate, self._sample_rate = Rate(), Rate()
 
@@ -150,6 +181,7 @@ class ReplayServer:
         for request in self._samples.receive():
             self._take(request)
         self._work()
+        self._keeper.tick()
 
     def _welcome_producer(self, peer: Peer) -> Welcome:
         """Greet a producer; of two with one name the later start holds it."""
@@ -160,7 +192,7 @@ class ReplayServer:
                 f"{hello.name} was started again since; this older process must end", "superseded"
             )
         if known is None or known.epoch < hello.epoch:
-            known = self._producers[hello.name] = _Producer(hello.epoch, peer.identity)
+            known = self._producers[hello.name] = _Producer(hello.name, hello.epoch, peer.identity)
         known.identity = peer.identity
         return Welcome(
             instance=self._inserts.instance,
@@ -178,16 +210,19 @@ class ReplayServer:
         if message.seq <= producer.last_seq:
             self._duplicates += 1
             if not self._waiting(producer):
-                self._acknowledge(producer, message.seq)
+                self._acknowledge(
+                    producer, message.seq, durable=message.seq > producer.volatile_seq
+                )
             return
         if self._waiting(producer) >= CREDITS:
             self._inserts.refuse(identity, "no_credit", "more unacknowledged inserts than credits")
             return
-        if producer.last_seq >= 0 and message.seq != producer.last_seq + 1:
+        gap = producer.last_seq >= 0 and message.seq != producer.last_seq + 1
+        if gap and not producer.recovered:
             detail = f"got insert {message.seq} after {producer.last_seq}; send those between first"
             self._inserts.refuse(identity, "sequence_gap", detail)
             return
-        producer.last_seq = message.seq
+        producer.last_seq, producer.recovered = message.seq, False
         chunk = self._checked_chunk(request, message.seq)
         self._pending_inserts.append(_PendingInsert(producer, message.seq, chunk))
 
@@ -210,8 +245,10 @@ class ReplayServer:
             return None
         return chunk
 
-    def _acknowledge(self, producer: _Producer, seq: int) -> None:
-        self._inserts.send(producer.identity, InsertAck(seq=seq, credits=CREDITS, durable=False))
+    def _acknowledge(self, producer: _Producer, seq: int, *, durable: bool) -> None:
+        if not durable:
+            producer.volatile_seq = max(seq, producer.volatile_seq)
+        self._inserts.send(producer.identity, InsertAck(seq=seq, credits=CREDITS, durable=durable))
 
     def _take(self, request: Request) -> None:
         message, identity = request.message, request.peer.identity
@@ -259,6 +296,15 @@ class ReplayServer:
             while self._pending_samples and self._can_serve(self._pending_samples[0]):
                 self._sample(self._pending_samples.popleft())
                 progress = True
+        self._acknowledge_all()
+
+    def _acknowledge_all(self) -> None:
+        """Acknowledge the inserts of this turn, all by one commit."""
+        if self._acknowledgements:
+            committed = self._keeper.commit()
+            for one in self._acknowledgements:
+                self._acknowledge(one.producer, one.seq, durable=one.logged and committed)
+            self._acknowledgements.clear()
 
     def _can_serve(self, pending: _PendingSample) -> bool:
         """Whether a request's turn has come; one of a peer that is gone is only dropped."""
@@ -266,11 +312,12 @@ class ReplayServer:
         return gone or self.table.can_sample(pending.request.batch_size)
 
     def _insert(self, pending: _PendingInsert) -> None:
+        producer, mark = pending.producer, ProducerMark(pending.producer.epoch, pending.seq)
+        logged = self._keeper.insert(producer.name, mark, pending.chunk)
+        self._acknowledgements.append(_Acknowledgement(producer, pending.seq, logged))
         if pending.chunk is not None:
-            self.table.insert(pending.chunk)
             self._insert_rate.add(len(pending.chunk))
             self._recovering &= len(self.table) < self.table.limiter.min_size
-        self._acknowledge(pending.producer, pending.seq)
 
     def _sample(self, pending: _PendingSample) -> None:
         if pending.identity not in self._samples.peers:
@@ -302,20 +349,28 @@ class ReplayServer:
             "duplicate_inserts": self._duplicates,
             "refused": sum(refused.values()) + self.table.counters.refused_priorities,
             "refused_by": dict(refused),
+            **self._keeper.status(),
             **asdict(self.table.counters),
         }
 
     def close(self) -> None:
-        """Send what is under way and unbind."""
+        """Send what is under way, unbind, and save the contents."""
         self._inserts.close()
         self._samples.close()
+        self._keeper.close()
 
 
 def body(service: Service) -> None:
     """Serve until asked to stop."""
     config = service.config
     server = ReplayServer(
-        config, service.endpoints, service.facts, service.stop, restarted=service.restarted
+        config,
+        service.endpoints,
+        service.facts,
+        service.stop,
+        service.run.replay,
+        restarted=service.restarted,
+        progress=service.beat,
     )
     metrics = MetricsLog(
         service.run.metrics, service.name, config.run.metrics_max_mb, tensorboard=False

@@ -96,6 +96,11 @@ class Table:
         return self._store.nbytes
 
     @property
+    def next_id(self) -> int:
+        """The id of the next item."""
+        return self._next_id
+
+    @property
     def max_chunk(self) -> int:
         """The longest chunk that could ever be inserted."""
         return min(self.capacity, self.limiter.max_insert)

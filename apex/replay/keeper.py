@@ -1,0 +1,188 @@
+"""Keeps a table's items, priorities and producers on the disk, and makes them again."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from apex.config import ReplayConfig
+from apex.replay import recovery
+from apex.replay.insert_log import InsertLog
+from apex.replay.payload import chunk_to_arrays
+from apex.replay.records import Inserted, Opening, ProducerMark
+from apex.replay.recovery import LogReader
+from apex.replay.table import Table, TableState
+from apex.run_directory import RunFacts
+from apex.types import Chunk
+
+log = logging.getLogger("apex.replay")
+
+
+def next_first_id(next_id: int, now_ns: int, capacity: int) -> int:
+    """The id that a table made again gives first.
+
+    It lies above every id that the one before may have given, also those that the disk did not
+    take, which a learner may still hold; and it takes the next slot, so that the oldest item
+    goes first.
+
+    Args:
+        next_id: after the last item that is known, or -1.
+        now_ns: nanoseconds since the epoch; no table gives ids faster.
+        capacity: of the table.
+    """
+    if next_id < 0:
+        return now_ns
+    missing = max(0, now_ns - next_id)
+    return next_id + -(-missing // capacity) * capacity
+
+
+class TableKeeper:
+    """What `replay.durability` asks for, for one table.
+
+    Args:
+        folder: the run's `replay/`.
+        config: of the table.
+        facts: of the run.
+        make_table: makes an empty table whose ids begin at the given one.
+        clock_ns: nanoseconds since the epoch.
+        progress: called often while a log is read.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: ReplayConfig,
+        facts: RunFacts,
+        make_table: Callable[[int], Table],
+        *,
+        clock_ns: Callable[[], int] = time.time_ns,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._folder = folder
+        self._config = config
+        self._facts = facts
+        self.producers: dict[str, ProducerMark] = {}
+        """How far each producer's inserts have come; the server keeps it."""
+        self.damaged = 0
+        folder.mkdir(mode=0o700, exist_ok=True)
+        self._earlier: dict[Path, int] = {}
+        self.table = self._recover(make_table, clock_ns(), progress)
+        self._log = self._open_log()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="table-state")
+        self._saving: Future[None] | None = None
+        self._save_due = time.monotonic() + config.save_period_s
+
+    def _recover(
+        self, make_table: Callable[[int], Table], now_ns: int, progress: Callable[[], None]
+    ) -> Table:
+        started = time.monotonic()
+        found = LogReader(self._folder, self._facts.run_id, self._facts.schema, progress).read()
+        table = make_table(next_first_id(found.next_id, now_ns, self._config.capacity))
+        table.restore(found.chunks, recovery.load_state(self._folder))
+        table.limiter.inserted = table.counters.inserted = found.inserted
+        table.limiter.sampled = table.counters.sampled = found.sampled
+        self.producers.update(found.producers)
+        self._earlier.update(found.segments)
+        self.damaged = found.damaged
+        if found.segments:
+            log.info(
+                "%d items of %d producers are back, %d places damaged, in %.1f s",
+                len(table),
+                len(found.producers),
+                found.damaged,
+                time.monotonic() - started,
+            )
+        return table
+
+    def _open_log(self) -> InsertLog | None:
+        if self._config.durability == "off":
+            for path in (*self._earlier, self._folder / recovery.STATE_FILE):
+                path.unlink(missing_ok=True)
+            return None
+        return InsertLog(
+            self._folder,
+            sync=self._config.durability == "sync",
+            segment_bytes=int(self._config.segment_mb * 1e6),
+            opening=self._opening,
+            earlier=self._earlier,
+        )
+
+    def _opening(self) -> Opening:
+        return Opening(
+            run_id=self._facts.run_id,
+            schema_hash=self._facts.schema.hash,
+            producers=dict(self.producers),
+            inserted=self.table.limiter.inserted,
+            sampled=self.table.limiter.sampled,
+        )
+
+    def insert(self, producer: str, mark: ProducerMark, chunk: Chunk | None) -> bool:
+        """Log a chunk and put it into the table; one that was refused leaves its number alone.
+
+        Returns:
+            Whether it was logged; durable after `commit`.
+        """
+        items = 0 if chunk is None else len(chunk)
+        header = Inserted(
+            producer=producer,
+            epoch=mark.epoch,
+            seq=mark.seq,
+            first_id=self.table.next_id,
+            items=items,
+            inserted=self.table.limiter.inserted + items,
+            sampled=self.table.limiter.sampled,
+        )
+        arrays = {} if chunk is None else chunk_to_arrays(chunk)
+        logged = self._log is not None and self._log.append(header, arrays)
+        self.producers[producer] = mark
+        if chunk is not None:
+            self.table.insert(chunk)
+        return logged
+
+    def commit(self) -> bool:
+        """Make what was logged as durable as was asked for; False where the disk refused."""
+        return self._log is not None and self._log.commit()
+
+    def tick(self) -> None:
+        """Bring to the disk what is due, and remove what is no longer needed; never waits."""
+        if self._log is None:
+            return
+        self._log.tick()
+        if time.monotonic() >= self._save_due and (self._saving is None or self._saving.done()):
+            self.save()
+
+    def save(self) -> Future[None] | None:
+        """Begin to save ids and priorities of now; None with durability off."""
+        self._save_due = time.monotonic() + self._config.save_period_s
+        if self._log is None:
+            return None
+        self._log.remove_before(self.table.oldest_id)
+        self._saving = self._worker.submit(self._save, self.table.state())
+        return self._saving
+
+    def _save(self, state: TableState) -> None:
+        try:
+            recovery.save_state(self._folder, state)
+        except OSError as error:
+            log.error("priorities were not saved, training goes on: %s", error)
+
+    def status(self) -> dict[str, Any]:
+        """How durable inserts are."""
+        return {
+            "durability": self._config.durability,
+            "durable": self._log is not None and self._log.alarm is None,
+            "alarm": self._log.alarm if self._log is not None else None,
+            "log_bytes": self._log.nbytes if self._log is not None else 0,
+            "damaged": self.damaged,
+        }
+
+    def close(self) -> None:
+        """Save everything and end."""
+        self.save()
+        self._worker.shutdown(wait=True)
+        if self._log is not None:
+            self._log.close()

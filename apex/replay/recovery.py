@@ -1,0 +1,164 @@
+"""What a restarted replay server knows of the one before: its log read, its table made again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from apex.buffers import declare
+from apex.errors import SchemaError
+from apex.files import replace_file
+from apex.replay.payload import chunk_from_arrays
+from apex.replay.records import (
+    Damage,
+    Inserted,
+    Opening,
+    ProducerMark,
+    Saved,
+    Segment,
+    encode_record,
+    read,
+    record_at,
+    segments,
+)
+from apex.replay.table import TableState
+from apex.types import Arrays, Chunk, Schema
+
+log = logging.getLogger("apex.replay")
+
+STATE_FILE = "table.state"
+STATE_MARKER = b"apextbl1"
+STATE_DTYPES = {"item_ids": "int64", "priorities": "float64", "times_sampled": "int64"}
+
+
+def save_state(folder: Path, state: TableState) -> None:
+    """Replace the saved state. Raises `OSError`."""
+    buffers, body = declare({name: getattr(state, name) for name in STATE_DTYPES})
+    record = encode_record(STATE_MARKER, Saved(state.next_id, buffers), body)
+    replace_file(folder / STATE_FILE, b"".join(record))
+
+
+def load_state(folder: Path) -> TableState | None:
+    """The saved state; None where there is none, or none that is whole."""
+    path = folder / STATE_FILE
+    if not path.exists():
+        return None
+    found = record_at(memoryview(path.read_bytes()), 0, STATE_MARKER)
+    if isinstance(found, str):
+        log.error("%s: %s; items have their initial priorities again", path, found)
+        return None
+    record, _ = found
+    arrays = record.arrays
+    if (
+        not isinstance(record.header, Saved)
+        or {name: array.dtype.name for name, array in arrays.items()} != STATE_DTYPES
+        or {array.shape for array in arrays.values()} != {(len(arrays["item_ids"]),)}
+        or not np.isfinite(arrays["priorities"]).all()
+    ):
+        log.error("%s is no table's state; items have their initial priorities again", path)
+        return None
+    return TableState(record.header.next_id, **arrays)
+
+
+@dataclass
+class Recovered:
+    """What was read of a log."""
+
+    chunks: list[tuple[int, Chunk]] = field(default_factory=list)
+    """With the id of each one's first item, by rising id."""
+    producers: dict[str, ProducerMark] = field(default_factory=dict)
+    segments: dict[Path, int] = field(default_factory=dict)
+    """The last item id of each."""
+    next_id: int = -1
+    """After the last item; -1 where there was none."""
+    inserted: int = 0
+    """Of the rate limiter, in items."""
+    sampled: int = 0
+    damaged: int = 0
+    """Places at which a segment was damaged."""
+
+
+class LogReader:
+    """Reads a log from its oldest segment to its newest.
+
+    Args:
+        folder: of the segments.
+        run_id: segments of another run are passed over.
+        schema: records of another schema, too.
+        progress: called at each record.
+    """
+
+    def __init__(
+        self, folder: Path, run_id: str, schema: Schema, progress: Callable[[], None]
+    ) -> None:
+        self._folder = folder
+        self._run_id = run_id
+        self._schema = schema
+        self._progress = progress
+        self._found = Recovered()
+
+    def read(self) -> Recovered:
+        """All that is there."""
+        for segment in segments(self._folder):
+            self._found.segments[segment.path] = -1
+            try:
+                self._read_segment(segment)
+            except OSError as error:
+                self._damage(f"{segment.path} cannot be read: {error}")
+        self._found.chunks.sort(key=lambda entry: entry[0])
+        return self._found
+
+    def _read_segment(self, segment: Segment) -> None:
+        for item in read(segment):
+            self._progress()
+            if isinstance(item, Damage):
+                self._damage(str(item))
+            elif isinstance(item.header, Opening):
+                if (item.header.run_id, item.header.schema_hash) != (
+                    self._run_id,
+                    self._schema.hash,
+                ):
+                    self._damage(f"{segment.path} is of another run or schema: passed over")
+                    return
+                self._take_opening(item.header)
+            elif isinstance(item.header, Inserted):
+                self._take_inserted(segment, item.header, item.arrays)
+
+    def _take_opening(self, opening: Opening) -> None:
+        for name, mark in opening.producers.items():
+            self._mark(name, mark)
+        self._count(opening.inserted, opening.sampled)
+
+    def _take_inserted(self, segment: Segment, header: Inserted, arrays: Arrays) -> None:
+        found = self._found
+        self._mark(header.producer, ProducerMark(header.epoch, header.seq))
+        self._count(header.inserted, header.sampled)
+        if not header.items:
+            return
+        last = header.first_id + header.items - 1
+        found.segments[segment.path] = max(found.segments[segment.path], last)
+        found.next_id = max(found.next_id, last + 1)
+        try:
+            chunk = chunk_from_arrays(arrays)
+            chunk.check(self._schema)
+        except SchemaError as error:
+            self._damage(f"{segment.path}: insert {header.seq} of {header.producer}: {error}")
+            return
+        found.chunks.append((header.first_id, chunk))
+
+    def _mark(self, name: str, mark: ProducerMark) -> None:
+        known = self._found.producers.get(name)
+        if known is None or (known.epoch, known.seq) < (mark.epoch, mark.seq):
+            self._found.producers[name] = mark
+
+    def _count(self, inserted: int, sampled: int) -> None:
+        self._found.inserted = max(self._found.inserted, inserted)
+        self._found.sampled = max(self._found.sampled, sampled)
+
+    def _damage(self, what: str) -> None:
+        self._found.damaged += 1
+        log.error("%s", what)
