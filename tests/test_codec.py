@@ -35,6 +35,8 @@ EVERY_MESSAGE = [
     messages.Status(),
     messages.StatusReply(status={"items": 3, "nested": {"a": [1.5, None, "x", True]}}),
     messages.Shutdown(reason="the end"),
+    messages.Snapshot(),
+    messages.SnapshotReply(saved={"items": 3, "durable": True}),
 ]
 
 ARRAYS = {

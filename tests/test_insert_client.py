@@ -47,7 +47,10 @@ class Suite:
             "actor": {"chunk_length": 2},
             "learner": {"batch_size": 4, "prefetch": 1},
             "replay": {
-                "capacity": 1000, "min_size": 1, "priority_exponent": 1.0, "durability": "off",
+                "capacity": 1000,
+                "min_size": 1,
+                "priority_exponent": 1.0,
+                "durability": "off",
             },
         }
         config = parse(merge(raw, {"replay": replay}))

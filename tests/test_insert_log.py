@@ -106,7 +106,9 @@ def test_a_flipped_byte_anywhere_costs_its_own_record_alone_and_is_named(tmp_pat
         seqs, damage = found(tmp_path)
         assert seqs == [seq for seq in range(4) if seq != hit - 1]
         assert [(d.begin, d.end) for d in damage] == [(starts[hit], ends[hit])]
-        assert str(path) in str(damage[0]) and f"bytes {starts[hit]} to {ends[hit]}" in str(damage[0])
+        assert str(path) in str(damage[0]) and f"bytes {starts[hit]} to {ends[hit]}" in str(
+            damage[0]
+        )
 
 
 def test_no_producer_can_hide_a_record_in_its_data(tmp_path):

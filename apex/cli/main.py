@@ -36,6 +36,7 @@ def main() -> None:
 for command in (
     runs.run,
     runs.stop,
+    runs.snapshot,
     runs.watch,
     statuses.status,
     logs.logs,

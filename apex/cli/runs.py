@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,12 +10,41 @@ from typing import TYPE_CHECKING
 
 import click
 
-from apex.cli.options import run_option, set_option
-from apex.errors import UsageError
+from apex.cli.options import json_option, run_option, set_option
+from apex.errors import ExitCode, UsageError
 from apex.run_directory import RunDirectory, all_runs, find_run
 
 if TYPE_CHECKING:
     from apex.engine import EngineName
+
+
+SNAPSHOT_TIMEOUT_S = 60.0
+
+
+@click.command()
+@run_option
+@json_option
+def snapshot(run_path: Path | None, as_json: bool) -> None:
+    """Bring the learner's state and the replay contents to the disk now, for --resume."""
+    from apex.cli.statuses import request
+    from apex.wire.messages import Snapshot, SnapshotReply
+
+    run = find_run(run_path)
+    reply = request(run, "learner.params", Snapshot(), SNAPSHOT_TIMEOUT_S)
+    assert isinstance(reply, SnapshotReply)
+    saved, replay = reply.saved, reply.saved["replay"]
+    if as_json:
+        click.echo(json.dumps(saved))
+    else:
+        click.echo(f"checkpoint {saved['checkpoint']} at learner step {saved['learner_step']:,}")
+        click.echo(
+            "replay did not answer"
+            if replay is None
+            else f"replay {replay['items']:,} items"
+            + ("" if replay["durable"] else ", NOT on the disk (replay.durability, or a full disk)")
+        )
+    if saved["checkpoint"] is None or replay is None or not replay["durable"]:
+        sys.exit(int(ExitCode.DEGRADED))
 
 
 @click.command()

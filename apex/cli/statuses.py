@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,16 +14,23 @@ from apex.cli.options import json_option, run_option
 from apex.errors import ApexError, ExitCode
 from apex.run_directory import RunDirectory, find_run
 
+if TYPE_CHECKING:
+    from apex.wire.messages import AnyMessage, Message
+
 ASK_TIMEOUT_S = 2.0
 HEALTHY_ACTORS = ("stepping", "waiting_for_credit")
 BUSY_LEARNER = 0.1
 """Share of its time up to which a learner may wait for data and still be the bottleneck."""
 
 
-def ask(run: RunDirectory, endpoint: str) -> dict[str, Any] | None:
-    """A daemon's answer to STATUS, or None when it does not answer."""
+def request(run: RunDirectory, endpoint: str, message: Message, timeout_s: float) -> AnyMessage:
+    """What a daemon answers to an operator.
+
+    Raises:
+        ApexError: it does not answer in time, or refuses.
+    """
     from apex.wire.client import Client
-    from apex.wire.messages import Hello, Status, StatusReply
+    from apex.wire.messages import Hello
 
     hello = Hello(
         role="operator",
@@ -35,12 +42,20 @@ def ask(run: RunDirectory, endpoint: str) -> dict[str, Any] | None:
     )
     client = Client(endpoint, run.endpoints().addresses()[endpoint], hello)
     try:
-        message = client.request(Status(), ASK_TIMEOUT_S).message
-        return message.status if isinstance(message, StatusReply) else None
-    except ApexError:
-        return None
+        return client.request(message, timeout_s).message
     finally:
         client.close()
+
+
+def ask(run: RunDirectory, endpoint: str) -> dict[str, Any] | None:
+    """A daemon's answer to STATUS, or None when it does not answer."""
+    from apex.wire.messages import Status, StatusReply
+
+    try:
+        message = request(run, endpoint, Status(), ASK_TIMEOUT_S)
+    except ApexError:
+        return None
+    return message.status if isinstance(message, StatusReply) else None
 
 
 def gather(run: RunDirectory) -> dict[str, Any]:
@@ -103,6 +118,8 @@ _EMPTY_REPLAY = {
     "samples_per_s": 0.0,
     "stale_priorities": 0,
     "refused": 0,
+    "durable": False,
+    "alarm": None,
 }
 _EMPTY_ACTOR = {
     "env_steps": 0,
@@ -239,6 +256,7 @@ def health(status: dict[str, Any], *, evaluator: bool) -> str:
     whole = (
         learner["state"] in ("waiting", "training")
         and replay["state"] == "running"
+        and not replay["alarm"]
         and (not evaluator or status["evaluator"]["pid"] is not None)
         and all(row["state"] in HEALTHY_ACTORS for row in status["actors"])
     )
@@ -271,6 +289,8 @@ def describe(status: dict[str, Any]) -> str:
             f"  {row['env_steps']:,} env steps  {row['env_steps_per_s']}/s"
             f"  return {_return(row['mean_return'])}"
         )
+    if replay["alarm"]:
+        lines.append(f"  INSERTS ARE NOT DURABLE: {replay['alarm']}")
     if learner["rollbacks"]:
         lines.append("  the learner diverged and went back to its last good checkpoint")
     if run["outcome"]:

@@ -7,10 +7,11 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -34,6 +35,7 @@ from apex.service import ENGINE_PID, Service, daemon_command
 log = logging.getLogger("apex.learner")
 
 BATCH_WAIT_S = 0.2
+REPLAY_SNAPSHOT_S = 30.0
 SWITCH_INTERVAL_S = 1e-4
 """After which a thread that brings batches gives the interpreter's lock back to training; with
 Python's own 5 ms a small network made 11 % fewer updates."""
@@ -49,6 +51,15 @@ def pick_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"learner.device = '{name}': {error}") from None
     return device
+
+
+class _Snapshot(NamedTuple):
+    """One that is under way."""
+
+    checkpoint: Path | None
+    learner_step: int
+    deadline: float
+    """Until which the replay server's answer is waited for."""
 
 
 class LearnerDaemon:
@@ -81,6 +92,8 @@ class LearnerDaemon:
         self._metrics = MetricsLog(
             service.run.metrics, service.name, config.run.metrics_max_mb, tensorboard=True
         )
+        self._snapshot_asked = threading.Event()
+        self._snapshot: _Snapshot | None = None
         self._server = ParamsServer(
             service.endpoints,
             service.facts,
@@ -91,6 +104,7 @@ class LearnerDaemon:
             status=self.status,
             on_evaluation=self._on_evaluation,
             on_shutdown=service.stop,
+            on_snapshot=self._snapshot_asked.set,
         )
         self._server.membership.best_return = resumed.best_return if resumed else None
         self._prefetcher = Prefetcher(
@@ -176,9 +190,10 @@ class LearnerDaemon:
                     next_metrics = now + self._config.learner.metrics_period_s
                     self._write_metrics()
                     self._check_end()
-                if now >= next_checkpoint:
+                if now >= next_checkpoint or self._snapshot_asked.is_set():
                     next_checkpoint = now + self._config.learner.checkpoint_period_s
-                    self._save()
+                    self._take_snapshot(now)
+                self._answer_snapshot(now)
             orderly = True
         finally:
             self._close(orderly)
@@ -252,7 +267,26 @@ class LearnerDaemon:
             version, self._step, self._server.env_steps, self.train_s, data, zlib.crc32(data)
         )
 
-    def _save(self) -> None:
+    def _take_snapshot(self, now: float) -> None:
+        """A checkpoint, and the replay server's contents on the disk beside it."""
+        self._snapshot_asked.clear()
+        self._prefetcher.snapshot()
+        path = self._save()
+        self._snapshot = _Snapshot(path, self._step, now + REPLAY_SNAPSHOT_S)
+
+    def _answer_snapshot(self, now: float) -> None:
+        """Tell who asked what is there, once the replay server has answered or is given up."""
+        taken, replay = self._snapshot, self._prefetcher.saved
+        if taken is None or (replay is None and now < taken.deadline):
+            return
+        self._snapshot = None
+        checkpoint_name = taken.checkpoint.name if taken.checkpoint is not None else None
+        self._server.snapshot_taken(
+            {"checkpoint": checkpoint_name, "learner_step": taken.learner_step, "replay": replay}
+        )
+
+    def _save(self) -> Path | None:
+        """Write a checkpoint; None, with a line in the log, when the disk refuses it."""
         newest = self._board.newest()
         env_steps, actors, best_return = self._server.counted()
         manifest = Manifest(
@@ -271,9 +305,11 @@ class LearnerDaemon:
                 self._folder, "step", manifest, params.encode(self._learner.network), state
             )
             checkpoint.prune(self._folder, "step", self._config.learner.keep_checkpoints)
-            log.info("checkpoint %s", path.name)
         except OSError as error:
             log.error("no checkpoint at step %d, training goes on: %s", self._step, error)
+            return None
+        log.info("checkpoint %s", path.name)
+        return path
 
     def _on_evaluation(self, mean_return: float) -> None:
         target = self._config.run.until_return

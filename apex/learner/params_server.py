@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from apex.wire.messages import (
     NotModified,
     Params,
     Shutdown,
+    Snapshot,
+    SnapshotReply,
     Status,
     StatusReply,
     Welcome,
@@ -47,6 +50,8 @@ class ParamsServer:
         status: the learner's own part of STATUS; called on the serving thread.
         on_evaluation: called with each evaluation's mean return, on the serving thread.
         on_shutdown: called when an operator asks to stop.
+        on_snapshot: called when one asks for a snapshot, on the serving thread; the learner says
+            `snapshot_taken` when it is there.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class ParamsServer:
         status: Callable[[], dict[str, Any]],
         on_evaluation: Callable[[float], None],
         on_shutdown: Callable[[], None],
+        on_snapshot: Callable[[], None],
     ) -> None:
         self._server = Server(
             "learner.params",
@@ -70,7 +76,7 @@ class ParamsServer:
             {
                 "actor": (GetParams, Heartbeat),
                 "evaluator": (GetParams, Heartbeat, EvaluationReport),
-                "operator": (Status, Shutdown),
+                "operator": (Status, Shutdown, Snapshot),
             },
             lambda peer: self._greet(peer.hello),
         )
@@ -80,6 +86,9 @@ class ParamsServer:
         self._status = status
         self._on_evaluation = on_evaluation
         self._on_shutdown = on_shutdown
+        self._on_snapshot = on_snapshot
+        self._snapshot_askers: list[bytes] = []
+        self._snapshots: SimpleQueue[dict[str, Any]] = SimpleQueue()
         self._waker = Waker()
         self._closing = False
         self._thread = threading.Thread(target=self._serve, name="params-server", daemon=True)
@@ -113,6 +122,7 @@ class ParamsServer:
             self._waker.clear()
             for request in self._server.receive():
                 self._take(request)
+            self._answer_snapshots()
         self._server.close()
 
     def _take(self, request: Request) -> None:
@@ -131,10 +141,25 @@ class ParamsServer:
             self._on_evaluation(mean)
         elif isinstance(message, Status):
             self._server.send(identity, StatusReply(status=self.status()))
+        elif isinstance(message, Snapshot):
+            self._snapshot_askers.append(identity)
+            self._on_snapshot()
         elif isinstance(message, Shutdown):
             log.info("asked to stop: %s", message.reason)
             self._server.send(identity, Ack())
             self._on_shutdown()
+
+    def snapshot_taken(self, saved: dict[str, Any]) -> None:
+        """Tell those who asked; any thread may call it."""
+        self._snapshots.put(saved)
+        self._waker.wake()
+
+    def _answer_snapshots(self) -> None:
+        while not self._snapshots.empty():
+            saved = self._snapshots.get()
+            for identity in self._snapshot_askers:
+                self._server.send(identity, SnapshotReply(saved=saved))
+            self._snapshot_askers.clear()
 
     def _take_heartbeat(self, request: Request, message: Heartbeat) -> None:
         newest, hello = self._board.newest(), request.peer.hello

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -72,6 +73,9 @@ class Prefetcher:
         self._error: ApexError | None = None
         self.table_items = 0
         self.dropped_batches = 0
+        self._snapshot_wanted = False
+        self.saved: dict[str, Any] | None = None
+        """What the replay server has on the disk since the last `snapshot`; None: no answer yet."""
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
 
@@ -105,6 +109,12 @@ class Prefetcher:
         """Send new priorities with the next wake-up: `[B]` each."""
         self._priorities.append((item_ids, priorities))
 
+    def snapshot(self) -> None:
+        """Ask the replay server to bring its contents to the disk."""
+        self.saved = None
+        self._snapshot_wanted = True
+        self._waker.wake()
+
     def _run(self) -> None:
         client = self._connect()
         poller = Poller(client.client, self._waker)
@@ -117,6 +127,9 @@ class Prefetcher:
                         self._pool.submit(prepare, samples, self._schema, self._collate)
                     )
                 self.table_items = client.table_items
+                self.saved, client.saved = client.saved or self.saved, None
+                if self._snapshot_wanted:
+                    self._snapshot_wanted = not client.snapshot()
                 self._send_priorities(client)
                 client.ask(max(0, self._depth - client.in_flight - self._ready.qsize()))
             self._send_priorities(client)

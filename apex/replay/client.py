@@ -6,6 +6,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ from apex.wire.messages import (
     InsertAck,
     Sample,
     SampleReply,
+    Snapshot,
+    SnapshotReply,
     UpdatePriorities,
     Welcome,
 )
@@ -127,6 +130,8 @@ class SampleClient:
         self._not_before = float("-inf")
         self.table_items = 0
         self.dropped_batches = 0
+        self.saved: dict[str, Any] | None = None
+        """What the server said that it has on the disk, after the last `snapshot`."""
 
     @property
     def in_flight(self) -> int:
@@ -156,6 +161,8 @@ class SampleClient:
                 except SchemaError as error:
                     self.dropped_batches += 1
                     log.warning("dropped a batch: %s", error)
+            elif isinstance(message, SnapshotReply):
+                self.saved = message.saved
             elif isinstance(message, Welcome | Error):
                 # What was asked before will not come; the caller asks anew.
                 self._asked.clear()
@@ -171,6 +178,10 @@ class SampleClient:
             if now - asked > RESEND_S:
                 self.client.send(Sample(request_id=request_id, batch_size=self._batch_size))
                 self._asked[request_id] = now
+
+    def snapshot(self) -> bool:
+        """Ask the server to bring its contents to the disk; False without a connection."""
+        return self.client.send(Snapshot())
 
     def update_priorities(
         self, item_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]

@@ -154,6 +154,13 @@ class InsertLog:
         self._synced_size = self._size
         return True
 
+    def begin_sync(self) -> Future[None]:
+        """Begin to bring all that was appended to the disk."""
+        if self._file is None:
+            return self._worker.submit(lambda: None)
+        self._synced_size = self._size
+        return self._worker.submit(_sync_and_close, os.dup(self._file))
+
     def tick(self) -> None:
         """Begin to bring to the disk what was appended, when it is time; never waits."""
         if self._syncing is not None and self._syncing.done():
@@ -163,8 +170,7 @@ class InsertLog:
         if self._syncing is None and self._clock() >= self._sync_due:
             self._sync_due = self._clock() + SYNC_PERIOD_S
             if self._file is not None and self._synced_size != self._size:
-                self._synced_size = self._size
-                self._syncing = self._worker.submit(_sync_and_close, os.dup(self._file))
+                self._syncing = self.begin_sync()
 
     def remove_before(self, oldest_id: int) -> None:
         """Remove the ended segments all of whose items have ids below `oldest_id`."""

@@ -73,7 +73,7 @@ class TableKeeper:
         self.table = self._recover(make_table, clock_ns(), progress)
         self._log = self._open_log()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="table-state")
-        self._saving: Future[None] | None = None
+        self._saving: Future[dict[str, Any]] | None = None
         self._save_due = time.monotonic() + config.save_period_s
 
     def _recover(
@@ -152,23 +152,30 @@ class TableKeeper:
         if self._log is None:
             return
         self._log.tick()
-        if time.monotonic() >= self._save_due and (self._saving is None or self._saving.done()):
+        ready = self._saving is None or self._saving.done()
+        if ready and time.monotonic() >= self._save_due:
             self.save()
 
-    def save(self) -> Future[None] | None:
-        """Begin to save ids and priorities of now; None with durability off."""
+    def save(self) -> Future[dict[str, Any]]:
+        """Begin to bring the log, ids and priorities of now to the disk; gives what is there."""
         self._save_due = time.monotonic() + self._config.save_period_s
-        if self._log is None:
-            return None
-        self._log.remove_before(self.table.oldest_id)
-        self._saving = self._worker.submit(self._save, self.table.state())
+        if self._log is not None:
+            self._log.remove_before(self.table.oldest_id)
+        sync = self._log.begin_sync() if self._log is not None else None
+        self._saving = self._worker.submit(self._save, self.table.state(), sync)
         return self._saving
 
-    def _save(self, state: TableState) -> None:
+    def _save(self, state: TableState, sync: Future[None] | None) -> dict[str, Any]:
+        saved = {"items": len(state.item_ids), "durable": False}
+        if sync is None:
+            return saved
         try:
+            sync.result()
             recovery.save_state(self._folder, state)
         except OSError as error:
             log.error("priorities were not saved, training goes on: %s", error)
+            return saved
+        return {**saved, "durable": self._log is not None and self._log.alarm is None}
 
     def status(self) -> dict[str, Any]:
         """How durable inserts are."""

@@ -7,6 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ from apex.wire.messages import (
     Sample,
     SampleReply,
     Shutdown,
+    Snapshot,
+    SnapshotReply,
     Status,
     StatusReply,
     UpdatePriorities,
@@ -159,7 +162,10 @@ class ReplayServer:
             endpoints.replay.sample,
             facts.run_id,
             facts.schema.hash,
-            {"learner": (Sample, UpdatePriorities), "operator": (Status, Shutdown)},
+            {
+                "learner": (Sample, UpdatePriorities, Snapshot),
+                "operator": (Status, Shutdown, Snapshot),
+            },
             lambda peer: Welcome(instance=self._samples.instance),
         )
         self._poller = Poller(self._inserts, self._samples)
@@ -170,6 +176,7 @@ class ReplayServer:
         self._pending_inserts: deque[_PendingInsert] = deque()
         self._pending_samples: deque[_PendingSample] = deque()
         self._acknowledgements: list[_Acknowledgement] = []
+        self._snapshots: list[tuple[bytes, Future[dict[str, Any]]]] = []
         self._duplicates = 0
         self._insert_rate, self._sample_rate = Rate(), Rate()
 
@@ -182,6 +189,13 @@ class ReplayServer:
             self._take(request)
         self._work()
         self._keeper.tick()
+        self._answer_snapshots()
+
+    def _answer_snapshots(self) -> None:
+        done = [entry for entry in self._snapshots if entry[1].done()]
+        for entry in done:
+            self._snapshots.remove(entry)
+            self._samples.send(entry[0], SnapshotReply(saved=entry[1].result()))
 
     def _welcome_producer(self, peer: Peer) -> Welcome:
         """Greet a producer; of two with one name the later start holds it."""
@@ -256,6 +270,8 @@ class ReplayServer:
             self._take_priorities(identity, request.arrays)
         elif isinstance(message, Status):
             self._samples.send(identity, StatusReply(status=self.status()))
+        elif isinstance(message, Snapshot):
+            self._snapshots.append((identity, self._keeper.save()))
         elif isinstance(message, Shutdown):
             log.info("asked to stop: %s", message.reason)
             self._samples.send(identity, Ack())

@@ -164,6 +164,16 @@ class Shutdown(Message, frozen=True, tag="shutdown"):
     reason: str
 
 
+class Snapshot(Message, frozen=True, tag="snapshot"):
+    """Asks a daemon to bring all that it knows to the disk now."""
+
+
+class SnapshotReply(Message, frozen=True, tag="snapshot_reply"):
+    """What is on the disk now: a map of plain values."""
+
+    saved: dict[str, Any]
+
+
 AnyMessage: TypeAlias = (
     Hello
     | Welcome
@@ -183,4 +193,6 @@ AnyMessage: TypeAlias = (
     | Status
     | StatusReply
     | Shutdown
+    | Snapshot
+    | SnapshotReply
 )

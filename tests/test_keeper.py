@@ -1,0 +1,230 @@
+"""A table that is made again: its items, ids, priorities, limiter and producers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from apex.config import ReplayConfig
+from apex.replay import recovery
+from apex.replay.keeper import TableKeeper, next_first_id
+from apex.replay.rate_limiter import RateLimiter
+from apex.replay.records import ProducerMark, segments
+from apex.replay.selectors import make_selector
+from apex.replay.table import Table
+from apex.run_directory import RunFacts
+from apex.types import Schema
+from tests.builders import FRAME_SCHEMA, VECTOR_SCHEMA, env_spec, frame_chunk, vector_chunk
+
+
+class Life:
+    """One start of a keeper."""
+
+    def __init__(self, keeper: TableKeeper) -> None:
+        self.keeper, self.table = keeper, keeper.table
+        self._seq = {name: mark.seq for name, mark in keeper.producers.items()}
+
+    def insert(self, *actions: int, producer: str = "actor_000", epoch: int = 1) -> bool:
+        frames = self.table.schema.frames is not None
+        chunk = frame_chunk(actions) if frames else vector_chunk(actions)
+        self._seq[producer] = self._seq.get(producer, -1) + 1
+        return self.keeper.insert(producer, ProducerMark(epoch, self._seq[producer]), chunk)
+
+    def items(self) -> dict[int, int]:
+        """Action by id."""
+        ids = self.table.state().item_ids
+        columns, _ = self.table._store.get(ids % self.table.capacity)
+        return dict(zip(ids.tolist(), columns["action"].tolist()))
+
+    def priorities(self) -> dict[int, float]:
+        state = self.table.state()
+        return dict(zip(state.item_ids.tolist(), state.priorities.tolist()))
+
+
+@contextmanager
+def life(
+    folder: Path, *, schema: Schema = VECTOR_SCHEMA, now: int = 1000, die: bool = True,
+    selector: str = "prioritized", times: int = 0, capacity: int = 6, **replay: object,
+) -> Iterator[Life]:  # fmt: skip
+    config = ReplayConfig(capacity=capacity, **replay)
+
+    def make_table(first_id: int) -> Table:
+        limiter = RateLimiter(min_size=1, samples_per_insert=0, tolerance=0)
+        chooser = make_selector(selector, capacity, 0.6)
+        rng = np.random.default_rng(0)
+        return Table(schema, capacity, chooser, limiter, times, rng, first_id)
+
+    facts = RunFacts("run", env_spec((3,), "float32"), schema)
+    keeper = TableKeeper(folder / "replay", config, facts, make_table, clock_ns=lambda: now)
+    try:
+        yield Life(keeper)
+    finally:
+        if die:
+            keeper._worker.shutdown()
+            if keeper._log is not None:
+                keeper._log._worker.shutdown()
+        else:
+            keeper.close()
+
+
+def test_a_killed_table_comes_back_with_its_items_and_ids_and_goes_on(tmp_path):
+    with life(tmp_path) as first:
+        assert first.insert(1, 2, 3) and first.insert(4, 5, 6) and first.insert(7, 8)
+        before = first.items()
+        assert before == {1002: 3, 1003: 4, 1004: 5, 1005: 6, 1006: 7, 1007: 8}
+    with life(tmp_path, now=900) as second:  # the clock went back
+        assert second.items() == before
+        assert second.keeper.producers == {"actor_000": ProducerMark(1, 2)}
+        assert (second.table.limiter.inserted, len(second.table)) == (8, 6)
+        second.insert(9, 10)
+        after = {1004: 5, 1005: 6, 1006: 7, 1007: 8, 1008: 9, 1009: 10}
+        assert second.items() == after  # the oldest made room
+    with life(tmp_path) as third:
+        assert third.items() == after
+
+
+def test_ids_that_a_lost_item_may_have_had_are_never_given_again_and_the_oldest_still_goes_first(
+    tmp_path,
+):
+    with life(tmp_path) as first:
+        first.insert(1, 2, 3, 4)
+    with life(tmp_path, now=1_000_000) as second:
+        assert second.table.next_id == 1_000_000 + (1004 - 1_000_000) % 6
+        for action in range(5, 9):
+            second.insert(action)
+        assert list(second.items().values()) == [3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("next_id", "now", "expected"),
+    [(-1, 77, 77), (100, 50, 100), (100, 100, 100), (100, 101, 110), (100, 995, 1000)],
+)
+def test_first_id_is_above_the_clock_and_takes_the_next_slot(next_id, now, expected):
+    assert next_first_id(next_id, now, 10) == expected
+
+
+def test_frames_come_back_byte_for_byte(tmp_path):
+    with life(tmp_path, schema=FRAME_SCHEMA) as first:
+        first.insert(1, 2, 3, 4)
+        first.insert(5, 6, 7)
+        ids = first.table.state().item_ids
+        before = first.table._store.get(ids % 6)[1]
+    with life(tmp_path, schema=FRAME_SCHEMA) as second:
+        assert second.table.state().item_ids.tolist() == ids.tolist()
+        after = second.table._store.get(ids % 6)[1]
+        assert bytes(after.blob) == bytes(before.blob)
+        for name in ("first_frame", "frame_count", "pad_count", "frame_lengths"):
+            np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
+        assert second.table.nbytes == first.table.nbytes
+
+
+def test_saved_priorities_come_back_and_newer_items_have_their_first_ones(tmp_path):
+    with life(tmp_path) as first:
+        first.insert(1, 2, 3)
+        first.table.update_priorities(np.array([1000, 1002]), np.array([0.25, 7.0]))
+        first.keeper.save().result()
+        first.table.update_priorities(np.array([1001]), np.array([5.0]))  # newer than the save
+        first.insert(4)
+    with life(tmp_path) as second:
+        assert second.priorities() == pytest.approx({1000: 0.25, 1001: 1.0, 1002: 7.0, 1003: 1.0})
+        mass = 0.25**0.6 + 1 + 7**0.6 + 1
+        assert second.table._selector._tree.total == pytest.approx(mass)
+
+
+def test_priorities_are_saved_when_the_server_ends_in_order(tmp_path):
+    with life(tmp_path, die=False) as first:
+        first.insert(1, 2)
+        first.table.update_priorities(np.array([1001]), np.array([9.0]))
+    with life(tmp_path) as second:
+        assert second.priorities() == pytest.approx({1000: 1.0, 1001: 9.0})
+
+
+def test_a_damaged_save_costs_priorities_alone(tmp_path, caplog):
+    with life(tmp_path, die=False) as first:
+        first.insert(1, 2)
+        first.table.update_priorities(np.array([1001]), np.array([9.0]))
+    path = tmp_path / "replay" / recovery.STATE_FILE
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with life(tmp_path) as second:
+        assert second.priorities() == pytest.approx({1000: 1.0, 1001: 1.0})
+        assert "initial priorities again" in caplog.text
+
+
+def test_items_that_a_queue_has_served_stay_gone_as_of_the_last_save(tmp_path):
+    with life(tmp_path, selector="fifo", times=1) as first:
+        first.insert(1, 2, 3, 4)
+        assert first.table.sample(2).columns["action"].tolist() == [1, 2]
+        first.keeper.save().result()
+        assert first.table.sample(1).columns["action"].tolist() == [3]
+        first.insert(5)
+    with life(tmp_path, selector="fifo", times=1) as second:
+        assert list(second.items().values()) == [3, 4, 5]  # 3 is served again
+        assert second.table.sample(3).columns["action"].tolist() == [3, 4, 5]
+
+
+def test_the_deduplication_table_outlives_the_segments_of_a_silent_producer(tmp_path):
+    with life(tmp_path, segment_mb=0.0005) as first:
+        first.insert(1, producer="silent", epoch=3)
+        for action in range(2, 30):
+            first.insert(action)
+        first.keeper.save().result()
+        assert min(segment.number for segment in segments(tmp_path / "replay")) > 0
+    with life(tmp_path) as second:
+        assert second.keeper.producers == {
+            "silent": ProducerMark(3, 0), "actor_000": ProducerMark(1, 27),
+        }  # fmt: skip
+
+
+def test_a_refused_chunk_keeps_its_number(tmp_path):
+    with life(tmp_path) as first:
+        first.insert(1)
+        first.keeper.insert("actor_000", ProducerMark(1, 1), None)
+    with life(tmp_path) as second:
+        assert second.keeper.producers["actor_000"] == ProducerMark(1, 1)
+        assert second.items() == {1000: 1}
+
+
+def test_another_capacity_keeps_the_newest_that_fit(tmp_path):
+    with life(tmp_path) as first:
+        first.insert(1, 2, 3, 4, 5, 6)
+    with life(tmp_path, capacity=4) as second:
+        assert list(second.items().values()) == [3, 4, 5, 6]
+        second.insert(7)
+        assert list(second.items().values()) == [4, 5, 6, 7]
+    with life(tmp_path, capacity=50) as third:
+        third.insert(8)
+        assert list(third.items().values())[-5:] == [4, 5, 6, 7, 8]
+
+
+def test_off_takes_what_is_there_and_keeps_nothing_more(tmp_path):
+    with life(tmp_path, die=False) as first:
+        first.insert(1, 2)
+    with life(tmp_path, durability="off", die=False) as second:
+        assert list(second.items().values()) == [1, 2]
+        assert not second.insert(3) and not second.keeper.commit()
+        assert second.keeper.status()["durable"] is False
+    assert not list((tmp_path / "replay").iterdir())
+
+
+def test_segments_of_another_schema_are_passed_over_and_named(tmp_path, caplog):
+    with life(tmp_path) as first:
+        first.insert(1, 2)
+    with life(tmp_path, schema=FRAME_SCHEMA) as second:
+        assert len(second.table) == 0 and second.keeper.damaged == 1
+        assert "another run or schema" in caplog.text
+
+
+def test_evicted_segments_are_removed_so_that_the_log_stays_within_its_bound(tmp_path):
+    with life(tmp_path, segment_mb=0.0005) as only:
+        for action in range(400):
+            only.insert(action)
+            if action % 10 == 9:
+                only.keeper.save().result()
+        sizes = [segment.path.stat().st_size for segment in segments(tmp_path / "replay")]
+        assert len(sizes) <= 5 and sum(sizes) < 6 * 500 + 600
