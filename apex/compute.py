@@ -6,6 +6,8 @@ import ctypes
 
 import torch
 
+from apex.errors import ConfigError
+
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 LARGEST_MMAP_THRESHOLD = 32 << 20
 """glibc takes no larger one."""
@@ -17,6 +19,18 @@ def set_up(threads: int) -> None:
     """Compute with so many threads in this process, for as long as it lives."""
     torch.set_num_threads(threads)
     _keep_freed_memory()
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `learner.device` names. Raises `ConfigError`."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"learner.device = '{name}': {error}") from None
+    return device
 
 
 def _keep_freed_memory() -> None:

@@ -143,22 +143,22 @@ def test_chunk_is_in_the_table_before_its_acknowledgement_leaves(suite):
     client = suite.producer()
     insert(suite, client, 1, 2)
     sizes = []
-    send = suite.server._inserts.send
+    send = suite.server._inserts.server.send
 
     def watch(identity, message, arrays=None):
         if isinstance(message, InsertAck):
             sizes.append(len(suite.server.table))
         return send(identity, message, arrays)
 
-    suite.server._inserts.send = watch
+    suite.server._inserts.server.send = watch
     suite.until(lambda: client.unacknowledged == 0)
     assert sizes == [2]
 
 
 def lose_acknowledgements(suite: Suite, monkeypatch) -> None:
-    send = suite.server._inserts.send
+    send = suite.server._inserts.server.send
     monkeypatch.setattr(
-        suite.server._inserts,
+        suite.server._inserts.server,
         "send",
         lambda identity, message, arrays=None: (
             True if isinstance(message, InsertAck) else send(identity, message, arrays)
@@ -190,7 +190,7 @@ def test_lost_acknowledgement_is_made_good_by_the_next_welcome(suite, monkeypatc
     client.insert(vector_chunk([1, 2]))
     suite.until(lambda: len(suite.server.table) == 2)
     monkeypatch.undo()
-    suite.server._inserts.peers.clear()
+    suite.server._inserts.server.peers.clear()
     client.insert(vector_chunk([3]))  # is told to say HELLO, and learns that 1, 2 are in
     suite.until(lambda: client.unacknowledged == 0)
     assert suite.actions() == [1, 2, 3]
@@ -214,7 +214,7 @@ def test_what_was_unacknowledged_is_sent_to_a_restarted_server_and_nothing_else(
 def test_every_chunk_is_inserted_once_despite_random_losses(suite, monkeypatch):
     suite.start()
     client, rng = suite.producer(), np.random.default_rng(0)
-    send, lost = suite.server._inserts.send, []
+    send, lost = suite.server._inserts.server.send, []
 
     def unreliable(identity, message, arrays=None):
         if isinstance(message, InsertAck) and rng.random() < 0.3:
@@ -222,13 +222,13 @@ def test_every_chunk_is_inserted_once_despite_random_losses(suite, monkeypatch):
             return False
         return send(identity, message, arrays)
 
-    monkeypatch.setattr(suite.server._inserts, "send", unreliable)
+    monkeypatch.setattr(suite.server._inserts.server, "send", unreliable)
 
     def turn() -> None:
         suite.turn()
         suite.now += 3.0
         if rng.random() < 0.1:
-            suite.server._inserts.peers.clear()
+            suite.server._inserts.server.peers.clear()
 
     sent = 0
     while sent < 80 or not suite.server.status()["duplicate_inserts"]:
@@ -524,7 +524,7 @@ def test_learner_asks_a_restarted_server_anew(suite):
     sample(suite, learner)
     suite.restart()
     learner.ask(2)  # into the broken connection: nothing may stay in flight for good
-    suite.until(lambda: len(suite.server._samples.peers) == 1 and learner.client.ready)
+    suite.until(lambda: len(suite.server._samples.server.peers) == 1 and learner.client.ready)
     assert learner.in_flight == 0
 
 

@@ -1,0 +1,192 @@
+"""The endpoint `replay.insert`: producers, what they have sent, and its acknowledgement."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from dataclasses import dataclass
+
+from apex.errors import RefusedError, SchemaError
+from apex.metrics import Rate
+from apex.replay.keeper import TableKeeper
+from apex.replay.payload import chunk_from_arrays
+from apex.replay.records import ProducerMark
+from apex.run_directory import RunFacts
+from apex.types import Chunk
+from apex.wire.messages import Insert, InsertAck, Welcome
+from apex.wire.server import Peer, Request, Server
+
+log = logging.getLogger("apex.replay")
+
+CREDITS = 4
+"""Unacknowledged inserts that one producer may have; bounds what waits here."""
+
+
+@dataclass
+class _Producer:
+    """Whose inserts have been taken, up to which sequence number."""
+
+    name: str
+    epoch: int
+    identity: bytes
+    last_seq: int = -1
+    recovered: bool = False
+    """Until its first insert since: inserts that a full disk did not take may be missing."""
+    volatile_seq: int = -1
+    """The last insert that was acknowledged without being durable."""
+
+
+@dataclass
+class _PendingInsert:
+    producer: _Producer
+    seq: int
+    chunk: Chunk | None
+
+    def __len__(self) -> int:
+        return 0 if self.chunk is None else len(self.chunk)
+
+
+@dataclass
+class _Acknowledgement:
+    producer: _Producer
+    seq: int
+    logged: bool
+
+
+class InsertEndpoint:
+    """Takes each insert once, in its turn, and acknowledges it when it is in the table.
+
+    What the rate limiter does not allow yet waits in a queue, and the sender with it: a producer
+    has at most `CREDITS` unacknowledged inserts.
+
+    Args:
+        address: where to bind.
+        facts: of the run.
+        keeper: of the table.
+    """
+
+    def __init__(self, address: str, facts: RunFacts, keeper: TableKeeper) -> None:
+        self._keeper = keeper
+        self._table = keeper.table
+        self.server = Server(
+            "replay.insert",
+            address,
+            facts.run_id,
+            facts.schema.hash,
+            {"actor": (Insert,)},
+            self._welcome,
+        )
+        self._producers = {
+            name: _Producer(name, mark.epoch, b"", mark.seq, recovered=True)
+            for name, mark in keeper.producers.items()
+        }
+        self._pending: deque[_PendingInsert] = deque()
+        self._acknowledgements: list[_Acknowledgement] = []
+        self.rate = Rate()
+        """Items in a second."""
+        self.duplicates = 0
+
+    @property
+    def waiting(self) -> int:
+        """Inserts that the limiter does not allow yet."""
+        return len(self._pending)
+
+    @property
+    def producers(self) -> int:
+        """Producers that are known, gone ones included."""
+        return len(self._producers)
+
+    def receive(self) -> None:
+        """Take the inserts that have arrived."""
+        for request in self.server.receive():
+            self._take(request)
+
+    def work(self) -> bool:
+        """Insert what the limiter allows; whether it allowed anything."""
+        progress = False
+        while self._pending and self._table.can_insert(len(self._pending[0])):
+            self._insert(self._pending.popleft())
+            progress = True
+        return progress
+
+    def acknowledge(self) -> None:
+        """Acknowledge what `work` has inserted, all by one commit."""
+        if not self._acknowledgements:
+            return
+        committed = self._keeper.commit()
+        for one in self._acknowledgements:
+            self._acknowledge(one.producer, one.seq, durable=one.logged and committed)
+        self._acknowledgements.clear()
+
+    def _welcome(self, peer: Peer) -> Welcome:
+        """Greet a producer; of two with one name the later start holds it."""
+        hello = peer.hello
+        known = self._producers.get(hello.name)
+        if known is not None and known.epoch > hello.epoch:
+            raise RefusedError(
+                f"{hello.name} was started again since; this older process must end", "superseded"
+            )
+        if known is None or known.epoch < hello.epoch:
+            known = self._producers[hello.name] = _Producer(hello.name, hello.epoch, peer.identity)
+        known.identity = peer.identity
+        return Welcome(
+            instance=self.server.instance,
+            credits=CREDITS,
+            last_seq=known.last_seq - self._waiting(known),
+        )
+
+    def _waiting(self, producer: _Producer) -> int:
+        return sum(pending.producer is producer for pending in self._pending)
+
+    def _take(self, request: Request) -> None:
+        message, identity = request.message, request.peer.identity
+        assert isinstance(message, Insert)
+        producer = self._producers[request.peer.hello.name]
+        if message.seq <= producer.last_seq:
+            self.duplicates += 1
+            if not self._waiting(producer):
+                self._acknowledge(
+                    producer, message.seq, durable=message.seq > producer.volatile_seq
+                )
+            return
+        if self._waiting(producer) >= CREDITS:
+            self.server.refuse(identity, "no_credit", "more unacknowledged inserts than credits")
+            return
+        gap = producer.last_seq >= 0 and message.seq != producer.last_seq + 1
+        if gap and not producer.recovered:
+            detail = f"got insert {message.seq} after {producer.last_seq}; send those between first"
+            self.server.refuse(identity, "sequence_gap", detail)
+            return
+        producer.last_seq, producer.recovered = message.seq, False
+        chunk = self._checked_chunk(request, message.seq)
+        self._pending.append(_PendingInsert(producer, message.seq, chunk))
+
+    def _checked_chunk(self, request: Request, seq: int) -> Chunk | None:
+        """The chunk of an insert, or None when it is refused.
+
+        A refused chunk takes its turn in the queue and is acknowledged like any other: sent
+        again it would only be refused again.
+        """
+        try:
+            chunk = chunk_from_arrays(request.arrays)
+            chunk.check(self._table.schema)
+            if len(chunk) > self._table.max_chunk:
+                raise SchemaError(
+                    f"a chunk of {len(chunk)} items, at most {self._table.max_chunk} fit the "
+                    "table's capacity and its limiter's tolerance"
+                )
+        except SchemaError as error:
+            self.server.refuse(request.peer.identity, "bad_chunk", f"insert {seq}: {error}")
+            return None
+        return chunk
+
+    def _acknowledge(self, producer: _Producer, seq: int, *, durable: bool) -> None:
+        if not durable:
+            producer.volatile_seq = max(seq, producer.volatile_seq)
+        self.server.send(producer.identity, InsertAck(seq=seq, credits=CREDITS, durable=durable))
+
+    def _insert(self, pending: _PendingInsert) -> None:
+        producer, mark = pending.producer, ProducerMark(pending.producer.epoch, pending.seq)
+        logged = self._keeper.insert(producer.name, mark, pending.chunk)
+        self._acknowledgements.append(_Acknowledgement(producer, pending.seq, logged))
+        self.rate.add(len(pending))

@@ -1,0 +1,163 @@
+"""The endpoint `replay.sample`: batches, priorities, and what operators ask."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from apex.errors import EmptyTableError
+from apex.metrics import Rate
+from apex.replay.keeper import TableKeeper
+from apex.replay.payload import samples_to_arrays
+from apex.run_directory import RunFacts
+from apex.types import Arrays
+from apex.wire.messages import (
+    Ack,
+    Sample,
+    SampleReply,
+    Shutdown,
+    Snapshot,
+    SnapshotReply,
+    Status,
+    StatusReply,
+    UpdatePriorities,
+    Welcome,
+)
+from apex.wire.server import Request, Server
+
+log = logging.getLogger("apex.replay")
+
+MAX_PENDING_SAMPLES = 64
+MAX_BATCH_SIZE = 65_536
+
+
+@dataclass
+class _PendingSample:
+    identity: bytes
+    request: Sample
+
+
+class SampleEndpoint:
+    """Serves batches in the order in which they were asked for, as the rate limiter allows.
+
+    Args:
+        address: where to bind.
+        facts: of the run.
+        keeper: of the table.
+        status: the answer to STATUS.
+        stop: called when an operator asks to stop.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        facts: RunFacts,
+        keeper: TableKeeper,
+        status: Callable[[], dict[str, Any]],
+        stop: Callable[[], None],
+    ) -> None:
+        self._keeper = keeper
+        self._table = keeper.table
+        self._status = status
+        self._stop = stop
+        self.server = Server(
+            "replay.sample",
+            address,
+            facts.run_id,
+            facts.schema.hash,
+            {
+                "learner": (Sample, UpdatePriorities, Snapshot),
+                "operator": (Status, Shutdown, Snapshot),
+            },
+            lambda peer: Welcome(instance=self.server.instance),
+        )
+        self._pending: deque[_PendingSample] = deque()
+        self._snapshots: list[tuple[bytes, Future[dict[str, Any]]]] = []
+        self.rate = Rate()
+        """Items in a second."""
+
+    @property
+    def waiting(self) -> int:
+        """Requests that the limiter does not allow yet."""
+        return len(self._pending)
+
+    def receive(self) -> None:
+        """Take the requests that have arrived, and answer all but those for batches."""
+        for request in self.server.receive():
+            self._take(request)
+        self._answer_snapshots()
+
+    def work(self) -> bool:
+        """Serve what the limiter allows; whether it allowed anything."""
+        progress = False
+        while self._pending and self._can_serve(self._pending[0]):
+            self._sample(self._pending.popleft())
+            progress = True
+        return progress
+
+    def _take(self, request: Request) -> None:
+        message, identity = request.message, request.peer.identity
+        if isinstance(message, UpdatePriorities):
+            self._take_priorities(identity, request.arrays)
+        elif isinstance(message, Status):
+            self.server.send(identity, StatusReply(status=self._status()))
+        elif isinstance(message, Snapshot):
+            self._snapshots.append((identity, self._keeper.save()))
+        elif isinstance(message, Shutdown):
+            log.info("asked to stop: %s", message.reason)
+            self.server.send(identity, Ack())
+            self._stop()
+        elif isinstance(message, Sample):
+            if not 1 <= message.batch_size <= MAX_BATCH_SIZE:
+                self.server.refuse(
+                    identity, "bad_request", f"batch_size {message.batch_size} is out of range"
+                )
+            elif len(self._pending) >= MAX_PENDING_SAMPLES:
+                self.server.refuse(identity, "busy", "too many waiting sample requests")
+            elif _PendingSample(identity, message) not in self._pending:
+                self._pending.append(_PendingSample(identity, message))
+
+    def _take_priorities(self, identity: bytes, arrays: Arrays) -> None:
+        ids, priorities = arrays.get("item_ids"), arrays.get("priorities")
+        if (
+            ids is None
+            or priorities is None
+            or ids.dtype != np.int64
+            or priorities.dtype != np.float64
+            or ids.ndim != 1
+            or ids.shape != priorities.shape
+        ):
+            self.server.refuse(
+                identity, "bad_request", "expected item_ids int64 [B] and priorities float64 [B]"
+            )
+            return
+        self._table.update_priorities(ids, priorities)
+
+    def _can_serve(self, pending: _PendingSample) -> bool:
+        """Whether a request's turn has come; one of a peer that is gone is only dropped."""
+        gone = pending.identity not in self.server.peers
+        return gone or self._table.can_sample(pending.request.batch_size)
+
+    def _sample(self, pending: _PendingSample) -> None:
+        if pending.identity not in self.server.peers:
+            return
+        try:
+            samples = self._table.sample(pending.request.batch_size)
+        except EmptyTableError as error:
+            self.server.refuse(pending.identity, "no_mass", str(error))
+            return
+        self.rate.add(len(samples))
+        reply = SampleReply(request_id=pending.request.request_id, table_items=len(self._table))
+        self.server.send(pending.identity, reply, samples_to_arrays(samples))
+
+    def _answer_snapshots(self) -> None:
+        done = [entry for entry in self._snapshots if entry[1].done()]
+        for entry in done:
+            self._snapshots.remove(entry)
+            self.server.send(entry[0], SnapshotReply(saved=entry[1].result()))
