@@ -44,13 +44,21 @@ class InsertClient:
         address: of `replay.insert`.
         hello: names the producer and its epoch.
         clock: seconds, monotonic.
+        on_acknowledged: called with the number of each insert that the server has, in order.
     """
 
     def __init__(
-        self, address: str, hello: Hello, clock: Callable[[], float] = time.monotonic
+        self,
+        address: str,
+        hello: Hello,
+        clock: Callable[[], float] = time.monotonic,
+        on_acknowledged: Callable[[int], None] = lambda seq: None,
     ) -> None:
         self.client = Client("replay.insert", address, hello)
         self._clock = clock
+        self._on_acknowledged = on_acknowledged
+        self.durable = True
+        """Whether the last acknowledged insert outlives its server."""
         self._credits = 0
         self._next_seq = 0
         self._unacknowledged: OrderedDict[int, Arrays] = OrderedDict()
@@ -81,6 +89,7 @@ class InsertClient:
         for received in self.client.receive():
             message = received.message
             if isinstance(message, InsertAck):
+                self.durable = message.durable
                 self._acknowledged(message.seq)
                 self._credits = message.credits
             elif isinstance(message, Welcome):
@@ -93,7 +102,7 @@ class InsertClient:
     def _acknowledged(self, seq: int) -> None:
         self._last_progress = self._clock()
         while self._unacknowledged and next(iter(self._unacknowledged)) <= seq:
-            self._unacknowledged.popitem(last=False)
+            self._on_acknowledged(self._unacknowledged.popitem(last=False)[0])
 
     def _resend(self) -> None:
         self._last_progress = self._clock()

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from apex.replay.rate_limiter import RateLimiter
 from apex.replay.selectors import Selector
 from apex.replay.store import Store
-from apex.types import Chunk, Samples, Schema
+from apex.types import Arrays, Chunk, FrameRanges, Samples, Schema
 
 Ids = npt.NDArray[np.int64]
 NO_ITEM = -1
@@ -177,6 +177,10 @@ class Table:
         """The smallest id of an item; of an empty table the next one that it will give."""
         present = self._ids[self._ids != NO_ITEM]
         return int(present.min()) if len(present) else self._next_id
+
+    def contents(self, item_ids: Ids) -> tuple[Arrays, FrameRanges | None]:
+        """Columns and frames of items that are there, `[B, ...]` each."""
+        return self._store.get(item_ids % self.capacity)
 
     def state(self) -> TableState:
         """The items' ids, priorities and counts of now."""

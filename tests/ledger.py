@@ -1,0 +1,198 @@
+"""Producers that keep a ledger of what replay has acknowledged, and an audit of what it has.
+
+An item of the ledger says in its columns whose it is: the producer's number, its epoch, the
+number of its insert, and its place in it; and it carries a digest of these.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+import zlib
+from collections import Counter
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from apex.replay.client import InsertClient
+from apex.replay.keeper import TableKeeper
+from apex.replay.server import make_table
+from apex.run_directory import RunDirectory
+from apex.types import Chunk
+from apex.wire.messages import Hello
+from apex.wire.sockets import Poller
+
+UNIT = 2.0**-20
+"""Whole numbers times this are exact in float32 and small enough for a network."""
+ITEMS = 10
+"""Of one insert."""
+Identity = tuple[int, int, int, int]
+"""Producer, epoch, insert, item."""
+
+
+def ledger_chunk(producer: int, epoch: int, seq: int) -> Chunk:
+    """Items in the schema of the preset cartpole."""
+    places = np.arange(ITEMS)
+    identity = np.stack([np.full(ITEMS, v) for v in (producer, epoch, seq)] + [places], axis=1)
+    digests = np.array([_digest(tuple(row)) for row in identity.tolist()])
+    return Chunk(
+        {
+            "action": np.zeros(ITEMS, dtype=np.int32),
+            "n_step_return": np.zeros(ITEMS, dtype=np.float32),
+            "discount": np.zeros(ITEMS, dtype=np.float32),
+            "learner_step": np.full(ITEMS, -1, dtype=np.int64),
+            "observation": (identity * UNIT).astype(np.float32),
+            "next_observation": (digests * UNIT).astype(np.float32),
+        },
+        np.full(ITEMS, 1e-3),
+    )
+
+
+def _digest(identity: tuple[int, ...]) -> list[int]:
+    """Four numbers below 2^20."""
+    return [zlib.crc32(repr((k, identity)).encode()) >> 12 for k in range(4)]
+
+
+class Producer(threading.Thread):
+    """Inserts without end, as an actor does; now and then it dies and is started again."""
+
+    def __init__(self, run: RunDirectory, number: int, lives_s: float, pause_s: float) -> None:
+        super().__init__(name=f"ledger-{number}", daemon=True)
+        self._run, self._number = run, number
+        self._lives_s, self._pause_s = lives_s, pause_s
+        self._stop_asked = threading.Event()
+        self._lock = threading.Lock()
+        self._acknowledged: dict[int, dict[int, bool]] = {}
+
+    def acknowledged(self) -> dict[int, dict[int, bool]]:
+        """By epoch and insert, whether it was said to be durable."""
+        with self._lock:
+            return {epoch: dict(seqs) for epoch, seqs in self._acknowledged.items()}
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop_asked.set()
+
+    def run(self) -> None:
+        """Live again and again."""
+        epoch = 0
+        while not self._stop_asked.is_set():
+            epoch += 1
+            self._live(epoch)
+
+    def _live(self, epoch: int) -> None:
+        facts = self._run.facts()
+        hello = Hello(
+            role="actor", name=f"ledger_{self._number}", epoch=epoch, run_id=facts.run_id,
+            schema_hash=facts.schema.hash, pid=0,
+        )  # fmt: skip
+        address = self._run.endpoints().replay.insert
+        client = InsertClient(
+            address, hello, on_acknowledged=lambda seq: self._note(epoch, seq, client.durable)
+        )
+        end, seq = time.monotonic() + self._lives_s, 0
+        with closing(client):
+            poller = Poller(client.client)
+            while time.monotonic() < end and not self._stop_asked.is_set():
+                client.poll()
+                if client.has_credit:
+                    client.insert(ledger_chunk(self._number, epoch, seq))
+                    seq += 1
+                    self._stop_asked.wait(self._pause_s)
+                else:
+                    poller.wait(0.05)
+
+    def _note(self, epoch: int, seq: int, durable: bool) -> None:
+        with self._lock:
+            self._acknowledged.setdefault(epoch, {})[seq] = durable
+
+
+@dataclass
+class Audit:
+    """What a comparison of ledger and table came to, in items."""
+
+    acknowledged: int = 0
+    volatile: int = 0
+    """Acknowledged as not durable."""
+    present: int = 0
+    evicted: int = 0
+    lost: list[Identity] = field(default_factory=list)
+    duplicated: list[Identity] = field(default_factory=list)
+    altered: int = 0
+    damaged: int = 0
+
+
+def contents(run: RunDirectory, scratch: Path) -> tuple[Counter[Identity], int, int, bool]:
+    """What a server that is started now would have: ledger items, altered ones, damaged places.
+
+    The last says whether its table has ever been full.
+    """
+    copied = _copy(run.replay, scratch)
+    config, facts = run.config(), run.facts()
+    keeper = TableKeeper(
+        copied, config.replay, facts, lambda first: make_table(config, facts.schema, first)
+    )
+    with closing(keeper):
+        table = keeper.table
+        ids = table.state().item_ids
+        columns, _ = table.contents(ids)
+        full = table.limiter.inserted > table.capacity
+        damaged = keeper.damaged
+    rows = np.rint(columns["observation"][columns["learner_step"] == -1] / UNIT).astype(int)
+    digests = columns["next_observation"][columns["learner_step"] == -1] / UNIT
+    found: Counter[Identity] = Counter()
+    altered = 0
+    for row, digest in zip(rows.tolist(), np.rint(digests).astype(int).tolist()):
+        identity = (row[0], row[1], row[2], row[3])
+        altered += digest != _digest(identity)
+        found[identity] += 1
+    shutil.rmtree(copied)
+    return found, altered, damaged, full
+
+
+def _copy(folder: Path, scratch: Path) -> Path:
+    """A copy of a folder in which files come and go."""
+    while True:
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            shutil.copytree(folder, scratch)
+            return scratch
+        except shutil.Error:
+            continue
+
+
+def audit(run: RunDirectory, producers: list[Producer], scratch: Path) -> Audit:
+    """Compare; what is acknowledged before it begins must be there or have been evicted."""
+    ledgers = [producer.acknowledged() for producer in producers]
+    found, altered, damaged, full = contents(run, scratch)
+    result = Audit(altered=altered, damaged=damaged)
+    result.duplicated = [identity for identity, count in found.items() if count > 1]
+    result.present = len(found)
+    for number, ledger in enumerate(ledgers):
+        oldest = min((i[1:3] for i in found if i[0] == number), default=None)
+        for epoch, seqs in ledger.items():
+            for seq, durable in seqs.items():
+                _judge(result, found, (number, epoch, seq), durable, full, oldest)
+    return result
+
+
+def _judge(
+    result: Audit,
+    found: Counter[Identity],
+    insert: tuple[int, int, int],
+    durable: bool,
+    full: bool,
+    oldest: tuple[int, ...] | None,
+) -> None:
+    """One acknowledged insert. The oldest go first: what is older than an item that is there."""
+    result.acknowledged += ITEMS
+    missing = [(*insert, k) for k in range(ITEMS) if (*insert, k) not in found]
+    if not durable:
+        result.volatile += ITEMS
+    elif full and oldest is not None and insert[1:] <= oldest:
+        result.evicted += len(missing)
+    else:
+        result.lost += missing
