@@ -1,0 +1,301 @@
+"""Breaks a running suite on purpose, again and again, and audits what replay has acknowledged.
+
+    python -m tests.chaos --minutes 30 --seed 1 --out benchmarks/reliability
+
+Prints a table of faults, and of what was acknowledged, lost and duplicated.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import numpy as np
+
+from apex import engine
+from apex.cli.statuses import ask
+from apex.replay.records import Inserted, Record, read, segments
+from apex.run_directory import RunDirectory
+from tests.ledger import ITEMS, Audit, Identity, Producer, audit
+
+APEX = str(Path(sys.executable).with_name("apex"))
+SETTINGS = (
+    "replay.capacity=100000", "replay.min_size=500", "replay.segment_mb=1.0",
+    "replay.save_period_s=1.0", "replay.samples_per_insert=2.0", "actor.num_envs=2",
+    "evaluator.num_envs=2", "evaluator.episodes=2", "learner.checkpoint_period_s=3.0",
+)  # fmt: skip
+RECOVERY_LIMIT_S = 60.0
+
+
+class Chaos:
+    """One suite, its ledger, and the faults that it is dealt.
+
+    Args:
+        folder: for the run.
+        seed: of the choice of faults.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self._run = RunDirectory(folder / "run")
+        self._scratch = folder / "audited"
+        self._rng = np.random.default_rng(seed)
+        self._producers = [
+            Producer(self._run, n, lives_s=7.0 + 5 * n, pause_s=0.02) for n in (0, 1)
+        ]
+        self._sacrificed: set[tuple[int, int, int]] = set()
+        self.recoveries: dict[str, list[float]] = defaultdict(list)
+        self.audits: list[Audit] = []
+        self.lost: set[Identity] = set()
+        self.duplicated: set[Identity] = set()
+        self.altered = 0
+
+    def start(self) -> None:
+        """Start the suite and the ledger's producers."""
+        self._apex("run", "--preset", "cartpole", "--actors", "1", "--detach",
+                   *(word for setting in SETTINGS for word in ("--set", setting)))  # fmt: skip
+        for producer in self._producers:
+            producer.start()
+        self._until(self._learning_since(0), "the suite learns")
+
+    def end(self) -> None:
+        """Audit once more and end everything."""
+        for producer in self._producers:
+            producer.stop()
+            producer.join()
+        engine.stop(self._run, timeout_s=60.0)
+        self.audit()
+
+    def _apex(self, *words: str) -> None:
+        command = [APEX, *words, "--run", str(self._run.path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
+
+    def _until(self, condition: Callable[[], bool], what: str) -> float:
+        """Wait; gives the seconds that it took."""
+        began = time.monotonic()
+        while not condition():
+            if time.monotonic() - began > RECOVERY_LIMIT_S:
+                raise RuntimeError(f"not within {RECOVERY_LIMIT_S:g} s: {what}")
+            time.sleep(0.05)
+        return time.monotonic() - began
+
+    def _acknowledged(self) -> int:
+        ledgers = [producer.acknowledged() for producer in self._producers]
+        return sum(len(seqs) for ledger in ledgers for seqs in ledger.values())
+
+    def _learning_since(self, step: int) -> Callable[[], bool]:
+        return lambda: self._learner_step() > step
+
+    def _learner_step(self) -> int:
+        status = ask(self._run, "learner.params")
+        return -1 if status is None else int(status["learner"]["learner_step"])
+
+    def audit(self) -> Audit:
+        """Compare ledger and table; what was damaged on purpose is not counted as lost."""
+        result = audit(self._run, self._producers, self._scratch)
+        result.lost = [i for i in result.lost if i[:3] not in self._sacrificed]
+        self.audits.append(result)
+        self.lost.update(result.lost)
+        self.duplicated.update(result.duplicated)
+        self.altered += result.altered
+        return result
+
+    def fault(self) -> str:
+        """Deal one fault, wait until all is well again, and note how long that took."""
+        kinds = list(FAULTS)
+        weights = np.array([FAULTS[kind][0] for kind in kinds])
+        kind = str(self._rng.choice(kinds, p=weights / weights.sum()))
+        time.sleep(float(self._rng.uniform(0.0, 1.5)))
+        self.recoveries[kind].append(FAULTS[kind][1](self))
+        return kind
+
+    def _signal(self, daemon: str, number: signal.Signals) -> int | None:
+        pid = self._run.pid(daemon)
+        if pid is not None:
+            os.kill(pid, number)
+        return pid
+
+    def _comes_back(self, daemon: str, number: signal.Signals) -> float:
+        """Signal a daemon; seconds until it does its work again."""
+        step, acknowledged = self._learner_step(), self._acknowledged()
+        began = time.monotonic()
+        pid = self._signal(daemon, number)
+        self._until(lambda: self._run.pid(daemon) not in (None, pid), f"{daemon} is back")
+        if daemon == "replay":
+            self._until(lambda: self._acknowledged() > acknowledged + 2, "replay acknowledges")
+        elif daemon == "learner":
+            self._until(lambda: self._learner_step() > max(0, step - 3000), "the learner learns")
+        elif daemon == "actor_000":
+            self._until(self._actor_steps, "the actor steps")
+        return time.monotonic() - began
+
+    def _actor_steps(self) -> bool:
+        status = ask(self._run, "learner.params") or {"actors": []}
+        states = {row["actor_id"]: (row["pid"], row["state"]) for row in status["actors"]}
+        pid = self._run.pid("actor_000")
+        return states.get("actor_000") in ((pid, "stepping"), (pid, "waiting_for_credit"))
+
+    def kill(self, daemon: str) -> float:
+        """SIGKILL."""
+        seconds = self._comes_back(daemon, signal.SIGKILL)
+        if daemon == "replay":
+            self.audit()
+        return seconds
+
+    def terminate(self, daemon: str) -> float:
+        """SIGTERM."""
+        return self._comes_back(daemon, signal.SIGTERM)
+
+    def pause(self, daemon: str) -> float:
+        """SIGSTOP for a while, then SIGCONT; seconds from that on."""
+        acknowledged = self._acknowledged()
+        self._signal(daemon, signal.SIGSTOP)
+        time.sleep(float(self._rng.uniform(0.5, 4.0)))
+        self._signal(daemon, signal.SIGCONT)
+        return self._until(lambda: self._acknowledged() > acknowledged, "inserts go on")
+
+    def kill_engine(self) -> float:
+        """SIGKILL of supervisord; its daemons end, and the run is resumed."""
+        began = time.monotonic()
+        record = engine.living_engine(self._run)
+        assert record is not None
+        os.kill(record.pid, signal.SIGKILL)
+        self._until(lambda: not self._run.living(), "all daemons are gone")
+        self._apex("run", "--resume", "--detach")
+        self._until(self._learning_since(0), "the suite learns again")
+        return time.monotonic() - began
+
+    def fill_disk(self) -> float:
+        """No file of the replay server may grow for a while; seconds until it is durable again."""
+        pid = self._run.pid("replay")
+        if pid is None:
+            return 0.0
+        unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        try:
+            self._until(lambda: not self._durable(), "the alarm")
+            time.sleep(float(self._rng.uniform(0.0, 2.0)))
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
+        return self._until(self._durable, "inserts are durable again")
+
+    def _durable(self) -> bool:
+        status = ask(self._run, "replay.sample")
+        return bool(status and status["durable"])
+
+    def damage(self, how: str) -> float:
+        """SIGKILL of replay, and one byte of its log flipped or its end cut off meanwhile."""
+        acknowledged, began = self._acknowledged(), time.monotonic()
+        pid = self._signal("replay", signal.SIGKILL)
+        found = segments(self._run.replay)
+        segment = found[-1] if how == "cut" else found[int(self._rng.integers(len(found)))]
+        data = bytearray(segment.path.read_bytes())
+        before = self._inserts(segment)
+        position = int(self._rng.integers(max(1, len(data))))
+        if how == "cut":
+            os.truncate(segment.path, max(position, len(data) - 20_000))
+        elif data:
+            data[position] ^= 0x10
+            segment.path.write_bytes(data)
+        self._sacrificed |= before - self._inserts(segment)
+        self._until(lambda: self._run.pid("replay") not in (None, pid), "replay is back")
+        self._until(lambda: self._acknowledged() > acknowledged + 2, "replay acknowledges")
+        seconds = time.monotonic() - began
+        self.audit()
+        return seconds
+
+    def _inserts(self, segment: object) -> set[tuple[int, int, int]]:
+        """The ledger's inserts in a segment."""
+        return {
+            (int(item.header.producer.removeprefix("ledger_")), item.header.epoch, item.header.seq)
+            for item in read(segment)  # type: ignore[arg-type]
+            if isinstance(item, Record)
+            and isinstance(item.header, Inserted)
+            and item.header.producer.startswith("ledger_")
+        }
+
+    def table(self) -> str:
+        """What was tried and what came of it."""
+        lines = ["| fault | tried | recovery, median | worst |", "|---|---|---|---|"]
+        for kind, seconds in sorted(self.recoveries.items()):
+            lines.append(
+                f"| {kind} | {len(seconds)} | {statistics.median(seconds):.1f} s "
+                f"| {max(seconds):.1f} s |"
+            )
+        last = self.audits[-1]
+        lines += [
+            "",
+            "| audits | acknowledged | of them not durable | sacrificed | lost | duplicated | altered |",
+            "|---|---|---|---|---|---|---|",
+            f"| {len(self.audits)} | {last.acknowledged} | {last.volatile} "
+            f"| {len(self._sacrificed) * ITEMS} | {len(self.lost)} | {len(self.duplicated)} "
+            f"| {self.altered} |",
+        ]
+        return "\n".join(lines)
+
+
+FAULTS: dict[str, tuple[float, Callable[[Chaos], float]]] = {
+    "SIGKILL replay": (10.0, lambda chaos: chaos.kill("replay")),
+    "SIGKILL learner": (4.0, lambda chaos: chaos.kill("learner")),
+    "SIGKILL actor": (6.0, lambda chaos: chaos.kill("actor_000")),
+    "SIGKILL evaluator": (1.0, lambda chaos: chaos.kill("evaluator")),
+    "SIGKILL supervisord": (1.0, lambda chaos: chaos.kill_engine()),
+    "SIGTERM replay": (1.0, lambda chaos: chaos.terminate("replay")),
+    "SIGTERM learner": (1.0, lambda chaos: chaos.terminate("learner")),
+    "SIGSTOP replay": (2.0, lambda chaos: chaos.pause("replay")),
+    "SIGSTOP learner": (1.0, lambda chaos: chaos.pause("learner")),
+    "SIGSTOP actor": (1.0, lambda chaos: chaos.pause("actor_000")),
+    "full disk": (1.0, lambda chaos: chaos.fill_disk()),
+    "flipped byte": (1.0, lambda chaos: chaos.damage("flip")),
+    "log cut off": (1.0, lambda chaos: chaos.damage("cut")),
+}
+"""How often each is dealt, relative to the others, and how."""
+
+
+def run_chaos(folder: Path, minutes: float, seed: int) -> Chaos:
+    """Deal faults for so many minutes."""
+    chaos = Chaos(folder, seed)
+    deadline = time.monotonic() + 60.0 * minutes
+    try:
+        chaos.start()
+        while time.monotonic() < deadline:
+            kind = chaos.fault()
+            click.echo(f"{kind}: {chaos.recoveries[kind][-1]:.1f} s", err=True)
+    finally:
+        chaos.end()
+    return chaos
+
+
+@click.command(help=(__doc__ or "").partition("\n")[0])
+@click.option("--minutes", type=click.FloatRange(0.1), default=30.0, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
+def main(minutes: float, seed: int, out: Path | None) -> None:
+    """See `--help`."""
+    with tempfile.TemporaryDirectory(prefix="apex-chaos-") as folder:
+        chaos = run_chaos(Path(folder), minutes, seed)
+    click.echo(chaos.table())
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        record = {"minutes": minutes, "seed": seed, "recoveries_s": chaos.recoveries,
+                  "lost": len(chaos.lost), "duplicated": len(chaos.duplicated)}  # fmt: skip
+        (out / f"chaos-{seed}.json").write_text(json.dumps(record, indent=1) + "\n")
+        (out / f"chaos-{seed}.md").write_text(chaos.table() + "\n")
+    if chaos.lost or chaos.duplicated or chaos.altered:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
