@@ -6,6 +6,8 @@ import logging
 import os
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -16,8 +18,10 @@ from apex.acting.exploration import ladder_positions
 from apex.acting.loop import ActingLoop
 from apex.algos.base import Algorithm, Policy
 from apex.algos.registry import check_schema, make_algorithm
+from apex.envs.base import Environments
+from apex.envs.recreation import Recreation, close
 from apex.envs.registry import make_environments
-from apex.errors import PeerTimeoutError, UsageError
+from apex.errors import EnvFaultError, PeerTimeoutError, UsageError
 from apex.extensions import NONE, Extensions
 from apex.learner.client import LearnerClient
 from apex.metrics import MetricsLog, Rate
@@ -45,9 +49,12 @@ class ActorDaemon:
         self._config = service.config
         self._algorithm = algorithm
         self._policy: Policy = algorithm.policy()
-        self._environments = make_environments(
-            service.config.env, service.config.actor.num_envs, extensions.make_env
-        )
+        make = partial(
+            make_environments, service.config.env, service.config.actor.num_envs,
+            extensions.make_env,
+        )  # fmt: skip
+        self._environments = make()
+        self._recreation = Recreation(make)
         hello = service.hello("actor")
         self._learner = LearnerClient(service.endpoints.learner.params, hello)
         self._replay = InsertClient(service.endpoints.replay.insert, hello)
@@ -55,6 +62,8 @@ class ActorDaemon:
         self._attached = actor_index(service.name) >= self._config.actor.count
         self._backlog: deque[Chunk] = deque()
         self._loop: ActingLoop | None = None
+        self._begin: Callable[[Environments], None] | None = None
+        """Begins episodes, once the learner has given this actor its place."""
         self._learner_step = 0
         self._steps_to_refresh = 0
         self._phase: Phase = "starting"
@@ -72,7 +81,7 @@ class ActorDaemon:
                 self._turn()
             self._drain()
         finally:
-            self._environments.close()
+            close(self._environments)
             self._learner.close()
             self._replay.close()
             self._metrics.close()
@@ -81,7 +90,7 @@ class ActorDaemon:
         """Wait for a slot on the epsilon ladder and the first parameters, then start."""
         log.info("waiting for the learner at %s", self._service.endpoints.learner.params)
         self._phase = "waiting_for_peer"
-        while not self._service.stopping and self._loop is None:
+        while not self._service.stopping and self._begin is None:
             self._wait_a_moment()
             self._learner.ask_for_params()
             if self._learner.welcome is not None and self._learner.param_version >= 0:
@@ -93,30 +102,58 @@ class ActorDaemon:
         positions = ladder_positions(slot, config.actor.count, num_envs)
         seeds = [(config.run.seed, slot, env, incarnation) for env in range(num_envs)]
         exploration = self._algorithm.exploration(positions, ladder_size, seeds)
-        env_seed = int(np.random.SeedSequence((*seeds[0], 1)).generate_state(1)[0] >> 2)
-        self._loop = ActingLoop(
-            self._environments,
-            self._policy,
-            exploration,
-            self._algorithm.accumulator(num_envs, config.actor.chunk_length),
-            clip_rewards=config.env.clip_rewards,
-            seed=env_seed,
-        )
-        self._loop.learner_step = self._learner_step
         os.nice(config.actor.nice)
         log.info("stepping %d environments in slot %d, %s", num_envs, slot, exploration.describe())
 
+        def begin(environments: Environments) -> None:
+            sequence = np.random.SeedSequence((*seeds[0], 1 + self._recreation.faults))
+            seed = int(sequence.generate_state(1)[0] >> 2)
+            if self._loop is not None:
+                self._loop.begin(environments, seed)
+                return
+            self._loop = ActingLoop(
+                environments,
+                self._policy,
+                exploration,
+                self._algorithm.accumulator(num_envs, config.actor.chunk_length),
+                clip_rewards=config.env.clip_rewards,
+                seed=seed,
+            )
+            self._loop.learner_step = self._learner_step
+
+        self._begin = begin
+        try:
+            begin(self._environments)
+        except EnvFaultError as error:
+            self._recreation.fault(error)
+
+    def _recreate(self, begin: Callable[[Environments], None]) -> None:
+        """Wait, or make the environments anew when it is time."""
+        self._phase = "recreating"
+        self._wait_a_moment()
+        made = self._recreation.attempt(begin)
+        if made is not None:
+            close(self._environments)
+            self._environments = made
+
     def _turn(self) -> None:
-        assert self._loop is not None
+        assert self._begin is not None
         self._poll()
         self._insert_backlog()
+        if self._recreation.due is not None or self._loop is None:
+            self._recreate(self._begin)
+            return
         if len(self._backlog) > self._config.actor.num_envs:
             self._phase = "waiting_for_credit" if self._replay.client.ready else "waiting_for_peer"
             self._wait_a_moment()
             return
         self._phase = "stepping"
         before = self._loop.env_steps
-        chunks, _ = self._loop.step()
+        try:
+            chunks, _ = self._loop.step()
+        except EnvFaultError as error:
+            self._recreation.fault(error)
+            return
         self._backlog.extend(chunks)
         self._rate.add(self._loop.env_steps - before)
         self._steps_to_refresh -= self._config.actor.num_envs
@@ -158,7 +195,7 @@ class ActorDaemon:
     def _heartbeat(self) -> Heartbeat:
         loop = self._loop
         if loop is None:
-            return Heartbeat(phase=self._phase, progress=0)
+            return Heartbeat(phase=self._phase, progress=0, env_faults=self._recreation.faults)
         returns = loop.recent_returns
         return Heartbeat(
             phase=self._phase,
@@ -168,6 +205,7 @@ class ActorDaemon:
             env_steps_per_s=self._rate.per_second(),
             episodes=loop.episodes,
             mean_return=float(np.mean(returns)) if returns else None,
+            env_faults=self._recreation.faults,
         )
 
     def _write_metrics(self) -> None:
@@ -185,6 +223,7 @@ class ActorDaemon:
                 "inserted_items": self._replay.inserted_items,
                 "unacknowledged_chunks": self._replay.unacknowledged,
                 "backlog_chunks": len(self._backlog),
+                "env_faults": beat.env_faults,
             },
             step=beat.env_steps,
         )

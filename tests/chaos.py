@@ -237,7 +237,7 @@ class Chaos:
         last = self.audits[-1]
         lines += [
             "",
-            "| audits | acknowledged | of them not durable | sacrificed | lost | duplicated | altered |",
+            "| audits | acknowledged | not durable | sacrificed | lost | duplicated | altered |",
             "|---|---|---|---|---|---|---|",
             f"| {len(self.audits)} | {last.acknowledged} | {last.volatile} "
             f"| {len(self._sacrificed) * ITEMS} | {len(self.lost)} | {len(self.duplicated)} "

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.acting.accumulators import Accumulator, VectorStep
+from apex.errors import EnvFaultError
 from apex.types import Array, Chunk
 
 if TYPE_CHECKING:  # algorithms import this module, and need no gymnasium
@@ -99,17 +100,19 @@ class ActingLoop:
         clip_rewards: bool,
         seed: int,
     ) -> None:
-        self._environments = environments
         self._policy = policy
         self._exploration = exploration
         self._accumulator = accumulator
         self._clip_rewards = clip_rewards
         self._stacker = FrameStacker(environments.spec.frame_stack)
-        self._state = policy.initial_state(environments.num_envs)
-        self._observations = environments.reset(seed)
-        self._starts = np.ones(environments.num_envs, dtype=np.bool_)
-        self._ignored = np.zeros(environments.num_envs, dtype=np.bool_)
-        self._returns = np.zeros(environments.num_envs)
+        self._chunks_of_fault: list[Chunk] = []
+        self._environments: Environments
+        self._state: Any
+        self._observations: Array
+        self._starts: npt.NDArray[np.bool_]
+        self._ignored: npt.NDArray[np.bool_]
+        self._returns: npt.NDArray[np.float64]
+        self.begin(environments, seed)
         self.learner_step = 0
         """Of the policy's parameters; whoever loads them sets it."""
         self.env_steps = 0
@@ -126,11 +129,15 @@ class ActingLoop:
         observations = self._observations
         inputs = self._stacker.push(observations, self._starts)
         actions, self._state, extras = self._policy.act(inputs, self._state, self._exploration)
-        result = self._environments.step(actions)
-        chunks: list[Chunk] = []
+        try:
+            result = self._environments.step(actions)
+        except EnvFaultError:
+            self._cut(Decision(actions, None, extras))
+            raise
+        chunks, self._chunks_of_fault = self._chunks_of_fault, []
         if self._accumulator is not None:
             rewards = np.clip(result.rewards, -1, 1) if self._clip_rewards else result.rewards
-            chunks = self._accumulator.add(
+            chunks += self._accumulator.add(
                 VectorStep(
                     observations, actions, extras, rewards, result.terminated, result.truncated,
                     result.life_lost, self._ignored, self.learner_step,
@@ -149,9 +156,35 @@ class ActingLoop:
         )  # fmt: skip
         return chunks, finished
 
+    def _cut(self, decision: Decision) -> None:
+        """Truncate every episode at its last observation: what was decided there never happened."""
+        everywhere = np.ones(self._environments.num_envs, dtype=np.bool_)
+        nowhere = ~everywhere
+        if self._accumulator is not None:
+            self._chunks_of_fault += self._accumulator.add(
+                VectorStep(
+                    self._observations, decision.actions, decision.extras, np.zeros(len(nowhere)),
+                    nowhere, nowhere, nowhere, everywhere, self.learner_step,
+                )
+            )  # fmt: skip
+
+    def begin(self, environments: Environments, seed: int) -> None:
+        """Begin episodes; after a step that raised with other environments of the same kind.
+
+        Raises:
+            EnvFaultError: their reset raised.
+        """
+        self._observations = environments.reset(seed)
+        self._environments = environments
+        self._state = self._policy.initial_state(environments.num_envs)
+        self._starts = np.ones(environments.num_envs, dtype=np.bool_)
+        self._ignored = np.zeros(environments.num_envs, dtype=np.bool_)
+        self._returns = np.zeros(environments.num_envs)
+
     def flush(self) -> list[Chunk]:
         """Items that are complete but not yet in a chunk, for an orderly end."""
-        return self._accumulator.flush() if self._accumulator is not None else []
+        chunks, self._chunks_of_fault = self._chunks_of_fault, []
+        return chunks + (self._accumulator.flush() if self._accumulator is not None else [])
 
 
 def play_episodes(

@@ -128,6 +128,7 @@ _EMPTY_ACTOR = {
     "heartbeat_age_s": None,
     "episodes": 0,
     "mean_return": None,
+    "env_faults": 0,
 }
 
 
@@ -288,6 +289,7 @@ def describe(status: dict[str, Any]) -> str:
             f"  {row['actor_id']:<9} {row['state']:<10} pid {row['pid']}  slot {row['slot']}"
             f"  {row['env_steps']:,} env steps  {row['env_steps_per_s']}/s"
             f"  return {_return(row['mean_return'])}"
+            + (f"  {row['env_faults']} environment faults" if row["env_faults"] else "")
         )
     if replay["alarm"]:
         lines.append(f"  INSERTS ARE NOT DURABLE: {replay['alarm']}")

@@ -154,6 +154,7 @@ class Membership:
             "heartbeat_age_s": round(age, 2),
             "episodes": beat.episodes,
             "mean_return": beat.mean_return,
+            "env_faults": beat.env_faults,
         }
 
     def evaluator(self) -> dict[str, Any]:

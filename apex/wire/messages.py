@@ -17,6 +17,7 @@ Phase: TypeAlias = Literal[
     "waiting_for_peer",
     "waiting_for_credit",
     "stepping",
+    "recreating",
     "evaluating",
     "idle",
     "leaving",
@@ -125,6 +126,7 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
     env_steps_per_s: float = 0.0
     episodes: int = 0
     mean_return: float | None = None
+    env_faults: int = 0
 
 
 class HeartbeatAck(Message, frozen=True, tag="heartbeat_ack"):
