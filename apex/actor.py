@@ -121,7 +121,7 @@ class ActorDaemon:
             )
             self._loop.learner_step = self._learner_step
 
-        self._begin = begin
+        self._begin, self._loop = begin, None
         try:
             begin(self._environments)
         except EnvFaultError as error:
