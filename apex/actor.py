@@ -56,8 +56,8 @@ class ActorDaemon:
         self._environments = make()
         self._recreation = Recreation(make)
         hello = service.hello("actor")
-        self._learner = LearnerClient(service.endpoints.learner.params, hello)
-        self._replay = InsertClient(service.endpoints.replay.insert, hello)
+        self._learner = LearnerClient(service.endpoints.of("learner.params"), hello)
+        self._replay = InsertClient(service.endpoints.of("replay.insert"), hello)
         self._poller = Poller(self._learner.client, self._replay.client)
         self._attached = actor_index(service.name) >= self._config.actor.count
         self._backlog: deque[Chunk] = deque()

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import tomli_w
@@ -39,12 +39,30 @@ class LearnerEndpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     params: str
 
 
+class Endpoint(NamedTuple):
+    """One address, and what guards it."""
+
+    name: str
+    """Such as `replay.insert`."""
+    address: str
+    keys: Path | None = None
+    """The folder of keys, for tcp (`apex/wire/keys.py`)."""
+
+
 class Endpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every address of a suite."""
 
     replay: ReplayEndpoints
     learner: LearnerEndpoints
     insecure_loopback: bool = False
+    keys: str = ""
+    """The folder of keys; a relative path is taken from the endpoints file."""
+
+    def of(self, name: str) -> Endpoint:
+        """One of them by its name."""
+        address = self.addresses()[name]
+        guarded = self.keys and address.startswith("tcp://")
+        return Endpoint(name, address, Path(self.keys) if guarded else None)
 
     def addresses(self) -> dict[str, str]:
         """Address by name, such as `replay.insert`."""
@@ -94,22 +112,25 @@ def _convert(raw: dict[str, Any], path: Path) -> Endpoints:
             f"{path}: {section + ': ' if section else ''}{reason}; expected the keys "
             "replay.insert, replay.sample and learner.params"
         ) from None
-    for name, address in endpoints.addresses().items():
-        _check(name, address, endpoints.insecure_loopback)
+    if endpoints.keys:
+        keys = path.absolute().parent / Path(endpoints.keys).expanduser()
+        endpoints = msgspec.structs.replace(endpoints, keys=str(keys))
+    _check_all(endpoints)
     fixed = [a for a in endpoints.addresses().values() if not a.endswith(":*")]
     if len(set(fixed)) != len(fixed):
         raise EndpointError(f"{path}: two endpoints have the same address: {', '.join(fixed)}")
     return endpoints
 
 
-def _check(name: str, address: str, insecure_loopback: bool) -> None:
-    scheme, separator, rest = address.partition("://")
-    if not separator or scheme not in ("ipc", "tcp"):
-        raise EndpointError(f"{name} = '{address}': expected ipc://PATH or tcp://ADDRESS:PORT")
-    if scheme == "ipc":
-        _check_ipc(name, rest)
-    else:
-        _check_tcp(name, address, rest, insecure_loopback)
+def _check_all(endpoints: Endpoints) -> None:
+    for name, address in endpoints.addresses().items():
+        scheme, separator, rest = address.partition("://")
+        if not separator or scheme not in ("ipc", "tcp"):
+            raise EndpointError(f"{name} = '{address}': expected ipc://PATH or tcp://ADDRESS:PORT")
+        if scheme == "ipc":
+            _check_ipc(name, rest)
+        else:
+            _check_tcp(name, address, rest, endpoints)
 
 
 def _check_ipc(name: str, path: str) -> None:
@@ -124,7 +145,7 @@ def _check_ipc(name: str, path: str) -> None:
         )
 
 
-def _check_tcp(name: str, address: str, rest: str, insecure_loopback: bool) -> None:
+def _check_tcp(name: str, address: str, rest: str, endpoints: Endpoints) -> None:
     host, _, port = rest.rpartition(":")
     if port != "*" and not (port.isdigit() and 0 < int(port) < 65536):
         raise EndpointError(
@@ -136,15 +157,18 @@ def _check_tcp(name: str, address: str, rest: str, insecure_loopback: bool) -> N
         raise EndpointError(
             f"{name} = '{address}': expected a numeric address such as 127.0.0.1"
         ) from None
+    if endpoints.keys:
+        return
     if not loopback:
         raise EndpointError(
-            f"{name} = '{address}': tcp beyond loopback needs CURVE keys, which this version "
-            "does not have yet; use ipc, or 127.0.0.1 with insecure_loopback = true"
+            f"{name} = '{address}': tcp beyond loopback needs keys; make them with "
+            '`apex keys new DIR` and say keys = "DIR" at the top of the endpoints file'
         )
-    if not insecure_loopback:
+    if not endpoints.insecure_loopback:
         raise EndpointError(
-            f"{name} = '{address}': tcp on loopback lets every user of this machine in; "
-            "say insecure_loopback = true at the top of the endpoints file to accept that"
+            f"{name} = '{address}': tcp on loopback without keys lets every user of this machine "
+            'in; make keys with `apex keys new DIR` and say keys = "DIR" at the top of the '
+            "endpoints file, or accept that with insecure_loopback = true"
         )
 
 
@@ -159,13 +183,13 @@ def resolve(endpoints: Endpoints, run_directory: Path) -> Endpoints:
         folder = socket_directory(run_directory)
         addresses = {name: a.replace(SOCKETS, str(folder)) for name, a in addresses.items()}
     addresses = _with_ports(addresses)
-    for name, address in addresses.items():
-        _check(name, address, endpoints.insecure_loopback)
-    return Endpoints(
+    resolved = msgspec.structs.replace(
+        endpoints,
         replay=ReplayEndpoints(addresses["replay.insert"], addresses["replay.sample"]),
         learner=LearnerEndpoints(addresses["learner.params"]),
-        insecure_loopback=endpoints.insecure_loopback,
     )
+    _check_all(resolved)
+    return resolved
 
 
 def socket_directory(run_directory: Path) -> Path:

@@ -58,7 +58,9 @@ class EvaluatorDaemon:
         self._environments = make_environments(
             evaluation_env(service.config.env), config.num_envs, extensions.make_env
         )
-        self._learner = LearnerClient(service.endpoints.learner.params, service.hello("evaluator"))
+        self._learner = LearnerClient(
+            service.endpoints.of("learner.params"), service.hello("evaluator")
+        )
         self._poller = Poller(self._learner.client)
         self._metrics = MetricsLog(
             service.run.metrics, service.name, service.config.run.metrics_max_mb, tensorboard=True

@@ -89,7 +89,7 @@ class Producer(threading.Thread):
             role="actor", name=f"ledger_{self._number}", epoch=epoch, run_id=facts.run_id,
             schema_hash=facts.schema.hash, pid=0,
         )  # fmt: skip
-        address = self._run.endpoints().replay.insert
+        address = self._run.endpoints().of("replay.insert")
         client = InsertClient(
             address, hello, on_acknowledged=lambda seq: self._note(epoch, seq, client.durable)
         )

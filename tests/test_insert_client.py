@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from apex.config import merge, parse
-from apex.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
+from apex.endpoints import Endpoint, Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.errors import RefusedError
 from apex.learner.prefetcher import Prefetcher
 from apex.replay.client import InsertClient, SampleClient
@@ -73,17 +73,19 @@ class Suite:
         self.start(**self.settings)
 
     def producer(self, **greeting: object) -> InsertClient:
-        client = InsertClient(self.endpoints.replay.insert, hello(**greeting), lambda: self.now)
+        client = InsertClient(
+            self.endpoints.of("replay.insert"), hello(**greeting), lambda: self.now
+        )
         return self._add(client)
 
     def learner(self, batch_size: int = 4, **greeting: object) -> SampleClient:
         greeting = {"name": "learner", "role": "learner", **greeting}
-        address = self.endpoints.replay.sample
+        address = self.endpoints.of("replay.sample")
         return self._add(SampleClient(address, hello(**greeting), batch_size, lambda: self.now))
 
-    def bare(self, endpoint: str, **greeting: object) -> tuple[Client, list]:
+    def bare(self, endpoint: Endpoint, **greeting: object) -> tuple[Client, list]:
         """A client without manners: what it receives is kept."""
-        client, received = Client("bare", endpoint, hello(**greeting)), []
+        client, received = Client(endpoint, hello(**greeting)), []
         client.poll = lambda: received.extend(client.receive())
         self._add(client)
         self.until(lambda: client.ready)
@@ -277,7 +279,7 @@ def test_producer_without_credit_waits_and_nothing_grows(suite):
 
 def test_producer_beyond_its_credit_is_refused(suite):
     server = suite.start(samples_per_insert=1.0)
-    client, received = suite.bare(suite.endpoints.replay.insert)
+    client, received = suite.bare(suite.endpoints.of("replay.insert"))
     arrays = {"priorities": np.ones(2)} | {
         f"column.{name}": array for name, array in vector_chunk([1, 2]).columns.items()
     }
@@ -352,7 +354,7 @@ def test_producer_of_another_kind_is_refused_with_a_code(suite, greeting, code):
 )
 def test_bad_chunk_is_refused_and_the_next_good_one_taken(suite, change):
     server = suite.start()
-    client, received = suite.bare(suite.endpoints.replay.insert)
+    client, received = suite.bare(suite.endpoints.of("replay.insert"))
     good = {"priorities": np.ones(2)} | {
         f"column.{name}": array for name, array in vector_chunk([1, 2]).columns.items()
     }
@@ -419,7 +421,9 @@ def test_new_priorities_reach_items_by_id_and_stale_ones_are_counted(suite):
 )
 def test_malformed_priorities_are_refused(suite, arrays):
     filled(suite, [1.0])
-    client, received = suite.bare(suite.endpoints.replay.sample, name="learner", role="learner")
+    client, received = suite.bare(
+        suite.endpoints.of("replay.sample"), name="learner", role="learner"
+    )
     client.send(UpdatePriorities(), arrays)
     suite.until(lambda: any(isinstance(r.message, Error) for r in received))
     assert received[-1].message.code == "bad_request"
@@ -457,7 +461,9 @@ def test_waiting_request_that_is_repeated_is_served_once(suite):
 @pytest.mark.parametrize("batch_size", [0, -1, 10**9])
 def test_batch_size_out_of_range_is_refused(suite, batch_size):
     filled(suite, [1.0])
-    client, received = suite.bare(suite.endpoints.replay.sample, name="learner", role="learner")
+    client, received = suite.bare(
+        suite.endpoints.of("replay.sample"), name="learner", role="learner"
+    )
     client.send(Sample(request_id=0, batch_size=batch_size))
     suite.until(lambda: any(isinstance(r.message, Error) for r in received))
     assert received[-1].message.code == "bad_request"
@@ -486,7 +492,8 @@ def test_all_waiting_inserts_are_taken_beside_one_batch(suite, monkeypatch):
     learner = suite.learner()
     suite.until(lambda: learner.client.ready and all(p.has_credit for p in producers))
     with monkeypatch.context() as held:
-        held.setattr(server, "_work", lambda: None)
+        for endpoint in (server._inserts, server._samples):
+            held.setattr(endpoint, "work", lambda: False)
         for k, producer in enumerate(producers):
             for chunk in range(4):
                 producer.insert(vector_chunk([10 * k + chunk]))
@@ -503,7 +510,7 @@ def test_prefetcher_asks_for_all_its_batches_before_one_has_come_or_was_learned_
     client = suite.producer()
     prefetcher = Prefetcher(
         lambda: SampleClient(
-            suite.endpoints.replay.sample, hello(name="learner", role="learner"), 4
+            suite.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 4
         ),
         VECTOR_SCHEMA, lambda items: items.columns, depth=3, threads=1,
     )  # fmt: skip
@@ -559,7 +566,7 @@ def test_server_lives_when_items_go_after_two_samples(suite):
 def test_operator_is_told_how_the_server_is(suite):
     filled(suite, [1.0, 2.0])
     client, received = suite.bare(
-        suite.endpoints.replay.sample, name="op", role="operator", schema_hash=""
+        suite.endpoints.of("replay.sample"), name="op", role="operator", schema_hash=""
     )
     client.send(Status())
     suite.until(lambda: len(received) == 2)
@@ -575,7 +582,7 @@ def test_priorities_of_a_lost_tables_items_never_reach_those_of_a_restarted_serv
     client.insert(vector_chunk([10, 11]))
     prefetcher = Prefetcher(
         lambda: SampleClient(
-            suite.endpoints.replay.sample, hello(name="learner", role="learner"), 8
+            suite.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 8
         ),
         VECTOR_SCHEMA,
         lambda items: items.columns,

@@ -53,7 +53,7 @@ def test_actors_that_come_late_get_the_newest_parameters_at_once_however_many(tm
         server.start()
         # One is configured; the learner publishes nothing while they come.
         for number in range(3):
-            client = LearnerClient(endpoints.learner.params, hello(f"actor_{number:03d}"))
+            client = LearnerClient(endpoints.of("learner.params"), hello(f"actor_{number:03d}"))
             stack.enter_context(closing(client))
             received: list[Publication] = []
 

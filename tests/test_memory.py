@@ -43,7 +43,7 @@ def test_100000_pong_transitions_cost_the_replay_process_at_most_60_mb(suite: Su
     run = prepare_run(suite.path, preset_config("pong", settings))
     replay = subprocess.Popen([sys.executable, ROOT / "bin" / "replay", "--run", run.path])
     try:
-        client = InsertClient(run.endpoints().replay.insert, hello(run))
+        client = InsertClient(run.endpoints().of("replay.insert"), hello(run))
         wait_until(lambda: client.poll() or client.client.ready, 30.0, "the server is there")
         before = resident_bytes(replay.pid)
         insert_transitions(run, client)

@@ -188,10 +188,10 @@ class Real:
         )
         stack.callback(self.server.close)
         actor = hello(schema_hash=schema.hash)
-        self.inserter = InsertClient(endpoints.replay.insert, actor)
+        self.inserter = InsertClient(endpoints.of("replay.insert"), actor)
         stack.callback(self.inserter.close)
         learner = hello("learner", "learner", schema_hash=schema.hash)
-        self.sampler = SampleClient(endpoints.replay.sample, learner, BATCH)
+        self.sampler = SampleClient(endpoints.of("replay.sample"), learner, BATCH)
         stack.callback(self.sampler.close)
         self._batches: list[Samples] = []
         self._priorities_sent = 0

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import zmq
 
+from apex.endpoints import Endpoint
 from apex.errors import PeerTimeoutError, RefusedError
 from apex.types import Array
 from apex.wire import client as wire_client
@@ -38,6 +39,7 @@ class Desk:
 
     def __init__(self, address: str, stack: ExitStack) -> None:
         self.address = address
+        self.endpoint = Endpoint("replay.insert", address)
         self.now = 0.0
         self.taken: list[Request] = []
         self.clients: list[Client] = []
@@ -47,7 +49,7 @@ class Desk:
 
     def open(self) -> None:
         self.server = Server(
-            "replay.insert", self.address, "run", VECTOR_SCHEMA.hash, PERMISSIONS, self.welcome,
+            self.endpoint, "run", VECTOR_SCHEMA.hash, PERMISSIONS, self.welcome,
             clock=lambda: self.now,
         )  # fmt: skip
         self._stack.callback(self.server.close)
@@ -62,7 +64,7 @@ class Desk:
         return Welcome(instance=self.server.instance)
 
     def connect(self, greeting: Hello | None = None) -> Client:
-        client = Client("replay.insert", self.address, greeting or hello())
+        client = Client(self.endpoint, greeting or hello())
         self._stack.enter_context(closing(client))
         self.clients.append(client)
         self.received[client] = []
@@ -137,7 +139,7 @@ def test_client_that_is_not_ready_sends_nothing(desk):
 
 def test_client_may_start_before_its_server(tmp_path):
     with ExitStack() as stack:
-        early = Client("replay.insert", f"ipc://{tmp_path}/s", hello())
+        early = Client(Endpoint("replay.insert", f"ipc://{tmp_path}/s"), hello())
         stack.enter_context(closing(early))
         assert early.receive() == []
         desk = Desk(f"ipc://{tmp_path}/s", stack)
@@ -292,7 +294,7 @@ def test_reply_to_one_who_does_not_read_is_dropped_and_never_waits(desk):
 
 def operator_request(desk: Desk, monkeypatch, message: Message, timeout_s: float) -> Received:
     """Client.request, with the server's turns taken where the client would wait."""
-    client = Client("replay.insert", desk.address, hello("op", "operator"))
+    client = Client(desk.endpoint, hello("op", "operator"))
     receive = client.receive
 
     def receive_with_turn() -> list[Received]:
@@ -316,7 +318,7 @@ def test_request_that_is_refused_raises_with_the_code(desk, monkeypatch):
 
 
 def test_request_without_a_server_times_out(tmp_path):
-    client = Client("replay.sample", f"ipc://{tmp_path}/none", hello("op", "operator"))
+    client = Client(Endpoint("replay.sample", f"ipc://{tmp_path}/none"), hello("op", "operator"))
     with closing(client), pytest.raises(PeerTimeoutError, match=r"replay\.sample: no answer"):
         client.request(Status(), 0.05)
 

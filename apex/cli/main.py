@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from apex import __version__
-from apex.cli import actors, evaluation, listings, logs, plot, runs, statuses
+from apex.cli import actors, evaluation, keys, listings, logs, plot, runs, statuses
 from apex.errors import ApexError
 
 
@@ -47,5 +47,6 @@ for command in (
     listings.presets,
     listings.config,
     listings.runs,
+    keys.keys,
 ):
     main.add_command(command)

@@ -40,7 +40,7 @@ def request(run: RunDirectory, endpoint: str, message: Message, timeout_s: float
         schema_hash="",
         pid=os.getpid(),
     )
-    client = Client(endpoint, run.endpoints().addresses()[endpoint], hello)
+    client = Client(run.endpoints().of(endpoint), hello)
     try:
         return client.request(message, timeout_s).message
     finally:

@@ -7,6 +7,7 @@ import time
 import zlib
 from collections.abc import Callable
 
+from apex.endpoints import Endpoint
 from apex.params import Publication
 from apex.wire.client import Client
 from apex.wire.messages import (
@@ -31,15 +32,15 @@ class LearnerClient:
     """One member's connection to `learner.params`.
 
     Args:
-        address: of the endpoint.
+        endpoint: `learner.params`.
         hello: of the member.
         clock: seconds, monotonic.
     """
 
     def __init__(
-        self, address: str, hello: Hello, clock: Callable[[], float] = time.monotonic
+        self, endpoint: Endpoint, hello: Hello, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.client = Client("learner.params", address, hello)
+        self.client = Client(endpoint, hello)
         self.welcome: Welcome | None = None
         self.param_version = -1
         """Of the newest publication received."""

@@ -69,8 +69,7 @@ class ParamsServer:
         on_snapshot: Callable[[], None],
     ) -> None:
         self._server = Server(
-            "learner.params",
-            endpoints.learner.params,
+            endpoints.of("learner.params"),
             facts.run_id,
             facts.schema.hash,
             {

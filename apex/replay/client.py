@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from apex.endpoints import Endpoint
 from apex.errors import SchemaError
 from apex.replay.payload import chunk_to_arrays, samples_from_arrays
 from apex.types import Arrays, Chunk, Samples
@@ -41,7 +42,7 @@ class InsertClient:
     """Inserts chunks, each effectively once, also across the server's restarts.
 
     Args:
-        address: of `replay.insert`.
+        endpoint: `replay.insert`.
         hello: names the producer and its epoch.
         clock: seconds, monotonic.
         on_acknowledged: called with the number of each insert that the server has, in order.
@@ -49,12 +50,12 @@ class InsertClient:
 
     def __init__(
         self,
-        address: str,
+        endpoint: Endpoint,
         hello: Hello,
         clock: Callable[[], float] = time.monotonic,
         on_acknowledged: Callable[[int], None] = lambda seq: None,
     ) -> None:
-        self.client = Client("replay.insert", address, hello)
+        self.client = Client(endpoint, hello)
         self._clock = clock
         self._on_acknowledged = on_acknowledged
         self.durable = True
@@ -118,7 +119,7 @@ class SampleClient:
     """Pulls batches ahead of their use, and returns priorities.
 
     Args:
-        address: of `replay.sample`.
+        endpoint: `replay.sample`.
         hello: of the learner.
         batch_size: items in one batch.
         clock: seconds, monotonic.
@@ -126,12 +127,12 @@ class SampleClient:
 
     def __init__(
         self,
-        address: str,
+        endpoint: Endpoint,
         hello: Hello,
         batch_size: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.client = Client("replay.sample", address, hello)
+        self.client = Client(endpoint, hello)
         self._batch_size = batch_size
         self._clock = clock
         self._next_id = 0

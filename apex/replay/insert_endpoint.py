@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from dataclasses import dataclass
 
+from apex.endpoints import Endpoint
 from apex.errors import RefusedError, SchemaError
 from apex.metrics import Rate
 from apex.replay.keeper import TableKeeper
@@ -60,17 +61,16 @@ class InsertEndpoint:
     has at most `CREDITS` unacknowledged inserts.
 
     Args:
-        address: where to bind.
+        endpoint: where to bind.
         facts: of the run.
         keeper: of the table.
     """
 
-    def __init__(self, address: str, facts: RunFacts, keeper: TableKeeper) -> None:
+    def __init__(self, endpoint: Endpoint, facts: RunFacts, keeper: TableKeeper) -> None:
         self._keeper = keeper
         self._table = keeper.table
         self.server = Server(
-            "replay.insert",
-            address,
+            endpoint,
             facts.run_id,
             facts.schema.hash,
             {"actor": (Insert,)},

@@ -74,6 +74,7 @@ class TableKeeper:
         self._log = self._open_log()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="table-state")
         self._saving: Future[dict[str, Any]] | None = None
+        self._closed = False
         self._save_due = time.monotonic() + config.save_period_s
 
     def _recover(
@@ -188,7 +189,10 @@ class TableKeeper:
         }
 
     def close(self) -> None:
-        """Save everything and end."""
+        """Save everything and end; once."""
+        if self._closed:
+            return
+        self._closed = True
         self.save()
         self._worker.shutdown(wait=True)
         if self._log is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from apex.endpoints import Endpoint
 from apex.errors import EmptyTableError
 from apex.metrics import Rate
 from apex.replay.keeper import TableKeeper
@@ -47,7 +48,7 @@ class SampleEndpoint:
     """Serves batches in the order in which they were asked for, as the rate limiter allows.
 
     Args:
-        address: where to bind.
+        endpoint: where to bind.
         facts: of the run.
         keeper: of the table.
         status: the answer to STATUS.
@@ -56,7 +57,7 @@ class SampleEndpoint:
 
     def __init__(
         self,
-        address: str,
+        endpoint: Endpoint,
         facts: RunFacts,
         keeper: TableKeeper,
         status: Callable[[], dict[str, Any]],
@@ -67,8 +68,7 @@ class SampleEndpoint:
         self._status = status
         self._stop = stop
         self.server = Server(
-            "replay.sample",
-            address,
+            endpoint,
             facts.run_id,
             facts.schema.hash,
             {

@@ -86,9 +86,9 @@ class ReplayServer:
         )
         self.table = self._keeper.table
         self._restarted = restarted
-        self._inserts = InsertEndpoint(endpoints.replay.insert, facts, self._keeper)
+        self._inserts = InsertEndpoint(endpoints.of("replay.insert"), facts, self._keeper)
         self._samples = SampleEndpoint(
-            endpoints.replay.sample, facts, self._keeper, self.status, stop
+            endpoints.of("replay.sample"), facts, self._keeper, self.status, stop
         )
         self._poller = Poller(self._inserts.server, self._samples.server)
 

@@ -9,17 +9,25 @@ from collections.abc import Callable, Mapping
 import zmq  # noqa: TID251
 from zmq.utils.monitor import recv_monitor_message  # noqa: TID251
 
+from apex.endpoints import Endpoint
 from apex.errors import DecodeError, PeerTimeoutError, RefusedError
 from apex.types import Array
 from apex.wire.codec import Received, decode, encode
 from apex.wire.messages import Error, Hello, Message, Welcome
-from apex.wire.sockets import connected_dealer
+from apex.wire.sockets import HANDSHAKE_FAILURES, connected_dealer
 
 log = logging.getLogger("apex.wire")
 
 HELLO_RETRY_S = 2.0
 FATAL_CODES = frozenset(
-    {"wrong_run", "wrong_schema", "protocol_version", "not_permitted", "superseded"}
+    {
+        "wrong_run",
+        "wrong_schema",
+        "protocol_version",
+        "not_authorized",
+        "not_permitted",
+        "superseded",
+    }
 )
 """Refusals that a resend cannot mend."""
 
@@ -31,28 +39,27 @@ class Client:
     handed to the caller like any message: what is still unanswered then must be sent again.
 
     Args:
-        name: the endpoint's name, such as `replay.insert`.
-        address: where to connect.
+        endpoint: where to connect.
         hello: sent at the start of every connection.
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
-        name: str,
-        address: str,
+        endpoint: Endpoint,
         hello: Hello,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.name = name
+        self.name = endpoint.name
         self.hello = hello
         self.ready = False
         self._connected = False
+        self._handshake_failed = False
         self._hello_sent = float("-inf")
         self._clock = clock
         self._level = logging.DEBUG if hello.role == "operator" else logging.INFO
-        self._socket, self._monitor = connected_dealer(address)
-        log.log(self._level, "%s: waiting for it at %s", name, address)
+        self._socket, self._monitor = connected_dealer(endpoint, hello.role)
+        log.log(self._level, "%s: waiting for it at %s", self.name, endpoint.address)
 
     def pollables(self) -> list[zmq.Socket[bytes] | int]:
         """See `apex.wire.sockets.Pollable`."""
@@ -88,6 +95,9 @@ class Client:
     def _watch_connection(self) -> None:
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)["event"]
+            if event & HANDSHAKE_FAILURES:
+                self._on_handshake_failure(event)
+                continue
             self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if self.ready and not self._connected:
                 log.info("%s: connection lost, waiting for it", self.name)
@@ -96,6 +106,22 @@ class Client:
         if self._connected and not self.ready and self._clock() - self._hello_sent > HELLO_RETRY_S:
             self._hello_sent = self._clock()
             self._transmit(self.hello, None)
+
+    def _on_handshake_failure(self, event: int) -> None:
+        """libzmq tries again, but for a refusal by the gate."""
+        if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
+            raise RefusedError(
+                f"{self.name} did not let this process in: its key is not in authorized/, or it "
+                "runs as another user",
+                "not_authorized",
+            )
+        if not self._handshake_failed:
+            self._handshake_failed = True
+            log.warning(
+                "%s: the other side broke the handshake off, trying again; with keys: is "
+                "server.public that of the server's server.secret?",
+                self.name,
+            )
 
     def _on_error(self, error: Error) -> None:
         if error.code in FATAL_CODES:

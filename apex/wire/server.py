@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import zmq  # noqa: TID251
 
+from apex.endpoints import Endpoint
 from apex.errors import DecodeError, RefusedError
 from apex.types import Array, Arrays
 from apex.wire.codec import decode, encode
@@ -21,6 +22,7 @@ log = logging.getLogger("apex.wire")
 
 PEER_SILENCE_S = 120.0
 """Seconds after which a silent peer is forgotten; it is asked for a HELLO when it comes back."""
+SWEEP_S = 1.0
 MAX_MESSAGES_A_TURN = 64
 
 
@@ -31,6 +33,8 @@ class Peer:
     identity: bytes
     hello: Hello
     last_seen: float
+    user: str
+    """As the gate has let it in."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,7 @@ class Server:
     """Binds one endpoint and keeps the conversation with its peers.
 
     Args:
-        name: the endpoint's name, such as `replay.insert`.
-        address: where to bind.
+        endpoint: where to bind, and what guards it.
         run_id: HELLOs of another run are refused.
         schema_hash: HELLOs with another schema are refused; operators may leave it empty.
         permissions: which messages each role may send here.
@@ -59,20 +62,21 @@ class Server:
         clock: seconds, monotonic.
     """
 
-    name: str
-    address: str
+    endpoint: Endpoint
     run_id: str
     schema_hash: str
     permissions: Permissions
     on_hello: Callable[[Peer], Welcome]
     clock: Callable[[], float] = time.monotonic
+    name: str = field(init=False)
     peers: dict[bytes, Peer] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
     """Messages that were refused, and replies that were dropped, by reason."""
 
     def __post_init__(self) -> None:
         self.instance = time.time_ns()
-        self._socket, self._lock = bound_router(self.name, self.address)
+        self.name = self.endpoint.name
+        self._socket, self._policy, self._lock = bound_router(self.endpoint)
         self._last_sweep = self.clock()
 
     def pollables(self) -> list[zmq.Socket[bytes] | int]:
@@ -84,19 +88,20 @@ class Server:
         self._sweep()
         for _ in range(MAX_MESSAGES_A_TURN):
             try:
-                identity, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                sender = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            request = self._admit(identity, frames)
+            request = self._admit(sender, self._socket.recv_multipart(zmq.NOBLOCK))
             if request is not None:
                 yield request
 
-    def _admit(self, identity: bytes, frames: list[bytes]) -> Request | None:
+    def _admit(self, sender: zmq.Frame, frames: list[bytes]) -> Request | None:
+        identity = sender.bytes
         try:
             received = decode(frames)
             message = received.message
             if isinstance(message, Hello):
-                self._greet(identity, message)
+                self._greet(Peer(identity, message, self.clock(), str(sender.get("User-Id"))))
                 return None
             peer = self.peers.get(identity)
             if peer is None:
@@ -112,7 +117,11 @@ class Server:
         peer.last_seen = self.clock()
         return Request(peer, message, received.arrays)
 
-    def _greet(self, identity: bytes, hello: Hello) -> None:
+    def _greet(self, peer: Peer) -> None:
+        identity, hello = peer.identity, peer.hello
+        refusal = self._policy.refusal(peer.user, hello.role)
+        if refusal is not None:
+            return self.refuse(identity, "not_authorized", refusal)
         if hello.run_id != self.run_id:
             return self.refuse(
                 identity, "wrong_run", f"this is run {self.run_id}, not {hello.run_id}"
@@ -126,7 +135,6 @@ class Server:
                 f"{self.name} has schema {self.schema_hash}, {hello.name} came with "
                 f"{hello.schema_hash}: was it started with another configuration?",
             )
-        peer = Peer(identity, hello, self.clock())
         try:
             welcome = self.on_hello(peer)
         except RefusedError as error:
@@ -166,18 +174,21 @@ class Server:
 
     def _sweep(self) -> None:
         now = self.clock()
-        if now - self._last_sweep < 10.0:
+        if now - self._last_sweep < SWEEP_S:
             return
         self._last_sweep = now
         for identity, peer in list(self.peers.items()):
-            if now - peer.last_seen > PEER_SILENCE_S:
+            refusal = self._policy.refusal(peer.user, peer.hello.role)
+            if refusal is not None or now - peer.last_seen > PEER_SILENCE_S:
                 del self.peers[identity]
+            if refusal is not None:
+                self.refuse(identity, "not_authorized", f"{peer.hello.name}: {refusal}")
 
     def close(self) -> None:
         """Unbind, after the replies that are under way."""
         self._socket.close()
         if self._lock is not None:
-            path = self.address[len("ipc://") :]
+            path = self.endpoint.address[len("ipc://") :]
             if os.path.exists(path):
                 os.unlink(path)
             self._lock.release()

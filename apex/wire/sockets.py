@@ -2,38 +2,71 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import stat
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import zmq  # noqa: TID251
 
+from apex.endpoints import Endpoint
 from apex.errors import EndpointError
 from apex.files import FileLock
+from apex.wire.gate import Anyone, Gate, KeyHolders, Policy, SameUser
+from apex.wire.keys import client_keys, read_secret
+from apex.wire.messages import Role
+
+log = logging.getLogger("apex.wire")
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 SEND_HIGH_WATER = 64
 """Messages that may wait for one peer; our streams have at most a few dozen in flight."""
+HANDSHAKE_FAILURES = (
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+)
 
-_context: tuple[int, zmq.Context[zmq.Socket[bytes]]] | None = None
+
+class _Process(NamedTuple):
+    """What there is once in a process."""
+
+    pid: int
+    context: zmq.Context[zmq.Socket[bytes]]
+    gate: Gate
+
+
+_process: _Process | None = None
+
+
+def _own() -> _Process:
+    """Of this process, made after the fork: a child never uses its parent's."""
+    global _process
+    if _process is None or _process.pid != os.getpid():
+        _raise_file_limit()
+        context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        context.set(zmq.MAX_SOCKETS, 4096)
+        _process = _Process(os.getpid(), context, Gate(context))
+    return _process
 
 
 def context() -> zmq.Context[zmq.Socket[bytes]]:
-    """This process's context, made after the fork: a child never uses its parent's."""
-    global _context
-    if _context is None or _context[0] != os.getpid():
-        _raise_file_limit()
-        _context = (os.getpid(), zmq.Context())
-        _context[1].set(zmq.MAX_SOCKETS, 4096)
-    return _context[1]
+    """The context of this process."""
+    return _own().context
+
+
+def gate() -> Gate:
+    """Judges who connects to the endpoints of this process."""
+    return _own().gate
 
 
 def terminate_context() -> None:
     """Wait until the closed sockets' last messages are sent (at most their LINGER)."""
-    if _context is not None and _context[0] == os.getpid():
-        _context[1].destroy(linger=1000)
+    if _process is not None and _process.pid == os.getpid():
+        _process.gate.close()
+        _process.context.destroy(linger=1000)
 
 
 def _raise_file_limit() -> None:
@@ -56,16 +89,33 @@ def _configure(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
 
 
-def bound_router(name: str, address: str) -> tuple[zmq.Socket[bytes], FileLock | None]:
-    """A ROUTER bound to `address`, and the lock that keeps a second server away from an ipc path.
+class Bound(NamedTuple):
+    """A ROUTER at its address."""
+
+    socket: zmq.Socket[bytes]
+    policy: Policy
+    """Who may speak there."""
+    lock: FileLock | None
+    """Keeps a second server away from an ipc path."""
+
+
+def bound_router(endpoint: Endpoint) -> Bound:
+    """A ROUTER bound to an endpoint.
 
     Raises:
-        EndpointError: the address is in use or cannot be bound.
+        EndpointError: the address is in use or cannot be bound, or a key cannot be used.
     """
+    name, address, keys = endpoint
+    secret = read_secret(keys / "server.secret") if keys else None
     lock = _prepare_ipc(name, Path(address[6:])) if address.startswith("ipc://") else None
     socket = context().socket(zmq.ROUTER)
     _configure(socket)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    if secret is not None:
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, secret.secret.encode())
+    policy = _policy(endpoint)
+    gate().guard(socket, name, policy)
     try:
         socket.bind(address)
     except zmq.ZMQError as error:
@@ -78,7 +128,20 @@ def bound_router(name: str, address: str) -> tuple[zmq.Socket[bytes], FileLock |
                 "port in the endpoints file (port * takes a free one)"
             ) from None
         raise EndpointError(f"{name}: cannot bind {address}: {error}") from None
-    return socket, lock
+    return Bound(socket, policy, lock)
+
+
+def _policy(endpoint: Endpoint) -> Policy:
+    if endpoint.address.startswith("ipc://"):
+        return SameUser(os.getuid())
+    if endpoint.keys is not None:
+        return KeyHolders(endpoint.keys)
+    log.warning(
+        "%s: every user of this machine may connect to %s (insecure_loopback)",
+        endpoint.name,
+        endpoint.address,
+    )
+    return Anyone()
 
 
 def _prepare_ipc(name: str, path: Path) -> FileLock:
@@ -101,16 +164,27 @@ def _prepare_ipc(name: str, path: Path) -> FileLock:
     return lock
 
 
-def connected_dealer(address: str) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """A DEALER that connects to `address`, now or when somebody binds it, and its monitor.
+def connected_dealer(endpoint: Endpoint, role: Role) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
+    """A DEALER that connects to an endpoint, now or when somebody binds it, and its monitor.
 
     The monitor is there before the connection, which may stand within microseconds.
+
+    Raises:
+        EndpointError: the key of this role cannot be used.
     """
+    keys = client_keys(endpoint.keys, role) if endpoint.keys else None
     socket = context().socket(zmq.DEALER)
     _configure(socket)
     socket.setsockopt(zmq.IMMEDIATE, 1)
-    monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
-    socket.connect(address)
+    if keys is not None:
+        own, server = keys
+        socket.setsockopt(zmq.CURVE_PUBLICKEY, own.public.encode())
+        socket.setsockopt(zmq.CURVE_SECRETKEY, own.secret.encode())
+        socket.setsockopt(zmq.CURVE_SERVERKEY, server.public.encode())
+    monitor = socket.get_monitor_socket(
+        zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | HANDSHAKE_FAILURES
+    )
+    socket.connect(endpoint.address)
     return socket, monitor
 
 

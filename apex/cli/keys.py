@@ -1,0 +1,68 @@
+"""`apex keys`: who may connect over tcp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from apex.errors import UsageError
+
+folder_argument = click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and revoke the keys of a suite that listens on tcp."""
+
+
+@keys.command()
+@folder_argument
+@click.option("--role", type=click.Choice(["actor", "learner", "evaluator", "operator"]),
+              help="Add one key to FOLDER, for another host.")  # fmt: skip
+@click.option("--name", help="Of the added key; `apex keys revoke` takes it.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path),
+              help="Folder for the added key, to be copied to the other host.")  # fmt: skip
+def new(folder: Path, role: str | None, name: str | None, out: Path | None) -> None:
+    """Make FOLDER with a key for the server and one for each role, or add one key to it.
+
+    Name FOLDER in the endpoints file (keys = "FOLDER"). Each key has a role: with an actor's key
+    one may insert and fetch parameters, and nothing else.
+    """
+    from apex.wire.keys import add_key, make_folder
+
+    added = (role, name, out)
+    if any(added) and not all(added):
+        raise UsageError("one more key needs --role, --name and --out together")
+    try:
+        if role and name and out:
+            key = add_key(folder, name, role, out)  # type: ignore[arg-type]
+            click.echo(f"{out}: copy it to the other host, and name it in endpoints.toml there")
+            click.echo(f"{key.name} may connect as {key.role}; `apex keys revoke` takes that back")
+            return
+        made = make_folder(folder)
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from None
+    click.echo(f"{folder}: keys for {', '.join(key.role for key in made)}")
+    click.echo(f'at the top of your endpoints file: keys = "{folder.resolve()}"')
+
+
+@keys.command(name="list")
+@folder_argument
+def list_keys(folder: Path) -> None:
+    """Who may connect: name, role and public key."""
+    from apex.wire.keys import authorized_keys
+
+    for key in sorted(authorized_keys(folder).values(), key=lambda key: key.name):
+        click.echo(f"{key.name:<16} {key.role:<10} {key.public}")
+
+
+@keys.command()
+@folder_argument
+@click.argument("name")
+def revoke(folder: Path, name: str) -> None:
+    """Let the key NAME in no longer; what is connected with it is refused within seconds."""
+    from apex.wire.keys import revoke as revoke_key
+
+    revoke_key(folder, name)
+    click.echo(f"{name} is revoked")
