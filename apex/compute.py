@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
-from apex.errors import ConfigError
+from apex.errors import ConfigError, DeviceMemoryError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 LARGEST_MMAP_THRESHOLD = 32 << 20
@@ -28,9 +30,23 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"learner.device = '{name}': {error}") from None
     return device
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn torch's error for a device without memory left into `DeviceMemoryError`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DeviceMemoryError(
+            f"{error} Lower learner.batch_size or learner.prefetch, or end what else uses "
+            "the device"
+        ) from error
 
 
 def _keep_freed_memory() -> None:

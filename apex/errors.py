@@ -24,6 +24,8 @@ class ExitCode(enum.IntEnum):
     """The process crashed again and again, or its training diverged twice; it no longer tries."""
     HANG = 80
     """The watchdog ended a work loop that stood still."""
+    OUT_OF_MEMORY = 81
+    """The device had no memory left; tried again from the last checkpoint, three times."""
 
 
 NOT_RESTARTED = (
@@ -38,7 +40,7 @@ NOT_RESTARTED = (
 class ApexError(Exception):
     """Base of all errors that apex raises on purpose; the message is meant for a person."""
 
-    exit_code = ExitCode.CRASH
+    exit_code: ExitCode = ExitCode.CRASH
 
 
 class UsageError(ApexError):
@@ -117,6 +119,12 @@ class DivergedError(ApexError):
     """Training diverged, and going back to the last good checkpoint did not help."""
 
     exit_code = ExitCode.GAVE_UP
+
+
+class DeviceMemoryError(ApexError):
+    """The device has no memory left for training."""
+
+    exit_code = ExitCode.OUT_OF_MEMORY
 
 
 class PeerTimeoutError(ApexError):

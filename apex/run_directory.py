@@ -93,6 +93,10 @@ class RunDirectory:
         """Held by a living daemon of that name; its text is the daemon's process id."""
         return self.daemons / f"{daemon}.lock"
 
+    def crash_file(self, daemon: str) -> Path:
+        """How a daemon's last start ended (`apex/crashes.py`)."""
+        return self.daemons / f"{daemon}.json"
+
     def pid(self, daemon: str) -> int | None:
         """Process id of a daemon, or None while it is down."""
         path = self.lock_file(daemon)

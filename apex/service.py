@@ -17,12 +17,12 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import click
-import msgspec
 
 from apex.config import Config
+from apex.crashes import CrashHistory
 from apex.endpoints import Endpoints
 from apex.errors import ApexError, ExitCode, GaveUpError, RunError, UsageError
-from apex.files import FileLock, replace_file
+from apex.files import FileLock
 from apex.run_directory import RunDirectory, RunFacts
 from apex.wire.messages import Hello, Role
 from apex.wire.sockets import terminate_context
@@ -35,10 +35,6 @@ ENGINE_PID = "APEX_ENGINE_PID"
 PR_SET_PDEATHSIG = 1
 OWN_THREADS = ("watchdog", "params-server", "prefetch")
 """Threads without which a daemon is not whole; libraries' threads (TensorBoard's) may be lost."""
-SHORT_LIFE_S = 20.0
-"""A daemon that ends uncleanly before this age is in a crash loop."""
-MAX_SHORT_LIVES = 8
-MAX_DELAY_S = 30.0
 
 
 class EventFormatter(logging.Formatter):
@@ -70,15 +66,6 @@ def log_to_stderr(process: str) -> None:
     logging.captureWarnings(True)
 
 
-class CrashRecord(msgspec.Struct):
-    """What a daemon's next start must know of its last one."""
-
-    started: float
-    epoch: int = 0
-    short_lives: int = 0
-    clean: bool = False
-
-
 class Service:
     """A running daemon, as its body sees it.
 
@@ -101,11 +88,10 @@ class Service:
         self._signals = 0
         self._beats = 0
         self._lock = self._take_name()
-        self._record_file = run.daemons / f"{name}.json"
-        self._last = self._read_record()
-        self.epoch = max(time.time_ns(), self._last.epoch + 1 if self._last else 0)
+        self._crashes = CrashHistory(run.crash_file(name))
+        self.epoch = self._crashes.epoch
         """This start of the daemon; a later start's is higher, whatever the clock does."""
-        self.restarted = self._last is not None
+        self.restarted = self._crashes.restarted
         """Whether this run had this daemon before."""
 
     def _take_name(self) -> FileLock:
@@ -188,55 +174,40 @@ class Service:
         seen, idle_s = self._beats, 0.0
         while True:
             time.sleep(1.0)
-            try:
-                os.utime(self._record_file)
-            except OSError:
-                pass
+            self._crashes.breathe()
             idle_s = idle_s + 1.0 if self._beats == seen else 0.0
             seen = self._beats
             if idle_s >= self.config.run.watchdog_s:
                 log.error("work loop stood still for %.0f s: dumping stacks, exiting", idle_s)
                 faulthandler.dump_traceback(all_threads=True)
+                self.failed(f"its work loop stood still for {idle_s:.0f} s", ExitCode.HANG)
                 os._exit(ExitCode.HANG)
 
     def delay_after_crashes(self) -> None:
         """Back off when the last starts ended badly within seconds.
 
         Raises:
-            GaveUpError: it happened `MAX_SHORT_LIVES` times in a row.
+            GaveUpError: it happened too often in a row.
         """
-        short_lives = 0
-        if self._last is not None and not self._last.clean:
-            lived = self._record_file.stat().st_mtime - self._last.started
-            short_lives = self._last.short_lives + 1 if lived < SHORT_LIFE_S else 0
-        if short_lives >= MAX_SHORT_LIVES:
-            self._write_record(CrashRecord(time.time(), self.epoch, clean=True))
+        history = self._crashes
+        if history.too_many:
             raise GaveUpError(
-                f"crashed {short_lives} times in a row within {SHORT_LIFE_S:.0f} s of its start; "
-                "giving up. The log above says why; `apex actor restart`, or `apex stop` and "
-                "`apex run --resume`, tries again"
+                f"crashed {history.crashes} times in a row, giving up; the last time: "
+                f"{history.last_error}. Its log says more; `apex actor restart`, or `apex stop` "
+                "and `apex run --resume`, tries again"
             )
-        if short_lives > 1:
-            delay = min(MAX_DELAY_S, 2.0 ** (short_lives - 2))
-            log.warning("crash %d in a row, starting in %.0f s", short_lives, delay)
-            self.wait(delay)
-        self._write_record(CrashRecord(time.time(), self.epoch, short_lives))
+        if history.delay_s:
+            log.warning("crash %d in a row, starting in %.0f s", history.crashes, history.delay_s)
+            self.wait(history.delay_s)
+        history.began()
 
-    def _read_record(self) -> CrashRecord | None:
-        try:
-            return msgspec.json.decode(self._record_file.read_bytes(), type=CrashRecord)
-        except (FileNotFoundError, msgspec.MsgspecError):
-            return None
-
-    def _write_record(self, record: CrashRecord) -> None:
-        try:
-            replace_file(self._record_file, msgspec.json.encode(record))
-        except OSError as error:
-            log.warning("cannot write %s: %s", self._record_file, error)
+    def failed(self, error: str, code: ExitCode) -> None:
+        """Record how this start ends; `apex status` shows it."""
+        self._crashes.failed(error, code)
 
     def mark_clean(self) -> None:
         """Record that this start ended as it was meant to."""
-        self._write_record(CrashRecord(time.time(), self.epoch, clean=True))
+        self._crashes.ended()
 
 
 def _lead_session() -> None:
@@ -264,6 +235,7 @@ def serve(run: RunDirectory, name: str, body: Callable[[Service], None]) -> NoRe
 def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
     """Run a daemon's body; each error that apex raises on purpose becomes one line and its code."""
     log_to_stderr(name)
+    service: Service | None = None
     try:
         service = Service(run, name)
         service.install_signals()
@@ -276,9 +248,13 @@ def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
             body(service)
     except ApexError as error:
         log.error("%s", error)
+        if service is not None:
+            service.failed(str(error), error.exit_code)
         return int(error.exit_code)
-    except Exception:
+    except Exception as error:
         log.exception("crashed")
+        if service is not None:
+            service.failed(f"{type(error).__name__}: {error}", ExitCode.CRASH)
         return int(ExitCode.CRASH)
     service.mark_clean()
     log.info("stopped")

@@ -21,7 +21,15 @@ LEARNER_STEP = "learner_step"
 FACTORY = "factory:"
 """Begins the id of an environment that came from a script's factory."""
 
+MAX_PRIORITY = 1e12
+"""One item beyond it would leave no other a chance; a learner that means it has diverged."""
+
 COLUMN_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
+
+
+def good_priorities(priorities: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Which of them are priorities; NaN is none."""
+    return (priorities >= 0) & (priorities <= MAX_PRIORITY)
 
 
 class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -149,7 +157,7 @@ class Chunk:
 
     Args:
         columns: by name, `[M, *shape]` each.
-        priorities: `[M] float64`, initial priorities, finite and not negative.
+        priorities: `[M] float64`, initial priorities, from 0 to `MAX_PRIORITY`.
         frames: the image observations, or None when the schema has none.
     """
 
@@ -170,8 +178,8 @@ class Chunk:
         """Raise `SchemaError` unless the chunk is one that `schema` allows."""
         if self.priorities.ndim != 1 or len(self) < 1:
             raise SchemaError(f"a chunk has at least one item, got {self.priorities.shape}")
-        if not (np.isfinite(self.priorities).all() and (self.priorities >= 0).all()):
-            raise SchemaError("priorities must be finite and not negative")
+        if not good_priorities(self.priorities).all():
+            raise SchemaError(f"priorities must lie between 0 and {MAX_PRIORITY:g}")
         schema.check_columns(self.columns, len(self))
         if (self.frames is None) != (schema.frames is None):
             raise SchemaError("frames are present exactly when the schema has them")

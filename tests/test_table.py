@@ -75,7 +75,7 @@ def test_priority_is_stale_when_the_id_was_never_given():
     assert table.counters.stale_priorities == 4 and table.counters.updated_priorities == 0
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1e-9])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1e-9, 1.001e12])
 def test_bad_priority_is_refused_and_counted(bad):
     table = make_table(capacity=2)
     table.insert(vector_chunk([10, 11], [1.0, 1.0]))
@@ -233,7 +233,7 @@ def test_chunk_is_refused_when_a_frame_range_is_off(change):
         bad.check(FRAME_SCHEMA)
 
 
-@pytest.mark.parametrize("priority", [np.nan, np.inf, -1.0])
+@pytest.mark.parametrize("priority", [np.nan, np.inf, -1.0, 1e308])
 def test_chunk_is_refused_when_a_priority_is_bad(priority):
     with pytest.raises(SchemaError, match="priorities"):
         vector_chunk([1, 2], [1.0, priority]).check(VECTOR_SCHEMA)

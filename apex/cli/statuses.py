@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from apex import crashes
 from apex.cli.options import json_option, run_option
 from apex.errors import ApexError, ExitCode
 from apex.run_directory import RunDirectory, find_run
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 ASK_TIMEOUT_S = 2.0
 HEALTHY_ACTORS = ("stepping", "waiting_for_credit")
+FULL = 0.8
+"""Share of its open files from which a daemon is in danger."""
 BUSY_LEARNER = 0.1
 """Share of its time up to which a learner may wait for data and still be the bottleneck."""
 
@@ -98,6 +101,7 @@ def gather(run: RunDirectory) -> dict[str, Any]:
         "evaluator": _evaluator(run, saved, (asked or {}).get("evaluator", {}), living),
     }
     status["run"]["bottleneck"] = bottleneck(status)
+    status["run"]["alarms"] = alarms(status) + _crash_loops(run, status)
     status["run"]["health"] = health(status, evaluator=config.evaluator.enabled)
     return status
 
@@ -246,6 +250,36 @@ def bottleneck(status: dict[str, Any]) -> str:
     return "learner: it computes all the time"
 
 
+def alarms(status: dict[str, Any]) -> list[str]:
+    """What a person should look after, by what the daemons say of themselves."""
+    found = []
+    if status["replay"]["alarm"]:
+        found.append(f"inserts are not durable: {status['replay']['alarm']}")
+    for daemon in ("learner", "replay"):
+        files, most = (status[daemon].get(key, 0) for key in ("open_files", "max_open_files"))
+        if files > FULL * most:
+            found.append(
+                f"{daemon} has {files} of at most {most} open files: a flood of connections?"
+            )
+    return found
+
+
+def _crash_loops(run: RunDirectory, status: dict[str, Any]) -> list[str]:
+    """Daemons that crash again and again, and those that gave up, with the reason."""
+    names = ["learner", "replay", "evaluator", *(row["actor_id"] for row in status["actors"])]
+    rows = [status["learner"], status["replay"], status["evaluator"], *status["actors"]]
+    found = []
+    for name, row in zip(names, rows):
+        record = crashes.read(run.crash_file(name))
+        if record is None:
+            continue
+        if row["pid"] is None and record.gave_up:
+            found.append(f"{name} is not started again: {record.error}")
+        elif row["pid"] is not None and record.loops(time.time()):
+            found.append(f"{name} crashed {record.crashes} times in a row: {record.error}")
+    return found
+
+
 EXIT_CODES = {"healthy": ExitCode.CLEAN, "degraded": ExitCode.DEGRADED, "down": ExitCode.DOWN}
 
 
@@ -257,7 +291,7 @@ def health(status: dict[str, Any], *, evaluator: bool) -> str:
     whole = (
         learner["state"] in ("waiting", "training")
         and replay["state"] == "running"
-        and not replay["alarm"]
+        and not status["run"]["alarms"]
         and (not evaluator or status["evaluator"]["pid"] is not None)
         and all(row["state"] in HEALTHY_ACTORS for row in status["actors"])
     )
@@ -291,8 +325,7 @@ def describe(status: dict[str, Any]) -> str:
             f"  return {_return(row['mean_return'])}"
             + (f"  {row['env_faults']} environment faults" if row["env_faults"] else "")
         )
-    if replay["alarm"]:
-        lines.append(f"  INSERTS ARE NOT DURABLE: {replay['alarm']}")
+    lines += [f"  ALARM: {alarm}" for alarm in run["alarms"]]
     if learner["rollbacks"]:
         lines.append("  the learner diverged and went back to its last good checkpoint")
     if run["outcome"]:

@@ -387,7 +387,8 @@ def body(service: Service, extensions: Extensions = NONE) -> None:
     facts = service.facts
     algorithm = make_algorithm(service.config.algorithm, facts.env, extensions.algorithm)
     check_schema(algorithm, facts.schema)
-    LearnerDaemon(service, algorithm).run()
+    with compute.memory_errors():
+        LearnerDaemon(service, algorithm).run()
 
 
 main = daemon_command("learner", body, "Learn from replay and publish parameters.")

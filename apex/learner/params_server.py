@@ -32,7 +32,7 @@ from apex.wire.messages import (
     Welcome,
 )
 from apex.wire.server import Request, Server
-from apex.wire.sockets import Poller, Waker
+from apex.wire.sockets import Poller, Waker, connections
 
 log = logging.getLogger("apex.learner")
 
@@ -199,7 +199,11 @@ class ParamsServer:
         """The whole answer to STATUS."""
         with self._lock:
             return {
-                "learner": {**self._status(), "refused": sum(self._server.refused.values())},
+                "learner": {
+                    **self._status(),
+                    **connections(),
+                    "refused": sum(self._server.refused.values()),
+                },
                 "env_steps": self.membership.env_steps,
                 "actors": self.membership.actors(),
                 "evaluator": self.membership.evaluator(),

@@ -24,7 +24,7 @@ from apex.replay.table import Table
 from apex.run_directory import RunFacts
 from apex.service import Service, daemon_command
 from apex.types import Schema
-from apex.wire.sockets import Poller
+from apex.wire.sockets import Poller, connections
 
 log = logging.getLogger("apex.replay")
 
@@ -127,6 +127,7 @@ class ReplayServer:
             "duplicate_inserts": self._inserts.duplicates,
             "refused": sum(refused.values()) + self.table.counters.refused_priorities,
             "refused_by": dict(refused),
+            **connections(),
             **self._keeper.status(),
             **asdict(self.table.counters),
         }

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from apex.replay.rate_limiter import RateLimiter
 from apex.replay.selectors import Selector
 from apex.replay.store import Store
-from apex.types import Arrays, Chunk, FrameRanges, Samples, Schema
+from apex.types import Arrays, Chunk, FrameRanges, Samples, Schema, good_priorities
 
 Ids = npt.NDArray[np.int64]
 NO_ITEM = -1
@@ -162,7 +162,7 @@ class Table:
             item_ids: `[B] int64`; of an id that is named twice the last priority holds.
             priorities: `[B] float64`, before the exponent.
         """
-        good = np.isfinite(priorities) & (priorities >= 0)
+        good = good_priorities(priorities)
         slots = item_ids % self.capacity
         present = (self._ids[slots] == item_ids) & (item_ids >= 0)
         self.counters.refused_priorities += int((~good).sum())

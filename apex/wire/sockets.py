@@ -62,6 +62,15 @@ def gate() -> Gate:
     return _own().gate
 
 
+def connections() -> dict[str, int]:
+    """Open files of this process, most of them connections, of how many; strangers kept out."""
+    return {
+        "open_files": len(os.listdir("/proc/self/fd")),
+        "max_open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "strangers": sum(gate().refused.values()),
+    }
+
+
 def terminate_context() -> None:
     """Wait until the closed sockets' last messages are sent (at most their LINGER)."""
     if _process is not None and _process.pid == os.getpid():

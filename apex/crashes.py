@@ -1,0 +1,128 @@
+"""What a daemon's starts know of those before them: a crash loop slows down, then stops."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import msgspec
+
+from apex.errors import NOT_RESTARTED, ExitCode
+from apex.files import replace_file
+
+log = logging.getLogger("apex")
+
+SHORT_LIFE_S = 20.0
+"""A daemon that ends uncleanly before this age is in a crash loop."""
+MAX_SHORT_LIVES = 8
+MAX_OUT_OF_MEMORY = 3
+MAX_DELAY_S = 30.0
+WORDLESS = "it was killed, or ended without a word"
+
+
+class CrashRecord(msgspec.Struct):
+    """One start of a daemon, and how it ended."""
+
+    started: float
+    epoch: int = 0
+    crashes: int = 0
+    """In a row, each within `SHORT_LIFE_S` of its start or out of memory, before this start."""
+    clean: bool = False
+    error: str = WORDLESS
+    """Of the crash before this start, or of this start's end."""
+    code: int = 0
+    gave_up: bool = False
+    """No engine starts it again."""
+
+    def loops(self, now: float) -> bool:
+        """Whether this start may be one more of a crash loop."""
+        return self.crashes > 1 and now - self.started < SHORT_LIFE_S
+
+
+def read(path: Path) -> CrashRecord | None:
+    """The record at `path`, if there is a good one."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=CrashRecord)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+class CrashHistory:
+    """A daemon's own record, in a file; the file's time of change is the daemon's last breath.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._last = read(path)
+        last_epoch = self._last.epoch + 1 if self._last else 0
+        self._record = CrashRecord(time.time(), max(time.time_ns(), last_epoch))
+        self.crashes = self._crashes()
+
+    def _crashes(self) -> int:
+        if self._last is None or self._last.clean:
+            return 0
+        lived = self._path.stat().st_mtime - self._last.started
+        counts = lived < SHORT_LIFE_S or self._last.code == ExitCode.OUT_OF_MEMORY
+        return self._last.crashes + 1 if counts else 0
+
+    @property
+    def epoch(self) -> int:
+        """Of this start; a later start's is higher, whatever the clock does."""
+        return self._record.epoch
+
+    @property
+    def restarted(self) -> bool:
+        """Whether there was a start before."""
+        return self._last is not None
+
+    @property
+    def last_error(self) -> str:
+        """Why the start before ended."""
+        return self._last.error if self._last is not None else ""
+
+    @property
+    def too_many(self) -> bool:
+        """Whether another try is not worth it."""
+        memory = self._last is not None and self._last.code == ExitCode.OUT_OF_MEMORY
+        return self.crashes >= (MAX_OUT_OF_MEMORY if memory else MAX_SHORT_LIVES)
+
+    @property
+    def delay_s(self) -> float:
+        """Before this start begins its work."""
+        return min(MAX_DELAY_S, 2.0 ** (self.crashes - 2)) if self.crashes > 1 else 0.0
+
+    def began(self) -> None:
+        """Write down that this start begins."""
+        self._record.crashes = self.crashes
+        if self.crashes:
+            self._record.error = self.last_error
+        self._write()
+
+    def breathe(self) -> None:
+        """Write down that it still lives."""
+        try:
+            self._path.touch()
+        except OSError:
+            pass
+
+    def failed(self, error: str, code: ExitCode) -> None:
+        """Write down how it ends."""
+        self._record.error, self._record.code = error, code
+        self._record.gave_up = code in NOT_RESTARTED
+        self._record.clean = code == ExitCode.GAVE_UP
+        self._write()
+
+    def ended(self) -> None:
+        """Write down that it ends as it was meant to."""
+        self._record.clean, self._record.crashes = True, 0
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            replace_file(self._path, msgspec.json.encode(self._record))
+        except OSError as error:
+            log.warning("cannot write %s: %s", self._path, error)
