@@ -25,6 +25,7 @@ import numpy as np
 
 from apex import engine
 from apex.cli.statuses import ask
+from apex.crashes import SHORT_LIFE_S
 from apex.replay.records import Inserted, Record, read, segments
 from apex.run_directory import RunDirectory
 from tests.ledger import ITEMS, Audit, Identity, Producer, audit
@@ -53,6 +54,7 @@ class Chaos:
         self._producers = [
             Producer(self._run, n, lives_s=7.0 + 5 * n, pause_s=0.02) for n in (0, 1)
         ]
+        self._last_death: dict[str, float] = {}
         self._sacrificed: set[tuple[int, int, int]] = set()
         self.recoveries: dict[str, list[float]] = defaultdict(list)
         self.audits: list[Audit] = []
@@ -114,12 +116,19 @@ class Chaos:
 
     def fault(self) -> str:
         """Deal one fault, wait until all is well again, and note how long that took."""
-        kinds = list(FAULTS)
+        time.sleep(float(self._rng.uniform(0.0, 1.5)))
+        kinds = [kind for kind in FAULTS if not self._young(kind)]
         weights = np.array([FAULTS[kind][0] for kind in kinds])
         kind = str(self._rng.choice(kinds, p=weights / weights.sum()))
-        time.sleep(float(self._rng.uniform(0.0, 1.5)))
         self.recoveries[kind].append(FAULTS[kind][1](self))
+        if kind.startswith(DEADLY):
+            self._last_death[_victim(kind)] = time.monotonic()
         return kind
+
+    def _young(self, kind: str) -> bool:
+        """Whether this fault's victim would take another death for a crash loop."""
+        age = time.monotonic() - self._last_death.get(_victim(kind), float("-inf"))
+        return kind.startswith(DEADLY) and age < SHORT_LIFE_S + 1.0
 
     def _signal(self, daemon: str, number: signal.Signals) -> int | None:
         pid = self._run.pid(daemon)
@@ -235,7 +244,12 @@ class Chaos:
                 f"| {max(seconds):.1f} s |"
             )
         last = self.audits[-1]
+        kills = [kind for kind in self.recoveries if kind.startswith(DEADLY)]
         lines += [
+            "",
+            f"{sum(len(self.recoveries[kind]) for kind in kills)} daemons ended by force, "
+            f"{sum(len(self.recoveries[k]) for k in kills if _victim(k) == 'replay')} of them "
+            "replay servers. In items:",
             "",
             "| audits | acknowledged | not durable | sacrificed | lost | duplicated | altered |",
             "|---|---|---|---|---|---|---|",
@@ -264,6 +278,13 @@ FAULTS: dict[str, tuple[float, Callable[[Chaos], float]]] = {
 """How often each is dealt, relative to the others, and how."""
 
 
+DEADLY = ("SIGKILL", "SIGTERM", "flipped byte", "log cut off")
+
+
+def _victim(kind: str) -> str:
+    return kind.split()[-1] if kind.startswith("SIG") else "replay"
+
+
 def run_chaos(folder: Path, minutes: float, seed: int) -> Chaos:
     """Deal faults for so many minutes."""
     chaos = Chaos(folder, seed)
@@ -289,8 +310,11 @@ def main(minutes: float, seed: int, out: Path | None) -> None:
     click.echo(chaos.table())
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        record = {"minutes": minutes, "seed": seed, "recoveries_s": chaos.recoveries,
-                  "lost": len(chaos.lost), "duplicated": len(chaos.duplicated)}  # fmt: skip
+        record = {
+            "minutes": minutes, "seed": seed, "recoveries_s": chaos.recoveries,
+            "lost": len(chaos.lost), "duplicated": len(chaos.duplicated),
+            "altered": chaos.altered, "audits": [vars(audit) for audit in chaos.audits],
+        }  # fmt: skip
         (out / f"chaos-{seed}.json").write_text(json.dumps(record, indent=1) + "\n")
         (out / f"chaos-{seed}.md").write_text(chaos.table() + "\n")
     if chaos.lost or chaos.duplicated or chaos.altered:

@@ -189,10 +189,13 @@ def _judge(
 ) -> None:
     """One acknowledged insert. The oldest go first: what is older than an item that is there."""
     result.acknowledged += ITEMS
-    missing = [(*insert, k) for k in range(ITEMS) if (*insert, k) not in found]
     if not durable:
         result.volatile += ITEMS
-    elif full and oldest is not None and insert[1:] <= oldest:
-        result.evicted += len(missing)
+    elif full and oldest is not None and insert[1:] < oldest:
+        result.evicted += ITEMS
     else:
-        result.lost += missing
+        missing = [(*insert, k) for k in range(ITEMS) if (*insert, k) not in found]
+        if full and insert[1:] == oldest:
+            result.evicted += len(missing)
+        else:
+            result.lost += missing
