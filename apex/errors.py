@@ -73,6 +73,14 @@ class SchemaError(ApexError):
     exit_code = ExitCode.CONFIGURATION
 
 
+class CorruptItemsError(SchemaError):
+    """The frames of some sampled items cannot be decompressed."""
+
+    def __init__(self, message: str, item_ids: list[int]) -> None:
+        super().__init__(message)
+        self.item_ids = item_ids
+
+
 class EnvError(ApexError):
     """An environment cannot be made, or has spaces that apex cannot use."""
 

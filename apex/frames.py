@@ -14,7 +14,7 @@ import lz4.frame
 import numpy as np
 import numpy.typing as npt
 
-from apex.errors import SchemaError
+from apex.errors import CorruptItemsError, SchemaError
 from apex.types import FrameRanges, FramesColumn, Items, Samples, Schema
 
 END_MARK = bytes(4)
@@ -57,7 +57,8 @@ def decompress(samples: Samples, schema: Schema) -> Items:
     """Decompress the frames of a batch.
 
     Raises:
-        SchemaError: a frame is corrupt or has another size than the schema says.
+        SchemaError: the samples do not fit the schema.
+        CorruptItemsError: a frame is corrupt or has another size than the schema says.
     """
     ids, probabilities = samples.item_ids.copy(), samples.probabilities.copy()
     # Copies: the received arrays are read-only and keep the whole message in memory.
@@ -65,9 +66,25 @@ def decompress(samples: Samples, schema: Schema) -> Items:
     if samples.frames is None or schema.frames is None:
         return Items(ids, probabilities, columns)
     samples.frames.check(len(samples), schema.frames)
-    pixels = _decompress_ranges(samples.frames, schema.frames)
+    try:
+        pixels = _decompress_ranges(samples.frames, schema.frames)
+    except SchemaError as error:
+        corrupt = _corrupt_rows(samples.frames, schema.frames)
+        raise CorruptItemsError(str(error), ids[corrupt].tolist()) from None
     counts = samples.frames.frame_count + samples.frames.pad_count
     return Items(ids, probabilities, columns, pixels, counts)
+
+
+def _corrupt_rows(ranges: FrameRanges, spec: FramesColumn) -> list[int]:
+    """The items that cannot be decompressed, tried one by one."""
+    rows = np.arange(len(ranges.frame_count))
+    corrupt = []
+    for row in rows:
+        try:
+            _decompress_ranges(ranges.take(rows == row), spec)
+        except SchemaError:
+            corrupt.append(int(row))
+    return corrupt
 
 
 def _decompress_ranges(ranges: FrameRanges, spec: FramesColumn) -> npt.NDArray[np.uint8]:

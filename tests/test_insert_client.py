@@ -10,12 +10,12 @@ import pytest
 
 from apex.config import merge, parse
 from apex.endpoints import Endpoint, Endpoints, LearnerEndpoints, ReplayEndpoints
-from apex.errors import RefusedError
+from apex.errors import CorruptItemsError, RefusedError
 from apex.learner.prefetcher import Prefetcher
 from apex.replay.client import InsertClient, SampleClient
 from apex.replay.server import ReplayServer
 from apex.run_directory import RunFacts
-from apex.types import Samples
+from apex.types import Arrays, Items, Samples
 from apex.wire.client import Client
 from apex.wire.messages import Error, Insert, InsertAck, Sample, Status, UpdatePriorities
 from tests.builders import VECTOR_SCHEMA, env_spec, hello, vector_chunk, wait_until
@@ -523,6 +523,30 @@ def test_prefetcher_asks_for_all_its_batches_before_one_has_come_or_was_learned_
     batch = prefetcher.get(10.0)
     assert batch is not None and set(batch.arrays["action"].tolist()) <= {1, 2, 3}
     suite.until(lambda: prefetcher.ready == 3 and server.table.counters.sampled == 16)
+
+
+def test_items_that_cannot_be_decompressed_are_not_sampled_again(suite, monkeypatch):
+    def collate(items: Items) -> Arrays:
+        if 2 in items.columns["action"]:
+            bad = items.item_ids[items.columns["action"] == 2].tolist()
+            raise CorruptItemsError("frame", bad)
+        return items.columns
+
+    server = suite.start(min_size=3)
+    client = suite.producer()
+    prefetcher = Prefetcher(
+        lambda: SampleClient(
+            suite.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 64
+        ),
+        VECTOR_SCHEMA, collate, depth=1, threads=1,
+    )  # fmt: skip
+    suite.callback(prefetcher.close)
+    suite.until(lambda: client.has_credit and server.status()["waiting_samples"] == 1)
+    client.insert(vector_chunk([1, 2, 3]))
+    suite.until(lambda: prefetcher.ready == 1)
+    assert prefetcher.get(10.0) is None and prefetcher.dropped_batches == 1
+    suite.until(lambda: server.table.counters.updated_priorities > 0)
+    suite.until(lambda: (batch := prefetcher.get(0.0)) and 2 not in batch.arrays["action"])
 
 
 def test_learner_asks_a_restarted_server_anew(suite):

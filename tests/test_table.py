@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from apex import frames
-from apex.errors import EmptyTableError, SchemaError
+from apex.errors import CorruptItemsError, EmptyTableError, SchemaError
 from apex.replay.rate_limiter import RateLimiter
 from apex.replay.selectors import make_selector
 from apex.replay.table import Table
@@ -239,10 +239,26 @@ def test_chunk_is_refused_when_a_priority_is_bad(priority):
         vector_chunk([1, 2], [1.0, priority]).check(VECTOR_SCHEMA)
 
 
-def test_corrupt_frame_is_an_error_when_decompressed():
-    table = make_table(capacity=4, schema=FRAME_SCHEMA)
+def with_blob(blob: bytes) -> Chunk:
+    """One item whose frames are these bytes, cut into as many parts as a good one has."""
     chunk = frame_chunk([1])
-    rotten = FrameRanges(**{**vars(chunk.frames), "blob": b"\xff" * len(chunk.frames.blob)})
-    table.insert(Chunk(chunk.columns, chunk.priorities, rotten))
-    with pytest.raises(SchemaError, match="frame"):
-        frames.decompress(table.sample(1), FRAME_SCHEMA)
+    count = len(chunk.frames.frame_lengths)
+    sizes = [len(blob) // count] * (count - 1)
+    lengths = np.array([*sizes, len(blob) - sum(sizes)], dtype=np.int32)
+    changed = {"blob": blob, "frame_lengths": lengths}
+    return Chunk(chunk.columns, chunk.priorities, FrameRanges(**{**vars(chunk.frames), **changed}))
+
+
+def test_items_whose_frames_are_corrupt_or_bombs_are_named_when_decompressed():
+    table = make_table(capacity=8, schema=FRAME_SCHEMA)
+    bomb = frames.compress(np.zeros(60_000, dtype=np.uint8))  # each for a frame of 16 bytes
+    for chunk in (frame_chunk([1]), with_blob(b"\xff" * 60), with_blob(bomb * 3)):
+        chunk.check(FRAME_SCHEMA)
+        table.insert(chunk)
+    samples = table.sample(32)
+    assert set(samples.item_ids.tolist()) == {0, 1, 2}
+    with pytest.raises(CorruptItemsError, match="frame") as error:
+        frames.decompress(samples, FRAME_SCHEMA)
+    assert set(error.value.item_ids) == {1, 2}
+    table.update_priorities(np.array([1, 2]), np.zeros(2))
+    assert frames.decompress(table.sample(32), FRAME_SCHEMA).item_ids.tolist() == [0] * 32

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apex import frames
-from apex.errors import ApexError, SchemaError
+from apex.errors import ApexError, CorruptItemsError, SchemaError
 from apex.replay.client import SampleClient
 from apex.types import LEARNER_STEP, Arrays, Items, Samples, Schema
 from apex.wire.sockets import Poller, Waker
@@ -99,6 +99,9 @@ class Prefetcher:
         except SchemaError as error:
             self.dropped_batches += 1
             log.warning("dropped a batch: %s", error)
+            if isinstance(error, CorruptItemsError):
+                ids = np.array(error.item_ids, dtype=np.int64)
+                self.put_priorities(ids, np.zeros(len(ids)))  # never sampled by priority again
             return None
         self._waker.wake()
         return batch
