@@ -48,6 +48,8 @@ class RunConfig(Section, frozen=True):
     """Checkpoint (or run) whose parameters a new run starts with; empty: random ones."""
     watchdog_s: PositiveFloat = 60.0
     """Seconds without progress of its work loop after which a daemon ends itself."""
+    max_crashes: PositiveInt = 8
+    """In a row, each within 20 s of a start, after which a daemon is not started again."""
     log_max_mb: PositiveFloat = 20.0
     """Megabytes of one log file; one older file is kept."""
     metrics_max_mb: PositiveFloat = 64.0

@@ -15,7 +15,6 @@ log = logging.getLogger("apex")
 
 SHORT_LIFE_S = 20.0
 """A daemon that ends uncleanly before this age is in a crash loop."""
-MAX_SHORT_LIVES = 8
 MAX_OUT_OF_MEMORY = 3
 MAX_DELAY_S = 30.0
 WORDLESS = "it was killed, or ended without a word"
@@ -53,10 +52,12 @@ class CrashHistory:
 
     Args:
         path: of the file.
+        most: crashes in a row.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, most: int) -> None:
         self._path = path
+        self._most = most
         self._last = read(path)
         last_epoch = self._last.epoch + 1 if self._last else 0
         self._record = CrashRecord(time.time(), max(time.time_ns(), last_epoch))
@@ -88,7 +89,7 @@ class CrashHistory:
     def too_many(self) -> bool:
         """Whether another try is not worth it."""
         memory = self._last is not None and self._last.code == ExitCode.OUT_OF_MEMORY
-        return self.crashes >= (MAX_OUT_OF_MEMORY if memory else MAX_SHORT_LIVES)
+        return self.crashes >= (min(MAX_OUT_OF_MEMORY, self._most) if memory else self._most)
 
     @property
     def delay_s(self) -> float:

@@ -15,7 +15,9 @@ from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
 from apex.algos.registry import make_algorithm
 from apex.checkpoint import Manifest
+from apex.envs.recreation import Recreation, close
 from apex.envs.registry import make_environments
+from apex.errors import EnvFaultError
 from apex.extensions import NONE, Extensions
 from apex.inference import evaluation_env
 from apex.learner.client import LearnerClient
@@ -55,9 +57,13 @@ class EvaluatorDaemon:
             service.config.algorithm, service.facts.env, extensions.algorithm
         )
         self._policy: Policy = algorithm.policy()
-        self._environments = make_environments(
-            evaluation_env(service.config.env), config.num_envs, extensions.make_env
+        env, num_envs = evaluation_env(service.config.env), config.num_envs
+        self._recreation = Recreation(
+            lambda: make_environments(env, num_envs, extensions.make_env), clock
         )
+        self._environments = make_environments(env, num_envs, extensions.make_env)
+        self._unplayed: Publication | None = None
+        """What was being played when the environments failed."""
         self._learner = LearnerClient(
             service.endpoints.of("learner.params"), service.hello("evaluator")
         )
@@ -79,17 +85,39 @@ class EvaluatorDaemon:
         log.info("waiting for the learner at %s", self._service.endpoints.learner.params)
         try:
             while not self._service.stopping:
-                publication = self._poll("idle")
+                if self._recreation.due is not None:
+                    self._recreate()
+                    continue
+                publication = self._poll("idle") or self._unplayed
                 if publication is not None and self._says_something(publication):
-                    self._evaluate(publication)
+                    self._try_to_evaluate(publication)
                     continue
                 if self._clock() >= self._due:
                     self._learner.ask_for_params()
                 self._poller.wait(WAIT_S)
         finally:
-            self._environments.close()
+            close(self._environments)
             self._learner.close()
             self._metrics.close()
+
+    def _try_to_evaluate(self, publication: Publication) -> None:
+        """Evaluate; what a failing environment cuts short is played again from its beginning."""
+        try:
+            self._unplayed = None
+            self._evaluate(publication)
+        except EnvFaultError as error:
+            self._unplayed = publication
+            self._recreation.fault(error)
+
+    def _recreate(self) -> None:
+        """Wait, or make the environments anew when it is time."""
+        self._unplayed = self._poll("recreating") or self._unplayed
+        made = self._recreation.attempt(lambda environments: None)
+        if made is None:
+            self._poller.wait(WAIT_S)
+            return
+        close(self._environments)
+        self._environments = made
 
     def _says_something(self, publication: Publication) -> bool:
         """Whether parameters are worth an evaluation; not in the first `period_s` of learning."""
@@ -103,7 +131,9 @@ class EvaluatorDaemon:
 
     def _poll(self, phase: Phase) -> Publication | None:
         self._service.beat()
-        self._learner.heartbeat(lambda: Heartbeat(phase=phase, progress=self._count))
+        self._learner.heartbeat(
+            lambda: Heartbeat(phase=phase, progress=self._count, env_faults=self._recreation.faults)
+        )
         return self._learner.poll()
 
     def _evaluate(self, publication: Publication) -> None:

@@ -88,7 +88,7 @@ class Service:
         self._signals = 0
         self._beats = 0
         self._lock = self._take_name()
-        self._crashes = CrashHistory(run.crash_file(name))
+        self._crashes = CrashHistory(run.crash_file(name), self.config.run.max_crashes)
         self.epoch = self._crashes.epoch
         """This start of the daemon; a later start's is higher, whatever the clock does."""
         self.restarted = self._crashes.restarted

@@ -19,7 +19,7 @@ def path(tmp_path):
 
 def crash(path, lived_s: float, code: ExitCode | None = None, error: str = "x") -> CrashHistory:
     """One start that ends after so many seconds; without a code it is killed."""
-    history = CrashHistory(path)
+    history = CrashHistory(path, 8)
     history.began()
     if code is not None:
         history.failed(error, code)
@@ -32,7 +32,7 @@ def crash(path, lived_s: float, code: ExitCode | None = None, error: str = "x") 
 def test_short_lives_in_a_row_wait_longer_and_are_given_up(path):
     delays = [crash(path, 1.0).delay_s for _ in range(8)]
     assert delays == [0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
-    last = CrashHistory(path)
+    last = CrashHistory(path, 8)
     assert last.too_many and last.crashes == 8
     assert last.last_error == "it was killed, or ended without a word"
 
@@ -41,27 +41,27 @@ def test_a_long_life_or_a_good_end_begins_anew(path):
     for _ in range(4):
         crash(path, 1.0)
     crash(path, 21.0)
-    assert CrashHistory(path).crashes == 0
+    assert CrashHistory(path, 8).crashes == 0
     crash(path, 1.0)
-    assert CrashHistory(path).crashes == 1
-    history = CrashHistory(path)
+    assert CrashHistory(path, 8).crashes == 1
+    history = CrashHistory(path, 8)
     history.began()
     history.ended()
-    assert CrashHistory(path).crashes == 0
+    assert CrashHistory(path, 8).crashes == 0
 
 
 def test_out_of_memory_is_given_up_after_three_however_long_each_start_lived(path):
     for count in range(3):
-        assert not CrashHistory(path).too_many and CrashHistory(path).crashes == count
+        assert not CrashHistory(path, 8).too_many and CrashHistory(path, 8).crashes == count
         crash(path, 500.0, ExitCode.OUT_OF_MEMORY, "8 GiB wanted")
-    assert CrashHistory(path).too_many and CrashHistory(path).last_error == "8 GiB wanted"
+    assert CrashHistory(path, 8).too_many and CrashHistory(path, 8).last_error == "8 GiB wanted"
 
 
 def test_who_gave_up_says_why_and_the_next_start_is_its_first(path):
     crash(path, 1.0, ExitCode.GAVE_UP, "crashed 8 times")
     record = crashes.read(path)
     assert record is not None and record.gave_up and record.error == "crashed 8 times"
-    assert CrashHistory(path).crashes == 0
+    assert CrashHistory(path, 8).crashes == 0
 
 
 def test_epochs_rise_even_when_the_clock_goes_back(path, monkeypatch):
@@ -72,7 +72,7 @@ def test_epochs_rise_even_when_the_clock_goes_back(path, monkeypatch):
 
 def test_a_record_that_is_damaged_is_none(path):
     path.write_bytes(b"{nonsense")
-    assert crashes.read(path) is None and CrashHistory(path).crashes == 0
+    assert crashes.read(path) is None and CrashHistory(path, 8).crashes == 0
 
 
 def test_a_device_without_memory_left_is_an_error_of_its_own():

@@ -258,3 +258,56 @@ def test_evaluator_lowers_its_priority_before_it_makes_its_environments(run, mon
     with service_of(run, "evaluator") as service:
         evaluator.body(service)
     assert happened == [15, "made", "run"]
+
+
+class Falls(Choice):
+    """The first environments raise at their fourth step."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        Falls.made += 1
+        self.number = Falls.made
+        self.all_steps = 0
+
+    def step(self, action):
+        self.all_steps += 1
+        if self.number <= 2 and self.all_steps == 4:
+            raise ValueError("the cart fell off the table")
+        return super().step(action)
+
+
+def test_an_evaluation_that_an_environment_ends_is_played_anew(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(Falls, "made", 0)
+    run = prepared(
+        tmp_path, "evaluator.episodes=4", "evaluator.num_envs=2", "algorithm.hidden=[]",
+        make_env=Falls,
+    )  # fmt: skip
+    monkeypatch.setattr(Falls, "made", 0)  # preparing makes one to look at
+    now = 100.0
+    with service_of(run, "evaluator") as service:
+        daemon: Any = EvaluatorDaemon(service, Extensions(Falls), lambda: now)
+        daemon._learner.close()
+        daemon._learner = Connection([])
+        daemon._poller = Still()
+        daemon._try_to_evaluate(publication(run, 3, GOOD))
+        assert daemon._recreation.faults == 1 and daemon._learner.reports == []
+        assert "the cart fell off the table" in caplog.text
+        daemon._recreate()
+        assert daemon._recreation.due == 101.0, "a second later"
+        now = 101.0
+        daemon._recreate()
+        assert daemon._recreation.due is None
+        daemon._try_to_evaluate(daemon._unplayed)
+        (report,) = daemon._learner.reports
+        assert report.param_version == 3 and report.returns == (15.0,) * 4
+        assert daemon._unplayed is None
+        daemon._environments.close()
+        daemon._metrics.close()
+
+
+class Still:
+    """A poller that waits for nothing."""
+
+    def wait(self, timeout_s: float) -> bool:
+        return False

@@ -185,6 +185,7 @@ def _evaluator(
     alive = "evaluator" in living
     return {
         "episodes": 0,
+        "env_faults": 0,
         "mean_return": None,
         "best_mean_return": saved.get("best_return"),
         **_last_evaluation(run),
@@ -316,14 +317,13 @@ def describe(status: dict[str, Any]) -> str:
         f"  {replay['inserts_per_s']} inserts/s  refused {replay['refused']}",
         f"  evaluator {evaluator['phase'] or evaluator['state']:<10} pid {evaluator['pid']}"
         f"  mean return {_return(evaluator['mean_return'])}"
-        f"  best {_return(evaluator['best_mean_return'])}",
+        f"  best {_return(evaluator['best_mean_return'])}" + _faults(evaluator),
     ]
     for row in status["actors"]:
         lines.append(
             f"  {row['actor_id']:<9} {row['state']:<10} pid {row['pid']}  slot {row['slot']}"
             f"  {row['env_steps']:,} env steps  {row['env_steps_per_s']}/s"
-            f"  return {_return(row['mean_return'])}"
-            + (f"  {row['env_faults']} environment faults" if row["env_faults"] else "")
+            f"  return {_return(row['mean_return'])}" + _faults(row)
         )
     lines += [f"  ALARM: {alarm}" for alarm in run["alarms"]]
     if learner["rollbacks"]:
@@ -331,6 +331,10 @@ def describe(status: dict[str, Any]) -> str:
     if run["outcome"]:
         lines.append(f"  ended: {run['outcome']}")
     return "\n".join(lines)
+
+
+def _faults(row: dict[str, Any]) -> str:
+    return f"  {row['env_faults']} environment faults" if row["env_faults"] else ""
 
 
 def _return(value: float | None) -> str:

@@ -163,6 +163,7 @@ class Membership:
         newest = beats[-1] if beats else None
         return {
             "phase": newest.phase if newest is not None else None,
+            "env_faults": newest.env_faults if newest is not None else 0,
             "episodes": self._evaluations,
             "mean_return": self._last_evaluation,
             "best_mean_return": self.best_return,
