@@ -97,7 +97,8 @@ class CrashHistory:
         return min(MAX_DELAY_S, 2.0 ** (self.crashes - 2)) if self.crashes > 1 else 0.0
 
     def began(self) -> None:
-        """Write down that this start begins."""
+        """Write down that this start begins, now."""
+        self._record.started = time.time()
         self._record.crashes = self.crashes
         if self.crashes:
             self._record.error = self.last_error

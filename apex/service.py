@@ -196,6 +196,7 @@ class Service:
                 f"{history.last_error}. Its log says more; `apex actor restart`, or `apex stop` "
                 "and `apex run --resume`, tries again"
             )
+        history.began()  # a death while it waits counts too
         if history.delay_s:
             log.warning("crash %d in a row, starting in %.0f s", history.crashes, history.delay_s)
             self.wait(history.delay_s)
