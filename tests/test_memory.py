@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from apex.acting.loop import ActingLoop, Decision
 from apex.algos.registry import make_algorithm
+from apex.cli.statuses import ask
 from apex.envs.registry import make_environments
 from apex.prepare import prepare_run, preset_config
 from apex.replay.client import InsertClient
+from apex.replay.payload import chunk_to_arrays
 from apex.run_directory import RunDirectory
+from apex.types import Chunk
 from apex.wire.messages import Hello
+from apex.wire.sockets import Poller
 from tests.conftest import ROOT, Suite, wait_until
 
 NUM_ENVS = 16
@@ -55,11 +62,108 @@ def test_100000_pong_transitions_cost_the_replay_process_at_most_60_mb(suite: Su
         replay.wait()
 
 
-def hello(run: RunDirectory) -> Hello:
+def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: Suite) -> None:
+    settings = ["actor.chunk_length=32", "replay.samples_per_insert=0", "replay.capacity=200000"]
+    run = prepare_run(suite.path, preset_config("cartpole", settings))
+    replay = subprocess.Popen([sys.executable, ROOT / "bin" / "replay", "--run", run.path])
+    clients = []
+    try:
+        address = run.endpoints().of("replay.insert")
+        clients = [InsertClient(address, hello(run, f"actor_{k:03d}")) for k in range(64)]
+        poller = Poller(*(client.client for client in clients))
+        chunk = cartpole_chunk(32)
+        assert sum(array.nbytes for array in chunk_to_arrays(chunk).values()) == 32 * 60
+
+        def turn() -> int:
+            """Every producer inserts as long as it may; gives the items sent."""
+            poller.wait(0.001)
+            for client in clients:
+                client.poll()
+                while client.has_credit:
+                    client.insert(chunk)
+            return sum(client.inserted_items for client in clients)
+
+        wait_until(lambda: turn() > 100_000, 60.0, "all insert")
+        os.kill(replay.pid, signal.SIGSTOP)
+        stopped_at, mine = turn(), resident_bytes(os.getpid())
+        theirs = resident_bytes(replay.pid)
+        deadline = time.monotonic() + 5.0
+        while time.monotonic() < deadline:
+            sent = turn()
+        assert sent - stopped_at <= 64 * 4 * 32
+        assert {client.unacknowledged for client in clients} == {4}
+        assert resident_bytes(os.getpid()) - mine < 5e6
+        os.kill(replay.pid, signal.SIGCONT)
+        wait_until(lambda: turn() > 250_000, 60.0, "the table is full")
+        # ARCHITECTURE's formula: column bytes + 8, 16 for the selector, and what is in flight.
+        table = 200_000 * (52 + 8) + 262_144 * 16 + 64 * 4 * 32 * 60
+        assert resident_bytes(replay.pid) - theirs < table + 10e6
+    finally:
+        for client in clients:
+            client.close()
+        replay.kill()
+        replay.wait()
+
+
+def cartpole_chunk(items: int) -> Chunk:
+    return Chunk(
+        {
+            "action": np.zeros(items, dtype=np.int32),
+            "n_step_return": np.zeros(items, dtype=np.float32),
+            "discount": np.ones(items, dtype=np.float32),
+            "learner_step": np.zeros(items, dtype=np.int64),
+            "observation": np.zeros((items, 4), dtype=np.float32),
+            "next_observation": np.zeros((items, 4), dtype=np.float32),
+        },
+        np.ones(items),
+    )
+
+
+def test_a_stopped_learner_makes_the_others_wait_and_nothing_grows(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small, "--set", "evaluator.enabled=false", "--set", "replay.capacity=3000",
+                "--set", "replay.samples_per_insert=8")  # fmt: skip
+    suite.wait_for(lambda s: s["replay"]["inserted"] > 4000, 90.0, "a table that is full")
+    pids = {name: pid for name, pid in suite.run.living().items() if name != "learner"}
+    learner = suite.run.pid("learner")
+    assert learner is not None
+    os.kill(learner, signal.SIGSTOP)
+    try:
+        wait_until(lambda: waiting(suite) == 8, 30.0, "two actors wait with four chunks each")
+        before = {name: resident_bytes(pid) for name, pid in pids.items()}
+        inserted = replay_status(suite)["inserted"]
+        deadline = time.monotonic() + 8.0
+        while time.monotonic() < deadline:
+            assert waiting(suite) == 8
+            time.sleep(0.5)
+        assert replay_status(suite)["inserted"] == inserted
+        grown = {name: resident_bytes(pid) - before[name] for name, pid in pids.items()}
+        assert max(grown.values()) < 2e6, grown
+    finally:
+        os.kill(learner, signal.SIGCONT)
+    suite.wait_for(
+        lambda s: s["replay"]["inserted"] > inserted + 500 and s["run"]["health"] == "healthy",
+        30.0,
+        "all goes on",
+    )
+
+
+def replay_status(suite: Suite) -> dict[str, Any]:
+    status = ask(suite.run, "replay.sample")
+    assert status is not None
+    return status
+
+
+def waiting(suite: Suite) -> int:
+    return int(replay_status(suite)["waiting_inserts"])
+
+
+def hello(run: RunDirectory, name: str = "actor_000") -> Hello:
     facts = run.facts()
     return Hello(
         role="actor",
-        name="actor_000",
+        name=name,
         epoch=1,
         run_id=facts.run_id,
         schema_hash=facts.schema.hash,

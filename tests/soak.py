@@ -1,0 +1,148 @@
+"""Lets a suite train for an hour and looks whether any daemon grows.
+
+    python -m tests.soak --minutes 60 --out benchmarks/reliability
+
+For two minutes in the first third the learner is stopped (SIGSTOP) and the others wait. What
+counts is memory and open files from a third of the time to its end.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from apex import engine
+from apex.cli.statuses import gather
+from apex.run_directory import RunDirectory
+
+APEX = str(Path(sys.executable).with_name("apex"))
+SAMPLE_S = 5.0
+STOPPED_SHARE = 1 / 30
+"""Of the time: two minutes of an hour."""
+MOST_GROWTH = 0.01
+
+
+class Sample(NamedTuple):
+    """One look at one daemon."""
+
+    seconds: float
+    daemon: str
+    pid: int
+    rss_mb: float
+    open_files: int
+
+
+def look(seconds: float, daemon: str, pid: int) -> Sample:
+    """Memory and open files of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    rss = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return Sample(round(seconds, 1), daemon, pid, round(rss, 2), len(os.listdir(f"/proc/{pid}/fd")))
+
+
+def soak(run: RunDirectory, seconds: float) -> list[Sample]:
+    """Look at all daemons for so long; the learner stands still for a while."""
+    samples: list[Sample] = []
+    began = time.monotonic()
+    stop_at, go_on_at = seconds / 6, seconds * (1 / 6 + STOPPED_SHARE)
+    stopped: int | None = None
+    try:
+        while (now := time.monotonic() - began) < seconds:
+            if stopped is None and stop_at <= now < go_on_at:
+                stopped = run.pid("learner")
+                assert stopped is not None, "the learner is down"
+                os.kill(stopped, signal.SIGSTOP)
+            elif stopped and now >= go_on_at:
+                os.kill(stopped, signal.SIGCONT)
+                stopped = 0
+            samples += [look(now, daemon, pid) for daemon, pid in run.living().items()]
+            time.sleep(SAMPLE_S)
+    finally:
+        if stopped:
+            os.kill(stopped, signal.SIGCONT)
+    return samples
+
+
+class Row(NamedTuple):
+    """What became of one daemon from a third of the time to its end."""
+
+    daemon: str
+    starts: int
+    first_mb: float
+    last_mb: float
+    growth: float
+    open_files: tuple[int, int]
+
+
+def summary(samples: list[Sample], seconds: float) -> list[Row]:
+    """Medians of a thirtieth of the time at each end, and the range of open files."""
+    by_daemon: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_daemon[sample.daemon].append(sample)
+    rows = []
+    for daemon, all_of_it in sorted(by_daemon.items()):
+        late = [s for s in all_of_it if s.seconds >= seconds / 3]
+        window = seconds / 30
+        first = statistics.median(s.rss_mb for s in late if s.seconds < seconds / 3 + window)
+        last = statistics.median(s.rss_mb for s in late if s.seconds >= seconds - window)
+        files = [s.open_files for s in late]
+        starts = len({s.pid for s in all_of_it})
+        rows.append(Row(daemon, starts, first, last, last / first - 1, (min(files), max(files))))
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """For people."""
+    lines = ["| daemon | starts | RSS at a third | at the end | growth | open files |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    lines += [
+        f"| {row.daemon} | {row.starts} | {row.first_mb:.1f} MB | {row.last_mb:.1f} MB "
+        f"| {row.growth:+.2%} | {row.open_files[0]} to {row.open_files[1]} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+@click.command(help=(__doc__ or "").partition("\n")[0])
+@click.option("--minutes", type=click.FloatRange(1.0), default=60.0, show_default=True)
+@click.option("--preset", default="pong-fast", show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
+def main(minutes: float, preset: str, out: Path | None) -> None:
+    """See `--help`."""
+    with tempfile.TemporaryDirectory(prefix="apex-soak-") as folder:
+        run = RunDirectory(Path(folder) / "run")
+        command = [APEX, "run", "--preset", preset, "--detach", "--run", str(run.path)]
+        subprocess.run(command, check=True, timeout=120)
+        try:
+            samples = soak(run, 60.0 * minutes)
+            status = gather(run)
+        finally:
+            engine.stop(run, timeout_s=60.0)
+    rows = summary(samples, 60.0 * minutes)
+    click.echo(table(rows))
+    click.echo(f"learner step {status['learner']['learner_step']:,}, {status['run']['health']}")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "soak.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([Sample._fields, *samples])
+        record = {"minutes": minutes, "preset": preset, "rows": [row._asdict() for row in rows],
+                  "status": status}  # fmt: skip
+        (out / "soak.json").write_text(json.dumps(record, indent=1) + "\n")
+    flat = all(row.open_files[1] - row.open_files[0] <= 2 for row in rows)
+    if not flat or any(row.growth > MOST_GROWTH or row.starts > 1 for row in rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
