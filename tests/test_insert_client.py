@@ -12,6 +12,7 @@ from apex.config import merge, parse
 from apex.endpoints import Endpoint, Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.errors import CorruptItemsError, RefusedError
 from apex.learner.prefetcher import Prefetcher
+from apex.replay import insert_endpoint
 from apex.replay.client import InsertClient, SampleClient
 from apex.replay.server import ReplayServer
 from apex.run_directory import RunFacts
@@ -547,6 +548,20 @@ def test_items_that_cannot_be_decompressed_are_not_sampled_again(suite, monkeypa
     assert prefetcher.get(10.0) is None and prefetcher.dropped_batches == 1
     suite.until(lambda: server.table.counters.updated_priorities > 0)
     suite.until(lambda: (batch := prefetcher.get(0.0)) and 2 not in batch.arrays["action"])
+
+
+def test_of_too_many_producers_the_one_that_greeted_first_is_forgotten_and_greets_again(
+    suite, monkeypatch
+):
+    monkeypatch.setattr(insert_endpoint, "MAX_PRODUCERS", 2)
+    server = suite.start()
+    first, second, third = (suite.producer(name=f"actor_{k:03d}") for k in range(3))
+    suite.until(lambda: first.has_credit and second.has_credit and third.has_credit)
+    assert server.status()["producers"] == 2
+    for number, client in enumerate((first, second, third)):
+        client.insert(vector_chunk([number]))
+    suite.until(lambda: not (first.unacknowledged or second.unacknowledged or third.unacknowledged))
+    assert server.status()["producers"] == 2 and server.status()["items"] == 3
 
 
 def test_learner_asks_a_restarted_server_anew(suite):

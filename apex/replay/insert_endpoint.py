@@ -23,6 +23,10 @@ CREDITS = 4
 """Unacknowledged inserts that one producer may have; bounds what waits here."""
 
 
+MAX_PRODUCERS = 10_000
+"""Of which it is known what they have inserted; a forgotten one begins anew when it greets."""
+
+
 @dataclass
 class _Producer:
     """Whose inserts have been taken, up to which sequence number."""
@@ -129,11 +133,20 @@ class InsertEndpoint:
         if known is None or known.epoch < hello.epoch:
             known = self._producers[hello.name] = _Producer(hello.name, hello.epoch, peer.identity)
         known.identity = peer.identity
+        self._remember(known)
         return Welcome(
             instance=self.server.instance,
             credits=CREDITS,
             last_seq=known.last_seq - self._waiting(known),
         )
+
+    def _remember(self, producer: _Producer) -> None:
+        """Keep the producers that greeted last; names are free, memory is not."""
+        self._producers[producer.name] = self._producers.pop(producer.name)
+        while len(self._producers) > MAX_PRODUCERS:
+            oldest = next(iter(self._producers))
+            del self._producers[oldest]
+            self._keeper.producers.pop(oldest, None)
 
     def _waiting(self, producer: _Producer) -> int:
         return sum(pending.producer is producer for pending in self._pending)
@@ -141,7 +154,10 @@ class InsertEndpoint:
     def _take(self, request: Request) -> None:
         message, identity = request.message, request.peer.identity
         assert isinstance(message, Insert)
-        producer = self._producers[request.peer.hello.name]
+        producer = self._producers.get(request.peer.hello.name)
+        if producer is None:
+            self.server.refuse(identity, "hello_required", "say HELLO again")
+            return
         if message.seq <= producer.last_seq:
             self.duplicates += 1
             if not self._waiting(producer):
