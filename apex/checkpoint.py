@@ -24,7 +24,7 @@ from torch import Tensor
 
 from apex import params
 from apex.errors import CheckpointError
-from apex.files import fsync_directory, remove, write_synced
+from apex.files import fsync_directory, remove, write_synced, writer_problem
 from apex.types import EnvSpec
 
 log = logging.getLogger("apex.checkpoint")
@@ -76,11 +76,17 @@ class Checkpoint:
         """What `Learner.state_dict` gave, and the RNG.
 
         Raises:
-            CheckpointError: the checkpoint has parameters only.
+            CheckpointError: the checkpoint has parameters only, or others may have written it.
         """
         path = self.path / LEARNER
-        if not path.exists():
+        if LEARNER not in self.manifest.sha256:
             raise CheckpointError(f"{self.path} holds parameters only; it cannot be resumed from")
+        problem = writer_problem(path)
+        if problem is not None:
+            raise CheckpointError(
+                f"{self.path} is not resumed from, since {problem}: look at where it comes from, "
+                "then copy it (cp -r) and restart"
+            )
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return state
 
@@ -145,6 +151,11 @@ def load(path: Path) -> Checkpoint:
     """
     try:
         manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
+        if not {PARAMETERS} <= manifest.sha256.keys() <= {PARAMETERS, LEARNER}:
+            raise CheckpointError(
+                f"{path}: no checkpoint ({MANIFEST} has no SHA-256 of {PARAMETERS}, or of more "
+                f"than that and {LEARNER})"
+            )
         for name, digest in manifest.sha256.items():
             if hashlib.sha256((path / name).read_bytes()).hexdigest() != digest:
                 raise CheckpointError(f"{path}: {name} is corrupt (its SHA-256 does not match)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import stat
 import time
 from pathlib import Path
 
@@ -47,6 +48,19 @@ def check_output(path: Path, endings: tuple[str, ...]) -> None:
         raise UsageError(f"{path} is a directory")
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is no directory")
+
+
+def writer_problem(path: Path) -> str | None:
+    """Why others than this user and root may have written `path`; None if they cannot have."""
+    for one, expected in ((path.parent, stat.S_ISDIR), (path, stat.S_ISREG)):
+        status = one.lstat()
+        if not expected(status.st_mode):
+            return f"{one} is a link or nothing that belongs there"
+        if status.st_uid not in (os.getuid(), 0):
+            return f"{one} belongs to user {status.st_uid}"
+        if status.st_mode & stat.S_IWOTH:
+            return f"{one} can be written by everybody"
+    return None
 
 
 def remove(path: Path) -> None:

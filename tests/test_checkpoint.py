@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import pickle
 from pathlib import Path
 
@@ -205,3 +207,41 @@ def test_find_takes_a_checkpoint_or_the_best_of_a_run(tmp_path):
     assert checkpoint.find(tmp_path).path == best
     with pytest.raises(CheckpointError, match="no such run or checkpoint"):
         checkpoint.find(tmp_path / "nowhere")
+
+
+def test_state_that_others_may_have_written_is_not_unpickled(tmp_path):
+    path = save(tmp_path, 1)
+    assert checkpoint.load(path).learner_state()["updates"] == 1
+    (path / LEARNER).chmod(0o666)
+    with pytest.raises(CheckpointError, match=rf"{LEARNER} can be written by everybody"):
+        checkpoint.load(path).learner_state()
+    (path / LEARNER).chmod(0o600)
+    path.chmod(0o777)
+    with pytest.raises(CheckpointError, match="step_0000000001 can be written by everybody"):
+        checkpoint.load(path).learner_state()
+    path.chmod(0o700)
+    elsewhere = tmp_path / "elsewhere.pt"
+    (path / LEARNER).rename(elsewhere)
+    (path / LEARNER).symlink_to(elsewhere)
+    with pytest.raises(CheckpointError, match="is a link"):
+        checkpoint.load(path).learner_state()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a file away")
+@pytest.mark.parametrize("part", ["", LEARNER])
+def test_state_that_belongs_to_another_user_is_not_unpickled(tmp_path, part):
+    path = save(tmp_path, 1)
+    os.chown(path / part, 65534, 65534)
+    with pytest.raises(CheckpointError, match="belongs to user 65534"):
+        checkpoint.load(path).learner_state()
+
+
+@pytest.mark.parametrize(
+    "digests", [{}, {LEARNER: "00"}, {PARAMETERS: "00", "../../../../etc/passwd": "00"}]
+)
+def test_a_manifest_names_the_files_of_a_checkpoint_and_no_others(tmp_path, digests):
+    path = save(tmp_path, 1)
+    broken = json.loads((path / MANIFEST).read_text()) | {"sha256": digests}
+    (path / MANIFEST).write_text(json.dumps(broken))
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        checkpoint.load(path)

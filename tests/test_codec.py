@@ -39,6 +39,8 @@ EVERY_MESSAGE = [
     messages.SnapshotReply(saved={"items": 3, "durable": True}),
 ]
 
+BAD_NAMES = ["", "../../etc/passwd", "a/b", "a\nb", "\x1b[2Jx", "-x", ".x", "a" * 65, "ä", "a "]
+
 ARRAYS = {
     "bytes": np.arange(256, dtype=np.uint8),
     "int32": np.array([[1, -2], [3, 2**31 - 1]], dtype=np.int32),
@@ -231,3 +233,9 @@ def test_buffers_of_a_message_are_declared_by_the_codec():
     message = Insert(seq=1, buffers=(Buffer("lie", "uint8", (99,)),))
     received = decode(as_bytes(encode(message, {"x": np.zeros(2)})))
     assert list(received.arrays) == ["x"] and received.arrays["x"].shape == (2,)
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_that_could_be_a_path_or_a_terminals_command_is_malformed(name):
+    assert decode(encode(hello("actor_000-b.2"))).message.name == "actor_000-b.2"
+    assert code_of(as_bytes(encode(hello(name)))) == "malformed"

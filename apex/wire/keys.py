@@ -27,13 +27,12 @@ import zmq  # noqa: TID251
 from apex.config import read_toml
 from apex.errors import ConfigError, EndpointError, UsageError
 from apex.files import replace_file
-from apex.wire.messages import Role
+from apex.wire.messages import NAME_PATTERN, Role
 
 log = logging.getLogger("apex.wire")
 
 KeyRole: TypeAlias = Literal["server"] | Role
 SERVER: Final = "server"
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,7 +51,7 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def new_key(name: str, role: KeyRole) -> Key:
     """A new pair. Raises `UsageError` for a name that is no file's."""
-    if not NAME.fullmatch(name):
+    if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(
             f"a key's name has letters, digits, '_', '.' and '-', at most 64; got {name!r}"
         )
@@ -104,7 +103,10 @@ def add_key(folder: Path, name: str, role: Role, target: Path) -> Key:
 
 def revoke(folder: Path, name: str) -> None:
     """Let a key in no longer; its connections end within a second. Raises `UsageError`."""
-    if not NAME.fullmatch(name) or not (folder / "authorized" / f"{name}.public").exists():
+    if (
+        not re.fullmatch(NAME_PATTERN, name)
+        or not (folder / "authorized" / f"{name}.public").exists()
+    ):
         known = ", ".join(sorted(key.name for key in authorized_keys(folder).values()))
         raise UsageError(f"{folder / 'authorized'} has no key {name!r}; it has {known or 'none'}")
     (folder / "authorized" / f"{name}.public").unlink()

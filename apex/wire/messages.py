@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
 from apex.buffers import Buffer
 
 PROTOCOL_VERSION = 2
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+"""Names stand in logs and file names."""
 
 Role: TypeAlias = Literal["actor", "learner", "evaluator", "operator"]
 
@@ -37,7 +40,7 @@ class Hello(Message, frozen=True, tag="hello"):
     """The first message on a connection: who speaks, for which run, with which data."""
 
     role: Role
-    name: str
+    name: Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
     epoch: int
     run_id: str
     schema_hash: str
