@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-pong learn-pong status logs restart-actor attach stop test check clean
+.PHONY: help setup run-pong learn-pong status logs restart-actor attach stop test chaos fuzz soak \
+	check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -48,6 +49,17 @@ stop: $(STAMP)  ## end the newest run, attached actors too
 
 test: $(STAMP)  ## all tests; what CI runs
 	@$(VENV)/bin/python -m pytest
+
+chaos: $(STAMP)  ## break a running suite for MINUTES and audit what was acknowledged
+	@$(VENV)/bin/python -m tests.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) \
+		--out benchmarks/reliability
+
+fuzz: $(STAMP)  ## INPUTS broken messages and records against what reads them
+	@$(VENV)/bin/python -m tests.fuzz --inputs $(or $(INPUTS),10000000) --seed $(or $(SEED),1) \
+		--out benchmarks/reliability
+
+soak: $(STAMP)  ## train for MINUTES and look whether any daemon grows
+	@$(VENV)/bin/python -m tests.soak --minutes $(or $(MINUTES),60) --out benchmarks/reliability
 
 check: $(STAMP)  ## lint, format, types, import layers
 	@$(VENV)/bin/ruff check apex bin benchmarks tests

@@ -10,7 +10,7 @@ from apex.buffers import Buffer
 
 PROTOCOL_VERSION = 2
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z"
 """Names stand in logs and file names."""
 
 Role: TypeAlias = Literal["actor", "learner", "evaluator", "operator"]
