@@ -39,7 +39,19 @@ EVERY_MESSAGE = [
     messages.SnapshotReply(saved={"items": 3, "durable": True}),
 ]
 
-BAD_NAMES = ["", "../../etc/passwd", "a/b", "a\nb", "a\n", "\x1b[2Jx", "-x", ".x", "a" * 65, "ä", "a "]
+BAD_NAMES = [
+    "",
+    "../../etc/passwd",
+    "a/b",
+    "a\nb",
+    "a\n",
+    "\x1b[2Jx",
+    "-x",
+    ".x",
+    "a" * 65,
+    "ä",
+    "a ",
+]
 
 ARRAYS = {
     "bytes": np.arange(256, dtype=np.uint8),

@@ -14,7 +14,7 @@ import pytest
 
 from apex import machine
 from apex.engine import living_engine
-from tests.conftest import APEX, Suite, wait_until
+from tests.conftest import APEX, ROOT, Suite, wait_until
 
 ENGINES = ["supervisor", "local"]
 
@@ -270,3 +270,42 @@ def test_logs_metrics_and_tensorboard_files_are_there(suite: Suite, small: tuple
     time, level, process = shown.stdout.splitlines()[0].split()[:3]
     assert time.endswith("Z") and level == "INFO" and process == "learner"
     assert suite.apex("logs", "nobody").returncode == 2
+
+
+def test_a_suite_on_tcp_with_keys_trains_and_lets_a_far_actor_in_until_its_key_is_revoked(
+    suite: Suite, small: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder, far = tmp_path / "keys", tmp_path / "far"
+    assert suite.keys("new", str(folder)).returncode == 0
+    added = suite.keys("new", str(folder), "--role", "actor", "--name", "far", "--out", str(far))
+    assert added.returncode == 0, added.stderr
+    file = tmp_path / "endpoints.toml"
+    text = (ROOT / "deploy" / "endpoints.toml").read_text()
+    for name in ("replay.insert", "replay.sample", "learner.params"):
+        text = text.replace(f"ipc://{{sockets}}/{name}", "tcp://127.0.0.1:*")
+    file.write_text(f'keys = "keys"\n{text}')
+    suite.start(*small, "--endpoints", str(file))
+    suite.wait_healthy()
+    # What an actor on another host has: the run's files, and endpoints with its own keys.
+    (tmp_path / "far.toml").write_text(
+        suite.run.endpoints_file.read_text().replace(str(folder), str(far))
+    )
+    actor = subprocess.Popen(
+        [sys.executable, ROOT / "bin" / "actor", "--run", suite.path, "--index", "7",
+         "--endpoints", tmp_path / "far.toml"], stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        suite.wait_for(
+            lambda s: any(
+                row["actor_id"] == "actor_007" and row["state"] == "stepping" for row in s["actors"]
+            ),
+            60.0,
+            "the far actor steps",
+        )
+        assert suite.keys("revoke", str(folder), "far").returncode == 0
+        _, said = actor.communicate(timeout=30)
+    finally:
+        actor.kill()
+        actor.wait()
+    assert actor.returncode == 78 and "no longer authorized" in said
+    assert suite.status()["learner"]["learner_step"] > 0
