@@ -120,12 +120,13 @@ class LearnerDaemon:
         self._load(found)
         manifest = found.manifest
         self._train_s = manifest.train_s
+        kept = self._config.replay.durability != "off"
         log.info(
-            "resumed from %s at learner step %d, %d env steps; the replay contents are "
-            "the replay server's own and may start empty",
+            "resumed from %s at learner step %d, %d env steps; replay %s",
             found.path.name,
             self._step,
             manifest.env_steps,
+            "brings its contents back" if kept else "starts empty (replay.durability)",
         )
         return manifest
 
