@@ -6,6 +6,7 @@ import pytest
 
 from apex.checkpoint import ActorRecord
 from apex.errors import RefusedError
+from apex.learner import membership as membership_module
 from apex.learner.membership import Membership
 from apex.wire.messages import EvaluationReport, Heartbeat
 from tests.builders import hello
@@ -108,7 +109,7 @@ def test_rows_are_sorted_by_slot_and_show_the_last_heartbeat():
     assert rows[1] == {
         "actor_id": "actor_001", "slot": 1, "pid": 77, "state": "stepping", "env_steps": 40,
         "env_steps_per_s": 12.3, "param_version": 3, "heartbeat_age_s": 1.5, "episodes": 2,
-        "mean_return": -20.5,
+        "mean_return": -20.5, "env_faults": 0,
     }  # fmt: skip
 
 
@@ -206,7 +207,16 @@ def test_evaluations_give_means_and_the_best_whole_one():
     ]
     assert means == [2.0, 6.0, 0.0]
     assert membership.evaluator() == {
-        "phase": None,
+        "phase": None, "env_faults": 0,
         "episodes": 7, "mean_return": 0.0, "best_mean_return": 6.0,
     }  # fmt: skip
     assert membership.best_return == pytest.approx(6.0)
+
+
+def test_of_too_many_names_the_one_that_greeted_first_is_forgotten(monkeypatch):
+    monkeypatch.setattr(membership_module, "MAX_MEMBERS", 3)
+    membership, _ = make(1)
+    for name in ("actor_000", "a", "b", "a", "c"):
+        membership.greet(hello(name))
+    assert list(membership.records) == ["b", "a", "c"]
+    assert not membership.knows(hello("actor_000")) and membership.knows(hello("b"))

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -18,6 +18,7 @@ SUSPECT_S = 3.0
 """Seconds of silence after which a member is suspect."""
 GONE_S = 30.0
 """Seconds of silence after which a member is gone and its slot is free."""
+MAX_MEMBERS = 10_000
 
 
 @dataclass
@@ -28,6 +29,17 @@ class Member:
     slot: int
     last_seen: float
     heartbeat: Heartbeat | None = None
+
+
+Entry = TypeVar("Entry")
+
+
+def _remember(book: dict[str, Entry], name: str, entry: Entry) -> None:
+    """Put an entry last and forget the first ones of too many; names are free, memory is not."""
+    book.pop(name, None)
+    book[name] = entry
+    while len(book) > MAX_MEMBERS:
+        del book[next(iter(book))]
 
 
 class Membership:
@@ -59,7 +71,7 @@ class Membership:
         self.env_steps = env_steps
         """Environment steps of all actors, since the run's first start."""
         self.records = dict(records or {})
-        """By name; of every actor that ever was."""
+        """By name; of the actors that greeted last."""
         self.best_return: float | None = None
 
     def greet(self, hello: Hello) -> Welcome:
@@ -79,9 +91,9 @@ class Membership:
             slot = record.slot if record else -1
             record = ActorRecord(hello.epoch, incarnation, slot, 0)
         slot = known.slot if known else self._assign_slot(hello, record.slot)
-        self.records[hello.name] = msgspec.structs.replace(record, slot=slot)
         heartbeat = known.heartbeat if known and known.hello.epoch == hello.epoch else None
-        self._members[hello.name] = Member(hello, slot, self._clock(), heartbeat)
+        _remember(self.records, hello.name, msgspec.structs.replace(record, slot=slot))
+        _remember(self._members, hello.name, Member(hello, slot, self._clock(), heartbeat))
         return Welcome(instance=self._instance, slot=slot, incarnation=record.incarnation)
 
     def _assign_slot(self, hello: Hello, before: int) -> int:

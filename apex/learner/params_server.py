@@ -131,8 +131,8 @@ class ParamsServer:
         elif isinstance(message, Heartbeat):
             self._take_heartbeat(request, message)
         elif isinstance(message, EvaluationReport):
-            if not message.returns:
-                self._server.refuse(identity, "bad_request", "an evaluation has returns")
+            if not message.returns or not np.isfinite(message.returns).all():
+                self._server.refuse(identity, "bad_request", "an evaluation has finite returns")
                 return
             with self._lock:
                 mean = self.membership.evaluation(message)

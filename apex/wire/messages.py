@@ -10,6 +10,8 @@ from apex.buffers import Buffer
 
 PROTOCOL_VERSION = 2
 
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
 NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z"
 """Names stand in logs and file names."""
 
@@ -123,13 +125,13 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
     """A sign of life from a work loop, every second, with its counters since its epoch."""
 
     phase: Phase
-    progress: int
+    progress: Count
     param_version: int = -1
-    env_steps: int = 0
+    env_steps: Count = 0
     env_steps_per_s: float = 0.0
-    episodes: int = 0
+    episodes: Count = 0
     mean_return: float | None = None
-    env_faults: int = 0
+    env_faults: Count = 0
 
 
 class HeartbeatAck(Message, frozen=True, tag="heartbeat_ack"):
