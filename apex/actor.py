@@ -125,7 +125,7 @@ class ActorDaemon:
         try:
             begin(self._environments)
         except EnvFaultError as error:
-            self._recreation.fault(error)
+            self._fault(error)
 
     def _recreate(self, begin: Callable[[Environments], None]) -> None:
         """Wait, or make the environments anew when it is time."""
@@ -133,8 +133,12 @@ class ActorDaemon:
         self._wait_a_moment()
         made = self._recreation.attempt(begin)
         if made is not None:
-            close(self._environments)
             self._environments = made
+
+    def _fault(self, error: EnvFaultError) -> None:
+        """The environments have failed: they are closed, since new ones may need what they hold."""
+        close(self._environments)
+        self._recreation.fault(error)
 
     def _turn(self) -> None:
         assert self._begin is not None
@@ -152,7 +156,7 @@ class ActorDaemon:
         try:
             chunks, _ = self._loop.step()
         except EnvFaultError as error:
-            self._recreation.fault(error)
+            self._fault(error)
             return
         self._backlog.extend(chunks)
         self._rate.add(self._loop.env_steps - before)

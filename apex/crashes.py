@@ -27,6 +27,8 @@ class CrashRecord(msgspec.Struct):
     epoch: int = 0
     crashes: int = 0
     """In a row, each within `SHORT_LIFE_S` of its start or out of memory, before this start."""
+    memory_crashes: int = 0
+    """In a row, out of memory."""
     clean: bool = False
     error: str = WORDLESS
     """Of the crash before this start, or of this start's end."""
@@ -61,14 +63,17 @@ class CrashHistory:
         self._last = read(path)
         last_epoch = self._last.epoch + 1 if self._last else 0
         self._record = CrashRecord(time.time(), max(time.time_ns(), last_epoch))
-        self.crashes = self._crashes()
+        self.crashes, self._memory_crashes = self._count()
 
-    def _crashes(self) -> int:
-        if self._last is None or self._last.clean:
-            return 0
-        lived = self._path.stat().st_mtime - self._last.started
-        counts = lived < SHORT_LIFE_S or self._last.code == ExitCode.OUT_OF_MEMORY
-        return self._last.crashes + 1 if counts else 0
+    def _count(self) -> tuple[int, int]:
+        """Crashes in a row, and how many of the last ones were for want of memory."""
+        last = self._last
+        if last is None or last.clean:
+            return 0, 0
+        if last.code == ExitCode.OUT_OF_MEMORY:
+            return last.crashes + 1, last.memory_crashes + 1
+        lived = self._path.stat().st_mtime - last.started
+        return (last.crashes + 1, 0) if lived < SHORT_LIFE_S else (0, 0)
 
     @property
     def epoch(self) -> int:
@@ -88,8 +93,7 @@ class CrashHistory:
     @property
     def too_many(self) -> bool:
         """Whether another try is not worth it."""
-        memory = self._last is not None and self._last.code == ExitCode.OUT_OF_MEMORY
-        return self.crashes >= (min(MAX_OUT_OF_MEMORY, self._most) if memory else self._most)
+        return self.crashes >= self._most or self._memory_crashes >= MAX_OUT_OF_MEMORY
 
     @property
     def delay_s(self) -> float:
@@ -100,6 +104,7 @@ class CrashHistory:
         """Write down that this start begins, now."""
         self._record.started = time.time()
         self._record.crashes = self.crashes
+        self._record.memory_crashes = self._memory_crashes
         if self.crashes:
             self._record.error = self.last_error
         self._write()
@@ -115,7 +120,7 @@ class CrashHistory:
         """Write down how it ends."""
         self._record.error, self._record.code = error, code
         self._record.gave_up = code in NOT_RESTARTED
-        self._record.clean = code == ExitCode.GAVE_UP
+        self._record.clean = code in NOT_RESTARTED
         self._write()
 
     def ended(self) -> None:

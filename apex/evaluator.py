@@ -107,16 +107,17 @@ class EvaluatorDaemon:
             self._evaluate(publication)
         except EnvFaultError as error:
             self._unplayed = publication
+            close(self._environments)
             self._recreation.fault(error)
 
     def _recreate(self) -> None:
         """Wait, or make the environments anew when it is time."""
         self._unplayed = self._poll("recreating") or self._unplayed
+        self._learner.ask_for_params()
         made = self._recreation.attempt(lambda environments: None)
         if made is None:
             self._poller.wait(WAIT_S)
             return
-        close(self._environments)
         self._environments = made
 
     def _says_something(self, publication: Publication) -> bool:
@@ -147,7 +148,9 @@ class EvaluatorDaemon:
             None,
             None,
             clip_rewards=False,
-            seed=self._config.run.seed + EVALUATION_SEED + self._count * config.num_envs,
+            seed=self._config.run.seed
+            + EVALUATION_SEED
+            + (self._count + self._recreation.faults) * config.num_envs,
         )
         returns = play_episodes(loop, config.num_envs, config.episodes, self._proceed)
         if returns is None:

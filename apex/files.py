@@ -23,7 +23,8 @@ def fsync_directory(path: Path) -> None:
 
 def write_synced(path: Path, data: bytes) -> None:
     """Write `data` to `path` and wait until it is on the disk."""
-    with path.open("wb") as file:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+    with open(descriptor, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -58,8 +59,8 @@ def writer_problem(path: Path) -> str | None:
             return f"{one} is a link or nothing that belongs there"
         if status.st_uid not in (os.getuid(), 0):
             return f"{one} belongs to user {status.st_uid}"
-        if status.st_mode & stat.S_IWOTH:
-            return f"{one} can be written by everybody"
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            return f"{one} can be written by others (chmod go-w)"
     return None
 
 

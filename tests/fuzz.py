@@ -72,7 +72,7 @@ def valid_records() -> list[bytes]:
         producer="actor_000", epoch=1, seq=2, first_id=3, items=3, inserted=4, sampled=5,
         buffers=buffers,
     )  # fmt: skip
-    opening = Opening("run", "hash", {"actor_000": ProducerMark(1, 2)}, 3, 4)
+    opening = Opening("run", "hash", 1000, {"actor_000": ProducerMark(1, 2)}, 3, 4)
     return [
         b"".join(bytes(part) for part in encode_record(MARKER, header, frames))
         for header, frames in ((inserted, body), (opening, []))

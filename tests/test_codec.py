@@ -36,7 +36,7 @@ EVERY_MESSAGE = [
     messages.StatusReply(status={"items": 3, "nested": {"a": [1.5, None, "x", True]}}),
     messages.Shutdown(reason="the end"),
     messages.Snapshot(),
-    messages.SnapshotReply(saved={"items": 3, "durable": True}),
+    messages.SnapshotReply(snapshot_id=4, saved={"items": 3, "durable": True}),
 ]
 
 BAD_NAMES = [

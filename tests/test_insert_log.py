@@ -18,7 +18,7 @@ from tests.builders import VECTOR_SCHEMA, vector_chunk
 
 
 def opening() -> Opening:
-    return Opening("run", VECTOR_SCHEMA.hash, {"actor_000": ProducerMark(9, 4)}, 20, 80)
+    return Opening("run", VECTOR_SCHEMA.hash, 1000, {"actor_000": ProducerMark(9, 4)}, 20, 80)
 
 
 def header(seq: int, items: int = 2) -> Inserted:
@@ -216,3 +216,31 @@ def test_log_mode_syncs_in_the_background_and_sync_mode_before_it_commits(tmp_pa
         log.close()
         assert size in synced
         synced.clear()
+
+
+def test_sync_mode_has_an_ended_segment_on_the_disk_before_it_commits(tmp_path, monkeypatch):
+    synced: list[int] = []
+    monkeypatch.setattr(
+        insert_log.os, "fdatasync", lambda file: synced.append(os.fstat(file).st_ino)
+    )
+    log = make_log(tmp_path, sync=True, segment_bytes=300)
+    append(log, [0, 1, 2, 3])
+    files = {path.stat().st_ino for path in tmp_path.iterdir()}
+    assert len(files) > 1 and log.commit()
+    assert set(synced) == files
+    log.close()
+
+
+@pytest.mark.parametrize("sync", [False, True])
+def test_a_sync_that_fails_is_an_alarm_wherever_it_was_begun(tmp_path, monkeypatch, sync):
+    def fail(file: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    log = make_log(tmp_path, sync=sync, segment_bytes=300)
+    append(log, [0])
+    monkeypatch.setattr(insert_log.os, "fdatasync", fail)
+    log.begin_sync().exception(timeout=10)
+    log.tick()
+    assert "Input/output error" in log.alarm and not log.commit()
+    monkeypatch.undo()
+    log.close()

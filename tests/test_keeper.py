@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from apex.config import ReplayConfig
+from apex.errors import ConfigError
 from apex.replay import recovery
 from apex.replay.keeper import TableKeeper, next_first_id
 from apex.replay.rate_limiter import RateLimiter
@@ -48,12 +50,15 @@ class Life:
 @contextmanager
 def life(
     folder: Path, *, schema: Schema = VECTOR_SCHEMA, now: int = 1000, die: bool = True,
-    selector: str = "prioritized", times: int = 0, capacity: int = 6, **replay: object,
+    selector: str = "prioritized", times: int = 0, capacity: int = 6,
+    limits: dict[str, float] | None = None, **replay: object,
 ) -> Iterator[Life]:  # fmt: skip
     config = ReplayConfig(capacity=capacity, **replay)
 
     def make_table(first_id: int) -> Table:
-        limiter = RateLimiter(min_size=1, samples_per_insert=0, tolerance=0)
+        limiter = RateLimiter(
+            **(limits or {"min_size": 1, "samples_per_insert": 0, "tolerance": 0})
+        )
         chooser = make_selector(selector, capacity, 0.6)
         rng = np.random.default_rng(0)
         return Table(schema, capacity, chooser, limiter, times, rng, first_id)
@@ -190,16 +195,105 @@ def test_a_refused_chunk_keeps_its_number(tmp_path):
         assert second.items() == {1000: 1}
 
 
-def test_another_capacity_keeps_the_newest_that_fit(tmp_path):
+def test_another_capacity_is_refused_and_nothing_is_touched(tmp_path):
     with life(tmp_path) as first:
         first.insert(1, 2, 3, 4, 5, 6)
-    with life(tmp_path, capacity=4) as second:
-        assert list(second.items().values()) == [3, 4, 5, 6]
-        second.insert(7)
-        assert list(second.items().values()) == [4, 5, 6, 7]
-    with life(tmp_path, capacity=50) as third:
-        third.insert(8)
-        assert list(third.items().values())[-5:] == [4, 5, 6, 7, 8]
+    with pytest.raises(ConfigError, match=r"replay\.capacity 6, not 4; set it back"):
+        life(tmp_path, capacity=4).__enter__()
+    with life(tmp_path) as again:
+        assert list(again.items().values()) == [1, 2, 3, 4, 5, 6]
+
+
+def test_items_that_are_missing_do_not_keep_both_sides_waiting(tmp_path):
+    """The limiter counted items that a full disk did not take: neither side could go on."""
+    limits = {"min_size": 5, "samples_per_insert": 1.0, "tolerance": 2.0}
+    with life(tmp_path, capacity=100, limits=limits) as first:
+        first.insert(1, 2)
+        first.table.limiter.inserted += 50
+        first.table.limiter.sampled += 40
+        first.insert(3)
+    with life(tmp_path, capacity=100, limits=limits) as second:
+        assert len(second.table) == 3 and not second.table.can_sample(1)
+        assert second.table.can_insert(1)
+        second.insert(4)
+        second.insert(5)
+        assert second.table.can_sample(1)
+
+
+def test_a_segment_that_cannot_be_read_is_never_removed(tmp_path, monkeypatch):
+    with life(tmp_path) as first:
+        first.insert(1, 2, 3)
+    (path,) = [segment.path for segment in segments(tmp_path / "replay")]
+    read_bytes = Path.read_bytes
+
+    def failing(self: Path) -> bytes:
+        if self == path:
+            raise OSError(errno.EIO, "Input/output error")
+        return read_bytes(self)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    with life(tmp_path, die=False) as second:
+        assert len(second.table) == 0 and second.keeper.damaged == 1
+        second.insert(*range(4, 10))
+        second.insert(*range(10, 16))
+        second.keeper.save().result(timeout=10)
+    monkeypatch.undo()
+    assert path.exists()
+
+
+def test_a_state_that_cannot_be_read_costs_priorities_alone(tmp_path, monkeypatch, caplog):
+    with life(tmp_path, die=False) as first:
+        first.insert(1, 2, 3)
+    state = tmp_path / "replay" / recovery.STATE_FILE
+    data = state.read_bytes()
+    state.unlink()
+    state.mkdir()  # reading it is an OSError
+    with life(tmp_path) as second:
+        assert list(second.items().values()) == [1, 2, 3]
+    assert "initial priorities" in caplog.text and data
+
+
+def test_a_disk_that_refuses_everything_ends_neither_saves_nor_the_server(tmp_path, monkeypatch):
+    with life(tmp_path, die=False, segment_mb=1e-4) as one:
+        for action in range(20):
+            one.insert(action)
+
+        def refuse(self: Path, missing_ok: bool = False) -> None:
+            raise OSError(errno.EROFS, "Read-only file system")
+
+        monkeypatch.setattr(Path, "unlink", refuse)
+        saved = one.keeper.save().result(timeout=10)
+        assert saved["items"] == 6
+        one.keeper.tick()
+        monkeypatch.undo()
+
+
+def test_a_snapshot_is_durable_when_every_item_of_the_table_is(tmp_path, monkeypatch):
+    with life(tmp_path, die=False) as one:
+        one.insert(1, 2)
+        monkeypatch.setattr(one.keeper._log, "append", lambda header, arrays: False)
+        assert not one.insert(3)
+        monkeypatch.undo()
+        assert one.insert(4, 5)
+        assert one.keeper.volatile
+        assert one.keeper.save().result(timeout=10) == {"items": 5, "durable": False}
+        one.insert(6, 7, 8, 9, 10)  # the third is evicted
+        assert not one.keeper.volatile
+        assert one.keeper.save().result(timeout=10) == {"items": 6, "durable": True}
+
+
+def test_ids_of_items_that_the_log_has_not_are_not_given_again(tmp_path, monkeypatch):
+    with life(tmp_path, die=False) as first:
+        first.insert(1, 2)
+        monkeypatch.setattr(first.keeper._log, "append", lambda header, arrays: False)
+        first.insert(3, 4)
+        monkeypatch.undo()
+    with life(tmp_path, now=10) as second:  # the clock went back; ids 1000 to 1003 were given
+        assert second.table.next_id >= 1004
+        second.insert(5)
+        assert list(second.items().values()) == [1, 2, 5]
+    with life(tmp_path, now=10) as third:
+        assert list(third.items().values()) == [1, 2, 5]
 
 
 def test_off_takes_what_is_there_and_keeps_nothing_more(tmp_path):

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,13 @@ from apex.wire.server import Request, Server
 from apex.wire.sockets import Poller, Waker, connections
 
 log = logging.getLogger("apex.learner")
+
+
+class SnapshotAsker(NamedTuple):
+    """Who waits for a snapshot."""
+
+    identity: bytes
+    snapshot_id: int
 
 
 class ParamsServer:
@@ -86,8 +93,8 @@ class ParamsServer:
         self._on_evaluation = on_evaluation
         self._on_shutdown = on_shutdown
         self._on_snapshot = on_snapshot
-        self._snapshot_askers: list[bytes] = []
-        self._snapshots: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        self._snapshot_askers: list[SnapshotAsker] = []
+        self._snapshots: SimpleQueue[tuple[list[SnapshotAsker], dict[str, Any]]] = SimpleQueue()
         self._waker = Waker()
         self._closing = False
         self._thread = threading.Thread(target=self._serve, name="params-server", daemon=True)
@@ -141,24 +148,31 @@ class ParamsServer:
         elif isinstance(message, Status):
             self._server.send(identity, StatusReply(status=self.status()))
         elif isinstance(message, Snapshot):
-            self._snapshot_askers.append(identity)
+            with self._lock:
+                self._snapshot_askers.append(SnapshotAsker(identity, message.snapshot_id))
             self._on_snapshot()
         elif isinstance(message, Shutdown):
             log.info("asked to stop: %s", message.reason)
             self._server.send(identity, Ack())
             self._on_shutdown()
 
-    def snapshot_taken(self, saved: dict[str, Any]) -> None:
+    def snapshot_begins(self) -> list[SnapshotAsker]:
+        """Who has asked for a snapshot until now; any thread may call it."""
+        with self._lock:
+            askers, self._snapshot_askers = self._snapshot_askers, []
+        return askers
+
+    def snapshot_taken(self, askers: list[SnapshotAsker], saved: dict[str, Any]) -> None:
         """Tell those who asked; any thread may call it."""
-        self._snapshots.put(saved)
+        self._snapshots.put((askers, saved))
         self._waker.wake()
 
     def _answer_snapshots(self) -> None:
         while not self._snapshots.empty():
-            saved = self._snapshots.get()
-            for identity in self._snapshot_askers:
-                self._server.send(identity, SnapshotReply(saved=saved))
-            self._snapshot_askers.clear()
+            askers, saved = self._snapshots.get()
+            for asker in askers:
+                reply = SnapshotReply(snapshot_id=asker.snapshot_id, saved=saved)
+                self._server.send(asker.identity, reply)
 
     def _take_heartbeat(self, request: Request, message: Heartbeat) -> None:
         newest, hello = self._board.newest(), request.peer.hello

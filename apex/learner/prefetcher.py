@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,7 @@ from apex import frames
 from apex.errors import ApexError, CorruptItemsError, SchemaError
 from apex.replay.client import SampleClient
 from apex.types import LEARNER_STEP, Arrays, Items, Samples, Schema
+from apex.wire.messages import SnapshotReply
 from apex.wire.sockets import Poller, Waker
 
 log = logging.getLogger("apex.learner")
@@ -73,9 +73,9 @@ class Prefetcher:
         self._error: ApexError | None = None
         self.table_items = 0
         self.dropped_batches = 0
-        self._snapshot_wanted = False
-        self.saved: dict[str, Any] | None = None
-        """What the replay server has on the disk since the last `snapshot`; None: no answer yet."""
+        self._snapshot_wanted: int | None = None
+        self.saved: SnapshotReply | None = None
+        """The replay server's newest answer to `snapshot`."""
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
 
@@ -112,10 +112,9 @@ class Prefetcher:
         """Send new priorities with the next wake-up: `[B]` each."""
         self._priorities.append((item_ids, priorities))
 
-    def snapshot(self) -> None:
+    def snapshot(self, snapshot_id: int) -> None:
         """Ask the replay server to bring its contents to the disk."""
-        self.saved = None
-        self._snapshot_wanted = True
+        self._snapshot_wanted = snapshot_id
         self._waker.wake()
 
     def _run(self) -> None:
@@ -130,9 +129,14 @@ class Prefetcher:
                         self._pool.submit(prepare, samples, self._schema, self._collate)
                     )
                 self.table_items = client.table_items
-                self.saved, client.saved = client.saved or self.saved, None
-                if self._snapshot_wanted:
-                    self._snapshot_wanted = not client.snapshot()
+                self.saved = client.saved
+                wanted = self._snapshot_wanted
+                if (
+                    wanted is not None
+                    and client.snapshot(wanted)
+                    and wanted == self._snapshot_wanted
+                ):
+                    self._snapshot_wanted = None
                 self._send_priorities(client)
                 client.ask(max(0, self._depth - client.in_flight - self._ready.qsize()))
             self._send_priorities(client)

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -140,8 +139,8 @@ class SampleClient:
         self._not_before = float("-inf")
         self.table_items = 0
         self.dropped_batches = 0
-        self.saved: dict[str, Any] | None = None
-        """What the server said that it has on the disk, after the last `snapshot`."""
+        self.saved: SnapshotReply | None = None
+        """The newest answer to `snapshot`."""
 
     @property
     def in_flight(self) -> int:
@@ -172,7 +171,7 @@ class SampleClient:
                     self.dropped_batches += 1
                     log.warning("dropped a batch: %s", error)
             elif isinstance(message, SnapshotReply):
-                self.saved = message.saved
+                self.saved = message
             elif isinstance(message, Welcome | Error):
                 # What was asked before will not come; the caller asks anew.
                 self._asked.clear()
@@ -189,9 +188,9 @@ class SampleClient:
                 self.client.send(Sample(request_id=request_id, batch_size=self._batch_size))
                 self._asked[request_id] = now
 
-    def snapshot(self) -> bool:
+    def snapshot(self, snapshot_id: int) -> bool:
         """Ask the server to bring its contents to the disk; False without a connection."""
-        return self.client.send(Snapshot())
+        return self.client.send(Snapshot(snapshot_id=snapshot_id))
 
     def update_priorities(
         self, item_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]

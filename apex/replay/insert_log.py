@@ -33,6 +33,14 @@ class _Written:
     path: Path
     last_id: int
 
+    @property
+    def nbytes(self) -> int:
+        """On the disk; 0 where it cannot be told."""
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
 
 class InsertLog:
     """Appends records to segments, and removes segments whose items are all gone.
@@ -70,7 +78,8 @@ class InsertLog:
         self._alarm: str | None = None
         self._retry_at = float("-inf")
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="insert-log")
-        self._syncing: Future[None] | None = None
+        self._syncs: list[Future[None]] = []
+        """Under way; all are looked at, since the kernel tells each error once."""
         self._sync_due = clock()
         try:
             self._begin_segment()
@@ -85,7 +94,7 @@ class InsertLog:
     @property
     def nbytes(self) -> int:
         """Bytes of all segments."""
-        return sum(s.path.stat().st_size for s in self._segments if s.path.exists())
+        return sum(segment.nbytes for segment in self._segments)
 
     def append(self, header: Inserted, arrays: Mapping[str, Array]) -> bool:
         """Write a record; False, with an alarm, when the disk does not take it."""
@@ -118,9 +127,14 @@ class InsertLog:
         self._write(encode_record(self._marker, self._opening(), []))
 
     def _end_segment(self) -> None:
-        if self._file is not None:
-            file, self._file = self._file, None
-            self._worker.submit(_sync_and_close, file)
+        """Close the segment; with `sync` what was acknowledged must be on the disk by then."""
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        if self._sync:
+            _sync_and_close(file)
+        else:
+            self._syncs.append(self._worker.submit(_sync_and_close, file))
 
     def _write(self, frames: list[Frame]) -> None:
         """Append to the file; what a full disk took of it is taken back."""
@@ -140,7 +154,10 @@ class InsertLog:
             log.error("INSERTS ARE NOT DURABLE, training goes on: the insert log: %s", error)
         self._alarm = str(error)
         self._retry_at = self._clock() + RETRY_S
-        self._end_segment()
+        try:
+            self._end_segment()
+        except OSError as another:
+            log.error("the insert log: %s", another)
 
     def commit(self) -> bool:
         """Bring what was appended to the disk, as far as `sync` asks; False if that failed."""
@@ -155,22 +172,28 @@ class InsertLog:
         return True
 
     def begin_sync(self) -> Future[None]:
-        """Begin to bring all that was appended to the disk."""
+        """Begin to bring all that was appended to the disk. Raises `OSError`."""
         if self._file is None:
             return self._worker.submit(lambda: None)
+        begun = self._worker.submit(_sync_and_close, os.dup(self._file))
         self._synced_size = self._size
-        return self._worker.submit(_sync_and_close, os.dup(self._file))
+        self._syncs.append(begun)
+        return begun
 
     def tick(self) -> None:
         """Begin to bring to the disk what was appended, when it is time; never waits."""
-        if self._syncing is not None and self._syncing.done():
-            error, self._syncing = self._syncing.exception(), None
+        for done in [sync for sync in self._syncs if sync.done()]:
+            self._syncs.remove(done)
+            error = done.exception()
             if isinstance(error, OSError):
                 self._fail(error)
-        if self._syncing is None and self._clock() >= self._sync_due:
+        if not self._syncs and self._clock() >= self._sync_due:
             self._sync_due = self._clock() + SYNC_PERIOD_S
             if self._file is not None and self._synced_size != self._size:
-                self._syncing = self.begin_sync()
+                try:
+                    self.begin_sync()
+                except OSError as error:
+                    self._fail(error)
 
     def remove_before(self, oldest_id: int) -> None:
         """Remove the ended segments all of whose items have ids below `oldest_id`."""
@@ -178,12 +201,19 @@ class InsertLog:
         ended = self._segments[: len(self._segments) - current]
         for segment in ended:
             if segment.last_id < oldest_id:
-                segment.path.unlink(missing_ok=True)
+                try:
+                    segment.path.unlink(missing_ok=True)
+                except OSError as error:
+                    log.warning("cannot remove %s, trying again later: %s", segment.path, error)
+                    return
                 self._segments.remove(segment)
 
     def close(self) -> None:
         """Bring everything to the disk and close."""
-        self._end_segment()
+        try:
+            self._end_segment()
+        except OSError as error:
+            log.error("the end of the insert log may not be on the disk: %s", error)
         self._worker.shutdown(wait=True)
 
 

@@ -68,12 +68,16 @@ class TableKeeper:
         self.producers: dict[str, ProducerMark] = {}
         """How far each producer's inserts have come; the server keeps it."""
         self.damaged = 0
+        self._last_volatile = -1
+        """The newest item that is not in the log."""
         folder.mkdir(mode=0o700, exist_ok=True)
         self._earlier: dict[Path, int] = {}
         self.table = self._recover(make_table, clock_ns(), progress)
         self._log = self._open_log()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="table-state")
-        self._saving: Future[dict[str, Any]] | None = None
+        self._saving: Future[None] | None = None
+        self._asked: list[Future[dict[str, Any]]] = []
+        """Answered by the next save."""
         self._closed = False
         self._save_due = time.monotonic() + config.save_period_s
 
@@ -81,11 +85,20 @@ class TableKeeper:
         self, make_table: Callable[[int], Table], now_ns: int, progress: Callable[[], None]
     ) -> Table:
         started = time.monotonic()
-        found = LogReader(self._folder, self._facts.run_id, self._facts.schema, progress).read()
-        table = make_table(next_first_id(found.next_id, now_ns, self._config.capacity))
-        table.restore(found.chunks, recovery.load_state(self._folder))
+        self._remove_leftovers()
+        capacity = self._config.capacity
+        found = LogReader(
+            self._folder, self._facts.run_id, self._facts.schema, capacity, progress
+        ).read()
+        state = recovery.load_state(self._folder)
+        next_id = max(found.next_id, state.next_id if state is not None else -1)
+        table = make_table(next_first_id(next_id, now_ns, capacity))
+        table.restore(found.chunks, state)
         table.limiter.inserted = table.counters.inserted = found.inserted
         table.limiter.sampled = table.counters.sampled = found.sampled
+        if len(table) < table.limiter.min_size:
+            # Items are missing: counted as inserted, they would keep both sides waiting for good.
+            table.limiter.inserted, table.limiter.sampled = len(table), 0
         self.producers.update(found.producers)
         self._earlier.update(found.segments)
         self.damaged = found.damaged
@@ -98,6 +111,11 @@ class TableKeeper:
                 time.monotonic() - started,
             )
         return table
+
+    def _remove_leftovers(self) -> None:
+        """What an interrupted save left."""
+        for path in self._folder.glob(f".{recovery.STATE_FILE}.*.tmp"):
+            path.unlink(missing_ok=True)
 
     def _open_log(self) -> InsertLog | None:
         if self._config.durability == "off":
@@ -116,6 +134,7 @@ class TableKeeper:
         return Opening(
             run_id=self._facts.run_id,
             schema_hash=self._facts.schema.hash,
+            capacity=self._config.capacity,
             producers=dict(self.producers),
             inserted=self.table.limiter.inserted,
             sampled=self.table.limiter.sampled,
@@ -142,6 +161,8 @@ class TableKeeper:
         self.producers[producer] = mark
         if chunk is not None:
             self.table.insert(chunk)
+        if not logged:
+            self._last_volatile = self.table.next_id - 1
         return logged
 
     def commit(self) -> bool:
@@ -150,39 +171,65 @@ class TableKeeper:
 
     def tick(self) -> None:
         """Bring to the disk what is due, and remove what is no longer needed; never waits."""
-        if self._log is None:
-            return
-        self._log.tick()
-        ready = self._saving is None or self._saving.done()
-        if ready and time.monotonic() >= self._save_due:
-            self.save()
+        due = False
+        if self._log is not None:
+            self._log.tick()
+            due = time.monotonic() >= self._save_due
+        if self._asked or due:
+            self._begin_save()
 
     def save(self) -> Future[dict[str, Any]]:
-        """Begin to bring the log, ids and priorities of now to the disk; gives what is there."""
+        """Bring the log, ids and priorities of now to the disk; gives what is there then."""
+        asked: Future[dict[str, Any]] = Future()
+        self._asked.append(asked)
+        self._begin_save()
+        return asked
+
+    def _begin_save(self) -> None:
+        """Save, unless a save is under way: `tick` begins the next one then."""
+        if self._saving is not None and not self._saving.done():
+            return
         self._save_due = time.monotonic() + self._config.save_period_s
+        sync: Future[None] | None = None
         if self._log is not None:
             self._log.remove_before(self.table.oldest_id)
-        sync = self._log.begin_sync() if self._log is not None else None
-        self._saving = self._worker.submit(self._save, self.table.state(), sync)
-        return self._saving
+            try:
+                sync = self._log.begin_sync()
+            except OSError as error:
+                log.error("priorities were not saved, training goes on: %s", error)
+        asked, self._asked = self._asked, []
+        whole = self._log is not None and self._log.alarm is None and not self.volatile
+        self._saving = self._worker.submit(self._save, self.table.state(), sync, whole, asked)
 
-    def _save(self, state: TableState, sync: Future[None] | None) -> dict[str, Any]:
-        saved = {"items": len(state.item_ids), "durable": False}
-        if sync is None:
-            return saved
-        try:
-            sync.result()
-            recovery.save_state(self._folder, state)
-        except OSError as error:
-            log.error("priorities were not saved, training goes on: %s", error)
-            return saved
-        return {**saved, "durable": self._log is not None and self._log.alarm is None}
+    def _save(
+        self,
+        state: TableState,
+        sync: Future[None] | None,
+        whole: bool,
+        asked: list[Future[dict[str, Any]]],
+    ) -> None:
+        durable = False
+        if sync is not None:
+            try:
+                sync.result()
+                recovery.save_state(self._folder, state)
+                durable = whole
+            except OSError as error:
+                log.error("priorities were not saved, training goes on: %s", error)
+        for one in asked:
+            one.set_result({"items": len(state.item_ids), "durable": durable})
+
+    @property
+    def volatile(self) -> bool:
+        """Whether the table has items that are not in the log."""
+        return self._last_volatile >= self.table.oldest_id
 
     def status(self) -> dict[str, Any]:
         """How durable inserts are."""
         return {
             "durability": self._config.durability,
             "durable": self._log is not None and self._log.alarm is None,
+            "volatile": self.volatile,
             "alarm": self._log.alarm if self._log is not None else None,
             "log_bytes": self._log.nbytes if self._log is not None else 0,
             "damaged": self.damaged,
@@ -193,7 +240,9 @@ class TableKeeper:
         if self._closed:
             return
         self._closed = True
-        self.save()
+        if self._saving is not None:
+            self._saving.result()
+        self._begin_save()
         self._worker.shutdown(wait=True)
         if self._log is not None:
             self._log.close()

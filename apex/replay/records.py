@@ -45,6 +45,7 @@ class Opening(msgspec.Struct, frozen=True, tag="opening"):
 
     run_id: str
     schema_hash: str
+    capacity: int
     producers: dict[str, ProducerMark]
     inserted: int
     """Items, of the rate limiter."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from apex.buffers import declare
-from apex.errors import SchemaError
+from apex.errors import ConfigError, SchemaError
 from apex.files import replace_file
 from apex.replay.payload import chunk_from_arrays
 from apex.replay.records import (
@@ -30,6 +30,8 @@ from apex.types import Arrays, Chunk, Schema
 
 log = logging.getLogger("apex.replay")
 
+NEVER = 2**63 - 1
+"""Last id of a segment that is not to be removed."""
 STATE_FILE = "table.state"
 STATE_MARKER = b"apextbl1"
 STATE_DTYPES = {"item_ids": "int64", "priorities": "float64", "times_sampled": "int64"}
@@ -47,7 +49,10 @@ def load_state(folder: Path) -> TableState | None:
     path = folder / STATE_FILE
     if not path.exists():
         return None
-    found = record_at(memoryview(path.read_bytes()), 0, STATE_MARKER)
+    try:
+        found = record_at(memoryview(path.read_bytes()), 0, STATE_MARKER)
+    except OSError as error:
+        found = str(error)
     if isinstance(found, str):
         log.error("%s: %s; items have their initial priorities again", path, found)
         return None
@@ -89,26 +94,34 @@ class LogReader:
         folder: of the segments.
         run_id: segments of another run are passed over.
         schema: records of another schema, too.
+        capacity: of the table.
         progress: called at each record.
     """
 
     def __init__(
-        self, folder: Path, run_id: str, schema: Schema, progress: Callable[[], None]
+        self,
+        folder: Path,
+        run_id: str,
+        schema: Schema,
+        capacity: int,
+        progress: Callable[[], None],
     ) -> None:
         self._folder = folder
         self._run_id = run_id
         self._schema = schema
+        self._capacity = capacity
         self._progress = progress
         self._found = Recovered()
 
     def read(self) -> Recovered:
-        """All that is there."""
+        """All that is there. Raises `ConfigError` for a table of another capacity."""
         for segment in segments(self._folder):
             self._found.segments[segment.path] = -1
             try:
                 self._read_segment(segment)
             except OSError as error:
-                self._damage(f"{segment.path} cannot be read: {error}")
+                self._found.segments[segment.path] = NEVER
+                self._damage(f"{segment.path} cannot be read, and is kept: {error}")
         self._found.chunks.sort(key=lambda entry: entry[0])
         return self._found
 
@@ -122,11 +135,21 @@ class LogReader:
                     self._run_id,
                     self._schema.hash,
                 ):
+                    self._found.segments[segment.path] = NEVER
                     self._damage(f"{segment.path} is of another run or schema: passed over")
                     return
+                self._check_capacity(segment, item.header)
                 self._take_opening(item.header)
             elif isinstance(item.header, Inserted):
                 self._take_inserted(segment, item.header, item.arrays)
+
+    def _check_capacity(self, segment: Segment, opening: Opening) -> None:
+        """Items lie in the slot `id mod capacity`: a log is of one capacity."""
+        if opening.capacity != self._capacity:
+            raise ConfigError(
+                f"{segment.path.parent} holds a table of replay.capacity {opening.capacity}, not "
+                f"{self._capacity}; set it back, or remove that directory to start empty"
+            )
 
     def _take_opening(self, opening: Opening) -> None:
         for name, mark in opening.producers.items():

@@ -44,6 +44,13 @@ class _PendingSample:
     request: Sample
 
 
+@dataclass
+class _PendingSnapshot:
+    identity: bytes
+    snapshot_id: int
+    saved: Future[dict[str, Any]]
+
+
 class SampleEndpoint:
     """Serves batches in the order in which they were asked for, as the rate limiter allows.
 
@@ -78,7 +85,7 @@ class SampleEndpoint:
             lambda peer: Welcome(instance=self.server.instance),
         )
         self._pending: deque[_PendingSample] = deque()
-        self._snapshots: list[tuple[bytes, Future[dict[str, Any]]]] = []
+        self._snapshots: list[_PendingSnapshot] = []
         self.rate = Rate()
         """Items in a second."""
 
@@ -108,7 +115,12 @@ class SampleEndpoint:
         elif isinstance(message, Status):
             self.server.send(identity, StatusReply(status=self._status()))
         elif isinstance(message, Snapshot):
-            self._snapshots.append((identity, self._keeper.save()))
+            if len(self._snapshots) >= MAX_PENDING_SAMPLES:
+                self.server.refuse(identity, "busy", "too many waiting snapshot requests")
+                return
+            self._snapshots.append(
+                _PendingSnapshot(identity, message.snapshot_id, self._keeper.save())
+            )
         elif isinstance(message, Shutdown):
             log.info("asked to stop: %s", message.reason)
             self.server.send(identity, Ack())
@@ -157,7 +169,7 @@ class SampleEndpoint:
         self.server.send(pending.identity, reply, samples_to_arrays(samples))
 
     def _answer_snapshots(self) -> None:
-        done = [entry for entry in self._snapshots if entry[1].done()]
-        for entry in done:
-            self._snapshots.remove(entry)
-            self.server.send(entry[0], SnapshotReply(saved=entry[1].result()))
+        for one in [one for one in self._snapshots if one.saved.done()]:
+            self._snapshots.remove(one)
+            reply = SnapshotReply(snapshot_id=one.snapshot_id, saved=one.saved.result())
+            self.server.send(one.identity, reply)

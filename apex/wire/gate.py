@@ -19,7 +19,6 @@ from typing import Protocol
 import zmq  # noqa: TID251
 from zmq.utils import z85  # noqa: TID251
 
-from apex.errors import EndpointError
 from apex.wire.keys import Key, authorized_keys
 from apex.wire.messages import Role
 
@@ -110,9 +109,15 @@ class KeyHolders:
 
     def _read(self) -> None:
         now = self._clock()
-        if now - self._read_at >= RELOAD_S:
-            self._read_at = now
+        if now - self._read_at < RELOAD_S:
+            return
+        self._read_at = now
+        try:
             self._keys = authorized_keys(self._folder)
+        except FileNotFoundError:
+            self._keys = {}
+        except OSError as error:
+            log.error("%s: %s; who was let in stays so", self._folder, error)
 
 
 class Gate:
@@ -161,12 +166,7 @@ class Gate:
         policy = self._policies.get(domain.decode())
         user = None
         if policy is not None:
-            try:
-                user = policy.admit(
-                    address.decode(errors="replace"), mechanism.decode(), credentials
-                )
-            except (EndpointError, OSError) as error:
-                log.error("%s: nobody is let in: %s", domain.decode(), error)
+            user = policy.admit(address.decode(errors="replace"), mechanism.decode(), credentials)
         if user is None:
             self._refuse(domain.decode().partition("/")[0], address.decode(errors="replace"))
             status = [b"400", b"not authorized", b""]

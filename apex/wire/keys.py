@@ -26,7 +26,7 @@ import zmq  # noqa: TID251
 
 from apex.config import read_toml
 from apex.errors import ConfigError, EndpointError, UsageError
-from apex.files import replace_file
+from apex.files import replace_file, writer_problem
 from apex.wire.messages import NAME_PATTERN, Role
 
 log = logging.getLogger("apex.wire")
@@ -181,11 +181,25 @@ def check_private(path: Path) -> None:
 
 
 def authorized_keys(folder: Path) -> dict[str, Key]:
-    """Who is let in, by public key; a file that is no key is named in the log and passed over."""
+    """Who is let in, by public key; a file that is no key is named in the log and passed over.
+
+    Raises:
+        OSError: the folder or a file cannot be read now, which says nothing about who is let in.
+    """
     found: dict[str, Key] = {}
-    for path in sorted((folder / "authorized").glob("*.public")):
+    authorized = folder / "authorized"
+    for name in sorted(os.listdir(authorized)):
+        if not name.endswith(".public"):
+            continue
+        path = authorized / name
         try:
+            path.read_bytes()
+            problem = writer_problem(path)
+            if problem is not None:
+                raise EndpointError(f"key {path} is passed over: {problem}")
             key = read_key(path)
+        except FileNotFoundError:
+            continue
         except EndpointError as error:
             log.warning("%s", error)
             continue

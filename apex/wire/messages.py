@@ -174,10 +174,13 @@ class Shutdown(Message, frozen=True, tag="shutdown"):
 class Snapshot(Message, frozen=True, tag="snapshot"):
     """Asks a daemon to bring all that it knows to the disk now."""
 
+    snapshot_id: int = 0
+
 
 class SnapshotReply(Message, frozen=True, tag="snapshot_reply"):
     """What is on the disk now: a map of plain values."""
 
+    snapshot_id: int
     saved: dict[str, Any]
 
 

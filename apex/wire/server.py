@@ -104,7 +104,7 @@ class Server:
                 self._greet(Peer(identity, message, self.clock(), str(sender.get("User-Id"))))
                 return None
             peer = self.peers.get(identity)
-            if peer is None:
+            if peer is None or peer.user != str(sender.get("User-Id")):
                 raise DecodeError("say HELLO first", code="hello_required")
             if not isinstance(message, self.permissions[peer.hello.role]):
                 raise DecodeError(
