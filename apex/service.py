@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -33,7 +34,7 @@ ENGINE_PID = "APEX_ENGINE_PID"
 """Environment variable by which an engine tells its children its own process id."""
 
 PR_SET_PDEATHSIG = 1
-OWN_THREADS = ("watchdog", "params-server", "prefetch")
+OWN_THREADS = ("watchdog", "params-server", "prefetch", "gate")
 """Threads without which a daemon is not whole; libraries' threads (TensorBoard's) may be lost."""
 
 
@@ -240,7 +241,7 @@ def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
     try:
         service = Service(run, name)
         service.install_signals()
-        threading.excepthook = _end_with_thread
+        threading.excepthook = partial(_end_with_thread, service)
         service.join_engine()
         service.delay_after_crashes()
         service.start_watchdog()
@@ -262,11 +263,12 @@ def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
     return int(ExitCode.CLEAN)
 
 
-def _end_with_thread(crash: threading.ExceptHookArgs) -> None:
+def _end_with_thread(service: Service, crash: threading.ExceptHookArgs) -> None:
     """A daemon that has lost one of its own threads is no longer whole: end it."""
     name = crash.thread.name if crash.thread else "unknown"
     log.error("thread '%s' crashed", name, exc_info=crash.exc_value)
     if name in OWN_THREADS:
+        service.failed(f"thread '{name}': {crash.exc_value!r}", ExitCode.CRASH)
         os._exit(ExitCode.CRASH)
 
 

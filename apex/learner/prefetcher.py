@@ -130,13 +130,9 @@ class Prefetcher:
                     )
                 self.table_items = client.table_items
                 self.saved = client.saved
-                wanted = self._snapshot_wanted
-                if (
-                    wanted is not None
-                    and client.snapshot(wanted)
-                    and wanted == self._snapshot_wanted
-                ):
-                    self._snapshot_wanted = None
+                wanted, self._snapshot_wanted = self._snapshot_wanted, None
+                if wanted is not None and not client.snapshot(wanted):
+                    self._snapshot_wanted = self._snapshot_wanted or wanted
                 self._send_priorities(client)
                 client.ask(max(0, self._depth - client.in_flight - self._ready.qsize()))
             self._send_priorities(client)

@@ -23,6 +23,8 @@ CREDITS = 4
 """Unacknowledged inserts that one producer may have; bounds what waits here."""
 
 
+MAX_PENDING = 4096
+"""Inserts of all producers together that wait for the limiter."""
 MAX_PRODUCERS = 10_000
 """Of which it is known what they have inserted; a forgotten one begins anew when it greets."""
 
@@ -44,6 +46,7 @@ class _Producer:
 @dataclass
 class _PendingInsert:
     producer: _Producer
+    identity: bytes
     seq: int
     chunk: Chunk | None
 
@@ -165,7 +168,8 @@ class InsertEndpoint:
                     producer, message.seq, durable=message.seq > producer.volatile_seq
                 )
             return
-        if self._waiting(producer) >= CREDITS:
+        here = sum(pending.identity == identity for pending in self._pending)
+        if max(here, self._waiting(producer)) >= CREDITS or len(self._pending) >= MAX_PENDING:
             self.server.refuse(identity, "no_credit", "more unacknowledged inserts than credits")
             return
         gap = producer.last_seq >= 0 and message.seq != producer.last_seq + 1
@@ -175,7 +179,7 @@ class InsertEndpoint:
             return
         producer.last_seq, producer.recovered = message.seq, False
         chunk = self._checked_chunk(request, message.seq)
-        self._pending.append(_PendingInsert(producer, message.seq, chunk))
+        self._pending.append(_PendingInsert(producer, identity, message.seq, chunk))
 
     def _checked_chunk(self, request: Request, seq: int) -> Chunk | None:
         """The chunk of an insert, or None when it is refused.
@@ -204,5 +208,7 @@ class InsertEndpoint:
     def _insert(self, pending: _PendingInsert) -> None:
         producer, mark = pending.producer, ProducerMark(pending.producer.epoch, pending.seq)
         logged = self._keeper.insert(producer.name, mark, pending.chunk)
+        if producer.name not in self._producers:
+            self._keeper.producers.pop(producer.name, None)
         self._acknowledgements.append(_Acknowledgement(producer, pending.seq, logged))
         self.rate.add(len(pending))
