@@ -282,6 +282,23 @@ def test_a_snapshot_is_durable_when_every_item_of_the_table_is(tmp_path, monkeyp
         assert one.keeper.save().result(timeout=10) == {"items": 6, "durable": True}
 
 
+def test_items_that_were_evicted_by_items_which_are_missing_do_not_come_back(tmp_path, monkeypatch):
+    """They would stay while newer ones are evicted: found by chaos, after a full disk."""
+    with life(tmp_path) as first:
+        first.insert(1, 2, 3, 4, 5, 6)
+        monkeypatch.setattr(first.keeper._log, "append", lambda header, arrays: False)
+        first.insert(7, 8)  # in place of 1 and 2
+        monkeypatch.undo()
+        first.insert(9, 10)  # in place of 3 and 4
+    with life(tmp_path) as second:
+        assert list(second.items().values()) == [5, 6, 9, 10]
+        second.insert(11, 12)
+        assert list(second.items().values()) == [9, 10, 11, 12]
+        second.insert(13, 14)
+        second.insert(15)
+        assert list(second.items().values()) == [10, 11, 12, 13, 14, 15]
+
+
 def test_ids_of_items_that_the_log_has_not_are_not_given_again(tmp_path, monkeypatch):
     with life(tmp_path, die=False) as first:
         first.insert(1, 2)

@@ -207,6 +207,7 @@ class Table:
         if state is not None:
             known = np.isin(owners, state.item_ids)
             owners[(owners < state.next_id) & ~known] = NO_ITEM
+        owners[self._out_of_turn(owners)] = NO_ITEM
         for first_id, chunk in chunks:
             ids = np.arange(first_id, first_id + len(chunk), dtype=np.int64)
             here = owners[ids % self.capacity] == ids
@@ -215,6 +216,17 @@ class Table:
                 self._put(ids[here], part)
         if state is not None:
             self._restore_state(state)
+
+    def _out_of_turn(self, owners: Ids) -> Ids:
+        """Slots whose item is older than one that is to be evicted before it.
+
+        Such an item had been evicted by one that is missing now (not taken by a full disk, or
+        damaged). It would outlive newer ones by a whole round.
+        """
+        slots: Ids = (self._next_id + np.arange(self.capacity)) % self.capacity
+        ids = owners[slots]  # in the order in which they will be evicted
+        out_of_turn: Ids = slots[(ids != NO_ITEM) & (ids < np.maximum.accumulate(ids))]
+        return out_of_turn
 
     def _put(self, ids: Ids, chunk: Chunk) -> None:
         """Items to free slots."""
