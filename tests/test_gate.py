@@ -256,3 +256,43 @@ def test_tcp_beyond_loopback_is_accepted_with_keys_alone(tmp_path, folder):
     file.write_text('keys = "keys"\n' + text)
     endpoint = load(file).of("replay.sample")
     assert endpoint == Endpoint("replay.sample", "tcp://10.1.2.3:7002", folder)
+
+
+def test_a_socket_in_a_folder_that_others_can_write_to_is_neither_served_nor_trusted(tmp_path):
+    tmp_path.chmod(0o1777)
+    endpoint = Endpoint("replay.insert", f"ipc://{tmp_path}/s")
+    with pytest.raises(EndpointError, match="a directory of your own"):
+        sockets.bound_router(endpoint)
+    with pytest.raises(EndpointError, match="a directory of your own"):
+        sockets.connected_dealer(endpoint, "actor")
+    tmp_path.chmod(0o700)
+    client, monitor = sockets.connected_dealer(endpoint, "actor")
+    client.disable_monitor()
+    monitor.close()
+    client.close()
+
+
+def test_who_was_let_in_stays_so_while_keys_cannot_be_read(folder, monkeypatch):
+    now = [0.0]
+    holders = KeyHolders(folder, lambda: now[0])
+    public = keys.read_key(folder / "authorized" / "actor.public").public
+    assert holders.refusal(public, "actor") is None
+
+    def full(path: object) -> list[str]:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(keys.os, "listdir", full)
+    now[0] += 2.0
+    assert holders.refusal(public, "actor") is None
+    monkeypatch.undo()
+    keys.revoke(folder, "actor")
+    assert holders.refusal(public, "actor") is None, "looked at once a second"
+    now[0] += 2.0
+    assert holders.refusal(public, "actor") == "this key is no longer authorized"
+
+
+def test_a_folder_of_keys_that_others_can_write_to_lets_nobody_in(folder, caplog):
+    public = keys.read_key(folder / "authorized" / "actor.public").public
+    (folder / "authorized").chmod(0o777)
+    assert KeyHolders(folder).refusal(public, "actor") == "this key is no longer authorized"
+    assert "can be written by others" in caplog.text

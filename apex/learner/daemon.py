@@ -7,11 +7,10 @@ import logging
 import os
 import signal
 import sys
-import threading
 import time
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,8 +24,9 @@ from apex.checkpoint import Checkpoint, Manifest
 from apex.errors import ConfigError, DivergedError
 from apex.extensions import NONE, Extensions
 from apex.files import replace_file
-from apex.learner.params_server import ParamsServer, SnapshotAsker
+from apex.learner.params_server import ParamsServer
 from apex.learner.prefetcher import Batch, Prefetcher
+from apex.learner.snapshots import Snapshots
 from apex.metrics import MetricsLog, Rate
 from apex.params import Publication, PublicationBoard, VersionCounter
 from apex.replay.client import SampleClient
@@ -35,21 +35,9 @@ from apex.service import ENGINE_PID, Service, daemon_command
 log = logging.getLogger("apex.learner")
 
 BATCH_WAIT_S = 0.2
-REPLAY_SNAPSHOT_S = 30.0
 SWITCH_INTERVAL_S = 1e-4
 """After which a thread that brings batches gives the interpreter's lock back to training; with
 Python's own 5 ms a small network made 11 % fewer updates."""
-
-
-class _Snapshot(NamedTuple):
-    """One that is under way."""
-
-    number: int
-    askers: list[SnapshotAsker]
-    checkpoint: Path | None
-    learner_step: int
-    deadline: float
-    """Until which the replay server's answer is waited for."""
 
 
 class LearnerDaemon:
@@ -82,9 +70,7 @@ class LearnerDaemon:
         self._metrics = MetricsLog(
             service.run.metrics, service.name, config.run.metrics_max_mb, tensorboard=True
         )
-        self._snapshot_asked = threading.Event()
-        self._snapshot: _Snapshot | None = None
-        self._snapshots = 0
+        self._snapshots = Snapshots(self._save)
         self._server = ParamsServer(
             service.endpoints,
             service.facts,
@@ -95,7 +81,7 @@ class LearnerDaemon:
             status=self.status,
             on_evaluation=self._on_evaluation,
             on_shutdown=service.stop,
-            on_snapshot=self._snapshot_asked.set,
+            on_snapshot=self._snapshots.ask,
         )
         self._server.membership.best_return = resumed.best_return if resumed else None
         self._prefetcher = Prefetcher(
@@ -182,10 +168,10 @@ class LearnerDaemon:
                     next_metrics = now + self._config.learner.metrics_period_s
                     self._write_metrics()
                     self._check_end()
-                if now >= next_checkpoint or self._snapshot_asked.is_set():
+                if now >= next_checkpoint or self._snapshots.asked:
                     next_checkpoint = now + self._config.learner.checkpoint_period_s
-                    self._take_snapshot(now)
-                self._answer_snapshot(now)
+                    self._snapshots.take(self._server, self._prefetcher, self._step, now)
+                self._snapshots.answer(self._server, self._prefetcher, now)
             orderly = True
         finally:
             self._close(orderly)
@@ -257,34 +243,6 @@ class LearnerDaemon:
         data = params.encode(self._learner.network)
         return Publication(
             version, self._step, self._server.env_steps, self.train_s, data, zlib.crc32(data)
-        )
-
-    def _take_snapshot(self, now: float) -> None:
-        """A checkpoint, and the replay server's contents on the disk beside it."""
-        self._snapshot_asked.clear()
-        askers = self._server.snapshot_begins()
-        if self._snapshot is not None:
-            askers += self._snapshot.askers  # they get this newer one
-        self._snapshots += 1
-        self._prefetcher.snapshot(self._snapshots)
-        self._snapshot = _Snapshot(
-            self._snapshots, askers, self._save(), self._step, now + REPLAY_SNAPSHOT_S
-        )
-
-    def _answer_snapshot(self, now: float) -> None:
-        """Tell who asked what is there, once the replay server has answered or is given up."""
-        taken, answer = self._snapshot, self._prefetcher.saved
-        if taken is None:
-            return
-        answered = answer is not None and answer.snapshot_id == taken.number
-        if not answered and now < taken.deadline:
-            return
-        replay = answer.saved if answer is not None and answered else None
-        self._snapshot = None
-        checkpoint_name = taken.checkpoint.name if taken.checkpoint is not None else None
-        self._server.snapshot_taken(
-            taken.askers,
-            {"checkpoint": checkpoint_name, "learner_step": taken.learner_step, "replay": replay},
         )
 
     def _save(self) -> Path | None:

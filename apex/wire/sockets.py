@@ -161,6 +161,7 @@ def _prepare_ipc(name: str, path: Path) -> FileLock:
         taken = lock.acquire()
     except OSError as error:
         raise EndpointError(f"{name}: cannot use {path}: {error}") from None
+    _check_folder(name, path)
     if not taken:
         raise EndpointError(
             f"{name}: another process serves {path}; stop that suite first (apex stop)"
@@ -173,6 +174,19 @@ def _prepare_ipc(name: str, path: Path) -> FileLock:
     return lock
 
 
+def _check_folder(name: str, path: Path) -> None:
+    """Raise `EndpointError` where others could put a socket of theirs in this one's place."""
+    try:
+        status = path.parent.lstat()
+    except OSError:
+        return  # not there yet: the server makes it
+    if status.st_uid not in (os.getuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise EndpointError(
+            f"{name}: others can write to {path.parent}; let the socket lie in a directory of "
+            "your own (mode 0700)"
+        )
+
+
 def connected_dealer(endpoint: Endpoint, role: Role) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
     """A DEALER that connects to an endpoint, now or when somebody binds it, and its monitor.
 
@@ -181,6 +195,8 @@ def connected_dealer(endpoint: Endpoint, role: Role) -> tuple[zmq.Socket[bytes],
     Raises:
         EndpointError: the key of this role cannot be used.
     """
+    if endpoint.address.startswith("ipc://"):
+        _check_folder(endpoint.name, Path(endpoint.address[6:]))
     keys = client_keys(endpoint.keys, role) if endpoint.keys else None
     socket = context().socket(zmq.DEALER)
     _configure(socket)
