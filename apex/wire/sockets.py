@@ -158,10 +158,10 @@ def _prepare_ipc(name: str, path: Path) -> FileLock:
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_folder(name, path)
         taken = lock.acquire()
     except OSError as error:
         raise EndpointError(f"{name}: cannot use {path}: {error}") from None
-    _check_folder(name, path)
     if not taken:
         raise EndpointError(
             f"{name}: another process serves {path}; stop that suite first (apex stop)"
