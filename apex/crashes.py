@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def read(path: Path) -> CrashRecord | None:
 
 
 class CrashHistory:
-    """A daemon's own record, in a file; the file's time of change is the daemon's last breath.
+    """A daemon's own record, in a file; its time of change minus `started` is the daemon's age.
 
     Args:
         path: of the file.
@@ -63,6 +64,7 @@ class CrashHistory:
         self._last = read(path)
         last_epoch = self._last.epoch + 1 if self._last else 0
         self._record = CrashRecord(time.time(), max(time.time_ns(), last_epoch))
+        self._began = time.monotonic()
         self.crashes, self._memory_crashes = self._count()
 
     def _count(self) -> tuple[int, int]:
@@ -102,7 +104,7 @@ class CrashHistory:
 
     def began(self) -> None:
         """Write down that this start begins, now."""
-        self._record.started = time.time()
+        self._record.started, self._began = time.time(), time.monotonic()
         self._record.crashes = self.crashes
         self._record.memory_crashes = self._memory_crashes
         if self.crashes:
@@ -110,9 +112,10 @@ class CrashHistory:
         self._write()
 
     def breathe(self) -> None:
-        """Write down that it still lives."""
+        """Write down that it still lives, and for how long, whatever the wall clock does."""
+        age_at = self._record.started + time.monotonic() - self._began
         try:
-            self._path.touch()
+            os.utime(self._path, (age_at, age_at))
         except OSError:
             pass
 
@@ -133,3 +136,4 @@ class CrashHistory:
             replace_file(self._path, msgspec.json.encode(self._record))
         except OSError as error:
             log.warning("cannot write %s: %s", self._path, error)
+        self.breathe()

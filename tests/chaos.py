@@ -16,9 +16,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -30,6 +31,7 @@ from apex.replay.records import Inserted, Record, read, segments
 from apex.run_directory import RunDirectory
 from tests.ledger import ITEMS, Audit, Identity, Producer, audit
 
+MOVED_CLOCK = str(Path(__file__).parent / "moved_clock")
 APEX = str(Path(sys.executable).with_name("apex"))
 SETTINGS = (
     "replay.capacity=100000", "replay.min_size=500", "replay.segment_mb=1.0",
@@ -50,11 +52,15 @@ class Chaos:
     def __init__(self, folder: Path, seed: int) -> None:
         self._run = RunDirectory(folder / "run")
         self._scratch = folder / "audited"
+        self._clock = folder / "clock"
+        self._clock.write_text("0")
+        self._clock.chmod(0o600)
         self._rng = np.random.default_rng(seed)
         self._producers = [
             Producer(self._run, n, lives_s=7.0 + 5 * n, pause_s=0.02) for n in (0, 1)
         ]
         self._last_death: dict[str, float] = {}
+        self._crashes: Counter[str] = Counter()
         self._sacrificed: set[tuple[int, int, int]] = set()
         self.recoveries: dict[str, list[float]] = defaultdict(list)
         self.audits: list[Audit] = []
@@ -80,7 +86,10 @@ class Chaos:
 
     def _apex(self, *words: str) -> None:
         command = [APEX, *words, "--run", str(self._run.path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        environment = {
+            **os.environ, "PYTHONPATH": MOVED_CLOCK, "APEX_TEST_CLOCK": str(self._clock)
+        }  # fmt: skip
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
 
@@ -117,18 +126,24 @@ class Chaos:
     def fault(self) -> str:
         """Deal one fault, wait until all is well again, and note how long that took."""
         time.sleep(float(self._rng.uniform(0.0, 1.5)))
-        kinds = [kind for kind in FAULTS if not self._young(kind)]
-        weights = np.array([FAULTS[kind][0] for kind in kinds])
+        now = time.monotonic()
+        kinds = [kind for kind, fault in FAULTS.items() if not self._loops(fault, now)]
+        weights = np.array([FAULTS[kind].weight for kind in kinds])
         kind = str(self._rng.choice(kinds, p=weights / weights.sum()))
-        self.recoveries[kind].append(FAULTS[kind][1](self))
-        if kind.startswith(DEADLY):
-            self._last_death[_victim(kind)] = time.monotonic()
+        self.recoveries[kind].append(FAULTS[kind].deal(self))
+        for daemon in FAULTS[kind].ends:
+            self._crashes[daemon] = self._crashes_with(daemon, now)
+            self._last_death[daemon] = time.monotonic()
         return kind
 
-    def _young(self, kind: str) -> bool:
-        """Whether this fault's victim would take another death for a crash loop."""
-        age = time.monotonic() - self._last_death.get(_victim(kind), float("-inf"))
-        return kind.startswith(DEADLY) and age < SHORT_LIFE_S + 1.0
+    def _loops(self, fault: Fault, now: float) -> bool:
+        """Whether one whom this fault ends would take that for a crash loop, and wait."""
+        return any(self._crashes_with(daemon, now) > 1 for daemon in fault.ends)
+
+    def _crashes_with(self, daemon: str, now: float) -> int:
+        """How many short lives in a row it will have had if it dies now."""
+        short = now - self._last_death.get(daemon, float("-inf")) < SHORT_LIFE_S + 1.0
+        return self._crashes[daemon] + 1 if short else 0
 
     def _signal(self, daemon: str, number: signal.Signals) -> int | None:
         pid = self._run.pid(daemon)
@@ -174,6 +189,26 @@ class Chaos:
         time.sleep(float(self._rng.uniform(0.5, 4.0)))
         self._signal(daemon, signal.SIGCONT)
         return self._until(lambda: self._acknowledged() > acknowledged, "inserts go on")
+
+    def kill_all(self) -> float:
+        """SIGKILL of all daemons at once."""
+        step, began = self._learner_step(), time.monotonic()
+        pids = {daemon: self._signal(daemon, signal.SIGKILL) for daemon in DAEMONS[1:]}
+        seconds = self._comes_back("replay", signal.SIGKILL)
+        for daemon, pid in pids.items():
+            self._until(lambda: self._run.pid(daemon) not in (None, pid), f"{daemon} is back")  # noqa: B023
+        self._until(self._learning_since(max(0, step - 3000)), "the learner learns")
+        self.audit()
+        return max(seconds, time.monotonic() - began)
+
+    def step_clock(self) -> float:
+        """The wall clock of all of the run's processes jumps, by up to an hour, to either side."""
+        acknowledged, step = self._acknowledged(), self._learner_step()
+        self._clock.write_text(f"{self._rng.integers(-3600, 3600):+05d}")
+        began = time.monotonic()
+        self._until(lambda: self._acknowledged() > acknowledged + 2, "inserts go on")
+        self._until(self._learning_since(step), "the learner goes on")
+        return time.monotonic() - began
 
     def kill_engine(self) -> float:
         """SIGKILL of supervisord; its daemons end, and the run is resumed."""
@@ -244,12 +279,14 @@ class Chaos:
                 f"| {max(seconds):.1f} s |"
             )
         last = self.audits[-1]
-        kills = [kind for kind in self.recoveries if kind.startswith(DEADLY)]
+        ended = Counter(
+            daemon for kind, times in self.recoveries.items()
+            for daemon in FAULTS[kind].ends * len(times)
+        )  # fmt: skip
         lines += [
             "",
-            f"{sum(len(self.recoveries[kind]) for kind in kills)} daemons ended by force, "
-            f"{sum(len(self.recoveries[k]) for k in kills if _victim(k) == 'replay')} of them "
-            "replay servers. In items:",
+            f"{ended.total()} processes ended by force, {ended['replay']} of them replay servers. "
+            "In items:",
             "",
             "| audits | acknowledged | not durable | sacrificed | lost | duplicated | altered |",
             "|---|---|---|---|---|---|---|",
@@ -260,29 +297,32 @@ class Chaos:
         return "\n".join(lines)
 
 
-FAULTS: dict[str, tuple[float, Callable[[Chaos], float]]] = {
-    "SIGKILL replay": (10.0, lambda chaos: chaos.kill("replay")),
-    "SIGKILL learner": (4.0, lambda chaos: chaos.kill("learner")),
-    "SIGKILL actor": (6.0, lambda chaos: chaos.kill("actor_000")),
-    "SIGKILL evaluator": (1.0, lambda chaos: chaos.kill("evaluator")),
-    "SIGKILL supervisord": (1.0, lambda chaos: chaos.kill_engine()),
-    "SIGTERM replay": (1.0, lambda chaos: chaos.terminate("replay")),
-    "SIGTERM learner": (1.0, lambda chaos: chaos.terminate("learner")),
-    "SIGSTOP replay": (2.0, lambda chaos: chaos.pause("replay")),
-    "SIGSTOP learner": (1.0, lambda chaos: chaos.pause("learner")),
-    "SIGSTOP actor": (1.0, lambda chaos: chaos.pause("actor_000")),
-    "full disk": (1.0, lambda chaos: chaos.fill_disk()),
-    "flipped byte": (1.0, lambda chaos: chaos.damage("flip")),
-    "log cut off": (1.0, lambda chaos: chaos.damage("cut")),
+class Fault(NamedTuple):
+    """How often it is dealt relative to the others, how, and which daemons it ends."""
+
+    weight: float
+    deal: Callable[[Chaos], float]
+    ends: tuple[str, ...] = ()
+
+
+DAEMONS = ("replay", "learner", "actor_000", "evaluator")
+FAULTS = {
+    "SIGKILL replay": Fault(10, lambda chaos: chaos.kill("replay"), DAEMONS[:1]),
+    "SIGKILL learner": Fault(4, lambda chaos: chaos.kill("learner"), DAEMONS[1:2]),
+    "SIGKILL actor": Fault(6, lambda chaos: chaos.kill("actor_000"), DAEMONS[2:3]),
+    "SIGKILL evaluator": Fault(1, lambda chaos: chaos.kill("evaluator"), DAEMONS[3:]),
+    "SIGKILL all daemons": Fault(3, lambda chaos: chaos.kill_all(), DAEMONS),
+    "SIGKILL supervisord": Fault(1, lambda chaos: chaos.kill_engine(), ("supervisord",)),
+    "SIGTERM replay": Fault(1, lambda chaos: chaos.terminate("replay"), DAEMONS[:1]),
+    "SIGTERM learner": Fault(1, lambda chaos: chaos.terminate("learner"), DAEMONS[1:2]),
+    "SIGSTOP replay": Fault(2, lambda chaos: chaos.pause("replay")),
+    "SIGSTOP learner": Fault(1, lambda chaos: chaos.pause("learner")),
+    "SIGSTOP actor": Fault(1, lambda chaos: chaos.pause("actor_000")),
+    "clock step": Fault(1, lambda chaos: chaos.step_clock()),
+    "full disk": Fault(1, lambda chaos: chaos.fill_disk()),
+    "flipped byte": Fault(1, lambda chaos: chaos.damage("flip"), DAEMONS[:1]),
+    "log cut off": Fault(1, lambda chaos: chaos.damage("cut"), DAEMONS[:1]),
 }
-"""How often each is dealt, relative to the others, and how."""
-
-
-DEADLY = ("SIGKILL", "SIGTERM", "flipped byte", "log cut off")
-
-
-def _victim(kind: str) -> str:
-    return kind.split()[-1] if kind.startswith("SIG") else "replay"
 
 
 def run_chaos(folder: Path, minutes: float, seed: int) -> Chaos:

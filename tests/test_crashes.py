@@ -80,3 +80,17 @@ def test_a_device_without_memory_left_is_an_error_of_its_own():
     with expected, compute.memory_errors():
         raise torch.OutOfMemoryError("tried to allocate 8 GiB.")
     assert DeviceMemoryError.exit_code == 81
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+def test_a_step_of_the_clock_makes_no_life_shorter_or_longer(path, monkeypatch, step_s):
+    history = CrashHistory(path, 8)
+    history.began()
+    now = crashes.time.time()
+    monkeypatch.setattr(crashes.time, "time", lambda: now + step_s)
+    history.breathe()
+    record = crashes.read(path)
+    assert record is not None
+    assert path.stat().st_mtime - record.started == pytest.approx(0.0, abs=0.5)
+    later = CrashHistory(path, 8)
+    assert later.crashes == 1 and later.epoch > history.epoch
