@@ -1,8 +1,11 @@
-"""How long a killed replay server takes to be back, by the size of its log.
+"""How long a suite takes to be as fast again as it was before one of its daemons was killed.
 
-    python benchmarks/recovery.py --gigabytes 1 --out benchmarks/reliability
+    python benchmarks/recovery.py --out benchmarks/reliability
 
-Items like Pong's: a frame each, of which LZ4 leaves about 1 KB.
+First a replay server alone, by the size of its log: items like Pong's, a frame each, of which LZ4
+leaves about 1 KB. Then each daemon of a suite that trains: what counts is the time from SIGKILL
+to the beginning of the first three seconds in which replay takes and gives 95 % of the items a
+second that it took and gave before.
 """
 
 from __future__ import annotations
@@ -19,8 +22,10 @@ from pathlib import Path
 
 import click
 import numpy as np
+import numpy.typing as npt
 
-from apex import frames
+from apex import engine, frames
+from apex.cli.statuses import ask
 from apex.endpoints import install_root
 from apex.prepare import prepare_run, preset_config
 from apex.replay.client import InsertClient
@@ -31,6 +36,10 @@ from apex.wire.sockets import Poller
 
 ITEMS, FRAME_BYTES = 100, 1000
 STACK_AND_STEPS = 7
+VICTIMS = ("actor_000", "learner", "replay")
+REPEATS = 3
+SETTLE_S = 30.0
+WINDOW_S = 3.0
 
 
 def start(run: RunDirectory) -> subprocess.Popen[bytes]:
@@ -63,7 +72,7 @@ def chunk(run: RunDirectory, rng: np.random.Generator) -> Chunk:
     )
 
 
-def measure(gigabytes: float) -> dict[str, object]:
+def log_recovery(gigabytes: float) -> dict[str, object]:
     """Fill a server, kill it, and time the next one until it acknowledges."""
     with tempfile.TemporaryDirectory(prefix="apex-recovery-") as folder:
         capacity = int(gigabytes * 1e9 / (FRAME_BYTES * (ITEMS + 6) / ITEMS))
@@ -106,12 +115,82 @@ def measure(gigabytes: float) -> dict[str, object]:
     }  # fmt: skip
 
 
+class Meter:
+    """Reads how many items replay has taken and given.
+
+    Args:
+        run: a living one.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._seen: list[tuple[float, int, int]] = []
+
+    def watch(self, seconds: float) -> None:
+        """Read every fifth of a second, where replay answers."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            status = ask(self._run, "replay.sample")
+            if status is not None:
+                self._seen.append((time.monotonic(), status["inserted"], status["sampled"]))
+            time.sleep(0.2)
+
+    def rates(self, begin: float, end: float) -> npt.NDArray[np.float64] | None:
+        """Items a second in and out between two times, or None where they were not seen."""
+        if not self._seen or self._seen[0][0] > begin or self._seen[-1][0] < end:
+            return None
+        times, *counts = np.array(self._seen).T
+        ends = [np.interp([begin, end], times, count) for count in counts]
+        return np.array([last - first for first, last in ends]) / (end - begin)
+
+    def recovered_after(self, killed: float, before: npt.NDArray[np.float64]) -> float | None:
+        """Seconds until both rates are back."""
+        for begin in np.arange(killed, self._seen[-1][0] - WINDOW_S, 0.1):
+            now = self.rates(begin, begin + WINDOW_S)
+            if now is not None and (now >= 0.95 * before).all():
+                return float(begin - killed)
+        return None
+
+
+def suite_recovery(preset: str, warm_s: float) -> dict[str, list[float | None]]:
+    """Kill each daemon in turn, `REPEATS` times; seconds until the rates are back."""
+    found: dict[str, list[float | None]] = {victim: [] for victim in VICTIMS}
+    apex = [str(Path(sys.executable).with_name("apex"))]
+    with tempfile.TemporaryDirectory(prefix="apex-recovery-") as folder:
+        run = RunDirectory(Path(folder) / "run")
+        subprocess.run(
+            [*apex, "run", "--preset", preset, "--run", run.path, "--detach", "--actors", "1",
+             "--set", "evaluator.enabled=false"],
+            check=True,
+        )  # fmt: skip
+        try:
+            Meter(run).watch(warm_s)
+            for victim in VICTIMS * REPEATS:
+                meter = Meter(run)
+                meter.watch(SETTLE_S)
+                killed, pid = time.monotonic(), run.pid(victim)
+                before = meter.rates(killed - SETTLE_S + 0.5, killed - 0.5)
+                assert pid is not None and before is not None, f"{victim} does not run"
+                os.kill(pid, signal.SIGKILL)
+                meter.watch(SETTLE_S)
+                found[victim].append(meter.recovered_after(killed, before))
+                click.echo(f"{victim}: {found[victim][-1]} s, {before.round()} items/s", err=True)
+        finally:
+            engine.stop(run, timeout_s=60.0)
+    return found
+
+
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--gigabytes", type=click.FloatRange(0.01), default=1.0, show_default=True)
+@click.option("--preset", default="pong-fast", show_default=True)
+@click.option("--warm-s", type=float, default=90.0, show_default=True, help="Before the first.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
-def main(gigabytes: float, out: Path | None) -> None:
+def main(gigabytes: float, preset: str, warm_s: float, out: Path | None) -> None:
     """See `--help`."""
-    result = measure(gigabytes)
+    result = {
+        "log": log_recovery(gigabytes),
+        "suite": {"preset": preset, "seconds_to_95_percent": suite_recovery(preset, warm_s)},
+    }
     click.echo(json.dumps(result, indent=1))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import msgspec
 
 from apex.buffers import Buffer
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
