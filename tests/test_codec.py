@@ -77,7 +77,7 @@ def code_of(frames: list[bytes]) -> str:
 
 
 def header(**fields: object) -> bytes:
-    plain = {"type": "insert", "protocol": 2, "buffers": [], "seq": 0}
+    plain = {"type": "insert", "protocol": 3, "buffers": [], "seq": 0}
     return msgspec.msgpack.encode({**plain, **fields})
 
 
@@ -139,11 +139,11 @@ MALFORMED = {
     "huge_header": [header(type="error", code="x", detail="y" * 2_000_000)],
     "no_protocol": [msgspec.msgpack.encode({"type": "insert", "seq": 0})],
     "protocol_is_text": [header(protocol="1")],
-    "no_type": [msgspec.msgpack.encode({"protocol": 2, "seq": 0})],
+    "no_type": [msgspec.msgpack.encode({"protocol": 3, "seq": 0})],
     "unknown_type": [header(type="format_disk")],
     "type_is_number": [header(type=3)],
     "extra_field": [header(surprise=1)],
-    "missing_field": [msgspec.msgpack.encode({"type": "insert", "protocol": 2})],
+    "missing_field": [msgspec.msgpack.encode({"type": "insert", "protocol": 3})],
     "wrong_field_type": [header(seq="0")],
     "float_for_int": [header(seq=0.5)],
     "bad_utf8": [header(type="error", code="x", detail="abc").replace(b"abc", b"\xff\xfe\xfd")],
