@@ -37,7 +37,6 @@ log = logging.getLogger("apex.actor")
 WAIT_S = 0.1
 DRAIN_S = 3.0
 METRICS_PERIOD_S = 10.0
-PEERS_GONE_S = 600.0
 """An actor beyond the configured ones exits when its learner was away for this long."""
 
 
@@ -184,8 +183,9 @@ class ActorDaemon:
         self._replay.poll()
         self._learner.heartbeat(self._heartbeat)
         now = time.monotonic()
-        if self._attached and now - self._learner.last_contact > PEERS_GONE_S:
-            raise PeerTimeoutError(f"the learner was away for {PEERS_GONE_S:.0f} s")
+        patience_s = self._config.actor.learner_patience_s
+        if self._attached and now - self._learner.last_contact > patience_s:
+            raise PeerTimeoutError(f"the learner was away for {patience_s:g} s")
         if now >= self._next_metrics:
             self._next_metrics = now + METRICS_PERIOD_S
             self._write_metrics()

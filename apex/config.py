@@ -98,6 +98,8 @@ class ActorConfig(Section, frozen=True):
     torch_threads: PositiveInt = 1
     nice: NonNegativeInt = 10
     """Added to the process's niceness when it begins to step: who restarts goes first."""
+    learner_patience_s: PositiveFloat = 600.0
+    """Seconds without the learner after which an attached actor ends (exit code 75)."""
 
 
 class ReplayConfig(Section, frozen=True):

@@ -260,6 +260,19 @@ class Chaos:
         self.audit()
         return seconds
 
+    def damage_checkpoint(self) -> float:
+        """SIGKILL of the learner, and one byte of its newest checkpoint flipped meanwhile."""
+        began, pid = time.monotonic(), self._signal("learner", signal.SIGKILL)
+        found = sorted(self._run.checkpoints.glob("step_*/*"))
+        if found:
+            path = found[-1 - int(self._rng.integers(min(3, len(found))))]
+            data = bytearray(path.read_bytes())
+            data[int(self._rng.integers(len(data)))] ^= 0x10
+            path.write_bytes(data)
+        self._until(lambda: self._run.pid("learner") not in (None, pid), "the learner is back")
+        self._until(self._learning_since(0), "the learner learns")
+        return time.monotonic() - began
+
     def _inserts(self, segment: object) -> set[tuple[int, int, int]]:
         """The ledger's inserts in a segment."""
         return {
@@ -320,6 +333,7 @@ FAULTS = {
     "SIGSTOP actor": Fault(1, lambda chaos: chaos.pause("actor_000")),
     "clock step": Fault(1, lambda chaos: chaos.step_clock()),
     "full disk": Fault(1, lambda chaos: chaos.fill_disk()),
+    "damaged checkpoint": Fault(1, lambda chaos: chaos.damage_checkpoint(), DAEMONS[1:2]),
     "flipped byte": Fault(1, lambda chaos: chaos.damage("flip"), DAEMONS[:1]),
     "log cut off": Fault(1, lambda chaos: chaos.damage("cut"), DAEMONS[:1]),
 }

@@ -14,6 +14,7 @@ import pytest
 
 from apex import machine
 from apex.engine import living_engine
+from apex.errors import ExitCode
 from tests.conftest import APEX, ROOT, Suite, wait_until
 
 ENGINES = ["supervisor", "local"]
@@ -120,6 +121,28 @@ def test_stop_ends_attached_actors_too(suite: Suite, small: tuple[str, ...]) -> 
         assert suite.apex("stop").returncode == 0
         assert attached.wait(timeout=10) == 0
         assert suite.run.living() == {}
+    finally:
+        attached.kill()
+        attached.wait()
+
+
+def test_an_attached_actor_waits_for_a_lost_suite_and_then_ends_with_its_code(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small, "--set", "actor.learner_patience_s=4")
+    suite.wait_healthy()
+    attached = subprocess.Popen(
+        [*APEX, "actor", "attach", "--run", str(suite.path)], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        suite.wait_for(lambda s: len(s["actors"]) == 3, 60.0, "an attached actor")
+        record = living_engine(suite.run)
+        assert record is not None
+        os.kill(record.pid, signal.SIGKILL)
+        _, errors = attached.communicate(timeout=40)
+        assert attached.returncode == ExitCode.PEERS_GONE, errors
+        wait_until(lambda: suite.run.living() == {}, 40.0, "the other daemons are gone too")
+        assert "the learner was away for 4 s" in (suite.run.logs / "actor_002.log").read_text()
     finally:
         attached.kill()
         attached.wait()
