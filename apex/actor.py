@@ -37,7 +37,6 @@ log = logging.getLogger("apex.actor")
 WAIT_S = 0.1
 DRAIN_S = 3.0
 METRICS_PERIOD_S = 10.0
-"""An actor beyond the configured ones exits when its learner was away for this long."""
 
 
 class ActorDaemon:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from apex import params
 from apex.errors import CheckpointError
-from apex.files import fsync_directory, remove, write_synced, writer_problem
+from apex.files import exchange, fsync_directory, remove, write_synced, writer_problem
 from apex.types import EnvSpec
 
 log = logging.getLogger("apex.checkpoint")
@@ -121,8 +121,9 @@ def save(
             write_synced(temporary / name, data)
         fsync_directory(temporary)
         if final.exists():
-            remove(final)
-        temporary.rename(final)
+            exchange(temporary, final)
+        else:
+            temporary.rename(final)
         fsync_directory(folder)
     finally:
         remove(temporary)

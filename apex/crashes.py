@@ -50,6 +50,12 @@ def read(path: Path) -> CrashRecord | None:
         return None
 
 
+def age_s(path: Path) -> float:
+    """Seconds that the daemon of a record has lived, as far as it has told; 0 without a record."""
+    record = read(path)
+    return 0.0 if record is None else path.stat().st_mtime - record.started
+
+
 class CrashHistory:
     """A daemon's own record, in a file; its time of change minus `started` is the daemon's age.
 
@@ -74,8 +80,7 @@ class CrashHistory:
             return 0, 0
         if last.code == ExitCode.OUT_OF_MEMORY:
             return last.crashes + 1, last.memory_crashes + 1
-        lived = self._path.stat().st_mtime - last.started
-        return (last.crashes + 1, 0) if lived < SHORT_LIFE_S else (0, 0)
+        return (last.crashes + 1, 0) if age_s(self._path) < SHORT_LIFE_S else (0, 0)
 
     @property
     def epoch(self) -> int:

@@ -74,7 +74,7 @@ class SchemaError(ApexError):
 
 
 class CorruptItemsError(SchemaError):
-    """The frames of some sampled items cannot be decompressed."""
+    """Some sampled items have frames or actions that are none."""
 
     def __init__(self, message: str, item_ids: list[int]) -> None:
         super().__init__(message)
@@ -139,6 +139,12 @@ class PeerTimeoutError(ApexError):
     """A peer did not answer before the deadline."""
 
     exit_code = ExitCode.PEERS_GONE
+
+
+class StopAskedError(ApexError):
+    """Work was left where it stood because the daemon was asked to stop; nothing is wrong."""
+
+    exit_code = ExitCode.CLEAN
 
 
 class EmptyTableError(ApexError):

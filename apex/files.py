@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
@@ -13,10 +14,19 @@ from apex.errors import UsageError
 
 
 def fsync_directory(path: Path) -> None:
-    """Make a rename inside `path` durable."""
+    """Make names inside `path` durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until what is in the file at `path` is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -39,6 +49,18 @@ def replace_file(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_directory(path.parent)
+
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Let two names change places at once (renameat2). Raises `OSError`."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    if libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE):
+        error = ctypes.get_errno()
+        raise OSError(error, os.strerror(error), str(one), None, str(other))
 
 
 def check_output(path: Path, endings: tuple[str, ...]) -> None:
@@ -103,10 +125,10 @@ class FileLock:
         return False
 
     def write(self, text: str) -> None:
-        """Replace the text of the locked file."""
+        """Replace the text of the locked file. Raises `OSError`."""
         assert self._descriptor is not None
-        os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, text.encode(), 0)
+        os.ftruncate(self._descriptor, len(text.encode()))
 
     def release(self) -> None:
         """Give the lock back; the file stays."""

@@ -15,7 +15,15 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.errors import CorruptItemsError, SchemaError
-from apex.types import FrameRanges, FramesColumn, Items, Samples, Schema
+from apex.types import (
+    BLOCK_HEADER,
+    FrameRanges,
+    FramesColumn,
+    Items,
+    Samples,
+    Schema,
+    frame_block_bound,
+)
 
 END_MARK = bytes(4)
 BLOCK_SIZES = {
@@ -29,7 +37,7 @@ BLOCK_SIZES = {
 def compress(frame: npt.NDArray[np.uint8]) -> bytes:
     """One frame as a data block of the LZ4 frame format."""
     block = lz4.block.compress(np.ascontiguousarray(frame).data, store_size=False)
-    return len(block).to_bytes(4, "little") + bytes(block)
+    return len(block).to_bytes(BLOCK_HEADER, "little") + bytes(block)
 
 
 @cache
@@ -40,7 +48,7 @@ def _zeros(size: int) -> bytes:
 @cache
 def _header(size: int, frames: int) -> bytes:
     """Opens an LZ4 frame of `frames` independent blocks that hold `size` bytes each."""
-    bound = size + size // 255 + 16  # what a block that cannot be compressed may take
+    bound = frame_block_bound(size) - BLOCK_HEADER
     block_size = next((name for limit, name in BLOCK_SIZES.items() if bound <= limit), None)
     if block_size is None:
         raise SchemaError(f"frames: expected frames of less than 4 MiB, got {size} bytes")

@@ -19,6 +19,7 @@ from apex.config import Config
 from apex.envs.registry import make_environments
 from apex.errors import ConfigError
 from apex.extensions import NONE, Extensions
+from apex.replay.records import segments
 from apex.run_directory import RunDirectory, runs_root
 from apex.types import EnvSpec, Schema
 
@@ -171,7 +172,8 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
     facts = run.check_kept_environment()
     raw: dict[str, Any] = configuration.read_toml(run.config_file)
     config = fit_to_cores(configuration.parse(configuration.override(raw, settings)))
-    config = fit_to_memory(config, facts.schema)
+    if not segments(run.replay):  # a log is of one capacity
+        config = fit_to_memory(config, facts.schema)
     configuration.check(config)
     check_schema(make_algorithm(config.algorithm, facts.env), facts.schema)
     run.write_config(config)

@@ -22,7 +22,7 @@ import click
 from apex.config import Config
 from apex.crashes import CrashHistory
 from apex.endpoints import Endpoints
-from apex.errors import ApexError, ExitCode, GaveUpError, RunError, UsageError
+from apex.errors import ApexError, ExitCode, GaveUpError, RunError, StopAskedError, UsageError
 from apex.files import FileLock
 from apex.run_directory import RunDirectory, RunFacts
 from apex.wire.messages import Hello, Role
@@ -102,7 +102,10 @@ class Service:
             raise RunError(
                 f"{self.name} of {self.run.path} runs already (pid {self.run.pid(self.name)})"
             )
-        lock.write(str(os.getpid()))
+        try:
+            lock.write(str(os.getpid()))
+        except OSError as error:  # a full disk: work goes on, only its process id is not told
+            log.warning("cannot write %s: %s", lock.path, error)
         return lock
 
     def hello(self, role: Role) -> Hello:
@@ -248,6 +251,8 @@ def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
         log.info("started, pid %d, run %s", os.getpid(), service.facts.run_id)
         if not service.stopping:
             body(service)
+    except StopAskedError as error:
+        log.info("%s", error)
     except ApexError as error:
         log.error("%s", error)
         if service is not None:
@@ -258,6 +263,7 @@ def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
         if service is not None:
             service.failed(f"{type(error).__name__}: {error}", ExitCode.CRASH)
         return int(ExitCode.CRASH)
+    assert service is not None
     service.mark_clean()
     log.info("stopped")
     return int(ExitCode.CLEAN)

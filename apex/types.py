@@ -99,6 +99,16 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise SchemaError(f"column '{column.name}' has a value that is not finite")
 
 
+BLOCK_HEADER = 4
+"""Bytes before each compressed frame: the block's size, little-endian."""
+BLOCK_HEADER_WEIGHTS = 256 ** np.arange(BLOCK_HEADER)
+
+
+def frame_block_bound(frame_bytes: int) -> int:
+    """Most bytes of a compressed frame: LZ4's bound for what cannot be compressed, and a header."""
+    return frame_bytes + frame_bytes // 255 + 16 + BLOCK_HEADER
+
+
 @dataclass(frozen=True)
 class FrameRanges:
     """Where each of M items has its frames among the F compressed frames of a chunk."""
@@ -129,8 +139,9 @@ class FrameRanges:
         for name in ("first_frame", "frame_count", "pad_count"):
             if getattr(self, name).shape != (rows,):
                 raise SchemaError(f"{name}: expected [{rows}], got {getattr(self, name).shape}")
-        if (self.frame_lengths < 1).any():
-            raise SchemaError("frame_lengths: every frame has at least one byte")
+        longest = frame_block_bound(spec.frame_bytes)
+        if ((self.frame_lengths <= BLOCK_HEADER) | (self.frame_lengths > longest)).any():
+            raise SchemaError(f"frame_lengths: expected {BLOCK_HEADER + 1} to {longest} bytes each")
         if int(self.frame_lengths.sum(dtype=np.int64)) != len(self.blob):
             raise SchemaError(
                 f"frames: lengths add up to {int(self.frame_lengths.sum(dtype=np.int64))} bytes, "
@@ -149,6 +160,20 @@ class FrameRanges:
                 f"frames: a range lies outside the chunk's {len(self.frame_lengths)} frames "
                 f"or has more than {spec.max_frames}"
             )
+        self._check_blocks(last)
+
+    def _check_blocks(self, last: npt.NDArray[np.int64]) -> None:
+        """Raise `SchemaError` unless each frame is one block, and some item's."""
+        begins = np.cumsum(self.frame_lengths, dtype=np.int64) - self.frame_lengths
+        data = np.frombuffer(self.blob, dtype=np.uint8)
+        declared = data[begins[:, None] + np.arange(BLOCK_HEADER)] @ BLOCK_HEADER_WEIGHTS
+        if (declared != self.frame_lengths - BLOCK_HEADER).any():
+            raise SchemaError("frames: a frame is not one block of the size that its header says")
+        edges = np.zeros(len(self.frame_lengths) + 1, dtype=np.int64)
+        np.add.at(edges, self.first_frame, 1)
+        np.add.at(edges, last, -1)
+        if (np.cumsum(edges)[:-1] < 1).any():
+            raise SchemaError("frames: a frame belongs to no item")
 
 
 @dataclass(frozen=True)

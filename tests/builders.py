@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -67,3 +70,17 @@ def wait_until(condition: Callable[[], object], turn: Callable[[], object]) -> N
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come to hold"
         turn()
+
+
+def mount_tmpfs(folder: Path, megabytes: int, *flags: str) -> bool:
+    """A file system of that size at `folder`; False where this user may not mount one."""
+    if os.getuid() != 0:
+        return False
+    size = ",".join([f"size={megabytes}m", *flags])
+    command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True, timeout=10).returncode == 0
+
+
+def unmount(folder: Path) -> None:
+    """Take a file system away, when its last file is closed."""
+    subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)

@@ -14,6 +14,7 @@ from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -91,7 +92,7 @@ class Producer(threading.Thread):
         )  # fmt: skip
         address = self._run.endpoints().of("replay.insert")
         client = InsertClient(
-            address, hello, on_acknowledged=lambda seq: self._note(epoch, seq, client.durable)
+            address, hello, on_acknowledged=lambda seq, durable: self._note(epoch, seq, durable)
         )
         end, seq = time.monotonic() + self._lives_s, 0
         with closing(client):
@@ -123,13 +124,25 @@ class Audit:
     duplicated: list[Identity] = field(default_factory=list)
     altered: int = 0
     damaged: int = 0
+    holes: int = 0
+    """Places of a table that has been full in which there is no item of anybody's."""
+    inserted: int = 0
+    """Items of everybody, by the rate limiter."""
 
 
-def contents(run: RunDirectory, scratch: Path) -> tuple[Counter[Identity], int, int, bool]:
-    """What a server that is started now would have: ledger items, altered ones, damaged places.
+class Contents(NamedTuple):
+    """What a server that is started now would have."""
 
-    The last says whether its table has ever been full.
-    """
+    found: Counter[Identity]
+    altered: int
+    damaged: int
+    holes: int
+    inserted: int
+    full: bool
+
+
+def contents(run: RunDirectory, scratch: Path) -> Contents:
+    """Read a copy of a log, as the next server would."""
     copied = _copy(run.replay, scratch)
     config, facts = run.config(), run.facts()
     keeper = TableKeeper(
@@ -139,8 +152,9 @@ def contents(run: RunDirectory, scratch: Path) -> tuple[Counter[Identity], int, 
         table = keeper.table
         ids = table.state().item_ids
         columns, _ = table.contents(ids)
-        full = table.limiter.inserted > table.capacity
-        damaged = keeper.damaged
+        inserted, damaged = table.limiter.inserted, keeper.damaged
+        full = inserted > table.capacity
+        holes = table.capacity - len(table) if full else 0
     rows = np.rint(columns["observation"][columns["learner_step"] == -1] / UNIT).astype(int)
     digests = columns["next_observation"][columns["learner_step"] == -1] / UNIT
     found: Counter[Identity] = Counter()
@@ -150,25 +164,28 @@ def contents(run: RunDirectory, scratch: Path) -> tuple[Counter[Identity], int, 
         altered += digest != _digest(identity)
         found[identity] += 1
     shutil.rmtree(copied)
-    return found, altered, damaged, full
+    return Contents(found, altered, damaged, holes, inserted, full)
 
 
 def _copy(folder: Path, scratch: Path) -> Path:
     """A copy of a folder in which files come and go."""
     while True:
         shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
         try:
-            shutil.copytree(folder, scratch)
+            # The table's state first: what it does not name yet, the segments have.
+            for path in sorted(folder.iterdir(), reverse=True):
+                shutil.copy(path, scratch)
             return scratch
-        except shutil.Error:
+        except FileNotFoundError:
             continue
 
 
 def audit(run: RunDirectory, producers: list[Producer], scratch: Path) -> Audit:
     """Compare; what is acknowledged before it begins must be there or have been evicted."""
     ledgers = [producer.acknowledged() for producer in producers]
-    found, altered, damaged, full = contents(run, scratch)
-    result = Audit(altered=altered, damaged=damaged)
+    found, altered, damaged, holes, inserted, full = contents(run, scratch)
+    result = Audit(altered=altered, damaged=damaged, holes=holes, inserted=inserted)
     result.duplicated = [identity for identity, count in found.items() if count > 1]
     result.present = len(found)
     for number, ledger in enumerate(ledgers):

@@ -169,11 +169,11 @@ def assert_matches_oracle(agent: ApexDQN, chunks: list[Chunk], streams: list[lis
 
 
 SPECS = {
-    "frames": env_spec((4, 4), stack=3),
-    "frames_with_channels": env_spec((4, 3, 2), stack=4),
-    "single_frames": env_spec((4, 4), stack=1),
-    "vectors": env_spec((3,), "float32"),
-    "ram": env_spec((6,), "uint8"),
+    "frames": env_spec((4, 4), stack=3, actions=10**7),
+    "frames_with_channels": env_spec((4, 3, 2), stack=4, actions=10**7),
+    "single_frames": env_spec((4, 4), stack=1, actions=10**7),
+    "vectors": env_spec((3,), "float32", actions=10**7),
+    "ram": env_spec((6,), "uint8", actions=10**7),
 }
 
 

@@ -20,10 +20,10 @@ from apex.algos.apex_dqn import (
 )
 from apex.algos.registry import check_schema, make_algorithm
 from apex.config import ReplayConfig
-from apex.errors import ConfigError, RunError
+from apex.errors import ConfigError, CorruptItemsError, RunError
 from apex.networks import DuelingQNetwork
 from apex.ops.optimizers import CenteredRMSProp
-from apex.types import EnvSpec
+from apex.types import EnvSpec, Items
 from tests.builders import env_spec
 
 torch.set_num_threads(1)
@@ -411,3 +411,28 @@ def test_default_optimizer_is_centered_rmsprop_with_the_papers_values():
     assert type(optimizer) is CenteredRMSProp
     group = optimizer.param_groups[0]
     assert (group["lr"], group["decay"], group["epsilon"]) == (6.25e-5, 0.95, 1.5e-7)
+
+
+@pytest.mark.parametrize("action", [-1, 3, 2**31 - 1])
+def test_an_item_whose_action_is_none_is_named_and_not_learned_from(action):
+    algorithm = make_algorithm({"name": "apex_dqn"}, env_spec((3,), "float32", actions=3))
+    columns = {
+        column.name: np.zeros((4, *column.shape), column.dtype)
+        for column in algorithm.schema().columns
+    }
+    columns["action"][:] = [0, 2, action, 1]
+    items = Items(np.arange(10, 14), np.full(4, 0.25), columns)
+    with pytest.raises(CorruptItemsError, match="actions from 0 to 2") as error:
+        algorithm.collate(items)
+    assert error.value.item_ids == [12]
+
+
+def test_an_item_of_too_few_frames_is_named_and_not_learned_from():
+    algorithm = make_algorithm({"name": "apex_dqn"}, env_spec((6, 6), stack=4))
+    schema = algorithm.schema()
+    columns = {c.name: np.zeros((2, *c.shape), c.dtype) for c in schema.columns}
+    frames = np.zeros((2, schema.frames.max_frames, 6, 6), np.uint8)
+    counts = np.array([5, 4], dtype=np.int32)
+    with pytest.raises(CorruptItemsError, match="more than 4 frames") as error:
+        algorithm.collate(Items(np.array([7, 8]), np.ones(2), columns, frames, counts))
+    assert error.value.item_ids == [8]

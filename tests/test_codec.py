@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+
 import msgspec
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from apex.wire import messages
 from apex.wire.codec import decode, encode
 from apex.wire.messages import Insert, Sample, StatusReply
 from tests.builders import hello
+from tests.conftest import ROOT
 
 EVERY_MESSAGE = [
     hello(),
@@ -251,3 +255,16 @@ def test_buffers_of_a_message_are_declared_by_the_codec():
 def test_a_name_that_could_be_a_path_or_a_terminals_command_is_malformed(name):
     assert decode(encode(hello("actor_000-b.2"))).message.name == "actor_000-b.2"
     assert code_of(as_bytes(encode(hello(name)))) == "malformed"
+
+
+def test_the_example_of_protocol_md_is_what_encode_gives():
+    text = (ROOT / "PROTOCOL.md").read_text()
+    begin = text.index("    frame 0, ")
+    example = text[begin : text.index("    frame 1, ", begin)]
+    tokens = [
+        list(itertools.takewhile(re.compile("([0-9a-f]{2})+").fullmatch, line.split()))
+        for line in example.splitlines()[1:]
+    ]
+    arrays = {"priorities": np.array([1.0, 0.5]), "column.action": np.array([1, 0], np.int32)}
+    frames = encode(messages.Insert(seq=7), arrays)
+    assert bytes(frames[0]).hex() == "".join(itertools.chain(*tokens))

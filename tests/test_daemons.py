@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -11,10 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 
+from apex.cli.statuses import ask
 from apex.prepare import prepare_run, preset_config
 from apex.run_directory import RunDirectory
+from apex.wire.sockets import context
 from tests.conftest import ROOT, wait_until
+from tests.fuzz import mutated_frames, valid_messages
 
 DAEMONS = {
     "replay": (),
@@ -41,6 +46,7 @@ class Process:
     """One executable, with what it writes."""
 
     def __init__(self, path: Path, daemon: str, *arguments: str) -> None:
+        self._daemon = daemon
         self._log = path / f"{daemon}.out"
         with self._log.open("wb") as output:
             self.popen = subprocess.Popen(
@@ -55,8 +61,9 @@ class Process:
         return self._log.read_text(errors="replace")
 
     def end(self) -> int:
+        """By SIGTERM: all but the learner, which writes a checkpoint, promise five seconds."""
         self.popen.send_signal(signal.SIGTERM)
-        return self.popen.wait(timeout=30)
+        return self.popen.wait(timeout=30 if self._daemon == "learner" else 5)
 
 
 @pytest.fixture
@@ -119,6 +126,24 @@ def test_a_daemon_alone_says_what_it_waits_for_and_sigterm_exits_0(
     process.wait_for_text(WAITS_FOR[daemon])
     assert process.end() == 0
     assert process.output().rstrip().endswith("stopped")
+
+
+def test_broken_messages_are_counted_and_the_daemon_lives(start: object, run: RunDirectory) -> None:
+    process = start("replay")  # type: ignore[operator]
+    before = wait_until(lambda: ask(run, "replay.sample"), 30.0, "replay answers")
+    rng, good = random.Random(1), valid_messages()
+    with context().socket(zmq.DEALER) as stranger:
+        stranger.setsockopt(zmq.LINGER, 5000)
+        stranger.connect(run.endpoints().replay.insert)
+        for _ in range(2_000):
+            stranger.send_multipart(mutated_frames(rng.choice(good), good, rng))
+    after = wait_until(
+        lambda: (s := ask(run, "replay.sample")) and s["refused"] >= 1_000 and s,
+        30.0,
+        "they are refused",
+    )
+    assert after["pid"] == before["pid"] and after["items"] == 0
+    assert process.end() == 0
 
 
 def test_sigterm_while_a_daemon_is_being_made_exits_0(start: object, run: RunDirectory) -> None:

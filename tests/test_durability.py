@@ -9,6 +9,9 @@ import signal
 import pytest
 
 from apex import checkpoint
+from apex.errors import StopAskedError
+from apex.replay.server import body
+from apex.service import Service
 from tests.conftest import Suite
 
 
@@ -98,3 +101,17 @@ def test_other_modes_say_what_an_acknowledgement_means(
     done = suite.apex("snapshot")
     assert done.returncode == (0 if mode == "sync" else 3), done.stderr
     assert ("NOT on the disk" in done.stdout) is (mode == "off")
+
+
+def test_a_server_that_is_asked_to_stop_while_it_reads_its_log_stops(
+    suite: Suite, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite.start(*small)
+    suite.wait_for(lambda s: s["replay"]["inserted"] > 1_000, 60.0, "a log")
+    assert suite.apex("stop").returncode == 0
+    segments = {path: path.read_bytes() for path in suite.run.replay.glob("segment_*")}
+    service = Service(suite.run, "replay")
+    service.stop()
+    with pytest.raises(StopAskedError, match="while the insert log was read"):
+        body(service)
+    assert {path: path.read_bytes() for path in suite.run.replay.glob("segment_*")} == segments

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -67,11 +69,9 @@ def test_a_frame_is_its_size_in_four_bytes_and_a_raw_lz4_block():
     [
         frames.compress(np.zeros(35, dtype=np.uint8)),
         frames.compress(np.zeros(37, dtype=np.uint8)),
-        bytes(4),
-        b"\xff" * 20,
-        b"\x05\0\0\0ab",
+        b"\x10\0\0\0" + b"\xff" * 16,
     ],
-    ids=["too_short", "too_long", "end_mark", "no_lz4", "cut_off"],
+    ids=["too_short", "too_long", "no_lz4"],
 )
 def test_frame_that_is_no_frame_is_an_error(bad):
     blocks = [frames.compress(np.full((6, 6), k, dtype=np.uint8)) for k in range(5)]
@@ -80,8 +80,39 @@ def test_frame_that_is_no_frame_is_an_error(bad):
         frames.decompress(samples(blocks), schema((6, 6)))
 
 
+TWO_BLOCKS = 2 * frames.compress(np.zeros(36, dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (bytes(4), "expected 5 to 56 bytes each"),
+        (b"\x35\0\0\0" + bytes(53), "expected 5 to 56 bytes each"),
+        (b"\xff" * 20, "not one block"),
+        (b"\x05\0\0\0ab", "not one block"),
+        (TWO_BLOCKS, "not one block"),
+    ],
+    ids=["end_mark", "too_long", "no_size", "cut_off", "two_blocks"],
+)
+def test_frame_that_is_not_one_block_is_refused_before_it_is_decompressed(bad, words):
+    blocks = [frames.compress(np.full((6, 6), k, dtype=np.uint8)) for k in range(5)]
+    blocks[3] = bad
+    with pytest.raises(SchemaError, match=words):
+        samples(blocks).frames.check(5, schema((6, 6)).frames)
+
+
+def test_frames_of_no_item_are_refused():
+    ranges = samples([frames.compress(np.full((6, 6), k, dtype=np.uint8)) for k in range(5)]).frames
+    first = dataclasses.replace(
+        ranges, first_frame=ranges.first_frame[:1], frame_count=ranges.frame_count[:1],
+        pad_count=ranges.pad_count[:1],
+    )  # fmt: skip
+    with pytest.raises(SchemaError, match="a frame belongs to no item"):
+        first.check(1, schema((6, 6)).frames)
+
+
 def test_frame_beyond_the_formats_blocks_is_refused():
     huge = schema((2048, 2048))
-    blocks = [b"\0"] * 5
+    blocks = [b"\x01\0\0\0\0"] * 5
     with pytest.raises(SchemaError, match="less than 4 MiB"):
         frames.decompress(samples(blocks), huge)

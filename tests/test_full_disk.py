@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.builders import mount_tmpfs, unmount
 from tests.conftest import Suite
-
-
-def mount(folder: Path, megabytes: int, *flags: str) -> bool:
-    size = ",".join([f"size={megabytes}m", *flags])
-    command = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(folder)]
-    return subprocess.run(command, capture_output=True, timeout=10).returncode == 0
 
 
 @pytest.fixture
@@ -25,11 +18,11 @@ def small_disk(suite: Suite, small: tuple[str, ...]) -> Iterator[Path]:
                "--set", "actor.num_envs=16", "--set", "evaluator.enabled=false")  # fmt: skip
     folder = suite.run.replay
     folder.mkdir(mode=0o700)
-    if os.getuid() != 0 or not mount(folder, 1):
+    if not mount_tmpfs(folder, 1):
         pytest.skip("only root may mount a file system here")
     yield folder
     suite.end()
-    subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
+    unmount(folder)
 
 
 def test_training_goes_on_without_durability_and_regains_it(suite: Suite, small_disk: Path) -> None:
@@ -47,7 +40,7 @@ def test_training_goes_on_without_durability_and_regains_it(suite: Suite, small_
     )
     assert degraded["run"]["health"] == "degraded"
     assert "inserts are not durable: " in degraded["run"]["alarms"][0]
-    assert mount(small_disk, 200, "remount")
+    assert mount_tmpfs(small_disk, 200, "remount")
     good = suite.wait_for(
         lambda s: s["replay"]["durable"] and s["run"]["health"] == "healthy", 60.0, "all well again"
     )

@@ -13,11 +13,13 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
+import zmq
 
 from apex.endpoints import Endpoint, load
 from apex.errors import EndpointError, RefusedError, UsageError
 from apex.wire import keys, sockets
 from apex.wire.client import Client
+from apex.wire.codec import encode
 from apex.wire.gate import Anyone, KeyHolders, SameUser
 from apex.wire.messages import GetParams, Status, Welcome
 from apex.wire.server import Request, Server
@@ -289,6 +291,38 @@ def test_who_was_let_in_stays_so_while_keys_cannot_be_read(folder, monkeypatch):
     assert holders.refusal(public, "actor") is None, "looked at once a second"
     now[0] += 2.0
     assert holders.refusal(public, "actor") == "this key is no longer authorized"
+
+
+def test_a_file_of_keys_that_cannot_be_read_keeps_no_other_key_in(folder):
+    now = [0.0]
+    holders = KeyHolders(folder, lambda: now[0])
+    public = keys.read_key(folder / "authorized" / "actor.public").public
+    learner = keys.read_key(folder / "authorized" / "learner.public").public
+    assert holders.refusal(public, "actor") is None
+    (folder / "authorized" / "old.public").mkdir()
+    (folder / "authorized" / "learner.public").unlink()
+    (folder / "authorized" / "learner.public").mkdir()
+    keys.revoke(folder, "actor")
+    now[0] += 2.0
+    assert holders.refusal(public, "actor") == "this key is no longer authorized"
+    assert holders.refusal(learner, "learner") is None, "what cannot be read now holds as it was"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_user_and_a_password_are_no_key(stack, folder, name, keyed):
+    door = Door(tcp(folder if keyed else None, name), stack)
+    plain = stack.enter_context(sockets.context().socket(zmq.DEALER))
+    plain.setsockopt(zmq.PLAIN_USERNAME, b"actor")
+    plain.setsockopt(zmq.PLAIN_PASSWORD, b"secret")
+    plain.connect(door.endpoint.address)
+    plain.send_multipart(encode(hello("plain")))
+    good = door.knock(folder if keyed else None)
+    door.until(good, lambda: good.ready)
+    for _ in range(100):
+        list(door.server.receive())
+        assert plain.poll(5) == 0
+    assert [peer.hello.name != "plain" for peer in door.server.peers.values()] == [True]
 
 
 def test_a_folder_of_keys_that_others_can_write_to_lets_nobody_in(folder, caplog):

@@ -295,6 +295,28 @@ def test_producer_beyond_its_credit_is_refused(suite):
     assert set(errors) <= {"no_credit", "sequence_gap"}
 
 
+def test_the_first_insert_that_finds_no_room_is_waited_for(suite, monkeypatch):
+    server = suite.start()
+    client, received = suite.bare(suite.endpoints.of("replay.insert"))
+
+    def send(seq: int) -> list[str]:
+        before = len(received)
+        arrays = {"priorities": np.ones(1)} | {
+            f"column.{name}": array for name, array in vector_chunk([seq]).columns.items()
+        }
+        client.send(Insert(seq=seq), arrays)
+        suite.until(lambda: len(received) > before)
+        return [getattr(r.message, "code", "") for r in received[before:]]
+
+    monkeypatch.setattr(insert_endpoint, "MAX_PENDING", 0)
+    assert send(0) == ["no_credit"]
+    monkeypatch.undo()
+    # Taking 1 now would acknowledge 0, which is not here.
+    assert send(1) == ["sequence_gap"]
+    assert send(0) == [""] and send(1) == [""]
+    assert suite.actions() == [0, 1] and server.status()["items"] == 2
+
+
 def test_older_start_of_one_name_is_superseded(suite):
     suite.start()
     older = suite.producer(epoch=1)
@@ -363,7 +385,7 @@ def test_bad_chunk_is_refused_and_the_next_good_one_taken(suite, change):
     client.send(Insert(seq=1), good)
     suite.until(lambda: len(server.table) == 2)
     suite.until(lambda: received and received[-1].message == InsertAck(
-        seq=1, credits=4, durable=False
+        seq=1, credits=4, durable=False, volatile_seq=1
     ))  # fmt: skip
     assert server.status()["refused_by"] == {"bad_chunk": 1}
     codes = [r.message.code for r in received if isinstance(r.message, Error)]

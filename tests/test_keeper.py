@@ -12,6 +12,7 @@ import pytest
 
 from apex.config import ReplayConfig
 from apex.errors import ConfigError
+from apex.replay import keeper as keeper_module
 from apex.replay import recovery
 from apex.replay.keeper import TableKeeper, next_first_id
 from apex.replay.rate_limiter import RateLimiter
@@ -339,3 +340,32 @@ def test_evicted_segments_are_removed_so_that_the_log_stays_within_its_bound(tmp
                 only.keeper.save().result()
         sizes = [segment.path.stat().st_size for segment in segments(tmp_path / "replay")]
         assert len(sizes) <= 5 and sum(sizes) < 6 * 500 + 600
+
+
+def test_inserts_that_the_log_lacks_are_known_as_such_after_a_restart(tmp_path, monkeypatch):
+    with life(tmp_path) as first:
+        assert first.insert(1)
+        with monkeypatch.context() as full:
+            full.setattr(first.keeper._log, "append", lambda header, arrays: False)
+            assert not first.insert(2)
+        assert first.insert(3)
+        assert first.insert(4, producer="whole") and first.insert(5, producer="whole")
+    with life(tmp_path) as second:
+        assert second.keeper.producers == {
+            "actor_000": ProducerMark(1, 2, volatile_seq=1),
+            "whole": ProducerMark(1, 1, volatile_seq=-1),
+        }
+    with life(tmp_path) as third:  # and after another, from the opening of a segment
+        assert third.keeper.producers["actor_000"] == ProducerMark(1, 2, volatile_seq=1)
+
+
+def test_what_a_killed_server_had_written_is_brought_to_the_disk_before_it_counts(
+    tmp_path, monkeypatch
+):
+    with life(tmp_path, durability="sync") as first:
+        assert first.insert(1)
+    (left,) = segments(tmp_path / "replay")
+    synced: list[Path] = []
+    monkeypatch.setattr(keeper_module, "sync_file", synced.append)
+    with life(tmp_path, durability="sync"):
+        assert synced == [left.path]

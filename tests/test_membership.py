@@ -220,3 +220,16 @@ def test_of_too_many_names_the_one_that_greeted_first_is_forgotten(monkeypatch):
         membership.greet(hello(name))
     assert list(membership.records) == ["b", "a", "c"]
     assert not membership.knows(hello("actor_000")) and membership.knows(hello("b"))
+
+
+def test_who_is_forgotten_for_the_many_that_came_and_left_greets_again(monkeypatch):
+    monkeypatch.setattr(membership_module, "MAX_MEMBERS", 3)
+    membership, _ = make(1)
+    membership.greet(hello("actor_000"))
+    for name in ("a", "b", "c", "d"):
+        membership.greet(hello(name))
+        membership.heartbeat(name, Heartbeat(phase="leaving", progress=0))
+    assert not membership.knows(hello("actor_000"))
+    membership.greet(hello("actor_000"))
+    membership.heartbeat("actor_000", Heartbeat(phase="stepping", progress=1, env_steps=7))
+    assert membership.env_steps == 7

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from apex import machine
+from apex.cli.statuses import STARTING_S, gather
+from apex.crashes import age_s
 from apex.engine import living_engine
 from apex.errors import ExitCode
 from tests.conftest import APEX, ROOT, Suite, wait_until
@@ -64,6 +66,34 @@ def test_suite_lives_through_kills_and_ends_whole(
     down = suite.status()
     assert [row["pid"] for row in down["actors"]] == [None, None]
     assert down["learner"]["state"] == down["replay"]["state"] == "down"
+
+
+def test_an_actor_that_stands_still_is_suspect_within_seconds_and_a_learner_silent(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small)
+    suite.wait_healthy()
+    actor, learner = suite.run.pid("actor_000"), suite.run.pid("learner")
+    assert actor is not None and learner is not None
+    # Its process answers pings all the same if only its loop stands still: heartbeats come from it.
+    os.kill(actor, signal.SIGSTOP)
+    try:
+        wait_until(
+            lambda: gather(suite.run)["actors"][0]["state"] == "suspect",
+            3.0 + 1.0 + 2.0,  # the promise, a heartbeat's period, a busy machine
+            "the actor is suspect",
+        )
+        assert gather(suite.run)["run"]["health"] == "degraded"
+    finally:
+        os.kill(actor, signal.SIGCONT)
+    suite.wait_healthy()
+    wait_until(lambda: age_s(suite.run.crash_file("learner")) > STARTING_S, 40.0, "an age")
+    os.kill(learner, signal.SIGSTOP)
+    try:
+        found = gather(suite.run)
+        assert found["learner"]["state"] == "silent" and found["run"]["health"] == "degraded"
+    finally:
+        os.kill(learner, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

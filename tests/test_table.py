@@ -251,8 +251,9 @@ def with_blob(blob: bytes) -> Chunk:
 
 def test_items_whose_frames_are_corrupt_or_bombs_are_named_when_decompressed():
     table = make_table(capacity=8, schema=FRAME_SCHEMA)
-    bomb = frames.compress(np.zeros(60_000, dtype=np.uint8))  # each for a frame of 16 bytes
-    for chunk in (frame_chunk([1]), with_blob(b"\xff" * 60), with_blob(bomb * 3)):
+    bomb = frames.compress(np.zeros(4_000, dtype=np.uint8))  # each for a frame of 16 bytes
+    noise = b"\x10\0\0\0" + b"\xff" * 16
+    for chunk in (frame_chunk([1]), with_blob(noise * 3), with_blob(bomb * 3)):
         chunk.check(FRAME_SCHEMA)
         table.insert(chunk)
     samples = table.sample(32)

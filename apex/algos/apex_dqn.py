@@ -22,6 +22,7 @@ from apex.config import (
     Section,
     UnitFloat,
 )
+from apex.errors import CorruptItemsError
 from apex.networks import DuelingQNetwork
 from apex.ops.optimizers import CenteredRMSProp
 from apex.ops.q_learning import (
@@ -129,7 +130,12 @@ class ApexDQN(Algorithm):
         return DQNLearner(self.network(), self.network(), self.config, device)
 
     def collate(self, items: Items) -> Arrays:
-        """Both observations, action, n-step return, discount and probability: `[B, ...]` each."""
+        """Both observations, action, n-step return, discount and probability: `[B, ...]` each.
+
+        Raises:
+            CorruptItemsError: an item's action is none, or it has too few frames.
+        """
+        self._check(items)
         columns = {name: a for name, a in items.columns.items() if name != LEARNER_STEP}
         if items.frames is not None and items.frame_count is not None:
             stack = self.spec.frame_stack
@@ -139,6 +145,19 @@ class ApexDQN(Algorithm):
             columns["next_observation"] = items.frames[rows, steps[:, None] + np.arange(stack)]
         columns["probability"] = items.probabilities.astype(np.float32)
         return columns
+
+    def _check(self, items: Items) -> None:
+        """What the schema cannot say: an actor may have sent it all the same."""
+        action = items.columns["action"]
+        bad = (action < 0) | (action >= self.spec.num_actions)
+        if items.frame_count is not None:
+            bad |= items.frame_count <= self.spec.frame_stack
+        if bad.any():
+            raise CorruptItemsError(
+                f"expected actions from 0 to {self.spec.num_actions - 1} and more than "
+                f"{self.spec.frame_stack} frames of each item",
+                items.item_ids[bad].tolist(),
+            )
 
 
 def initial_priorities(

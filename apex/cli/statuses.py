@@ -61,6 +61,10 @@ def ask(run: RunDirectory, endpoint: str) -> dict[str, Any] | None:
     return message.status if isinstance(message, StatusReply) else None
 
 
+STARTING_S = 20.0
+"""Age from which a daemon that does not answer is called silent: it hangs, or reads a long log."""
+
+
 def gather(run: RunDirectory) -> dict[str, Any]:
     """The status object of a run, as `apex status --json` prints it."""
     from apex import engine
@@ -68,7 +72,7 @@ def gather(run: RunDirectory) -> dict[str, Any]:
     config, living = run.config(), run.living()
     asked = ask(run, "learner.params") if "learner" in living else None
     replay = ask(run, "replay.sample") if "replay" in living else None
-    learner = (asked or {}).get("learner") or {"state": _state("learner", living)}
+    learner = (asked or {}).get("learner") or {"state": _state(run, "learner", living)}
     saved = _newest_manifest(run)
     env_steps = (asked or {}).get("env_steps", saved.get("env_steps", 0))
     frame_skip = config.env.frame_skip if config.env.id.startswith("ALE/") else 1
@@ -93,7 +97,7 @@ def gather(run: RunDirectory) -> dict[str, Any]:
         "replay": {
             **_EMPTY_REPLAY,
             "capacity": config.replay.capacity,
-            "state": _state("replay", living),
+            "state": _state(run, "replay", living),
             **(replay or {}),
             "pid": living.get("replay"),
         },
@@ -136,8 +140,11 @@ _EMPTY_ACTOR = {
 }
 
 
-def _state(daemon: str, living: dict[str, int]) -> str:
-    return "starting" if daemon in living else "down"
+def _state(run: RunDirectory, daemon: str, living: dict[str, int]) -> str:
+    """Of a daemon that has not answered."""
+    if daemon not in living:
+        return "down"
+    return "starting" if crashes.age_s(run.crash_file(daemon)) < STARTING_S else "silent"
 
 
 def _actors(

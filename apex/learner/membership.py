@@ -34,12 +34,9 @@ class Member:
 Entry = TypeVar("Entry")
 
 
-def _remember(book: dict[str, Entry], name: str, entry: Entry) -> None:
-    """Put an entry last and forget the first ones of too many; names are free, memory is not."""
+def _put_last(book: dict[str, Entry], name: str, entry: Entry) -> None:
     book.pop(name, None)
     book[name] = entry
-    while len(book) > MAX_MEMBERS:
-        del book[next(iter(book))]
 
 
 class Membership:
@@ -92,9 +89,17 @@ class Membership:
             record = ActorRecord(hello.epoch, incarnation, slot, 0)
         slot = known.slot if known else self._assign_slot(hello, record.slot)
         heartbeat = known.heartbeat if known and known.hello.epoch == hello.epoch else None
-        _remember(self.records, hello.name, msgspec.structs.replace(record, slot=slot))
-        _remember(self._members, hello.name, Member(hello, slot, self._clock(), heartbeat))
+        _put_last(self.records, hello.name, msgspec.structs.replace(record, slot=slot))
+        _put_last(self._members, hello.name, Member(hello, slot, self._clock(), heartbeat))
+        self._forget_first()
         return Welcome(instance=self._instance, slot=slot, incarnation=record.incarnation)
+
+    def _forget_first(self) -> None:
+        """Forget those that greeted first of too many; names are free, memory is not."""
+        while len(self.records) > MAX_MEMBERS:
+            first = next(iter(self.records))
+            del self.records[first]
+            self._members.pop(first, None)
 
     def _assign_slot(self, hello: Hello, before: int) -> int:
         """The configured slot, the one it had before if that is free, or the lowest free one."""

@@ -44,7 +44,8 @@ class InsertClient:
         endpoint: `replay.insert`.
         hello: names the producer and its epoch.
         clock: seconds, monotonic.
-        on_acknowledged: called with the number of each insert that the server has, in order.
+        on_acknowledged: called with the number of each insert that the server has, in order, and
+            whether it outlives the server.
     """
 
     def __init__(
@@ -52,13 +53,11 @@ class InsertClient:
         endpoint: Endpoint,
         hello: Hello,
         clock: Callable[[], float] = time.monotonic,
-        on_acknowledged: Callable[[int], None] = lambda seq: None,
+        on_acknowledged: Callable[[int, bool], None] = lambda seq, durable: None,
     ) -> None:
         self.client = Client(endpoint, hello)
         self._clock = clock
         self._on_acknowledged = on_acknowledged
-        self.durable = True
-        """Whether the last acknowledged insert outlives its server."""
         self._credits = 0
         self._next_seq = 0
         self._unacknowledged: OrderedDict[int, Arrays] = OrderedDict()
@@ -89,20 +88,20 @@ class InsertClient:
         for received in self.client.receive():
             message = received.message
             if isinstance(message, InsertAck):
-                self.durable = message.durable
-                self._acknowledged(message.seq)
+                self._acknowledged(message.seq, message.volatile_seq)
                 self._credits = message.credits
             elif isinstance(message, Welcome):
                 self._credits = message.credits
-                self._acknowledged(message.last_seq)
+                self._acknowledged(message.last_seq, message.volatile_seq)
                 self._resend()
         if self._unacknowledged and self._clock() - self._last_progress > RESEND_S:
             self._resend()
 
-    def _acknowledged(self, seq: int) -> None:
+    def _acknowledged(self, last: int, volatile_seq: int) -> None:
         self._last_progress = self._clock()
-        while self._unacknowledged and next(iter(self._unacknowledged)) <= seq:
-            self._on_acknowledged(self._unacknowledged.popitem(last=False)[0])
+        while self._unacknowledged and next(iter(self._unacknowledged)) <= last:
+            seq, _ = self._unacknowledged.popitem(last=False)
+            self._on_acknowledged(seq, seq > volatile_seq)
 
     def _resend(self) -> None:
         self._last_progress = self._clock()

@@ -37,10 +37,11 @@ class _Producer:
     epoch: int
     identity: bytes
     last_seq: int = -1
-    recovered: bool = False
-    """Until its first insert since: inserts that a full disk did not take may be missing."""
+    settled: bool = False
+    """From its first insert since the server's start on: before that the server may have lost
+    inserts that it had acknowledged, without a log or on a full disk."""
     volatile_seq: int = -1
-    """The last insert that was acknowledged without being durable."""
+    """The last insert that was acknowledged without being durable, or is missing in the log."""
 
 
 @dataclass
@@ -84,7 +85,7 @@ class InsertEndpoint:
             self._welcome,
         )
         self._producers = {
-            name: _Producer(name, mark.epoch, b"", mark.seq, recovered=True)
+            name: _Producer(name, mark.epoch, b"", mark.seq, volatile_seq=mark.volatile_seq)
             for name, mark in keeper.producers.items()
         }
         self._pending: deque[_PendingInsert] = deque()
@@ -141,6 +142,7 @@ class InsertEndpoint:
             instance=self.server.instance,
             credits=CREDITS,
             last_seq=known.last_seq - self._waiting(known),
+            volatile_seq=known.volatile_seq,
         )
 
     def _remember(self, producer: _Producer) -> None:
@@ -168,16 +170,17 @@ class InsertEndpoint:
                     producer, message.seq, durable=message.seq > producer.volatile_seq
                 )
             return
+        if not producer.settled:  # from here on there is no gap, also if this one gets no room
+            producer.last_seq, producer.settled = message.seq - 1, True
         here = sum(pending.identity == identity for pending in self._pending)
         if max(here, self._waiting(producer)) >= CREDITS or len(self._pending) >= MAX_PENDING:
             self.server.refuse(identity, "no_credit", "more unacknowledged inserts than credits")
             return
-        gap = producer.last_seq >= 0 and message.seq != producer.last_seq + 1
-        if gap and not producer.recovered:
+        if message.seq != producer.last_seq + 1:
             detail = f"got insert {message.seq} after {producer.last_seq}; send those between first"
             self.server.refuse(identity, "sequence_gap", detail)
             return
-        producer.last_seq, producer.recovered = message.seq, False
+        producer.last_seq = message.seq
         chunk = self._checked_chunk(request, message.seq)
         self._pending.append(_PendingInsert(producer, identity, message.seq, chunk))
 
@@ -203,10 +206,16 @@ class InsertEndpoint:
     def _acknowledge(self, producer: _Producer, seq: int, *, durable: bool) -> None:
         if not durable:
             producer.volatile_seq = max(seq, producer.volatile_seq)
-        self.server.send(producer.identity, InsertAck(seq=seq, credits=CREDITS, durable=durable))
+        self.server.send(
+            producer.identity,
+            InsertAck(
+                seq=seq, credits=CREDITS, durable=durable, volatile_seq=producer.volatile_seq
+            ),
+        )
 
     def _insert(self, pending: _PendingInsert) -> None:
-        producer, mark = pending.producer, ProducerMark(pending.producer.epoch, pending.seq)
+        producer = pending.producer
+        mark = ProducerMark(producer.epoch, pending.seq, producer.volatile_seq)
         logged = self._keeper.insert(producer.name, mark, pending.chunk)
         if producer.name not in self._producers:
             self._keeper.producers.pop(producer.name, None)

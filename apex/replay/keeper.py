@@ -6,10 +6,12 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from apex.config import ReplayConfig
+from apex.files import sync_file
 from apex.replay import recovery
 from apex.replay.insert_log import InsertLog
 from apex.replay.payload import chunk_to_arrays
@@ -38,6 +40,13 @@ def next_first_id(next_id: int, now_ns: int, capacity: int) -> int:
         return now_ns
     missing = max(0, now_ns - next_id)
     return next_id + -(-missing // capacity) * capacity
+
+
+def _sync(paths: list[Path]) -> None:
+    """Bring to the disk what a killed server may have left in the page cache alone."""
+    for path in paths:
+        with suppress(OSError):  # one that cannot be read is named and kept
+            sync_file(path)
 
 
 class TableKeeper:
@@ -93,12 +102,14 @@ class TableKeeper:
         state = recovery.load_state(self._folder)
         next_id = max(found.next_id, state.next_id if state is not None else -1)
         table = make_table(next_first_id(next_id, now_ns, capacity))
-        table.restore(found.chunks, state)
+        table.restore(found.chunks, state, progress)
         table.limiter.inserted = table.counters.inserted = found.inserted
         table.limiter.sampled = table.counters.sampled = found.sampled
         if len(table) < table.limiter.min_size:
             # Items are missing: counted as inserted, they would keep both sides waiting for good.
             table.limiter.inserted, table.limiter.sampled = len(table), 0
+        if self._config.durability != "off":
+            _sync(list(found.segments))
         self.producers.update(found.producers)
         self._earlier.update(found.segments)
         self.damaged = found.damaged
@@ -214,8 +225,8 @@ class TableKeeper:
                 sync.result()
                 recovery.save_state(self._folder, state)
                 durable = whole
-            except OSError as error:
-                log.error("priorities were not saved, training goes on: %s", error)
+            except Exception as error:  # who asked must hear of it, and training goes on
+                log.error("priorities were not saved, training goes on: %r", error)
         for one in asked:
             one.set_result({"items": len(state.item_ids), "durable": durable})
 

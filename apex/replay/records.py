@@ -34,10 +34,15 @@ LENGTHS = struct.Struct("<IQ")
 
 
 class ProducerMark(msgspec.Struct, frozen=True, array_like=True):
-    """How far a producer's inserts have come."""
+    """How far a producer's inserts have come; the later of two is the greater."""
 
     epoch: int
     seq: int
+    volatile_seq: int = -1
+    """Up to which, at most, some insert is missing in the log."""
+
+    def __lt__(self, other: ProducerMark) -> bool:
+        return (self.epoch, self.seq) < (other.epoch, other.seq)
 
 
 class Opening(msgspec.Struct, frozen=True, tag="opening"):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from apex.buffers import declare
@@ -153,12 +154,16 @@ class LogReader:
 
     def _take_opening(self, opening: Opening) -> None:
         for name, mark in opening.producers.items():
-            self._mark(name, mark)
+            # Of a producer whose inserts were seen, those between them and here were not logged.
+            known = self._found.producers.get(name)
+            missing = known is not None and known < mark
+            volatile = mark.seq if missing else mark.volatile_seq
+            self._mark(name, msgspec.structs.replace(mark, volatile_seq=volatile))
         self._count(opening.inserted, opening.sampled)
 
     def _take_inserted(self, segment: Segment, header: Inserted, arrays: Arrays) -> None:
         found = self._found
-        self._mark(header.producer, ProducerMark(header.epoch, header.seq))
+        self._mark_inserted(header)
         self._count(header.inserted, header.sampled)
         if not header.items:
             return
@@ -173,9 +178,17 @@ class LogReader:
             return
         found.chunks.append((header.first_id, chunk))
 
+    def _mark_inserted(self, header: Inserted) -> None:
+        known = self._found.producers.get(header.producer)
+        if known is None or known.epoch != header.epoch:
+            known = ProducerMark(header.epoch, -1)
+        gap = header.seq > known.seq + 1
+        volatile = header.seq - 1 if gap else known.volatile_seq
+        self._mark(header.producer, ProducerMark(header.epoch, header.seq, volatile))
+
     def _mark(self, name: str, mark: ProducerMark) -> None:
         known = self._found.producers.get(name)
-        if known is None or (known.epoch, known.seq) < (mark.epoch, mark.seq):
+        if known is None or known < mark:
             self._found.producers[name] = mark
 
     def _count(self, inserted: int, sampled: int) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from apex.config import Config
 from apex.endpoints import Endpoints
+from apex.errors import StopAskedError
 from apex.metrics import MetricsLog
 from apex.replay.insert_endpoint import InsertEndpoint
 from apex.replay.keeper import TableKeeper
@@ -142,6 +143,12 @@ class ReplayServer:
 def body(service: Service) -> None:
     """Serve until asked to stop."""
     config = service.config
+
+    def progress() -> None:
+        service.beat()
+        if service.stopping:
+            raise StopAskedError("asked to stop while the insert log was read; it is whole")
+
     server = ReplayServer(
         config,
         service.endpoints,
@@ -149,7 +156,7 @@ def body(service: Service) -> None:
         service.stop,
         service.run.replay,
         restarted=service.restarted,
-        progress=service.beat,
+        progress=progress,
     )
     metrics = MetricsLog(
         service.run.metrics, service.name, config.run.metrics_max_mb, tensorboard=False

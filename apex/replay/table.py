@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -189,7 +189,12 @@ class Table:
         times = self._times_sampled[slots] if self._max_times_sampled else np.zeros_like(ids)
         return TableState(self._next_id, ids, self._selector.priorities(slots), times)
 
-    def restore(self, chunks: Sequence[tuple[int, Chunk]], state: TableState | None) -> None:
+    def restore(
+        self,
+        chunks: Sequence[tuple[int, Chunk]],
+        state: TableState | None,
+        progress: Callable[[], None] = lambda: None,
+    ) -> None:
         """Fill an empty table with items that another had.
 
         Of two items for one slot the later one is taken, as it would have evicted the other.
@@ -199,6 +204,7 @@ class Table:
             state: of the other table at some time; of items that were in it then, those that it
                 does not name are gone, and those that it names have its priorities. Items that
                 came later have their initial ones.
+            progress: called at each chunk.
         """
         owners = np.full(self.capacity, NO_ITEM, dtype=np.int64)
         for first_id, chunk in chunks:
@@ -210,6 +216,7 @@ class Table:
         owners[self._out_of_turn(owners)] = NO_ITEM
         for first_id, chunk in chunks:
             ids = np.arange(first_id, first_id + len(chunk), dtype=np.int64)
+            progress()
             here = owners[ids % self.capacity] == ids
             if here.any():
                 part = chunk if here.all() else chunk.take(here)

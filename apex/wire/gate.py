@@ -113,7 +113,7 @@ class KeyHolders:
             return
         self._read_at = now
         try:
-            self._keys = authorized_keys(self._folder)
+            self._keys = authorized_keys(self._folder, self._keys)
         except FileNotFoundError:
             self._keys = {}
         except OSError as error:

@@ -17,6 +17,7 @@ import logging
 import os
 import re
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
@@ -180,11 +181,15 @@ def check_private(path: Path) -> None:
         )
 
 
-def authorized_keys(folder: Path) -> dict[str, Key]:
+def authorized_keys(folder: Path, earlier: Mapping[str, Key] = {}) -> dict[str, Key]:
     """Who is let in, by public key; a file that is no key is named in the log and passed over.
 
+    Args:
+        folder: of the keys.
+        earlier: what was found before; holds for a file that cannot be read just now.
+
     Raises:
-        OSError: the folder or a file cannot be read now, which says nothing about who is let in.
+        OSError: the folder cannot be read now, which says nothing about who is let in.
     """
     found: dict[str, Key] = {}
     authorized = folder / "authorized"
@@ -200,8 +205,10 @@ def authorized_keys(folder: Path) -> dict[str, Key]:
             key = read_key(path)
         except FileNotFoundError:
             continue
-        except EndpointError as error:
+        except (EndpointError, OSError) as error:
             log.warning("%s", error)
+            unread = isinstance(error, OSError)
+            found |= {p: key for p, key in earlier.items() if unread and key.name == path.stem}
             continue
         if key.role != SERVER:
             found[key.public] = msgspec.structs.replace(key, name=path.stem)

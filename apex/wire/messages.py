@@ -55,6 +55,7 @@ class Welcome(Message, frozen=True, tag="welcome"):
     instance: int
     credits: int = 0
     last_seq: int = -1
+    volatile_seq: int = -1
     slot: int = -1
     incarnation: int = 0
 
@@ -78,6 +79,8 @@ class InsertAck(Message, frozen=True, tag="insert_ack"):
     seq: int
     credits: int
     durable: bool
+    volatile_seq: int = -1
+    """Those above it outlive the server; of the others some do not."""
 
 
 class Sample(Message, frozen=True, tag="sample"):

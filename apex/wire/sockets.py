@@ -21,6 +21,8 @@ from apex.wire.messages import Role
 log = logging.getLogger("apex.wire")
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
+MAX_REQUEST_BYTES = {"learner.params": 2**20, "replay.sample": 2**21}
+"""Of one frame that an endpoint takes; `replay.insert` takes `MAX_FRAME_BYTES`."""
 SEND_HIGH_WATER = 64
 """Messages that may wait for one peer; our streams have at most a few dozen in flight."""
 HANDSHAKE_FAILURES = (
@@ -120,6 +122,7 @@ def bound_router(endpoint: Endpoint) -> Bound:
     socket = context().socket(zmq.ROUTER)
     _configure(socket)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES.get(name, MAX_FRAME_BYTES))
     if secret is not None:
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, secret.secret.encode())
