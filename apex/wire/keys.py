@@ -103,7 +103,7 @@ def add_key(folder: Path, name: str, role: Role, target: Path) -> Key:
 
 
 def revoke(folder: Path, name: str) -> None:
-    """Let a key in no longer; its connections end within a second. Raises `UsageError`."""
+    """Let a key in no longer; what it sends is refused within seconds. Raises `UsageError`."""
     if (
         not re.fullmatch(NAME_PATTERN, name)
         or not (folder / "authorized" / f"{name}.public").exists()
