@@ -24,7 +24,7 @@ from torch import Tensor
 
 from apex import params
 from apex.errors import CheckpointError
-from apex.files import exchange, fsync_directory, remove, write_synced, writer_problem
+from apex.files import fsync_path, remove, replace_directory, write_synced, writer_problem
 from apex.types import EnvSpec
 
 log = logging.getLogger("apex.checkpoint")
@@ -119,12 +119,9 @@ def save(
         temporary.mkdir()
         for name, data in contents.items():
             write_synced(temporary / name, data)
-        fsync_directory(temporary)
-        if final.exists():
-            exchange(temporary, final)
-        else:
-            temporary.rename(final)
-        fsync_directory(folder)
+        fsync_path(temporary)
+        replace_directory(temporary, final)
+        fsync_path(folder)
     finally:
         remove(temporary)
     return final

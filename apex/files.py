@@ -13,20 +13,11 @@ from pathlib import Path
 from apex.errors import UsageError
 
 
-def fsync_directory(path: Path) -> None:
-    """Make names inside `path` durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_file(path: Path) -> None:
-    """Wait until what is in the file at `path` is on the disk."""
+def fsync_path(path: Path) -> None:
+    """Bring a file, or the names inside a directory, to the disk. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fdatasync(descriptor)
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -48,19 +39,29 @@ def replace_file(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    fsync_directory(path.parent)
+    fsync_path(path.parent)
 
 
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
-def exchange(one: Path, other: Path) -> None:
-    """Let two names change places at once (renameat2). Raises `OSError`."""
-    libc = ctypes.CDLL(None, use_errno=True)
+def replace_directory(new: Path, path: Path) -> None:
+    """Put a directory at `path`; what was there lies at `new` then, or is gone.
+
+    The two change places at once, but on file systems that cannot (renameat2). Raises `OSError`.
+    """
+    if not path.exists():
+        new.rename(path)
+    elif not _exchange(new, path):
+        remove(path)
+        new.rename(path)
+
+
+def _exchange(one: Path, other: Path) -> bool:
     names = os.fsencode(one), os.fsencode(other)
-    if libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE):
-        error = ctypes.get_errno()
-        raise OSError(error, os.strerror(error), str(one), None, str(other))
+    libc = ctypes.CDLL(None)
+    done: int = libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE)
+    return done == 0
 
 
 def check_output(path: Path, endings: tuple[str, ...]) -> None:

@@ -7,7 +7,10 @@ import sys
 import threading
 from pathlib import Path
 
-from apex.files import FileLock, is_locked, replace_file
+import pytest
+
+from apex import files
+from apex.files import FileLock, is_locked, replace_directory, replace_file
 
 
 def test_replaced_file_holds_the_new_content_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -16,6 +19,23 @@ def test_replaced_file_holds_the_new_content_and_leaves_nothing_else(tmp_path: P
     replace_file(path, b"two")
     assert path.read_bytes() == b"two"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_a_directory_takes_the_place_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+) -> None:
+    old, new = tmp_path / "place", tmp_path / "new"
+    for folder, text in ((old, "old"), (new, "new")):
+        folder.mkdir()
+        (folder / "file").write_text(text)
+    if not can_exchange:
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
+    replace_directory(new, old)
+    assert (old / "file").read_text() == "new"
+    assert [(path / "file").read_text() for path in tmp_path.iterdir() if path != old] == (
+        ["old"] if can_exchange else []
+    )
 
 
 def test_lock_is_seen_by_others_and_gone_with_its_holder(tmp_path: Path) -> None:

@@ -366,6 +366,6 @@ def test_what_a_killed_server_had_written_is_brought_to_the_disk_before_it_count
         assert first.insert(1)
     (left,) = segments(tmp_path / "replay")
     synced: list[Path] = []
-    monkeypatch.setattr(keeper_module, "sync_file", synced.append)
+    monkeypatch.setattr(keeper_module, "fsync_path", synced.append)
     with life(tmp_path, durability="sync"):
         assert synced == [left.path]

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from apex.buffers import Frame, declare
-from apex.files import fsync_directory
+from apex.files import fsync_path
 from apex.replay.records import Inserted, Opening, encode_record, segments
 from apex.types import Array
 
@@ -123,7 +123,7 @@ class InsertLog:
         self._number += 1
         self._size = self._synced_size = 0
         self._segments.append(_Written(path, -1))
-        fsync_directory(self._folder)
+        fsync_path(self._folder)
         self._write(encode_record(self._marker, self._opening(), []))
 
     def _end_segment(self) -> None:

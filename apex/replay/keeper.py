@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from apex.config import ReplayConfig
-from apex.files import sync_file
+from apex.files import fsync_path
 from apex.replay import recovery
 from apex.replay.insert_log import InsertLog
 from apex.replay.payload import chunk_to_arrays
@@ -46,7 +46,7 @@ def _sync(paths: list[Path]) -> None:
     """Bring to the disk what a killed server may have left in the page cache alone."""
     for path in paths:
         with suppress(OSError):  # one that cannot be read is named and kept
-            sync_file(path)
+            fsync_path(path)
 
 
 class TableKeeper:
