@@ -38,7 +38,7 @@ ITEMS, FRAME_BYTES = 100, 1000
 STACK_AND_STEPS = 7
 VICTIMS = ("actor_000", "learner", "replay")
 REPEATS = 3
-SETTLE_S = 30.0
+SETTLE_S = 20.0
 WINDOW_S = 3.0
 
 
@@ -183,7 +183,7 @@ def suite_recovery(preset: str, warm_s: float) -> dict[str, list[float | None]]:
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--gigabytes", type=click.FloatRange(0.01), default=1.0, show_default=True)
 @click.option("--preset", default="pong-fast", show_default=True)
-@click.option("--warm-s", type=float, default=90.0, show_default=True, help="Before the first.")
+@click.option("--warm-s", type=float, default=60.0, show_default=True, help="Before the first.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
 def main(gigabytes: float, preset: str, warm_s: float, out: Path | None) -> None:
     """See `--help`."""

@@ -136,7 +136,7 @@ def test_broken_messages_are_counted_and_the_daemon_lives(start: object, run: Ru
         stranger.setsockopt(zmq.LINGER, 5000)
         stranger.connect(run.endpoints().replay.insert)
         for _ in range(2_000):
-            stranger.send_multipart(mutated_frames(rng.choice(good), good, rng))
+            stranger.send_multipart(mutated_frames(rng.choice(good), good, rng) or [b""])
     after = wait_until(
         lambda: (s := ask(run, "replay.sample")) and s["refused"] >= 1_000 and s,
         30.0,
