@@ -29,7 +29,7 @@ run-pong: $(STAMP)  ## train Ape-X DQN on Pong; Ctrl-C leaves it running; again:
 	@$(APEX) run --preset $(PONG) --show-running
 
 learn-pong: $(STAMP)  ## train Pong to a return of 18 or for HOURS; the curve goes to benchmarks/pong
-	@$(VENV)/bin/python benchmarks/learn.py $(or $(PRESET),$(PONG)) --seed $(or $(SEED),1) \
+	@$(VENV)/bin/python -m benchmarks.learn $(or $(PRESET),$(PONG)) --seed $(or $(SEED),1) \
 		--until-return 18 --hours $(or $(HOURS),1) --out benchmarks/pong
 
 status: $(STAMP)  ## how each daemon of the newest run is

@@ -1,6 +1,6 @@
 """Trains a preset with several seeds, one after the other, and keeps curves and facts.
 
-    python benchmarks/learn.py pong-fast --seed 1 --seed 2 --until-return 18 --hours 0.5 \
+    python -m benchmarks.learn pong-fast --seed 1 --seed 2 --until-return 18 --hours 0.5 \
         --out benchmarks/pong
 
 Writes OUT/PRESET.csv (every evaluation), OUT/PRESET.png, -env-steps.png and -learner-steps.png
@@ -12,25 +12,23 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
-from importlib import metadata
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from apex import curves, engine, machine
+from apex import curves, engine
 from apex.curves import Curve
 from apex.errors import RunError
 from apex.files import replace_file
 from apex.run_directory import RunDirectory, runs_root
+from benchmarks.provenance import provenance
 
-ROOT = Path(__file__).resolve().parent.parent
 SAMPLE_S = 2.0
 TICKS = os.sysconf("SC_CLK_TCK")
 PICTURES: dict[curves.Axis, str] = {
@@ -38,7 +36,6 @@ PICTURES: dict[curves.Axis, str] = {
     "env_steps": "-env-steps",
     "learner_step": "-learner-steps",
 }
-PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "pyzmq")
 
 
 class CpuMeter:
@@ -128,26 +125,6 @@ def _mean(rows: list[dict[str, Any]], name: str) -> float | None:
     return round(sum(values) / len(values), 4) if values else None
 
 
-def provenance() -> dict[str, Any]:
-    """Machine, commit and versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    model = next(models, platform.machine())
-    return {
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "machine": f"{model}, {machine.cores()} cores, {machine.memory_bytes() / 2**30:.0f} GiB, "
-        + ("with a GPU" if machine.has_gpu() else "no GPU"),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "-s") else ""),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in PACKAGES},
-    }
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or ("unknown" if done.returncode else "")
-
-
 def keep(out: Path, preset: str, curve: Curve, record: dict[str, Any]) -> None:
     """Put one seed's curve and record among those that are there, and draw them all."""
     csv, results = out / f"{preset}.csv", out / f"{preset}.json"
@@ -218,7 +195,7 @@ def main(
             curve = Curve(preset, seed, curves.of_run(run))
         except RunError as error:
             raise click.ClickException(str(error)) from None
-        record = {"preset": preset, "seed": seed, "command": f"apex {shlex.join(words)}", **about}
+        record = {"preset": preset, "seed": seed, **about, "command": f"apex {shlex.join(words)}"}
         record["settings"] = sorted(settings)
         record |= {"command_to_end_s": round(wall_s, 1), "cores": shares}
         record |= facts(run, curve, until_return)

@@ -1,6 +1,6 @@
 """How long a suite takes to be as fast again as it was before one of its daemons was killed.
 
-    python benchmarks/recovery.py --out benchmarks/reliability
+    python -m benchmarks.recovery --out benchmarks/reliability
 
 First a replay server alone, by the size of its log: items like Pong's, a frame each, of which LZ4
 leaves about 1 KB. Then each daemon of a suite that trains: what counts is the time from SIGKILL
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import signal
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from apex.run_directory import RunDirectory
 from apex.types import Chunk, FrameRanges
 from apex.wire.messages import Hello
 from apex.wire.sockets import Poller
+from benchmarks.provenance import provenance
 
 ITEMS, FRAME_BYTES = 100, 1000
 STACK_AND_STEPS = 7
@@ -112,7 +112,6 @@ def log_recovery(gigabytes: float) -> dict[str, object]:
     return {
         "items": capacity, "log_gb": log_bytes / 1e9, "filled_s": filled_s, "back_s": back_s,
         "s_per_gb": back_s / (log_bytes / 1e9), "inserts_per_s": capacity / filled_s,
-        "python": platform.python_version(), "cores": os.cpu_count(),
     }  # fmt: skip
 
 
@@ -192,6 +191,7 @@ def suite_recovery(preset: str, warm_s: float) -> dict[str, list[float | None]]:
 def main(gigabytes: float, preset: str, warm_s: float, out: Path | None) -> None:
     """See `--help`."""
     result = {
+        **provenance(),
         "log": log_recovery(gigabytes),
         "suite": {"preset": preset, "seconds_to_95_percent": suite_recovery(preset, warm_s)},
     }

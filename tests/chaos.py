@@ -32,6 +32,7 @@ from apex.cli.statuses import ask
 from apex.crashes import SHORT_LIFE_S
 from apex.replay.records import Inserted, Record, Segment, read, segments
 from apex.run_directory import RunDirectory
+from benchmarks.provenance import provenance
 from tests.builders import mount_tmpfs, unmount
 from tests.ledger import Audit, Identity, Producer, audit
 
@@ -428,13 +429,13 @@ def run_chaos(folder: Path, minutes: float, seed: int, durability: str = "log") 
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
 def main(minutes: float, seed: int, durability: str, out: Path | None) -> None:
     """See `--help`."""
-    folder = Path(tempfile.mkdtemp(prefix="apex-chaos-"))
+    about, folder = provenance(), Path(tempfile.mkdtemp(prefix="apex-chaos-"))
     chaos = run_chaos(folder, minutes, seed, durability)
     click.echo(chaos.table())
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         record = {
-            "minutes": minutes, "seed": seed, "durability": durability,
+            **about, "minutes": minutes, "seed": seed, "durability": durability,
             "recoveries_s": chaos.recoveries, "lost": len(chaos.lost),
             "duplicated": len(chaos.duplicated), "altered": chaos.altered,
             "unexplained": chaos.unexplained, "audits": [vars(audit) for audit in chaos.audits],

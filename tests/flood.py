@@ -28,6 +28,7 @@ from apex.replay.client import InsertClient
 from apex.run_directory import RunDirectory
 from apex.wire.client import Client
 from apex.wire.sockets import Poller
+from benchmarks.provenance import provenance
 from tests.conftest import ROOT, wait_until
 from tests.test_memory import cartpole_chunk, hello
 
@@ -139,7 +140,12 @@ def measure(out: Path | None) -> None:
             ratios.append(2 * during / (before + after))
             click.echo(f"{before:.0f} {during:.0f} {after:.0f} items/s", err=True)
         producer.client.close()
-    result = {"ratio": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+    result = {
+        **provenance(),
+        "ratio": statistics.median(ratios),
+        "min": min(ratios),
+        "max": max(ratios),
+    }
     click.echo(json.dumps(result))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

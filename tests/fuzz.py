@@ -27,6 +27,7 @@ from apex.replay.records import Inserted, Opening, ProducerMark, encode_record, 
 from apex.types import Schema
 from apex.wire import messages
 from apex.wire.codec import decode, encode
+from benchmarks.provenance import provenance
 from tests.builders import FRAME_SCHEMA, VECTOR_SCHEMA, frame_chunk, hello, vector_chunk
 
 Frames = list[bytes]
@@ -236,7 +237,9 @@ def main(inputs: int, seed: int, out: Path | None) -> None:
     click.echo("\n" + "\n".join(lines))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        (out / f"fuzz-{seed}.json").write_text(json.dumps(vars(report), indent=1) + "\n")
+        (out / f"fuzz-{seed}.json").write_text(
+            json.dumps({**provenance(), **vars(report)}, indent=1) + "\n"
+        )
     if report.failures or report.slowest_s > SLOWEST_S or growth > 0.05:
         sys.exit(1)
 

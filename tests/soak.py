@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+from matplotlib.figure import Figure
 
 from apex import engine
 from apex.cli.statuses import gather
 from apex.run_directory import RunDirectory
+from benchmarks.provenance import provenance
 
 APEX = str(Path(sys.executable).with_name("apex"))
 SAMPLE_S = 5.0
@@ -132,12 +134,25 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def draw(samples: list[Sample], path: Path) -> None:
+    """Each daemon's memory over time."""
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot(xlabel="minutes", ylabel="resident memory, MB")
+    for daemon in sorted({sample.daemon for sample in samples}):
+        mine = [sample for sample in samples if sample.daemon == daemon]
+        axes.plot([s.seconds / 60 for s in mine], [s.rss_mb for s in mine], label=daemon)
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(path)
+
+
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--minutes", type=click.FloatRange(1.0), default=60.0, show_default=True)
 @click.option("--preset", default="pong-fast", show_default=True)
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
 def main(minutes: float, preset: str, out: Path | None) -> None:
     """See `--help`."""
+    about = provenance()
     with tempfile.TemporaryDirectory(prefix="apex-soak-") as folder:
         run = RunDirectory(Path(folder) / "run")
         command = [APEX, "run", "--preset", preset, "--detach", "--run", str(run.path)]
@@ -154,8 +169,9 @@ def main(minutes: float, preset: str, out: Path | None) -> None:
         out.mkdir(parents=True, exist_ok=True)
         with (out / "soak.csv").open("w", newline="") as file:
             csv.writer(file).writerows([Sample._fields, *samples])
-        record = {"minutes": minutes, "preset": preset, "rows": [row._asdict() for row in rows],
+        record = {**about, "minutes": minutes, "preset": preset, "rows": [row._asdict() for row in rows],
                   "status": status}  # fmt: skip
+        draw(samples, out / "soak.png")
         (out / "soak.json").write_text(json.dumps(record, indent=1) + "\n")
     flat = all(row.open_files[1] - row.open_files[0] <= 2 for row in rows)
     grows = any(
