@@ -169,8 +169,8 @@ def main(minutes: float, preset: str, out: Path | None) -> None:
         out.mkdir(parents=True, exist_ok=True)
         with (out / "soak.csv").open("w", newline="") as file:
             csv.writer(file).writerows([Sample._fields, *samples])
-        record = {**about, "minutes": minutes, "preset": preset, "rows": [row._asdict() for row in rows],
-                  "status": status}  # fmt: skip
+        record = {**about, "minutes": minutes, "preset": preset,
+                  "rows": [row._asdict() for row in rows], "status": status}  # fmt: skip
         draw(samples, out / "soak.png")
         (out / "soak.json").write_text(json.dumps(record, indent=1) + "\n")
     flat = all(row.open_files[1] - row.open_files[0] <= 2 for row in rows)
