@@ -37,10 +37,6 @@ class CrashRecord(msgspec.Struct):
     gave_up: bool = False
     """No engine starts it again."""
 
-    def loops(self, now: float) -> bool:
-        """Whether this start may be one more of a crash loop."""
-        return self.crashes > 1 and now - self.started < SHORT_LIFE_S
-
 
 def read(path: Path) -> CrashRecord | None:
     """The record at `path`, if there is a good one."""
@@ -54,6 +50,12 @@ def age_s(path: Path) -> float:
     """Seconds that the daemon of a record has lived, as far as it has told; 0 without a record."""
     record = read(path)
     return 0.0 if record is None else path.stat().st_mtime - record.started
+
+
+def loops(path: Path) -> bool:
+    """Whether the start of a record may be one more of a crash loop."""
+    record = read(path)
+    return record is not None and record.crashes > 1 and age_s(path) < SHORT_LIFE_S
 
 
 class CrashHistory:

@@ -139,6 +139,10 @@ class FrameRanges:
         for name in ("first_frame", "frame_count", "pad_count"):
             if getattr(self, name).shape != (rows,):
                 raise SchemaError(f"{name}: expected [{rows}], got {getattr(self, name).shape}")
+        if len(self.frame_lengths) > rows * spec.max_frames:
+            raise SchemaError(
+                f"frames: {len(self.frame_lengths)} for {rows} items of {spec.max_frames} at most"
+            )
         longest = frame_block_bound(spec.frame_bytes)
         if ((self.frame_lengths <= BLOCK_HEADER) | (self.frame_lengths > longest)).any():
             raise SchemaError(f"frame_lengths: expected {BLOCK_HEADER + 1} to {longest} bytes each")

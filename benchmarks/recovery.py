@@ -125,6 +125,8 @@ class Meter:
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
         self._seen: list[tuple[float, int, int]] = []
+        self._server = 0
+        self._since = 0.0
 
     def watch(self, seconds: float) -> None:
         """Read every fifth of a second, where replay answers."""
@@ -133,6 +135,8 @@ class Meter:
             status = ask(self._run, "replay.sample")
             if status is not None:
                 self._seen.append((time.monotonic(), status["inserted"], status["sampled"]))
+                if status["pid"] != self._server:
+                    self._server, self._since = status["pid"], self._seen[-1][0]
             time.sleep(0.2)
 
     def rates(self, begin: float, end: float) -> npt.NDArray[np.float64] | None:
@@ -144,8 +148,9 @@ class Meter:
         return np.array([last - first for first, last in ends]) / (end - begin)
 
     def recovered_after(self, killed: float, before: npt.NDArray[np.float64]) -> float | None:
-        """Seconds until both rates are back."""
-        for begin in np.arange(killed, self._seen[-1][0] - WINDOW_S, 0.1):
+        """Seconds until both rates are back, of the server that answered last."""
+        begins = np.arange(killed, self._seen[-1][0] - WINDOW_S, 0.1)
+        for begin in begins[begins >= self._since]:
             now = self.rates(begin, begin + WINDOW_S)
             if now is not None and (now >= 0.95 * before).all():
                 return float(begin - killed)
@@ -166,11 +171,11 @@ def suite_recovery(preset: str, warm_s: float) -> dict[str, list[float | None]]:
         try:
             Meter(run).watch(warm_s)
             for victim in VICTIMS * REPEATS:
-                meter = Meter(run)
-                meter.watch(SETTLE_S)
-                killed = time.monotonic()
-                before = meter.rates(killed - SETTLE_S + 0.5, killed - 0.5)
-                assert before is not None, "replay does not run"
+                meter, before = Meter(run), None
+                while before is None:
+                    meter.watch(SETTLE_S)
+                    killed = time.monotonic()
+                    before = meter.rates(killed - SETTLE_S + 1.0, killed - 1.0)
                 if victim != NOBODY:
                     pid = run.pid(victim)
                     assert pid is not None, f"{victim} does not run"

@@ -22,7 +22,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import numpy as np
@@ -98,14 +98,16 @@ class Chaos:
 
     def end(self) -> None:
         """Audit once more and end everything."""
-        for producer in self._producers:
-            producer.stop()
-            producer.join()
-        engine.stop(self._run, timeout_s=60.0)
         try:
+            for producer in self._producers:
+                producer.stop()
+                if producer.is_alive():
+                    producer.join()
+            engine.stop(self._run, timeout_s=60.0)
             self.audit()
         finally:
             if self._own_disk:
+                shutil.copytree(self._run.replay, self._run.path / "replay_at_the_end")
                 unmount(self._run.replay)
 
     def _apex(self, *words: str) -> None:
@@ -220,14 +222,18 @@ class Chaos:
 
     def kill_all(self) -> float:
         """SIGKILL of all daemons at once."""
-        step, began = self._learner_step(), time.monotonic()
-        pids = {daemon: self._signal(daemon, signal.SIGKILL) for daemon in DAEMONS[1:]}
-        seconds = self._comes_back("replay", signal.SIGKILL)
-        for daemon, pid in pids.items():
-            self._until(lambda: self._run.pid(daemon) not in (None, pid), f"{daemon} is back")  # noqa: B023
+        step, acknowledged = self._learner_step(), self._acknowledged()
+        began = time.monotonic()
+        pids = {daemon: self._signal(daemon, signal.SIGKILL) for daemon in DAEMONS}
+        self._until(
+            lambda: all(self._run.pid(daemon) not in (None, pids[daemon]) for daemon in pids),
+            "all are back",
+        )
+        self._until(lambda: self._acknowledged() > acknowledged + 2, "replay acknowledges")
         self._until(self._learning_since(max(0, step - 3000)), "the learner learns")
+        seconds = time.monotonic() - began
         self.audit()
-        return max(seconds, time.monotonic() - began)
+        return seconds
 
     def step_clock(self) -> float:
         """The wall clock of all of the run's processes jumps, by up to an hour, to either side."""
@@ -279,9 +285,15 @@ class Chaos:
                 resource.prlimit(pid, resource.RLIMIT_FSIZE, unlimited)
 
     def _inserted(self) -> int:
-        status = ask(self._run, "replay.sample")
-        assert status is not None, "replay does not answer"
-        return int(status["inserted"])
+        answers: list[int] = []
+
+        def ask_once() -> bool:
+            status = ask(self._run, "replay.sample")
+            answers.extend([] if status is None else [int(status["inserted"])])
+            return bool(answers)
+
+        self._until(ask_once, "replay answers")
+        return answers[0]
 
     def _durable(self) -> bool:
         status = ask(self._run, "replay.sample")
@@ -303,12 +315,13 @@ class Chaos:
             segment.path.write_bytes(data)
         after = inserts(segment)
         gone = {insert: items for insert, items in before.items() if insert not in after}
-        if how == "cut" or len(gone) <= 1:  # one byte costs one record
-            self._sacrificed |= gone
+        if how == "flip" and len(gone) > 1:
+            gone = {}  # one byte costs one record: more than that is lost, not sacrificed
+        self._sacrificed |= gone
         self._until(lambda: self._run.pid("replay") not in (None, pid), "replay is back")
         self._until(lambda: self._acknowledged() > acknowledged + 2, "replay acknowledges")
         seconds = time.monotonic() - began
-        self._holes.append((self._inserted(), sum(self._sacrificed[insert] for insert in gone)))
+        self._holes.append((self._inserted(), sum(gone.values())))
         self.audit()
         return seconds
 
@@ -324,6 +337,9 @@ class Chaos:
         self._until(lambda: self._run.pid("learner") not in (None, pid), "the learner is back")
         self._until(self._learning_since(0), "the learner learns")
         return time.monotonic() - began
+
+    def _sacrificed_of_ledger(self) -> int:
+        return sum(items for (name, *_), items in self._sacrificed.items() if "ledger" in name)
 
     @property
     def clean(self) -> bool:
@@ -352,7 +368,7 @@ class Chaos:
             "| missing without a reason |",
             "|---|---|---|---|---|---|---|---|",
             f"| {len(self.audits)} | {last.acknowledged} | {last.volatile} "
-            f"| {sum(self._sacrificed.values())} | {len(self.lost)} | {len(self.duplicated)} "
+            f"| {self._sacrificed_of_ledger()} | {len(self.lost)} | {len(self.duplicated)} "
             f"| {self.altered} | {self.unexplained} |",
         ]
         return "\n".join(lines)
@@ -408,9 +424,8 @@ FAULTS = {
 }
 
 
-def run_chaos(folder: Path, minutes: float, seed: int, durability: str = "log") -> Chaos:
+def run_chaos(chaos: Chaos, minutes: float) -> None:
     """Deal faults for so many minutes."""
-    chaos = Chaos(folder, seed, durability)
     deadline = time.monotonic() + 60.0 * minutes
     try:
         chaos.start()
@@ -419,7 +434,6 @@ def run_chaos(folder: Path, minutes: float, seed: int, durability: str = "log") 
             click.echo(f"{kind}: {chaos.recoveries[kind][-1]:.1f} s", err=True)
     finally:
         chaos.end()
-    return chaos
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
@@ -430,23 +444,34 @@ def run_chaos(folder: Path, minutes: float, seed: int, durability: str = "log") 
 def main(minutes: float, seed: int, durability: str, out: Path | None) -> None:
     """See `--help`."""
     about, folder = provenance(), Path(tempfile.mkdtemp(prefix="apex-chaos-"))
-    chaos = run_chaos(folder, minutes, seed, durability)
+    chaos = Chaos(folder, seed, durability)
+    clean = False
+    try:
+        run_chaos(chaos, minutes)
+        clean = chaos.clean
+    finally:
+        report(chaos, about | {"minutes": minutes, "seed": seed, "durability": durability}, out)
+        click.echo("all is there" if clean else f"NOT CLEAN; the run is kept: {folder}", err=True)
+    if not clean:
+        sys.exit(1)
+    shutil.rmtree(folder)
+
+
+def report(chaos: Chaos, about: dict[str, Any], out: Path | None) -> None:
+    """Print the table, and put it and all figures into a folder."""
+    if not chaos.audits:
+        return
     click.echo(chaos.table())
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         record = {
-            **about, "minutes": minutes, "seed": seed, "durability": durability,
-            "recoveries_s": chaos.recoveries, "lost": len(chaos.lost),
+            **about, "recoveries_s": chaos.recoveries, "lost": len(chaos.lost),
             "duplicated": len(chaos.duplicated), "altered": chaos.altered,
             "unexplained": chaos.unexplained, "audits": [vars(audit) for audit in chaos.audits],
         }  # fmt: skip
-        name = f"chaos-{durability}-{seed}"
+        name = f"chaos-{about['durability']}-{about['seed']}"
         (out / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
         (out / f"{name}.md").write_text(chaos.table() + "\n")
-    if not chaos.clean:
-        click.echo(f"the run is kept: {folder}", err=True)
-        sys.exit(1)
-    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def summary(samples: list[Sample], seconds: float) -> list[Row]:
 def _growth_stopped(samples: list[Sample], begin: float, end: float) -> float:
     """By how much the memory at the end of the stop is above that of its beginning."""
     during = [s.rss_mb for s in samples if begin + SAMPLE_S <= s.seconds < end]
-    return during[-1] / during[0] - 1
+    return during[-1] / during[0] - 1 if during else float("nan")
 
 
 def table(rows: list[Row]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.chaos import run_chaos
+from tests.chaos import Chaos, run_chaos
 
 
 def test_a_minute_of_faults_loses_nothing(tmp_path: Path) -> None:
-    chaos = run_chaos(tmp_path, minutes=1.0, seed=2)
+    chaos = Chaos(tmp_path, seed=2)
+    run_chaos(chaos, minutes=1.0)
     assert chaos.clean, chaos.table()
     last = chaos.audits[-1]
     assert last.acknowledged > 5_000 and last.present > 5_000

@@ -84,10 +84,11 @@ def test_a_device_without_memory_left_is_an_error_of_its_own():
 
 @pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
 def test_a_step_of_the_clock_makes_no_life_shorter_or_longer(path, monkeypatch, step_s):
+    now, step = crashes.time.time(), [step_s]
+    monkeypatch.setattr(crashes.time, "time", lambda: now + step[0])
     history = CrashHistory(path, 8)
     history.began()
-    now = crashes.time.time()
-    monkeypatch.setattr(crashes.time, "time", lambda: now + step_s)
+    step[0] = 0.0
     history.breathe()
     record = crashes.read(path)
     assert record is not None

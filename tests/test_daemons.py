@@ -27,6 +27,8 @@ DAEMONS = {
     "evaluator": (),
     "actor": ("--index", "0"),
 }
+BUSY_S = 10.0
+"""What a machine with other work may add."""
 WAITS_FOR = {
     "learner": "waiting for replay to hold",
     "evaluator": "waiting for the learner at",
@@ -61,9 +63,9 @@ class Process:
         return self._log.read_text(errors="replace")
 
     def end(self) -> int:
-        """By SIGTERM: all but the learner, which writes a checkpoint, promise five seconds."""
+        """By SIGTERM. Five seconds are promised, thirty of a learner, which writes a checkpoint."""
         self.popen.send_signal(signal.SIGTERM)
-        return self.popen.wait(timeout=30 if self._daemon == "learner" else 5)
+        return self.popen.wait(timeout=30 if self._daemon == "learner" else 5 + BUSY_S)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from apex.endpoints import Endpoint, Endpoints, dump, load, resolve
 from apex.errors import EndpointError
 from apex.files import FileLock
 from apex.wire.server import Server
-from apex.wire.sockets import bound_router
+from apex.wire.sockets import bound_router, context
 
 GOOD = {
     "replay.insert": "ipc:///run/a",
@@ -265,12 +265,27 @@ def test_folder_that_cannot_be_made_is_an_endpoint_error(tmp_path):
         bind(f"ipc://{tmp_path}/file/s")
 
 
+@pytest.mark.parametrize(("name", "most"), [("learner.params", 2**20), ("replay.sample", 2**21)])
+def test_a_frame_that_no_request_of_an_endpoint_has_ends_the_connection(tmp_path, name, most):
+    router, _, lock = bound_router(Endpoint(name, f"ipc://{tmp_path}/s"))
+    try:
+        with context().socket(zmq.DEALER) as dealer:
+            dealer.connect(f"ipc://{tmp_path}/s")
+            dealer.send(bytes(most))
+            assert router.poll(10_000) and len(router.recv_multipart()[1]) == most
+            dealer.send(bytes(most + 1))
+            assert router.poll(500) == 0
+    finally:
+        router.close(linger=0)
+        lock.release()
+
+
 def test_router_refuses_to_lose_messages_and_never_lingers_for_good(tmp_path):
     router, _, lock = bound_router(Endpoint("replay.insert", f"ipc://{tmp_path}/s"))
     try:
         assert 0 <= router.getsockopt(zmq.LINGER) <= 5000
         assert 0 < router.getsockopt(zmq.SNDHWM) <= 1000 and router.getsockopt(zmq.RCVHWM) > 0
-        assert router.getsockopt(zmq.MAXMSGSIZE) > 0
+        assert router.getsockopt(zmq.MAXMSGSIZE) == 2**28
         with pytest.raises(zmq.ZMQError, match="Host unreachable"):
             router.send_multipart([b"nobody", b"x"], zmq.NOBLOCK)
     finally:

@@ -29,7 +29,7 @@ def test_a_directory_takes_the_place_of_another(
     for folder, text in ((old, "old"), (new, "new")):
         folder.mkdir()
         (folder / "file").write_text(text)
-    if not can_exchange:
+    if not can_exchange:  # as on some network file systems
         monkeypatch.setattr(files, "_exchange", lambda one, other: False)
     replace_directory(new, old)
     assert (old / "file").read_text() == "new"

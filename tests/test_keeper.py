@@ -369,3 +369,29 @@ def test_what_a_killed_server_had_written_is_brought_to_the_disk_before_it_count
     monkeypatch.setattr(keeper_module, "fsync_path", synced.append)
     with life(tmp_path, durability="sync"):
         assert synced == [left.path]
+
+
+def test_the_first_insert_of_a_producer_that_the_log_lacks_is_known_from_the_next_opening(
+    tmp_path, monkeypatch
+):
+    with life(tmp_path) as first:
+        with monkeypatch.context() as full:
+            full.setattr(first.keeper._log, "append", lambda header, arrays: False)
+            assert not first.insert(1)
+        first.keeper._log._begin_segment()
+    with life(tmp_path) as second:
+        assert second.keeper.producers == {"actor_000": ProducerMark(1, 0, volatile_seq=0)}
+
+
+def test_a_disk_that_does_not_keep_what_is_back_makes_no_promise(tmp_path, monkeypatch, caplog):
+    with life(tmp_path) as first:
+        assert first.insert(1)
+
+    def broken(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(keeper_module, "fsync_path", broken)
+    with life(tmp_path) as second:
+        assert second.keeper.producers == {"actor_000": ProducerMark(1, 0, volatile_seq=0)}
+        assert len(second.table) == 1
+    assert "may not outlive a power cut" in caplog.text

@@ -78,11 +78,13 @@ def test_an_actor_that_stands_still_is_suspect_within_seconds_and_a_learner_sile
     # Its process answers pings all the same if only its loop stands still: heartbeats come from it.
     os.kill(actor, signal.SIGSTOP)
     try:
-        wait_until(
-            lambda: gather(suite.run)["actors"][0]["state"] == "suspect",
-            3.0 + 1.0 + 2.0,  # the promise, a heartbeat's period, a busy machine
+        suspect = wait_until(
+            lambda: (row := gather(suite.run)["actors"][0])["state"] == "suspect" and row,
+            20.0,
             "the actor is suspect",
         )
+        # By the learner's own clock: suspect from 3 s of silence on, and not before.
+        assert 3.0 < suspect["heartbeat_age_s"] < 3.0 + 5.0
         assert gather(suite.run)["run"]["health"] == "degraded"
     finally:
         os.kill(actor, signal.SIGCONT)

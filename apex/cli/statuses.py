@@ -283,7 +283,7 @@ def _crash_loops(run: RunDirectory, status: dict[str, Any]) -> list[str]:
             continue
         if row["pid"] is None and record.gave_up:
             found.append(f"{name} is not started again: {record.error}")
-        elif row["pid"] is not None and record.loops(time.time()):
+        elif row["pid"] is not None and crashes.loops(run.crash_file(name)):
             found.append(f"{name} crashed {record.crashes} times in a row: {record.error}")
     return found
 

@@ -192,12 +192,12 @@ class InsertEndpoint:
         """
         try:
             chunk = chunk_from_arrays(request.arrays)
-            chunk.check(self._table.schema)
             if len(chunk) > self._table.max_chunk:
                 raise SchemaError(
                     f"a chunk of {len(chunk)} items, at most {self._table.max_chunk} fit the "
                     "table's capacity and its limiter's tolerance"
                 )
+            chunk.check(self._table.schema)
         except SchemaError as error:
             self.server.refuse(request.peer.identity, "bad_chunk", f"insert {seq}: {error}")
             return None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from apex.config import ReplayConfig
 from apex.files import fsync_path
@@ -40,13 +41,6 @@ def next_first_id(next_id: int, now_ns: int, capacity: int) -> int:
         return now_ns
     missing = max(0, now_ns - next_id)
     return next_id + -(-missing // capacity) * capacity
-
-
-def _sync(paths: list[Path]) -> None:
-    """Bring to the disk what a killed server may have left in the page cache alone."""
-    for path in paths:
-        with suppress(OSError):  # one that cannot be read is named and kept
-            fsync_path(path)
 
 
 class TableKeeper:
@@ -108,9 +102,9 @@ class TableKeeper:
         if len(table) < table.limiter.min_size:
             # Items are missing: counted as inserted, they would keep both sides waiting for good.
             table.limiter.inserted, table.limiter.sampled = len(table), 0
-        if self._config.durability != "off":
-            _sync(list(found.segments))
         self.producers.update(found.producers)
+        if self._config.durability != "off":
+            self._sync(found.segments)
         self._earlier.update(found.segments)
         self.damaged = found.damaged
         if found.segments:
@@ -122,6 +116,17 @@ class TableKeeper:
                 time.monotonic() - started,
             )
         return table
+
+    def _sync(self, segments: Mapping[Path, int]) -> None:
+        """Bring to the disk what a killed server may have left in the page cache alone."""
+        try:
+            for path, last_id in segments.items():
+                if last_id != recovery.NEVER:
+                    fsync_path(path)
+        except OSError as error:
+            log.error("what is back may not outlive a power cut: %s", error)
+            for name, mark in self.producers.items():
+                self.producers[name] = msgspec.structs.replace(mark, volatile_seq=mark.seq)
 
     def _remove_leftovers(self) -> None:
         """What an interrupted save left."""
@@ -169,7 +174,9 @@ class TableKeeper:
         )
         arrays = {} if chunk is None else chunk_to_arrays(chunk)
         logged = self._log is not None and self._log.append(header, arrays)
-        self.producers[producer] = mark
+        self.producers[producer] = (
+            mark if logged else msgspec.structs.replace(mark, volatile_seq=mark.seq)
+        )
         if chunk is not None:
             self.table.insert(chunk)
         if not logged:
