@@ -92,8 +92,12 @@ def test_an_actor_that_stands_still_is_suspect_within_seconds_and_a_learner_sile
     wait_until(lambda: age_s(suite.run.crash_file("learner")) > STARTING_S, 40.0, "an age")
     os.kill(learner, signal.SIGSTOP)
     try:
-        found = gather(suite.run)
-        assert found["learner"]["state"] == "silent" and found["run"]["health"] == "degraded"
+        found = wait_until(
+            lambda: (s := gather(suite.run))["learner"]["state"] == "silent" and s,
+            20.0,
+            "the learner is silent",
+        )
+        assert found["run"]["health"] == "degraded" and found["learner"]["pid"] == learner
     finally:
         os.kill(learner, signal.SIGCONT)
 
