@@ -409,7 +409,7 @@ FAULTS = {
     "SIGKILL learner": Fault(4, lambda chaos: chaos.kill("learner"), DAEMONS[1:2]),
     "SIGKILL actor": Fault(6, lambda chaos: chaos.kill("actor_000"), DAEMONS[2:3]),
     "SIGKILL evaluator": Fault(1, lambda chaos: chaos.kill("evaluator"), DAEMONS[3:]),
-    "SIGKILL all daemons": Fault(3, lambda chaos: chaos.kill_all(), DAEMONS),
+    "SIGKILL all daemons": Fault(12, lambda chaos: chaos.kill_all(), DAEMONS),
     "SIGKILL supervisord": Fault(1, lambda chaos: chaos.kill_engine(), ("supervisord",)),
     "SIGTERM replay": Fault(1, lambda chaos: chaos.terminate("replay"), DAEMONS[:1]),
     "SIGTERM learner": Fault(1, lambda chaos: chaos.terminate("learner"), DAEMONS[1:2]),
