@@ -162,6 +162,7 @@ def main(minutes: float, preset: str, out: Path | None) -> None:
             status = gather(run)
         finally:
             engine.stop(run, timeout_s=60.0)
+    del status["run"]["path"]  # a temporary one
     rows = summary(samples, 60.0 * minutes)
     click.echo(table(rows))
     click.echo(f"learner step {status['learner']['learner_step']:,}, {status['run']['health']}")
