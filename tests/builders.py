@@ -1,7 +1,8 @@
-"""Small data for the tests: schemas, chunks, frames, greetings, and a wait with a deadline."""
+"""Small data for the tests, a wait with a deadline, and a small file system that can be full."""
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import time
@@ -84,3 +85,15 @@ def mount_tmpfs(folder: Path, megabytes: int, *flags: str) -> bool:
 def unmount(folder: Path) -> None:
     """Take a file system away, when its last file is closed."""
     subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
+
+
+def fill(path: Path) -> bool:
+    """Let a file take all that is left of a file system, now."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+    return True

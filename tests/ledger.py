@@ -20,6 +20,7 @@ import numpy as np
 
 from apex.replay.client import InsertClient
 from apex.replay.keeper import TableKeeper
+from apex.replay.records import Inserted, Record, Segment, read
 from apex.replay.server import make_table
 from apex.run_directory import RunDirectory
 from apex.types import Chunk
@@ -32,6 +33,8 @@ ITEMS = 10
 """Of one insert."""
 Identity = tuple[int, int, int, int]
 """Producer, epoch, insert, item."""
+Insert = tuple[str, int, int]
+"""Anybody's: producer, epoch, number."""
 
 
 def ledger_chunk(producer: int, epoch: int, seq: int) -> Chunk:
@@ -216,3 +219,12 @@ def _judge(
             result.evicted += len(missing)
         else:
             result.lost += missing
+
+
+def inserts(segment: Segment) -> dict[Insert, int]:
+    """Everybody's inserts in a segment, with the number of their items."""
+    return {
+        (item.header.producer, item.header.epoch, item.header.seq): item.header.items
+        for item in read(segment)
+        if isinstance(item, Record) and isinstance(item.header, Inserted)
+    }
