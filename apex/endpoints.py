@@ -176,7 +176,8 @@ def resolve(endpoints: Endpoints, run_directory: Path) -> Endpoints:
     """Fill in what differs from run to run: the directory of sockets and free tcp ports.
 
     Raises:
-        EndpointError: the directory cannot be made or an address got too long.
+        EndpointError: the directory cannot be made, an address got too long or is not this
+            machine's.
     """
     addresses = endpoints.addresses()
     if any(SOCKETS in address for address in addresses.values()):
@@ -225,7 +226,12 @@ def _with_ports(addresses: dict[str, str]) -> dict[str, str]:
                 host = address[len("tcp://") : -len(":*")]
                 family = socket.AF_INET6 if ":" in host else socket.AF_INET
                 probe = held.enter_context(socket.socket(family, socket.SOCK_STREAM))
-                probe.bind((host.strip("[]"), 0))
+                try:
+                    probe.bind((host.strip("[]"), 0))
+                except OSError as error:
+                    raise EndpointError(
+                        f"{name} = '{address}': this machine cannot listen there: {error.strerror}"
+                    ) from None
                 resolved[name] = f"tcp://{host}:{probe.getsockname()[1]}"
     return resolved
 

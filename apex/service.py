@@ -25,6 +25,7 @@ from apex.endpoints import Endpoints
 from apex.errors import ApexError, ExitCode, GaveUpError, RunError, StopAskedError, UsageError
 from apex.files import FileLock
 from apex.run_directory import RunDirectory, RunFacts
+from apex.text import printable
 from apex.wire.messages import Hello, Role
 from apex.wire.sockets import terminate_context
 
@@ -46,17 +47,13 @@ class EventFormatter(logging.Formatter):
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's lines, each with its prefix; control characters are escaped."""
-        text = record.getMessage()
+        """One line, and one for each of a traceback; what a peer says stays within its line."""
+        lines = [record.getMessage()]
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+            lines += self.formatException(record.exc_info).split("\n")
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         prefix = f"{moment}.{int(record.msecs):03d}Z {record.levelname} {self._process}"
-        lines = (
-            line.encode("unicode_escape").decode() if not line.isprintable() else line
-            for line in text.split("\n")
-        )
-        return "\n".join(f"{prefix} {line}" for line in lines)
+        return "\n".join(f"{prefix} {printable(line)}" for line in lines)
 
 
 def log_to_stderr(process: str) -> None:

@@ -38,10 +38,10 @@ ROUNDS, SECONDS = 7, 3.0
 
 
 @contextmanager
-def replay_server(path: Path) -> Iterator[RunDirectory]:
+def replay_server(path: Path, endpoints: Path | None = None) -> Iterator[RunDirectory]:
     """A replay server that takes all that it is sent; it must live to the end."""
     settings = ["replay.samples_per_insert=0", "replay.capacity=20000"]
-    run = prepare_run(path, preset_config("cartpole", settings))
+    run = prepare_run(path, preset_config("cartpole", settings), endpoints)
     replay = subprocess.Popen([sys.executable, ROOT / "bin" / "replay", "--run", run.path])
     try:
         wait_until(lambda: ask(run, "replay.sample"), 30.0, "replay answers")

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import resource
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+
 from apex.cli.statuses import alarms, ask
 from apex.run_directory import RunDirectory
 from tests.conftest import Suite, wait_until
@@ -51,6 +57,38 @@ def test_thousands_of_connections_do_not_stop_a_learner(
     assert during["learner"]["pid"] == before["learner"]["pid"]
     states = {row["actor_id"]: row["state"] for row in during["actors"]}
     assert {states["actor_000"], states["actor_001"]} <= {"stepping", "waiting_for_credit"}
+
+
+def test_a_replay_server_on_tcp_with_no_file_left_to_open_goes_on(
+    suite: Suite, tmp_path: Path
+) -> None:
+    """Who has no key can hold its connections for five seconds each, too."""
+    (tmp_path / "endpoints.toml").write_text(
+        'insecure_loopback = true\n[replay]\ninsert = "tcp://127.0.0.1:*"\n'
+        'sample = "ipc://{sockets}/replay.sample"\n'
+        '[learner]\nparams = "ipc://{sockets}/learner.params"\n'
+    )
+    with replay_server(suite.path, tmp_path / "endpoints.toml") as run:
+        producer, before = Producer(run), status(run)
+        limit = before["open_files"] + 20
+        resource.prlimit(before["pid"], resource.RLIMIT_NOFILE, (limit, limit))
+        host, _, port = run.endpoints().of("replay.insert").address[6:].rpartition(":")
+
+        def crowd() -> bool:
+            """More come all the time, since those who say nothing are cut off."""
+            for _ in range(5):
+                stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            assert producer.insert_for(0.2) > 0
+            rows = (run.metrics / "replay.jsonl").read_text().splitlines()
+            return any(json.loads(row)["open_files"] == limit for row in rows)
+
+        try:
+            with ExitStack() as stack:
+                wait_until(crowd, 60.0, "the server counts its files and finds none left")
+            wait_until(lambda: status(run)["open_files"] < limit - 5, 30.0, "the others are gone")
+            assert status(run)["pid"] == before["pid"]
+        finally:
+            producer.client.close()
 
 
 def test_a_process_near_its_last_open_file_raises_an_alarm() -> None:

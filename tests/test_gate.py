@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import zmq
 
-from apex.endpoints import Endpoint, load
+from apex.endpoints import Endpoint, load, resolve
 from apex.errors import EndpointError, RefusedError, UsageError
 from apex.wire import keys, sockets
 from apex.wire.client import Client
@@ -243,6 +243,58 @@ def test_secrets_are_their_owners_alone(folder, tmp_path):
         keys.revoke(folder, "nobody")
 
 
+def test_keys_are_never_written_over(folder, tmp_path):
+    secret = (folder / "actor.secret").read_bytes()
+    with pytest.raises(UsageError, match=r"actor\.secret is there already; name another folder"):
+        keys.add_key(folder, "far", "actor", folder)
+    assert (folder / "actor.secret").read_bytes() == secret
+    assert not (folder / "authorized" / "far.public").exists()
+    keys.add_key(folder, "far", "actor", tmp_path / "far")
+    with pytest.raises(UsageError, match="name another folder"):
+        keys.add_key(folder, "farther", "actor", tmp_path / "far")
+
+
+def test_a_folder_that_others_can_write_to_gets_no_keys_and_keeps_its_mode(tmp_path):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(UsageError, match="others; name a new folder"):
+        keys.make_folder(tmp_path / "open")
+    assert list((tmp_path / "open").iterdir()) == []
+    (tmp_path / "readable").mkdir()
+    (tmp_path / "readable").chmod(0o755)
+    keys.make_folder(tmp_path / "readable")
+    assert (tmp_path / "readable").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_servers_key_that_others_could_have_replaced_is_not_trusted(folder):
+    keys.client_keys(folder, "actor")
+    (folder / "server.public").chmod(0o666)
+    with pytest.raises(EndpointError, match=r"server\.public.* can be written by others"):
+        keys.client_keys(folder, "actor")
+
+
+def test_a_key_cannot_lock_a_name_by_a_start_in_the_future(stack, folder):
+    door = Door(tcp(folder), stack)
+    later = time.time_ns() + 2 * 3600 * 10**9
+    client = Client(door.endpoint, hello("actor_000", epoch=later))
+    stack.enter_context(closing(client))
+    assert door.refused(client).code == "future_epoch"
+    ahead = Client(door.endpoint, hello("actor_000", epoch=time.time_ns() + 60 * 10**9))
+    stack.enter_context(closing(ahead))
+    door.until(ahead, lambda: ahead.ready)
+
+
+def test_an_address_of_ipv6_is_served(stack, folder):
+    if not socket.has_ipv6 or not Path("/proc/net/if_inet6").read_text():
+        pytest.skip("this machine has no IPv6")
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        port = probe.getsockname()[1]
+    door = Door(Endpoint("replay.insert", f"tcp://[::1]:{port}", folder), stack)
+    client = door.knock(folder)
+    door.until(client, lambda: client.ready)
+
+
 def test_tcp_beyond_loopback_is_accepted_with_keys_alone(tmp_path, folder):
     file = tmp_path / "endpoints.toml"
     text = (
@@ -258,6 +310,9 @@ def test_tcp_beyond_loopback_is_accepted_with_keys_alone(tmp_path, folder):
     file.write_text('keys = "keys"\n' + text)
     endpoint = load(file).of("replay.sample")
     assert endpoint == Endpoint("replay.sample", "tcp://10.1.2.3:7002", folder)
+    file.write_text('keys = "keys"\n' + text.replace("10.1.2.3:7001", "192.0.2.1:*"))
+    with pytest.raises(EndpointError, match="this machine cannot listen there"):
+        resolve(load(file), tmp_path)
 
 
 def test_a_socket_in_a_folder_that_others_can_write_to_is_neither_served_nor_trusted(tmp_path):

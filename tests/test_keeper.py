@@ -21,7 +21,14 @@ from apex.replay.selectors import make_selector
 from apex.replay.table import Table
 from apex.run_directory import RunFacts
 from apex.types import Schema
-from tests.builders import FRAME_SCHEMA, VECTOR_SCHEMA, env_spec, frame_chunk, vector_chunk
+from tests.builders import (
+    FRAME_SCHEMA,
+    VECTOR_SCHEMA,
+    env_spec,
+    frame_chunk,
+    vector_chunk,
+    wait_until,
+)
 
 
 class Life:
@@ -35,7 +42,7 @@ class Life:
         frames = self.table.schema.frames is not None
         chunk = frame_chunk(actions) if frames else vector_chunk(actions)
         self._seq[producer] = self._seq.get(producer, -1) + 1
-        return self.keeper.insert(producer, ProducerMark(epoch, self._seq[producer]), chunk)
+        return self.keeper.insert(producer, epoch, self._seq[producer], chunk)
 
     def items(self) -> dict[int, int]:
         """Action by id."""
@@ -187,13 +194,28 @@ def test_the_deduplication_table_outlives_the_segments_of_a_silent_producer(tmp_
         }  # fmt: skip
 
 
-def test_a_refused_chunk_keeps_its_number(tmp_path):
+def test_refused_chunks_keep_their_numbers_and_take_no_room_on_the_disk(tmp_path):
     with life(tmp_path) as first:
         first.insert(1)
-        first.keeper.insert("actor_000", ProducerMark(1, 1), None)
+        before = first.keeper.status()["log_bytes"]
+        for seq in range(1, 501):
+            assert first.keeper.insert("actor_000", 1, seq, None)
+        assert first.keeper.status()["log_bytes"] == before
+        assert first.keeper.producers["actor_000"] == ProducerMark(1, 500)
+        assert first.keeper.insert("actor_000", 1, 501, vector_chunk([2]))
     with life(tmp_path) as second:
-        assert second.keeper.producers["actor_000"] == ProducerMark(1, 1)
-        assert second.items() == {1000: 1}
+        assert second.keeper.producers["actor_000"].seq == 501
+        assert second.items() == {1000: 1, 1001: 2}
+
+
+def test_a_server_that_is_killed_before_its_first_save_leaves_no_longer_log_each_time(tmp_path):
+    sizes = []
+    for _ in range(8):
+        with life(tmp_path, segment_mb=0.001) as one:
+            one.insert(*range(6))
+            one.insert(*range(6))
+            sizes.append(one.keeper.status()["log_bytes"])
+    assert max(sizes) < 2.5 * sizes[0], sizes
 
 
 def test_another_capacity_is_refused_and_nothing_is_touched(tmp_path):
@@ -219,6 +241,36 @@ def test_items_that_are_missing_do_not_keep_both_sides_waiting(tmp_path):
         second.insert(4)
         second.insert(5)
         assert second.table.can_sample(1)
+
+
+def test_a_run_that_is_resumed_with_another_ratio_goes_on_from_here(tmp_path):
+    """And does not make good for all items and samples that there were before."""
+    limits = {"min_size": 2, "samples_per_insert": 8.0, "tolerance": 16.0}
+    with life(tmp_path, limits=limits) as first:
+        first.insert(*range(6))
+        for _ in range(100):
+            first.insert(1)
+            first.table.limiter.sampled += 8
+    for ratio in (4.0, 16.0, 0.5):
+        with life(tmp_path, limits={**limits, "samples_per_insert": ratio}) as second:
+            table = second.table
+            assert table.can_insert(1) or table.can_sample(8)
+            turns = 0
+            while not (table.can_insert(1) and table.can_sample(1)):
+                table.sample(1) if table.can_sample(1) else second.insert(1)
+                turns += 1
+            assert turns <= 40, "at most what the tolerance allows"
+
+
+def test_a_queue_that_has_lost_items_makes_room_for_others(tmp_path):
+    """Counted as inserted, 45 lost ones kept actors out, and 5 are less than a batch of 8."""
+    limits = {"min_size": 1, "samples_per_insert": 1.0, "tolerance": 12.0}
+    queue = {"selector": "fifo", "times": 1, "limits": limits, "capacity": 100}
+    with life(tmp_path, **queue) as first:
+        first.table.limiter.inserted, first.table.limiter.sampled = 45, 33
+        first.insert(1, 2, 3, 4, 5)
+    with life(tmp_path, **queue) as second:
+        assert not second.table.can_sample(8) and second.table.can_insert(4)
 
 
 def test_a_segment_that_cannot_be_read_is_never_removed(tmp_path, monkeypatch):
@@ -368,7 +420,7 @@ def test_what_a_killed_server_had_written_is_brought_to_the_disk_before_it_count
     synced: list[Path] = []
     monkeypatch.setattr(keeper_module, "fsync_path", synced.append)
     with life(tmp_path, durability="sync"):
-        assert synced == [left.path]
+        assert synced == [tmp_path, left.path]
 
 
 def test_the_first_insert_of_a_producer_that_the_log_lacks_is_known_from_the_next_opening(
@@ -383,15 +435,49 @@ def test_the_first_insert_of_a_producer_that_the_log_lacks_is_known_from_the_nex
         assert second.keeper.producers == {"actor_000": ProducerMark(1, 0, volatile_seq=0)}
 
 
+def broken_disk(path: object) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("durability", ["log", "sync"])
+def test_after_a_sync_that_failed_nothing_before_it_is_called_durable(
+    tmp_path, monkeypatch, durability
+):
+    with life(tmp_path, durability=durability) as only:
+        assert only.insert(1) and only.keeper.commit()
+        only.insert(2)
+        with monkeypatch.context() as broken:
+            broken.setattr("apex.replay.insert_log.os.fdatasync", broken_disk)
+            if durability == "sync":
+                assert not only.keeper.commit()
+            else:
+                only.keeper._log._sync_due = float("-inf")
+                wait_until(lambda: only.keeper.status()["alarm"], only.keeper.tick)
+        only.keeper._log._retry_at = float("-inf")
+        assert only.insert(3) and only.keeper.commit(), "the disk takes the log again"
+        assert only.keeper.save().result() == {"items": 3, "durable": False}
+        assert only.keeper.volatile and only.keeper.volatile_seq("actor_000", 1) == 1
+        only.insert(4, 5, 6, 7)
+        assert only.keeper.volatile, "the second item is there"
+        only.insert(8)
+        assert not only.keeper.volatile and only.keeper.save().result()["durable"]
+
+
+def test_without_durability_the_segments_of_others_are_kept(tmp_path):
+    with life(tmp_path) as first:
+        first.insert(1)
+    with life(tmp_path, schema=FRAME_SCHEMA, durability="off"):
+        assert len(segments(tmp_path / "replay")) == 1
+    with life(tmp_path, durability="off"):
+        assert segments(tmp_path / "replay") == []
+
+
 def test_a_disk_that_does_not_keep_what_is_back_makes_no_promise(tmp_path, monkeypatch, caplog):
     with life(tmp_path) as first:
         assert first.insert(1)
 
-    def broken(path: Path) -> None:
-        raise OSError(errno.EIO, "Input/output error")
-
-    monkeypatch.setattr(keeper_module, "fsync_path", broken)
+    monkeypatch.setattr(keeper_module, "fsync_path", broken_disk)
     with life(tmp_path) as second:
         assert second.keeper.producers == {"actor_000": ProducerMark(1, 0, volatile_seq=0)}
-        assert len(second.table) == 1
+        assert len(second.table) == 1 and second.keeper.volatile
     assert "may not outlive a power cut" in caplog.text

@@ -9,7 +9,7 @@ import pytest
 
 from apex.prepare import prepare_run, preset_config
 from apex.replay.keeper import TableKeeper
-from apex.replay.records import ProducerMark, segments
+from apex.replay.records import segments
 from apex.replay.server import make_table
 from apex.run_directory import RunDirectory
 from tests.ledger import ITEMS, audit, ledger_chunk
@@ -42,7 +42,7 @@ def fill(run: RunDirectory, inserts: int, skip: frozenset[int] = frozenset()) ->
     with closing(keeper):
         for seq in range(inserts):
             if seq not in skip:
-                keeper.insert("ledger_0", ProducerMark(1, seq), ledger_chunk(0, 1, seq))
+                keeper.insert("ledger_0", 1, seq, ledger_chunk(0, 1, seq))
 
 
 def test_all_is_there_or_evicted(run: RunDirectory, tmp_path: Path) -> None:

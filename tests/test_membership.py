@@ -63,7 +63,7 @@ def test_slot_of_an_extra_actor_is_free_after_thirty_seconds_of_silence():
     membership.greet(hello("extra_a"))
     membership.greet(hello("extra_b"))
     clock.now += 20
-    membership.heartbeat("extra_b", beat())
+    membership.heartbeat(hello("extra_b"), beat())
     clock.now += 10.5
     assert membership.greet(hello("extra_c")).slot == 1
     assert states(membership).keys() == {"extra_b", "extra_c"}
@@ -72,7 +72,7 @@ def test_slot_of_an_extra_actor_is_free_after_thirty_seconds_of_silence():
 def test_slot_of_an_extra_actor_is_free_when_it_leaves():
     membership, _ = make(1)
     membership.greet(hello("extra_a"))
-    membership.heartbeat("extra_a", beat(phase="leaving"))
+    membership.heartbeat(hello("extra_a"), beat(phase="leaving"))
     assert membership.greet(hello("extra_b")).slot == 1
 
 
@@ -80,14 +80,14 @@ def test_actor_is_suspect_after_three_seconds_and_gone_after_thirty():
     membership, clock = make(1)
     membership.greet(hello("actor_000"))
     assert states(membership) == {"actor_000": "starting"}
-    membership.heartbeat("actor_000", beat(phase="waiting_for_credit"))
+    membership.heartbeat(hello("actor_000"), beat(phase="waiting_for_credit"))
     clock.now += 2.9
     assert states(membership) == {"actor_000": "waiting_for_credit"}
     clock.now += 0.2
     assert states(membership) == {"actor_000": "suspect"}
     clock.now += 27.0
     assert states(membership) == {"actor_000": "gone"}
-    membership.heartbeat("actor_000", beat())
+    membership.heartbeat(hello("actor_000"), beat())
     assert states(membership) == {"actor_000": "stepping"}
 
 
@@ -97,7 +97,7 @@ def test_rows_are_sorted_by_slot_and_show_the_last_heartbeat():
     membership.greet(hello("extra"))
     membership.greet(hello("actor_000"))
     membership.heartbeat(
-        "actor_001",
+        hello("actor_001"),
         Heartbeat(
             phase="stepping", progress=9, param_version=3, env_steps=40, env_steps_per_s=12.34,
             episodes=2, mean_return=-20.5,
@@ -117,17 +117,17 @@ def test_env_steps_add_up_over_actors_and_their_restarts():
     membership, _ = make(2, env_steps=1000)
     for name in ("actor_000", "actor_001"):
         membership.greet(hello(name, epoch=1))
-        membership.heartbeat(name, beat(0))
-    membership.heartbeat("actor_000", beat(50))
-    membership.heartbeat("actor_001", beat(30))
-    membership.heartbeat("actor_000", beat(70))
+        membership.heartbeat(hello(name), beat(0))
+    membership.heartbeat(hello("actor_000"), beat(50))
+    membership.heartbeat(hello("actor_001"), beat(30))
+    membership.heartbeat(hello("actor_000"), beat(70))
     assert membership.env_steps == 1100
     membership.greet(hello("actor_000", epoch=1))  # reconnected: nothing is counted again
-    membership.heartbeat("actor_000", beat(80))
+    membership.heartbeat(hello("actor_000"), beat(80))
     assert membership.env_steps == 1110
     membership.greet(hello("actor_000", epoch=2))  # started anew: counts from zero
-    membership.heartbeat("actor_000", beat(0))
-    membership.heartbeat("actor_000", beat(5))
+    membership.heartbeat(hello("actor_000"), beat(0))
+    membership.heartbeat(hello("actor_000"), beat(5))
     assert membership.env_steps == 1115
 
 
@@ -135,17 +135,17 @@ def test_env_steps_are_not_counted_again_when_the_learner_restarts():
     """An actor that lived through it reports all steps since its own start."""
     before, _ = make(1)
     before.greet(hello("actor_000", epoch=1))
-    before.heartbeat("actor_000", beat(0))
-    before.heartbeat("actor_000", beat(5000))
+    before.heartbeat(hello("actor_000"), beat(0))
+    before.heartbeat(hello("actor_000"), beat(5000))
     after, _ = make(1, before.env_steps, before.records)
     welcome = after.greet(hello("actor_000", epoch=1))
-    after.heartbeat("actor_000", beat(5010))
-    after.heartbeat("actor_000", beat(5030))
+    after.heartbeat(hello("actor_000"), beat(5010))
+    after.heartbeat(hello("actor_000"), beat(5030))
     assert (after.env_steps, welcome.incarnation) == (5030, 0)
     # One that was itself started anew meanwhile counts from zero, as another incarnation.
     other, _ = make(1, before.env_steps, before.records)
     welcome = other.greet(hello("actor_000", epoch=2))
-    other.heartbeat("actor_000", beat(30))
+    other.heartbeat(hello("actor_000"), beat(30))
     assert (other.env_steps, welcome.incarnation) == (5030, 1)
 
 
@@ -153,7 +153,7 @@ def test_env_steps_past_the_checkpoint_are_counted_after_the_learners_restart():
     """A checkpoint from before the last heartbeats: what it has not, the actor still reports."""
     after, _ = make(1, 4000, {"actor_000": ActorRecord(1, incarnation=3, slot=0, env_steps=4000)})
     assert after.greet(hello("actor_000", epoch=1)).incarnation == 3
-    after.heartbeat("actor_000", beat(5000))
+    after.heartbeat(hello("actor_000"), beat(5000))
     assert after.env_steps == 5000
 
 
@@ -165,16 +165,43 @@ def test_older_start_of_a_name_is_superseded():
     assert error.value.code == "superseded" and membership.knows(hello("actor_000", epoch=2))
 
 
+def test_an_evaluator_with_an_actors_name_is_not_taken_for_it():
+    membership, _ = make(1)
+    membership.greet(hello("actor_000", epoch=5))
+    membership.heartbeat(hello("actor_000", epoch=5), beat(10))
+    false = hello("actor_000", "evaluator", epoch=9)
+    assert membership.greet(false).slot == -1
+    membership.heartbeat(false, beat(700))
+    assert membership.knows(hello("actor_000", epoch=5)) and membership.env_steps == 10
+    assert [row["env_steps"] for row in membership.actors()] == [10]
+
+
+def test_all_steps_stay_a_number_that_can_be_sent():
+    membership, _ = make(1)
+    for epoch in range(3):
+        membership.greet(hello("actor_000", epoch=epoch))
+        membership.heartbeat(hello("actor_000", epoch=epoch), beat(2**53))
+    assert membership.env_steps == 2**53
+
+
+def test_the_mean_of_large_returns_is_finite():
+    membership, _ = make(1)
+    report = EvaluationReport(
+        param_version=1, learner_step=1, env_steps=1, train_s=1.0, returns=(1.5e308, 1.5e308)
+    )
+    assert membership.evaluation(report) == 1.5e308
+
+
 def test_env_steps_are_not_counted_again_when_an_extra_actor_was_away():
     """As one that was stopped for a minute: its slot was given up, its epoch is the same."""
     membership, clock = make(1)
     membership.greet(hello("extra", epoch=1))
-    membership.heartbeat("extra", beat(0))
-    membership.heartbeat("extra", beat(5000))
+    membership.heartbeat(hello("extra"), beat(0))
+    membership.heartbeat(hello("extra"), beat(5000))
     clock.now += 60
     assert membership.actors() == []
     membership.greet(hello("extra", epoch=1))
-    membership.heartbeat("extra", beat(5010))
+    membership.heartbeat(hello("extra"), beat(5010))
     assert membership.env_steps == 5010
 
 
@@ -182,7 +209,7 @@ def test_evaluator_has_no_slot_and_is_no_actor():
     membership, _ = make(1)
     assert membership.greet(hello("evaluator", "evaluator")).slot == -1
     assert membership.actors() == [] and membership.evaluator()["phase"] is None
-    membership.heartbeat("evaluator", Heartbeat(phase="evaluating", progress=1))
+    membership.heartbeat(hello("evaluator", "evaluator"), Heartbeat(phase="evaluating", progress=1))
     assert membership.actors() == [] and membership.evaluator()["phase"] == "evaluating"
     assert membership.greet(hello("extra")).slot == 1
 
@@ -228,8 +255,8 @@ def test_who_is_forgotten_for_the_many_that_came_and_left_greets_again(monkeypat
     membership.greet(hello("actor_000"))
     for name in ("a", "b", "c", "d"):
         membership.greet(hello(name))
-        membership.heartbeat(name, Heartbeat(phase="leaving", progress=0))
+        membership.heartbeat(hello(name), Heartbeat(phase="leaving", progress=0))
     assert not membership.knows(hello("actor_000"))
     membership.greet(hello("actor_000"))
-    membership.heartbeat("actor_000", Heartbeat(phase="stepping", progress=1, env_steps=7))
+    membership.heartbeat(hello("actor_000"), Heartbeat(phase="stepping", progress=1, env_steps=7))
     assert membership.env_steps == 7

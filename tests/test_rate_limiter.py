@@ -127,3 +127,17 @@ def test_both_sides_block_for_good_when_the_tolerance_is_too_small():
     """The simulation above can fail: with half a chunk and half a batch both are stuck."""
     limiter = RateLimiter(100, 1.0, 20.0, inserted=100)
     assert not limiter.can_insert(50) and not limiter.can_sample(32, size=100)
+
+
+def test_rebased_the_cursor_lies_within_its_bounds_and_is_left_there():
+    limiter = RateLimiter(min_size=100, samples_per_insert=4.0, tolerance=50.0)
+    limiter.inserted, limiter.sampled = 6010, 47280  # as after a ratio of 8: cursor -23640
+    limiter.rebase(size=1000, samples_left=float("inf"))
+    assert limiter.sampled == 23690  # cursor -50
+    limiter.rebase(size=1000, samples_left=float("inf"))
+    assert limiter.sampled == 23690
+    limiter.sampled = 100  # cursor 23540
+    limiter.rebase(size=1000, samples_left=30.0)
+    assert limiter.sampled == 23610  # cursor 30
+    limiter.rebase(size=40, samples_left=30.0)
+    assert (limiter.inserted, limiter.sampled) == (40, 0)

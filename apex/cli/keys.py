@@ -53,6 +53,7 @@ def list_keys(folder: Path) -> None:
     """Who may connect: name, role and public key."""
     from apex.wire.keys import authorized_keys
 
+    _check_is_folder_of_keys(folder)
     for key in sorted(authorized_keys(folder).values(), key=lambda key: key.name):
         click.echo(f"{key.name:<16} {key.role:<10} {key.public}")
 
@@ -64,5 +65,11 @@ def revoke(folder: Path, name: str) -> None:
     """Let the key NAME in no longer; what is connected with it is refused within seconds."""
     from apex.wire.keys import revoke as revoke_key
 
+    _check_is_folder_of_keys(folder)
     revoke_key(folder, name)
     click.echo(f"{name} is revoked")
+
+
+def _check_is_folder_of_keys(folder: Path) -> None:
+    if not (folder / "authorized").is_dir():
+        raise UsageError(f"{folder} has no folder authorized/; `apex keys new DIR` makes both")

@@ -10,6 +10,7 @@ import click
 from apex import __version__
 from apex.cli import actors, evaluation, keys, listings, logs, plot, runs, statuses
 from apex.errors import ApexError
+from apex.text import printable
 
 
 class ApexGroup(click.Group):
@@ -20,7 +21,7 @@ class ApexGroup(click.Group):
         try:
             return super().invoke(ctx)
         except ApexError as error:
-            click.echo(f"apex: {error}", err=True)
+            click.echo(f"apex: {printable(str(error))}", err=True)
             sys.exit(int(error.exit_code))
 
 

@@ -14,6 +14,7 @@ from apex import crashes
 from apex.cli.options import json_option, run_option
 from apex.errors import ApexError, ExitCode
 from apex.run_directory import RunDirectory, find_run
+from apex.text import printable
 
 if TYPE_CHECKING:
     from apex.wire.messages import AnyMessage, Message
@@ -332,7 +333,7 @@ def describe(status: dict[str, Any]) -> str:
             f"  {row['env_steps']:,} env steps  {row['env_steps_per_s']}/s"
             f"  return {_return(row['mean_return'])}" + _faults(row)
         )
-    lines += [f"  ALARM: {alarm}" for alarm in run["alarms"]]
+    lines += [f"  ALARM: {printable(alarm)}" for alarm in run["alarms"]]
     if learner["rollbacks"]:
         lines.append("  the learner diverged and went back to its last good checkpoint")
     if run["outcome"]:

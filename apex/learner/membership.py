@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ import msgspec
 
 from apex.checkpoint import ActorRecord
 from apex.errors import RefusedError
-from apex.wire.messages import EvaluationReport, Heartbeat, Hello, Welcome
+from apex.wire.messages import MAX_COUNT, EvaluationReport, Heartbeat, Hello, Welcome
 
 SUSPECT_S = 3.0
 """Seconds of silence after which a member is suspect."""
@@ -37,6 +38,11 @@ Entry = TypeVar("Entry")
 def _put_last(book: dict[str, Entry], name: str, entry: Entry) -> None:
     book.pop(name, None)
     book[name] = entry
+
+
+def _key(hello: Hello) -> str:
+    """In the books; an evaluator that calls itself `actor_000` is not taken for that actor."""
+    return hello.name if hello.role == "actor" else f"{hello.role}:{hello.name}"
 
 
 class Membership:
@@ -68,7 +74,7 @@ class Membership:
         self.env_steps = env_steps
         """Environment steps of all actors, since the run's first start."""
         self.records = dict(records or {})
-        """By name; of the actors that greeted last."""
+        """By name, an evaluator's with its role before it; of those that greeted last."""
         self.best_return: float | None = None
 
     def greet(self, hello: Hello) -> Welcome:
@@ -77,20 +83,20 @@ class Membership:
         Raises:
             RefusedError: a later start of the same name is here.
         """
-        known = self._members.get(hello.name)
+        key = _key(hello)
+        known, record = self._members.get(key), self.records.get(key)
         if known is not None and known.hello.epoch > hello.epoch:
             raise RefusedError(
                 f"{hello.name} was started again since; this older process must end", "superseded"
             )
-        record = self.records.get(hello.name)
         if record is None or record.epoch != hello.epoch:
             incarnation = record.incarnation + 1 if record else 0
             slot = record.slot if record else -1
             record = ActorRecord(hello.epoch, incarnation, slot, 0)
         slot = known.slot if known else self._assign_slot(hello, record.slot)
         heartbeat = known.heartbeat if known and known.hello.epoch == hello.epoch else None
-        _put_last(self.records, hello.name, msgspec.structs.replace(record, slot=slot))
-        _put_last(self._members, hello.name, Member(hello, slot, self._clock(), heartbeat))
+        _put_last(self.records, key, msgspec.structs.replace(record, slot=slot))
+        _put_last(self._members, key, Member(hello, slot, self._clock(), heartbeat))
         self._forget_first()
         return Welcome(instance=self._instance, slot=slot, incarnation=record.incarnation)
 
@@ -122,25 +128,28 @@ class Membership:
             if self._clock() - member.last_seen > GONE_S and member.slot >= self._num_actors:
                 del self._members[name]
 
-    def heartbeat(self, name: str, heartbeat: Heartbeat) -> None:
-        """Take a heartbeat; its steps since the last one are added to all steps."""
-        member, record = self._members[name], self.records[name]
-        self.env_steps += max(0, heartbeat.env_steps - record.env_steps)
+    def heartbeat(self, hello: Hello, heartbeat: Heartbeat) -> None:
+        """Take a heartbeat; an actor's steps since the last one are added to all steps."""
+        key = _key(hello)
+        member, record = self._members[key], self.records[key]
+        if hello.role == "actor":
+            made = max(0, heartbeat.env_steps - record.env_steps)
+            self.env_steps = min(self.env_steps + made, MAX_COUNT)
         counted = max(heartbeat.env_steps, record.env_steps)
-        self.records[name] = msgspec.structs.replace(record, env_steps=counted)
+        self.records[key] = msgspec.structs.replace(record, env_steps=counted)
         member.heartbeat = heartbeat
         member.last_seen = self._clock()
         if heartbeat.phase == "leaving" and member.slot >= self._num_actors:
-            del self._members[name]
+            del self._members[key]
 
     def knows(self, hello: Hello) -> bool:
         """Whether the member has greeted and was not forgotten since."""
-        member = self._members.get(hello.name)
+        member = self._members.get(_key(hello))
         return member is not None and member.hello.epoch == hello.epoch
 
     def evaluation(self, report: EvaluationReport) -> float:
         """Take an evaluation; gives its mean return."""
-        mean = sum(report.returns) / len(report.returns)
+        mean = math.fsum(r / len(report.returns) for r in report.returns)  # of finite ones: finite
         self._evaluations += len(report.returns)
         self._last_evaluation = mean
         self.best_return = mean if self.best_return is None else max(self.best_return, mean)

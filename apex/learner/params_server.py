@@ -136,6 +136,9 @@ class ParamsServer:
         if isinstance(message, GetParams):
             self._send_params(identity, message.newer_than)
         elif isinstance(message, Heartbeat):
+            if not np.isfinite([message.env_steps_per_s, message.mean_return or 0.0]).all():
+                self._server.refuse(identity, "bad_request", "a heartbeat has finite values")
+                return
             self._take_heartbeat(request, message)
         elif isinstance(message, EvaluationReport):
             if not message.returns or not np.isfinite(message.returns).all():
@@ -179,7 +182,7 @@ class ParamsServer:
         with self._lock:
             known = self.membership.knows(hello)
             if known:
-                self.membership.heartbeat(hello.name, message)
+                self.membership.heartbeat(hello, message)
         if not known:
             self._server.refuse(request.peer.identity, "hello_required", "say HELLO again")
             return

@@ -11,7 +11,6 @@ from apex.errors import RefusedError, SchemaError
 from apex.metrics import Rate
 from apex.replay.keeper import TableKeeper
 from apex.replay.payload import chunk_from_arrays
-from apex.replay.records import ProducerMark
 from apex.run_directory import RunFacts
 from apex.types import Chunk
 from apex.wire.messages import Insert, InsertAck, Welcome
@@ -40,8 +39,6 @@ class _Producer:
     settled: bool = False
     """From its first insert since the server's start on: before that the server may have lost
     inserts that it had acknowledged, without a log or on a full disk."""
-    volatile_seq: int = -1
-    """The last insert that was acknowledged without being durable, or is missing in the log."""
 
 
 @dataclass
@@ -85,7 +82,7 @@ class InsertEndpoint:
             self._welcome,
         )
         self._producers = {
-            name: _Producer(name, mark.epoch, b"", mark.seq, volatile_seq=mark.volatile_seq)
+            name: _Producer(name, mark.epoch, b"", mark.seq)
             for name, mark in keeper.producers.items()
         }
         self._pending: deque[_PendingInsert] = deque()
@@ -142,7 +139,7 @@ class InsertEndpoint:
             instance=self.server.instance,
             credits=CREDITS,
             last_seq=known.last_seq - self._waiting(known),
-            volatile_seq=known.volatile_seq,
+            volatile_seq=self._keeper.volatile_seq(known.name, known.epoch),
         )
 
     def _remember(self, producer: _Producer) -> None:
@@ -166,9 +163,8 @@ class InsertEndpoint:
         if message.seq <= producer.last_seq:
             self.duplicates += 1
             if not self._waiting(producer):
-                self._acknowledge(
-                    producer, message.seq, durable=message.seq > producer.volatile_seq
-                )
+                volatile_seq = self._keeper.volatile_seq(producer.name, producer.epoch)
+                self._acknowledge(producer, message.seq, durable=message.seq > volatile_seq)
             return
         if not producer.settled:  # from here on there is no gap, also if this one gets no room
             producer.last_seq, producer.settled = message.seq - 1, True
@@ -204,19 +200,17 @@ class InsertEndpoint:
         return chunk
 
     def _acknowledge(self, producer: _Producer, seq: int, *, durable: bool) -> None:
+        volatile_seq = self._keeper.volatile_seq(producer.name, producer.epoch)
         if not durable:
-            producer.volatile_seq = max(seq, producer.volatile_seq)
+            volatile_seq = max(seq, volatile_seq)
         self.server.send(
             producer.identity,
-            InsertAck(
-                seq=seq, credits=CREDITS, durable=durable, volatile_seq=producer.volatile_seq
-            ),
+            InsertAck(seq=seq, credits=CREDITS, durable=durable, volatile_seq=volatile_seq),
         )
 
     def _insert(self, pending: _PendingInsert) -> None:
         producer = pending.producer
-        mark = ProducerMark(producer.epoch, pending.seq, producer.volatile_seq)
-        logged = self._keeper.insert(producer.name, mark, pending.chunk)
+        logged = self._keeper.insert(producer.name, producer.epoch, pending.seq, pending.chunk)
         if producer.name not in self._producers:
             self._keeper.producers.pop(producer.name, None)
         self._acknowledgements.append(_Acknowledgement(producer, pending.seq, logged))

@@ -51,6 +51,7 @@ class InsertLog:
         segment_bytes: after which a segment is followed by the next.
         opening: how things stand now.
         earlier: segments that are there already, with the last item id of each.
+        on_failure: called when the disk refuses, with all that was appended in doubt.
         clock: seconds, monotonic.
     """
 
@@ -62,12 +63,14 @@ class InsertLog:
         segment_bytes: int,
         opening: Callable[[], Opening],
         earlier: Mapping[Path, int],
+        on_failure: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._folder = folder
         self._sync = sync
         self._segment_bytes = segment_bytes
         self._opening = opening
+        self._on_failure = on_failure
         self._clock = clock
         self._segments = [_Written(path, last_id) for path, last_id in earlier.items()]
         self._number = max((segment.number for segment in segments(folder)), default=-1) + 1
@@ -153,6 +156,7 @@ class InsertLog:
         if self._alarm is None:
             log.error("INSERTS ARE NOT DURABLE, training goes on: the insert log: %s", error)
         self._alarm = str(error)
+        self._on_failure()
         self._retry_at = self._clock() + RETRY_S
         try:
             self._end_segment()

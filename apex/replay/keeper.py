@@ -77,6 +77,8 @@ class TableKeeper:
         self._earlier: dict[Path, int] = {}
         self.table = self._recover(make_table, clock_ns(), progress)
         self._log = self._open_log()
+        if self._log is not None:
+            self._log.remove_before(self.table.oldest_id)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="table-state")
         self._saving: Future[None] | None = None
         self._asked: list[Future[dict[str, Any]]] = []
@@ -99,12 +101,10 @@ class TableKeeper:
         table.restore(found.chunks, state, progress)
         table.limiter.inserted = table.counters.inserted = found.inserted
         table.limiter.sampled = table.counters.sampled = found.sampled
-        if len(table) < table.limiter.min_size:
-            # Items are missing: counted as inserted, they would keep both sides waiting for good.
-            table.limiter.inserted, table.limiter.sampled = len(table), 0
+        table.rebase_limiter()
         self.producers.update(found.producers)
-        if self._config.durability != "off":
-            self._sync(found.segments)
+        if self._config.durability != "off" and not self._sync(found.segments, progress):
+            self._not_durable(table.next_id)
         self._earlier.update(found.segments)
         self.damaged = found.damaged
         if found.segments:
@@ -117,16 +117,24 @@ class TableKeeper:
             )
         return table
 
-    def _sync(self, segments: Mapping[Path, int]) -> None:
+    def _sync(self, segments: Mapping[Path, int], progress: Callable[[], None]) -> bool:
         """Bring to the disk what a killed server may have left in the page cache alone."""
         try:
+            fsync_path(self._folder.parent)
             for path, last_id in segments.items():
+                progress()
                 if last_id != recovery.NEVER:
                     fsync_path(path)
         except OSError as error:
             log.error("what is back may not outlive a power cut: %s", error)
-            for name, mark in self.producers.items():
-                self.producers[name] = msgspec.structs.replace(mark, volatile_seq=mark.seq)
+            return False
+        return True
+
+    def _not_durable(self, next_id: int) -> None:
+        """The disk has refused something: nothing before it is known to be there."""
+        self._last_volatile = next_id - 1
+        for name, mark in self.producers.items():
+            self.producers[name] = msgspec.structs.replace(mark, volatile_seq=mark.seq)
 
     def _remove_leftovers(self) -> None:
         """What an interrupted save left."""
@@ -135,7 +143,8 @@ class TableKeeper:
 
     def _open_log(self) -> InsertLog | None:
         if self._config.durability == "off":
-            for path in (*self._earlier, self._folder / recovery.STATE_FILE):
+            ours = [path for path, last_id in self._earlier.items() if last_id != recovery.NEVER]
+            for path in (*ours, self._folder / recovery.STATE_FILE):
                 path.unlink(missing_ok=True)
             return None
         return InsertLog(
@@ -144,6 +153,7 @@ class TableKeeper:
             segment_bytes=int(self._config.segment_mb * 1e6),
             opening=self._opening,
             earlier=self._earlier,
+            on_failure=lambda: self._not_durable(self.table.next_id),
         )
 
     def _opening(self) -> Opening:
@@ -156,29 +166,38 @@ class TableKeeper:
             sampled=self.table.limiter.sampled,
         )
 
-    def insert(self, producer: str, mark: ProducerMark, chunk: Chunk | None) -> bool:
-        """Log a chunk and put it into the table; one that was refused leaves its number alone.
+    def volatile_seq(self, producer: str, epoch: int) -> int:
+        """The producer's last insert of this epoch that is not durable, or -1."""
+        mark = self.producers.get(producer)
+        return mark.volatile_seq if mark is not None and mark.epoch == epoch else -1
+
+    def insert(self, producer: str, epoch: int, seq: int, chunk: Chunk | None) -> bool:
+        """Log a chunk and put it into the table.
+
+        Of a chunk that was refused (None) the number alone is known, until the server ends: sent
+        again it would only be refused again, and what costs no room in the table has none here.
 
         Returns:
             Whether it was logged; durable after `commit`.
         """
-        items = 0 if chunk is None else len(chunk)
+        mark = ProducerMark(epoch, seq, self.volatile_seq(producer, epoch))
+        if chunk is None:
+            self.producers[producer] = mark
+            return self._log is not None
         header = Inserted(
             producer=producer,
-            epoch=mark.epoch,
-            seq=mark.seq,
+            epoch=epoch,
+            seq=seq,
             first_id=self.table.next_id,
-            items=items,
-            inserted=self.table.limiter.inserted + items,
+            items=len(chunk),
+            inserted=self.table.limiter.inserted + len(chunk),
             sampled=self.table.limiter.sampled,
         )
-        arrays = {} if chunk is None else chunk_to_arrays(chunk)
-        logged = self._log is not None and self._log.append(header, arrays)
-        self.producers[producer] = (
-            mark if logged else msgspec.structs.replace(mark, volatile_seq=mark.seq)
-        )
-        if chunk is not None:
-            self.table.insert(chunk)
+        logged = self._log is not None and self._log.append(header, chunk_to_arrays(chunk))
+        if not logged:
+            mark = msgspec.structs.replace(mark, volatile_seq=seq)
+        self.producers[producer] = mark
+        self.table.insert(chunk)
         if not logged:
             self._last_volatile = self.table.next_id - 1
         return logged

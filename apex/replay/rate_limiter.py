@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 
@@ -39,6 +40,23 @@ class RateLimiter:
         if self.samples_per_insert == 0:
             return sys.maxsize
         return max(1, int(self.tolerance / self.samples_per_insert))
+
+    def rebase(self, size: int, samples_left: float) -> None:
+        """Bring the cursor within its bounds, where other settings or lost items have left them.
+
+        From outside one of the sides would wait until the other had made good for all that went
+        before, or both for good.
+
+        Args:
+            size: items in the table.
+            samples_left: that the items of the table still allow.
+        """
+        if size < self.min_size:
+            self.inserted, self.sampled = size, 0
+        elif self.samples_per_insert:
+            highest = min(self.tolerance, samples_left)
+            self.sampled += math.ceil(max(0.0, self._cursor - highest))
+            self.sampled -= math.ceil(max(0.0, -self.tolerance - self._cursor))
 
     def can_insert(self, count: int) -> bool:
         """Whether `count` more items may be inserted now."""

@@ -58,7 +58,7 @@ class Opening(msgspec.Struct, frozen=True, tag="opening"):
 
 
 class Inserted(msgspec.Struct, frozen=True, tag="inserted"):
-    """One insert. Without buffers its chunk was refused, and only its number has been taken."""
+    """One insert, whose columns and frames are the buffers."""
 
     producer: str
     epoch: int

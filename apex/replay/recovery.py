@@ -165,8 +165,6 @@ class LogReader:
         found = self._found
         self._mark_inserted(header)
         self._count(header.inserted, header.sampled)
-        if not header.items:
-            return
         last = header.first_id + header.items - 1
         found.segments[segment.path] = max(found.segments[segment.path], last)
         found.next_id = max(found.next_id, last + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -223,6 +224,11 @@ class Table:
                 self._put(ids[here], part)
         if state is not None:
             self._restore_state(state)
+
+    def rebase_limiter(self) -> None:
+        """Let both sides go on from here, after `restore`."""
+        times = self._max_times_sampled or math.inf
+        self.limiter.rebase(self._size, self._size * times if self._size else 0.0)
 
     def _out_of_turn(self, owners: Ids) -> Ids:
         """Slots whose item is older than one that is to be evicted before it.

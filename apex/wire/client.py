@@ -27,6 +27,7 @@ FATAL_CODES = frozenset(
         "not_authorized",
         "not_permitted",
         "superseded",
+        "future_epoch",
     }
 )
 """Refusals that a resend cannot mend."""

@@ -64,13 +64,15 @@ def make_folder(folder: Path) -> list[Key]:
     """Make a folder with the server's key and one for each role; gives those that were made.
 
     Raises:
-        UsageError: there are keys already.
+        UsageError: there are keys already, or others can write to the folder.
         OSError: the folder cannot be made or written.
     """
     if (folder / "server.secret").exists():
         raise UsageError(f"{folder} has keys already; add one with --role, or name another folder")
-    (folder / "authorized").mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder.chmod(0o700)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise UsageError(f"{folder} can be written by others; name a new folder, or chmod go-w it")
+    (folder / "authorized").mkdir(mode=0o700, exist_ok=True)
     server = new_key(SERVER, SERVER)
     _write(folder / "server.secret", server)
     _write(folder / "server.public", server.public_half)
@@ -87,7 +89,7 @@ def add_key(folder: Path, name: str, role: Role, target: Path) -> Key:
     """Let in one more: its secret goes into the folder `target`, ready for another host.
 
     Raises:
-        UsageError: the name is taken, or `folder` has no keys.
+        UsageError: the name or the secret's place is taken, or `folder` has no keys.
         OSError: a file cannot be written.
     """
     server = read_key(folder / "server.public")
@@ -95,9 +97,12 @@ def add_key(folder: Path, name: str, role: Role, target: Path) -> Key:
     key = new_key(name, role)
     if authorized.exists():
         raise UsageError(f"{authorized} is there already; choose another name or revoke it first")
+    secret = target / f"{role}.secret"
+    if secret.exists():
+        raise UsageError(f"{secret} is there already; name another folder for the new key")
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     _write(target / "server.public", server)
-    _write(target / f"{role}.secret", key)
+    _write(secret, key)
     _write(authorized, key.public_half)
     return key
 
@@ -159,7 +164,11 @@ def client_keys(folder: Path, role: Role) -> tuple[Key, Key]:
     own = read_secret(folder / f"{role}.secret")
     if own.role != role:
         raise EndpointError(f"key {folder / role}.secret is for the role '{own.role}'")
-    return own, read_key(folder / "server.public")
+    server = read_key(folder / "server.public")
+    problem = writer_problem(folder / "server.public")
+    if problem is not None:
+        raise EndpointError(f"key {folder / 'server.public'}: {problem}")
+    return own, server
 
 
 def check_private(path: Path) -> None:

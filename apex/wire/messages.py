@@ -10,7 +10,8 @@ from apex.buffers import Buffer
 
 PROTOCOL_VERSION = 3
 
-Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+MAX_COUNT = 2**53
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 
 NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z"
 """Names stand in logs and file names."""

@@ -24,6 +24,8 @@ PEER_SILENCE_S = 120.0
 """Seconds after which a silent peer is forgotten; it is asked for a HELLO when it comes back."""
 SWEEP_S = 1.0
 MAX_MESSAGES_A_TURN = 64
+EPOCH_LEAD_NS = 3600 * 10**9
+"""How far the clock of another host may be ahead."""
 
 
 @dataclass
@@ -134,6 +136,12 @@ class Server:
                 "wrong_schema",
                 f"{self.name} has schema {self.schema_hash}, {hello.name} came with "
                 f"{hello.schema_hash}: was it started with another configuration?",
+            )
+        if self.endpoint.keys and hello.epoch > time.time_ns() + EPOCH_LEAD_NS:
+            return self.refuse(
+                identity,
+                "future_epoch",  # which would keep out all later starts of that name
+                f"{hello.name} says that it was started an hour from now or later: set the clocks",
             )
         try:
             welcome = self.on_hello(peer)

@@ -66,9 +66,14 @@ def gate() -> Gate:
 
 def connections() -> dict[str, int]:
     """Open files of this process, most of them connections, of how many; strangers kept out."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    try:
+        opened = len(os.listdir("/proc/self/fd"))
+    except OSError:  # not one more can be opened
+        opened = most
     return {
-        "open_files": len(os.listdir("/proc/self/fd")),
-        "max_open_files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        "open_files": opened,
+        "max_open_files": most,
         "strangers": sum(gate().refused.values()),
     }
 
@@ -81,14 +86,15 @@ def terminate_context() -> None:
 
 
 def _raise_file_limit() -> None:
-    """libzmq aborts the process when a connection finds no file descriptor."""
+    """Beyond the limit nobody new gets in: libzmq spins on tcp, and aborts the process on ipc."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65536 if hard == resource.RLIM_INFINITY else min(65536, hard)
     if soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _configure(socket: zmq.Socket[bytes]) -> None:
+def _configure(socket: zmq.Socket[bytes], address: str) -> None:
+    socket.setsockopt(zmq.IPV6, int("[" in address))
     socket.setsockopt(zmq.LINGER, 1000)
     socket.setsockopt(zmq.SNDHWM, SEND_HIGH_WATER)
     socket.setsockopt(zmq.RCVHWM, SEND_HIGH_WATER)
@@ -120,7 +126,7 @@ def bound_router(endpoint: Endpoint) -> Bound:
     secret = read_secret(keys / "server.secret") if keys else None
     lock = _prepare_ipc(name, Path(address[6:])) if address.startswith("ipc://") else None
     socket = context().socket(zmq.ROUTER)
-    _configure(socket)
+    _configure(socket, address)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_REQUEST_BYTES.get(name, MAX_FRAME_BYTES))
     if secret is not None:
@@ -202,7 +208,7 @@ def connected_dealer(endpoint: Endpoint, role: Role) -> tuple[zmq.Socket[bytes],
         _check_folder(endpoint.name, Path(endpoint.address[6:]))
     keys = client_keys(endpoint.keys, role) if endpoint.keys else None
     socket = context().socket(zmq.DEALER)
-    _configure(socket)
+    _configure(socket, endpoint.address)
     socket.setsockopt(zmq.IMMEDIATE, 1)
     if keys is not None:
         own, server = keys
