@@ -51,8 +51,8 @@ class ActorDaemon:
             make_environments, service.config.env, service.config.actor.num_envs,
             extensions.make_env,
         )  # fmt: skip
-        self._environments = make()
         self._recreation = Recreation(make)
+        self._environments = self._recreation.first(made_before=service.restarted)
         hello = service.hello("actor")
         self._learner = LearnerClient(service.endpoints.of("learner.params"), hello)
         self._replay = InsertClient(service.endpoints.of("replay.insert"), hello)
@@ -120,6 +120,8 @@ class ActorDaemon:
             self._loop.learner_step = self._learner_step
 
         self._begin, self._loop = begin, None
+        if self._environments is None:
+            return
         try:
             begin(self._environments)
         except EnvFaultError as error:

@@ -159,7 +159,7 @@ def load(path: Path) -> Checkpoint:
                 raise CheckpointError(f"{path}: {name} is corrupt (its SHA-256 does not match)")
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no checkpoint ({error.filename} is missing)") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError, NotADirectoryError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
         raise CheckpointError(f"{path}: no checkpoint ({error})") from None
     return Checkpoint(path, manifest)
 
@@ -189,17 +189,26 @@ def _good(folder: Path, prefix: str) -> Iterator[Checkpoint]:
             log.error("passed over: %s", error)
 
 
+def _step(path: Path, prefix: str) -> int:
+    return int(path.name.removeprefix(f"{prefix}_"))
+
+
 def remove_from(folder: Path, prefix: str, learner_step: int) -> None:
     """Remove the checkpoints of `learner_step` and later ones."""
     for path in all_paths(folder, prefix):
-        if int(path.name.removeprefix(f"{prefix}_")) >= learner_step:
+        if _step(path, prefix) >= learner_step:
             log.error("removed %s: its parameters diverged", path.name)
             remove(path)
 
 
-def prune(folder: Path, prefix: str, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what interrupted writes left."""
-    for path in all_paths(folder, prefix)[keep:]:
+def prune(folder: Path, prefix: str, keep: int, newest_step: int) -> None:
+    """Remove all but the newest `keep` checkpoints, and what interrupted writes left.
+
+    Those of steps above `newest_step` are no good, or training would have gone on from them; they
+    stay until it has passed them.
+    """
+    passed = [path for path in all_paths(folder, prefix) if _step(path, prefix) <= newest_step]
+    for path in passed[keep:]:
         remove(path)
     _remove_interrupted(folder, prefix)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from apex.errors import NOT_RESTARTED, ExitCode
-from apex.files import replace_file
+from apex.files import overwrite_file, replace_file
 
 log = logging.getLogger("apex")
 
@@ -139,8 +139,12 @@ class CrashHistory:
         self._write()
 
     def _write(self) -> None:
+        data = msgspec.json.encode(self._record)
         try:
-            replace_file(self._path, msgspec.json.encode(self._record))
+            replace_file(self._path, data)
         except OSError as error:
-            log.warning("cannot write %s: %s", self._path, error)
+            try:
+                overwrite_file(self._path, data)  # a full disk has room where the last one lies
+            except OSError:
+                log.warning("cannot write %s: %s", self._path, error)
         self.breathe()

@@ -61,7 +61,7 @@ class EvaluatorDaemon:
         self._recreation = Recreation(
             lambda: make_environments(env, num_envs, extensions.make_env), clock
         )
-        self._environments = make_environments(env, num_envs, extensions.make_env)
+        self._environments = self._recreation.first(made_before=service.restarted)
         self._unplayed: Publication | None = None
         """What was being played when the environments failed."""
         self._learner = LearnerClient(
@@ -138,6 +138,7 @@ class EvaluatorDaemon:
         return self._learner.poll()
 
     def _evaluate(self, publication: Publication) -> None:
+        assert self._environments is not None
         config = self._config.evaluator
         started, cpu_started = self._clock(), time.process_time()
         log.info("learner step %d: playing %d episodes", publication.learner_step, config.episodes)

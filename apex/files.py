@@ -42,6 +42,13 @@ def replace_file(path: Path, data: bytes) -> None:
     fsync_path(path.parent)
 
 
+def overwrite_file(path: Path, data: bytes) -> None:
+    """Write over what is there, which a kill can leave half done. Raises `OSError`."""
+    with path.open("r+b", buffering=0) as file:
+        file.write(data)
+        file.truncate()
+
+
 AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
@@ -53,8 +60,10 @@ def replace_directory(new: Path, path: Path) -> None:
     if not path.exists():
         new.rename(path)
     elif not _exchange(new, path):
-        remove(path)
+        aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        path.rename(aside)
         new.rename(path)
+        remove(aside)
 
 
 def _exchange(one: Path, other: Path) -> bool:

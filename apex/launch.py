@@ -215,7 +215,10 @@ class Launcher:
         for name in ("engine", *(daemon.name for daemon in self._daemons)):
             path = self._run.logs / f"{name}.log"
             if path.exists() and path.stat().st_size > self._log_bytes:
-                shutil.copyfile(path, path.with_name(path.name + ".1"))
+                try:
+                    shutil.copyfile(path, path.with_name(path.name + ".1"))
+                except OSError as error:  # a full disk: all the more must it not grow
+                    log.warning("%s: its older lines are lost: %s", path, error)
                 os.truncate(path, 0)
 
     def _drain(self) -> None:

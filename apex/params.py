@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,11 @@ from torch import Tensor, nn
 from apex.errors import CheckpointError
 from apex.files import replace_file
 
+log = logging.getLogger("apex.learner")
+
 VERSIONS_A_BLOCK = 1000
+UNKNOWN_VERSIONS = 10**9
+"""More than are ever given between two checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +66,19 @@ class VersionCounter:
 
     Args:
         path: holds the first version that has not been reserved.
+        known: a version that was given before, of a checkpoint; -1: none.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, known: int = -1) -> None:
         self._path = path
-        self._next = int(path.read_text()) if path.exists() else 0
+        try:
+            self._next = int(path.read_text()) if path.exists() else 0
+        except (ValueError, OSError) as error:
+            log.error("%s cannot be read: %s", path, error)
+            self._next = 0
+        if self._next <= known:
+            self._next = known + UNKNOWN_VERSIONS
+            log.error("%s is lost or damaged: versions go on from %d", path, self._next)
         self._reserved = self._next
 
     def take(self) -> int:

@@ -22,7 +22,7 @@ FACTORY = "factory:"
 """Begins the id of an environment that came from a script's factory."""
 
 MAX_PRIORITY = 1e12
-"""One item beyond it would leave no other a chance; a learner that means it has diverged."""
+"""What is beyond it is no TD error of a network that learns."""
 
 COLUMN_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
 
@@ -134,6 +134,20 @@ class FrameRanges:
             self.blob,
         )
 
+    def cut(self, chosen: npt.NDArray[np.bool_]) -> FrameRanges:
+        """The ranges of some items, `[M] bool`, with their frames alone, one after the other."""
+        edges = np.concatenate([[0], np.cumsum(self.frame_lengths, dtype=np.int64)])
+        first, count = self.first_frame[chosen], self.frame_count[chosen]
+        ranges = [slice(begin, begin + length) for begin, length in zip(first, count)]
+        blob = memoryview(self.blob)
+        return FrameRanges(
+            (np.cumsum(count) - count).astype(np.int32),
+            count,
+            self.pad_count[chosen],
+            np.concatenate([self.frame_lengths[one] for one in ranges]),
+            b"".join(blob[edges[one.start] : edges[one.stop]] for one in ranges),
+        )
+
     def check(self, rows: int, spec: FramesColumn) -> None:
         """Raise `SchemaError` unless every range lies within the blob and the schema's bounds."""
         for name in ("first_frame", "frame_count", "pad_count"):
@@ -235,6 +249,15 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.item_ids)
+
+    def take(self, chosen: npt.NDArray[np.bool_]) -> Samples:
+        """Some of the items, at least one: `[B] bool`."""
+        return Samples(
+            self.item_ids[chosen],
+            self.probabilities[chosen],
+            {name: array[chosen] for name, array in self.columns.items()},
+            self.frames.cut(chosen) if self.frames is not None else None,
+        )
 
 
 @dataclass(frozen=True)

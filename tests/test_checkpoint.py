@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -147,7 +148,7 @@ def test_half_written_temporary_is_no_checkpoint_and_pruned(tmp_path):
     other = tmp_path / ".best_0000000005.999999.tmp"
     other.mkdir()
     assert checkpoint.newest(tmp_path).manifest.learner_step == 1
-    checkpoint.prune(tmp_path, "step", 3)
+    checkpoint.prune(tmp_path, "step", 3, 1)
     assert names(tmp_path) == [other.name, "step_0000000001"]
 
 
@@ -155,10 +156,38 @@ def test_prune_keeps_the_newest_three_of_its_own_kind(tmp_path):
     for step in (5, 1, 40, 3, 1000):
         save(tmp_path, step)
     save(tmp_path, 2, "best")
-    checkpoint.prune(tmp_path, "step", 3)
+    checkpoint.prune(tmp_path, "step", 3, 1000)
     assert names(tmp_path) == [
         "best_0000000002", "step_0000000005", "step_0000000040", "step_0000001000",
     ]  # fmt: skip
+
+
+def test_a_corrupt_checkpoint_takes_the_place_of_no_good_one(tmp_path, caplog):
+    """Training went back before it: what is saved then is the newest good one, and must stay."""
+    for step in (100, 500):
+        save(tmp_path, step)
+    (tmp_path / "step_0000000500" / PARAMETERS).write_bytes(b"damaged")
+    checkpoint.prune(tmp_path, "step", 1, 100)
+    assert names(tmp_path) == ["step_0000000100", "step_0000000500"]
+    assert checkpoint.newest(tmp_path).manifest.learner_step == 100
+    save(tmp_path, 501)
+    checkpoint.prune(tmp_path, "step", 1, 501)
+    assert names(tmp_path) == ["step_0000000501"]
+
+
+def test_a_checkpoint_that_the_disk_does_not_give_is_passed_over(tmp_path, monkeypatch, caplog):
+    for step in (1, 2):
+        save(tmp_path, step)
+    read = Path.read_bytes
+
+    def broken(path: Path) -> bytes:
+        if path.parent.name == "step_0000000002" and path.name == PARAMETERS:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    assert checkpoint.newest(tmp_path).manifest.learner_step == 1
+    assert "Input/output error" in caplog.text
 
 
 def test_failed_write_leaves_nothing_behind_and_the_old_one_whole(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from apex import compute, crashes
 from apex.crashes import CrashHistory
 from apex.errors import DeviceMemoryError, ExitCode
+from tests.builders import fill, mount_tmpfs, unmount
 
 
 @pytest.fixture
@@ -62,6 +63,23 @@ def test_who_gave_up_says_why_and_the_next_start_is_its_first(path):
     record = crashes.read(path)
     assert record is not None and record.gave_up and record.error == "crashed 8 times"
     assert CrashHistory(path, 8).crashes == 0
+
+
+def test_crashes_are_counted_on_a_full_disk_too(path, tmp_path):
+    crash(path, 1.0)
+    tmp_path.joinpath("disk").mkdir()
+    disk = tmp_path / "disk"
+    if not mount_tmpfs(disk, 1):
+        pytest.skip("only root may mount a file system here")
+    try:
+        here = disk / "learner.json"
+        crash(here, 1.0)
+        fill(disk / "filler")
+        for _ in range(2):
+            crash(here, 1.0, ExitCode.CRASH, "no room")
+        assert CrashHistory(here, 8).crashes == 3 and CrashHistory(here, 8).last_error == "no room"
+    finally:
+        unmount(disk)
 
 
 def test_epochs_rise_even_when_the_clock_goes_back(path, monkeypatch):

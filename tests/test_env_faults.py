@@ -181,6 +181,9 @@ class Faulty(gym.Env):
             self._env.observation_space, self._env.action_space,
         )
         self._how, self._once, self._steps = how, Path(once), 0
+        self._down = self._once.with_name("down")
+        if self._down.exists():
+            raise RuntimeError("the simulator is down")
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -203,6 +206,7 @@ class Faulty(gym.Env):
             if self._how == "reward":
                 reward = float("inf")
             if self._how == "hang":
+                self._down.touch()
                 time.sleep(1000)
         return observation, reward, terminated, truncated, info
 
@@ -260,13 +264,19 @@ def test_an_actor_lives_through_a_fault_and_says_so(
 
 
 def test_an_environment_that_hangs_costs_its_actor_a_restart(
-    suite: Suite, small: tuple[str, ...], faulty: Any
+    suite: Suite, small: tuple[str, ...], faulty: Any, tmp_path: Path
 ) -> None:
+    """And one that cannot be made then is tried again and again: it could be made before."""
     suite.start(*small, *faulty("hang"), "--set", "run.watchdog_s=3.0")
 
     def logs() -> list[str]:
         return [(suite.run.logs / f"actor_00{k}.log").read_text() for k in (0, 1)]
 
+    suite.wait_for(
+        lambda s: any(row["env_faults"] > 1 for row in s["actors"]), 60.0, "the simulator is down"
+    )
+    assert "the simulator is down; environments are made anew in 1 s" in "".join(logs())
+    (tmp_path / "down").unlink()
     suite.wait_for(
         lambda s: (
             s["run"]["health"] == "healthy"

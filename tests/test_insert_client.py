@@ -548,7 +548,7 @@ def test_prefetcher_asks_for_all_its_batches_before_one_has_come_or_was_learned_
     suite.until(lambda: prefetcher.ready == 3 and server.table.counters.sampled == 16)
 
 
-def test_items_that_cannot_be_decompressed_are_not_sampled_again(suite, monkeypatch):
+def test_corrupt_items_are_left_out_of_their_batch_and_not_sampled_again(suite, monkeypatch):
     def collate(items: Items) -> Arrays:
         if 2 in items.columns["action"]:
             bad = items.item_ids[items.columns["action"] == 2].tolist()
@@ -567,9 +567,12 @@ def test_items_that_cannot_be_decompressed_are_not_sampled_again(suite, monkeypa
     suite.until(lambda: client.has_credit and server.status()["waiting_samples"] == 1)
     client.insert(vector_chunk([1, 2, 3]))
     suite.until(lambda: prefetcher.ready == 1)
-    assert prefetcher.get(10.0) is None and prefetcher.dropped_batches == 1
+    batch = prefetcher.get(10.0)
+    assert batch is not None and set(batch.arrays["action"].tolist()) == {1, 3}
+    assert 1 <= len(batch.item_ids) < 64 and prefetcher.dropped_batches == 0
+    assert set(batch.corrupt_ids) == {server.table.oldest_id + 1} and prefetcher.corrupt_items > 0
     suite.until(lambda: server.table.counters.updated_priorities > 0)
-    suite.until(lambda: (batch := prefetcher.get(0.0)) and 2 not in batch.arrays["action"])
+    suite.until(lambda: (batch := prefetcher.get(0.0)) and not batch.corrupt_ids)
 
 
 def test_of_too_many_producers_the_one_that_greeted_first_is_forgotten_and_greets_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 from types import SimpleNamespace
 from typing import Any
@@ -50,6 +51,18 @@ def launcher(tmp_path, monkeypatch) -> Any:
     made._context = SimpleNamespace(Process=Child)
     Child.starts = []
     return made
+
+
+def test_a_full_disk_costs_older_lines_and_not_the_launcher(launcher, monkeypatch, caplog):
+    def full(source: object, target: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(launch.shutil, "copyfile", full)
+    launcher._run.logs.mkdir(exist_ok=True)
+    log = launcher._run.logs / "replay.log"
+    log.write_text("x" * (launcher._log_bytes + 1))
+    launcher._bound_logs()
+    assert log.read_text() == "" and "No space left on device" in caplog.text
 
 
 def test_crash_of_one_daemon_ends_no_other_and_its_code_is_told_when_none_is_left(launcher):

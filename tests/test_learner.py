@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -14,6 +15,7 @@ import torch
 
 from apex import checkpoint
 from apex.algos.registry import make_algorithm
+from apex.cli.statuses import alarms
 from apex.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.errors import ConfigError, DivergedError
 from apex.learner.client import LearnerClient
@@ -90,7 +92,7 @@ def make_batch(seed: int) -> Batch:
         "discount": rng.choice([0.0, 0.97], 8).astype(np.float32),
         "probability": rng.uniform(0.001, 0.1, 8).astype(np.float32),
     }
-    return Batch(np.arange(8), np.zeros(8, dtype=np.int64), arrays)
+    return Batch(np.arange(8), np.zeros(8, dtype=np.int64), arrays, [])
 
 
 def plain(state: Any) -> Any:
@@ -114,7 +116,9 @@ def test_second_start_goes_on_with_step_env_steps_averages_target_and_best_score
     with learner_of(run) as first:
         book = first._server.membership
         book.greet(hello("actor_000", epoch=5))
-        book.heartbeat("actor_000", Heartbeat(phase="stepping", progress=1, env_steps=4321))
+        book.heartbeat(
+            hello("actor_000", epoch=5), Heartbeat(phase="stepping", progress=1, env_steps=4321)
+        )
         book.evaluation(report)
         for number in range(5):
             first._update(make_batch(number))
@@ -179,6 +183,47 @@ def test_parameters_that_blew_up_are_not_published_and_not_gone_back_to(tmp_path
         learner._update(make_batch(0))
         with pytest.raises(DivergedError, match="step 1 is not finite, again"):
             learner._update(make_batch(1))
+
+
+@pytest.mark.parametrize("value", [3e38, 1e30])
+def test_an_item_with_an_absurd_value_is_left_out_and_training_goes_on(tmp_path, value, caplog):
+    """Finite all the same, so the table takes it; 1e30 is above every priority that it takes."""
+    run = prepared(tmp_path)
+    with learner_of(run) as learner:
+        learner._save()
+        bad = make_batch(0)
+        column = "observation" if value == 3e38 else "n_step_return"
+        bad.arrays[column][1] = value
+        before = [p.clone() for p in learner._learner.network.parameters()]
+        learner._update(bad)
+        assert learner._step == 1 and learner._rollbacks == 0
+        assert learner._prefetcher.corrupt_items == 1
+        rejected, kept = learner._prefetcher._priorities
+        assert rejected[0].tolist() == [bad.item_ids[1]] and rejected[1].tolist() == [0.0]
+        assert bad.item_ids[1] not in kept[0] and len(kept[0]) == len(bad.item_ids) - 1
+        learner._update(make_batch(1))
+        assert learner._step == 2
+        assert not all(map(torch.equal, learner._learner.network.parameters(), before))
+
+
+def test_a_checkpoint_that_the_disk_does_not_take_is_an_alarm_until_one_is_taken(
+    tmp_path, monkeypatch
+):
+    def full(*rest: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    replay = {"alarm": None}
+    with learner_of(prepared(tmp_path)) as learner:
+        with monkeypatch.context() as disk:
+            disk.setattr(checkpoint, "save", full)
+            assert learner._save() is None
+        (alarm,) = alarms({"learner": learner.status(), "replay": replay})
+        assert alarm == (
+            "the newest training is not saved: no checkpoint at step 0: "
+            "[Errno 28] No space left on device"
+        )
+        assert learner._save() is not None
+        assert alarms({"learner": learner.status(), "replay": replay}) == []
 
 
 def test_parameters_are_published_when_the_next_loss_shows_them_to_be_finite(tmp_path):

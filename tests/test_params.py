@@ -38,6 +38,16 @@ def test_version_never_goes_back_across_restarts(tmp_path):
     assert starts == [0, 1000, 2000, 3000, 5000]
 
 
+@pytest.mark.parametrize("damage", ["5p0", "", "12", None])
+def test_versions_go_on_above_a_checkpoint_when_their_file_is_damaged(tmp_path, damage, caplog):
+    path = tmp_path / "versions"
+    if damage is not None:
+        path.write_text(damage)
+    first = VersionCounter(path, known=5321).take()
+    assert first > 5321 + 10**6 and "versions go on from" in caplog.text
+    assert VersionCounter(path, known=first).take() > first
+
+
 def test_version_is_not_given_when_its_block_could_not_be_reserved(tmp_path):
     folder = tmp_path / "missing"
     counter = VersionCounter(folder / "versions")

@@ -119,6 +119,7 @@ _EMPTY_LEARNER = {
     "data_wait_fraction": None,
     "param_version": -1,
     "rollbacks": 0,
+    "alarm": None,
 }
 _EMPTY_REPLAY = {
     "items": 0,
@@ -264,6 +265,8 @@ def alarms(status: dict[str, Any]) -> list[str]:
     found = []
     if status["replay"]["alarm"]:
         found.append(f"inserts are not durable: {status['replay']['alarm']}")
+    if status["learner"]["alarm"]:
+        found.append(f"the newest training is not saved: {status['learner']['alarm']}")
     for daemon in ("learner", "replay"):
         files, most = (status[daemon].get(key, 0) for key in ("open_files", "max_open_files"))
         if files > FULL * most:

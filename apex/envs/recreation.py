@@ -35,6 +35,23 @@ class Recreation:
         self.due: float | None = None
         """When environments are made anew; None while none have failed."""
 
+    def first(self, *, made_before: bool) -> Environments | None:
+        """The first environments of a process, or None where they failed and are due again.
+
+        Args:
+            made_before: an earlier start of this process could make them: it is a fault now.
+
+        Raises:
+            EnvError: they cannot be made.
+        """
+        try:
+            return self._make()
+        except ApexError as error:
+            if not made_before:
+                raise
+            self.fault(error)
+            return None
+
     def fault(self, error: ApexError) -> None:
         """Environments have failed: wait before they are made anew."""
         now = self._clock()
@@ -63,8 +80,10 @@ class Recreation:
         return environments
 
 
-def close(environments: Environments) -> None:
+def close(environments: Environments | None) -> None:
     """Close environments that may be broken."""
+    if environments is None:
+        return
     try:
         environments.close()
     except Exception as error:  # whatever an environment of the user's raises

@@ -31,6 +31,7 @@ from apex.metrics import MetricsLog, Rate
 from apex.params import Publication, PublicationBoard, VersionCounter
 from apex.replay.client import SampleClient
 from apex.service import ENGINE_PID, Service, daemon_command
+from apex.types import good_priorities
 
 log = logging.getLogger("apex.learner")
 
@@ -57,13 +58,16 @@ class LearnerDaemon:
         """Seconds of training before this start."""
         self._started = time.monotonic()
         resumed = self._restore()
-        self._versions = VersionCounter(self._folder / "param_version")
+        self._versions = VersionCounter(
+            self._folder / "param_version", resumed.param_version if resumed else -1
+        )
         self._board = PublicationBoard()
         self._outcome: str | None = None
         self._rollbacks = 0
         self._unproven: Publication | None = None
         """Of the last update; published when the next one's loss has shown it to be finite."""
         self._state = "waiting"
+        self._alarm: str | None = None
         self._update_rate, self._wait_rate = Rate(), Rate()
         self._last_values: dict[str, float | Tensor] = {}
         self._last_staleness = 0.0
@@ -191,9 +195,14 @@ class LearnerDaemon:
 
     def _update(self, batch: Batch) -> None:
         priorities, self._last_values = self._learner.update(batch.arrays)
-        if not np.isfinite(priorities).all():
+        good = good_priorities(priorities)
+        if not good.all() and (not good.any() or not self._network_is_finite()):
             self._go_back()
             return
+        if not good.all():
+            log.warning("%d items have values from which no network learns", (~good).sum())
+            self._prefetcher.reject(batch.item_ids[~good].tolist())
+            batch, priorities = batch.take(good), priorities[good]
         if self._unproven is not None:
             self._board.put(self._unproven)
             self._unproven = None
@@ -203,6 +212,9 @@ class LearnerDaemon:
         self._update_rate.add(1)
         if self._step % self._config.learner.publish_period == 0:
             self._unproven = self._publication()
+
+    def _network_is_finite(self) -> bool:
+        return all(bool(torch.isfinite(p).all()) for p in self._learner.network.parameters())
 
     def _go_back(self) -> None:
         """The loss is not finite: go on from the last good checkpoint, once.
@@ -264,10 +276,13 @@ class LearnerDaemon:
             path = checkpoint.save(
                 self._folder, "step", manifest, params.encode(self._learner.network), state
             )
-            checkpoint.prune(self._folder, "step", self._config.learner.keep_checkpoints)
+            keep = self._config.learner.keep_checkpoints
+            checkpoint.prune(self._folder, "step", keep, self._step)
         except OSError as error:
             log.error("no checkpoint at step %d, training goes on: %s", self._step, error)
+            self._alarm = f"no checkpoint at step {self._step}: {error}"
             return None
+        self._alarm = None
         log.info("checkpoint %s", path.name)
         return path
 
@@ -325,7 +340,9 @@ class LearnerDaemon:
             "train_s": round(self.train_s, 1),
             "ready_batches": self._prefetcher.ready,
             "skipped_updates": int(self._last_values.get("skipped_updates", 0)),
+            "corrupt_items": self._prefetcher.corrupt_items,
             "rollbacks": self._rollbacks,
+            "alarm": self._alarm,
             "outcome": self._outcome,
         }
 
@@ -342,6 +359,7 @@ class LearnerDaemon:
                 "item_staleness": self._last_staleness,
                 "table_items": self._prefetcher.table_items,
                 "dropped_batches": self._prefetcher.dropped_batches,
+                "corrupt_items": self._prefetcher.corrupt_items,
                 "rollbacks": self._rollbacks,
             },
             step=self._step,

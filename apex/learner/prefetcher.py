@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -32,12 +32,36 @@ class Batch:
     item_ids: npt.NDArray[np.int64]
     learner_steps: npt.NDArray[np.int64]
     arrays: Arrays
+    corrupt_ids: list[int]
+    """Of items that were left out."""
+
+    def take(self, chosen: npt.NDArray[np.bool_]) -> Batch:
+        """Some of the items, `[B] bool`."""
+        arrays = {name: array[chosen] for name, array in self.arrays.items()}
+        return Batch(self.item_ids[chosen], self.learner_steps[chosen], arrays, self.corrupt_ids)
 
 
 def prepare(samples: Samples, schema: Schema, collate: Callable[[Items], Arrays]) -> Batch:
-    """Decompress and collate. Raises `SchemaError`."""
-    items = frames.decompress(samples, schema)
-    return Batch(items.item_ids, items.columns[LEARNER_STEP], collate(items))
+    """Decompress and collate the items that are whole.
+
+    Raises:
+        CorruptItemsError: none is.
+        SchemaError: the samples do not fit the schema.
+    """
+    corrupt: list[int] = []
+    while True:
+        try:
+            items = frames.decompress(samples, schema)
+            arrays = collate(items)
+        except CorruptItemsError as error:
+            corrupt += error.item_ids
+            whole = ~np.isin(samples.item_ids, corrupt)
+            if whole.all() or not whole.any():
+                raise CorruptItemsError(str(error), corrupt) from None
+            log.warning("left %d items out of a batch: %s", (~whole).sum(), error)
+            samples = samples.take(whole)
+        else:
+            return Batch(items.item_ids, items.columns[LEARNER_STEP], arrays, corrupt)
 
 
 class Prefetcher:
@@ -73,6 +97,8 @@ class Prefetcher:
         self._error: ApexError | None = None
         self.table_items = 0
         self.dropped_batches = 0
+        self.corrupt_items = 0
+        """That were sampled and not learned from, each as often as it was."""
         self._snapshot_wanted: int | None = None
         self.saved: SnapshotReply | None = None
         """The replay server's newest answer to `snapshot`."""
@@ -100,11 +126,17 @@ class Prefetcher:
             self.dropped_batches += 1
             log.warning("dropped a batch: %s", error)
             if isinstance(error, CorruptItemsError):
-                ids = np.array(error.item_ids, dtype=np.int64)
-                self.put_priorities(ids, np.zeros(len(ids)))  # never sampled by priority again
+                self.reject(error.item_ids)
             return None
+        self.reject(batch.corrupt_ids)
         self._waker.wake()
         return batch
+
+    def reject(self, item_ids: Sequence[int]) -> None:
+        """Give items that cannot be learned from priority 0: by priority none is sampled again."""
+        if item_ids:
+            self.corrupt_items += len(item_ids)
+            self.put_priorities(np.array(item_ids, dtype=np.int64), np.zeros(len(item_ids)))
 
     def put_priorities(
         self, item_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]
