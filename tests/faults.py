@@ -20,10 +20,11 @@ import numpy as np
 from apex import engine
 from apex.cli.statuses import ask
 from apex.crashes import SHORT_LIFE_S
+from apex.replay.insert_endpoint import CREDITS
 from apex.replay.records import segments
 from apex.run_directory import RunDirectory
 from tests.builders import fill, mount_tmpfs, unmount
-from tests.ledger import Audit, Identity, Insert, Producer, audit, inserts
+from tests.ledger import ITEMS, Audit, Identity, Insert, Producer, audit, inserts
 
 MOVED_CLOCK = str(Path(__file__).parent / "moved_clock")
 APEX = str(Path(sys.executable).with_name("apex"))
@@ -64,6 +65,8 @@ class Chaos:
         self._sacrificed: dict[Insert, int] = {}
         self._holes: list[tuple[int, int]] = []
         """Items of everybody that are missing for a known reason, and how many came before."""
+        self._not_durable = 0
+        """Most items of the ledger that full disks can have kept from being durable."""
         self.unexplained = 0
         self.recoveries: dict[str, list[float]] = defaultdict(list)
         self.audits: list[Audit] = []
@@ -251,6 +254,7 @@ class Chaos:
         seconds = self._until(self._durable, "inserts are durable again")
         now = self._inserted()
         self._holes.append((now, now - before))
+        self._not_durable += now - before + CREDITS * ITEMS * len(self._producers)
         return seconds
 
     @contextmanager
@@ -332,8 +336,12 @@ class Chaos:
 
     @property
     def clean(self) -> bool:
-        """Whether all that was acknowledged as durable is there, once, or was evicted."""
-        return not (self.lost or self.duplicated or self.altered or self.unexplained)
+        """Whether all that was acknowledged as durable is there, once, or was evicted.
+
+        And all is durable, but what came while a disk was full.
+        """
+        volatile = self.audits[-1].volatile > self._not_durable
+        return not (self.lost or self.duplicated or self.altered or self.unexplained or volatile)
 
 
 class Fault(NamedTuple):
