@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 import zmq
 
@@ -14,13 +15,29 @@ from apex.config import merge, parse
 from apex.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.learner.params_server import ParamsServer
 from apex.params import PublicationBoard
+from apex.replay.payload import chunk_to_arrays
 from apex.replay.server import ReplayServer
 from apex.run_directory import RunFacts
+from apex.service import EventFormatter
 from apex.types import Array
 from apex.wire.codec import decode, encode
-from apex.wire.messages import Error, Hello, Message, Role
+from apex.wire.messages import (
+    Error,
+    EvaluationReport,
+    GetParams,
+    Heartbeat,
+    Hello,
+    Insert,
+    Message,
+    Role,
+    Sample,
+    Snapshot,
+    Status,
+    StatusReply,
+    UpdatePriorities,
+)
 from apex.wire.sockets import context
-from tests.builders import VECTOR_SCHEMA, env_spec, hello, wait_until
+from tests.builders import VECTOR_SCHEMA, env_spec, hello, vector_chunk, wait_until
 from tests.test_codec import EVERY_MESSAGE
 
 PERMITTED = {
@@ -38,13 +55,13 @@ MESSAGES = [message for message in EVERY_MESSAGE if not isinstance(message, Hell
 class House:
     """Both servers of a suite, in this process."""
 
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, durability: str = "off") -> None:
         self.endpoints = Endpoints(
             ReplayEndpoints(f"ipc://{folder}/i", f"ipc://{folder}/s"),
             LearnerEndpoints(f"ipc://{folder}/p"),
         )
         raw = {"env": {"id": "X-v0"}, "algorithm": {"name": "apex_dqn"},
-               "replay": {"capacity": 100, "min_size": 1, "durability": "off"},
+               "replay": {"capacity": 100, "min_size": 1, "durability": durability},
                "actor": {"chunk_length": 2},
                "learner": {"batch_size": 4, "prefetch": 1}}  # fmt: skip
         facts = RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA)
@@ -61,26 +78,31 @@ class House:
         self.learner.start()
         stack.callback(self.learner.close)
 
-    def codes(self, endpoint: str, role: str, message: Message | None) -> list[str]:
-        """The errors that answer a greeting and a message."""
+    def answers(self, endpoint: str, *messages: tuple[Message, dict[str, Array]]) -> list[Message]:
+        """What one connection hears after all that it says."""
         with context().socket(zmq.DEALER) as socket:
             socket.connect(self.endpoints.of(endpoint).address)
-            arrays: dict[str, Array] = {}
-            socket.send_multipart(encode(hello(f"{role}_000", role)))
-            if message is not None:
+            for message, arrays in messages:
                 socket.send_multipart(encode(message, arrays))
             socket.send_multipart([b"the end"])
-            found: list[str] = []
+            found: list[Message] = []
+
+            def over() -> bool:
+                return bool(found) and getattr(found[-1], "code", "") == "malformed"
 
             def turn() -> None:
                 self.replay.turn(0.001)
-                while socket.poll(1):
-                    reply = decode(socket.recv_multipart()).message
-                    if isinstance(reply, Error):
-                        found.append(reply.code)
+                while not over() and socket.poll(1):
+                    found.append(decode(socket.recv_multipart()).message)
 
-            wait_until(lambda: "malformed" in found, turn)
+            wait_until(over, turn)
             return found[:-1]
+
+    def codes(self, endpoint: str, role: str, message: Message | None) -> list[str]:
+        """The errors that answer a greeting and a message."""
+        said = [hello(f"{role}_000", role), *filter(None, [message])]
+        answers = self.answers(endpoint, *((one, {}) for one in said))
+        return [answer.code for answer in answers if isinstance(answer, Error)]
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +130,70 @@ def test_a_role_may_send_what_the_protocol_permits_and_nothing_else(house, endpo
 def test_every_permission_was_tried():
     names = {type(message).__name__ for message in MESSAGES}
     assert set().union(*PERMITTED.values()) <= names
+
+
+def test_what_a_peer_says_begins_no_line_of_the_log_and_no_command_of_the_terminal(house, caplog):
+    forged = "x\n2026-11-23T00:00:00.000Z INFO replay stopped\x1b[2J"
+    house.answers("replay.insert", (hello(run_id=forged), {}))
+    (record,) = [r for r in caplog.records if "wrong_run" in r.getMessage()]
+    line = EventFormatter("replay").format(record)
+    assert "INFO replay stopped" in line and "\n" not in line and "\x1b" not in line
+
+
+EXTREMES = (-(2**63), -1, 0, 1, 2, 2**31, 2**53, 2**53 + 1, 2**63 - 1, 2**64 - 1)
+
+
+def random_message(rng: np.random.Generator, role: str) -> tuple[Message, dict[str, Array]]:
+    """One that is well-formed and permitted, with numbers at the edges of what can be said."""
+    number = [int(EXTREMES[k]) for k in rng.integers(0, len(EXTREMES), 6)]
+    count = [min(max(n, 0), 2**53) for n in number]
+    value = [float(rng.choice([0.0, -1.0, 1.7e308, np.nan, np.inf])) for _ in range(3)]
+    beat = Heartbeat(
+        phase="stepping", progress=count[0], param_version=number[1], env_steps=count[2],
+        env_steps_per_s=value[0], episodes=count[3], mean_return=value[1],
+    )  # fmt: skip
+    report = EvaluationReport(
+        param_version=number[0], learner_step=number[1], env_steps=number[2], train_s=value[0],
+        returns=(value[1], value[2]),
+    )  # fmt: skip
+    chunk = chunk_to_arrays(vector_chunk([1, 2])) if rng.random() < 0.5 else {}
+    ids = {
+        "item_ids": np.array([n % 2**63 - rng.integers(2) for n in number], dtype=np.int64),
+        "priorities": np.array([*value, *value]),
+    }
+    permitted: dict[str, list[tuple[Message, dict[str, Array]]]] = {
+        "actor": [
+            (beat, {}),
+            (GetParams(newer_than=number[0]), {}),
+            (Insert(seq=int(rng.choice([0, 1, 2]))), chunk),
+            (Insert(seq=number[0]), chunk),
+        ],
+        "evaluator": [(beat, {}), (report, {})],
+        "learner": [
+            (Sample(request_id=number[0], batch_size=number[1]), {}),
+            (UpdatePriorities(), ids),
+            (Snapshot(snapshot_id=number[0]), {}),
+        ],
+        "operator": [(Snapshot(snapshot_id=number[0]), {})],
+    }
+    return permitted[role][int(rng.integers(len(permitted[role])))]
+
+
+def test_no_number_that_a_role_may_say_ends_a_daemon_or_fills_its_disk(tmp_path):
+    rng = np.random.default_rng(7)
+    with ExitStack() as stack:
+        house = House(tmp_path, stack, durability="log")
+        for _ in range(200):
+            endpoint, role = list(PERMITTED)[rng.integers(len(PERMITTED))]
+            epoch = int(EXTREMES[rng.integers(len(EXTREMES))])
+            greeting = hello(f"name_{rng.integers(20)}", role, epoch=epoch)
+            rest = [random_message(rng, role) for _ in range(9)]
+            house.answers(endpoint, (greeting, {}), *rest)
+        for server in (house.learner, house.replay):
+            encode(StatusReply(status=server.status()))
+        operator = hello("operator_1", "operator")
+        _, status = house.answers("learner.params", (operator, {}), (Status(), {}))
+        assert isinstance(status, StatusReply) and 0 < status.status["env_steps"] <= 2**53
+        found = house.replay.status()
+        assert found["inserted"] > 10 and found["updated_priorities"] + found["sampled"] > 0
+        assert found["log_bytes"] < 400_000
