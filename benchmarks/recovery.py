@@ -73,6 +73,17 @@ def chunk(run: RunDirectory, rng: np.random.Generator) -> Chunk:
     )
 
 
+def insert_until(client: InsertClient, poller: Poller, one: Chunk, items: int) -> float:
+    """Insert and wait until so many items are acknowledged; the seconds that it took."""
+    began = time.monotonic()
+    while client.inserted_items < items or client.unacknowledged:
+        poller.wait(0.01)
+        client.poll()
+        while client.has_credit and client.inserted_items < items:
+            client.insert(one)
+    return time.monotonic() - began
+
+
 def log_recovery(gigabytes: float) -> dict[str, object]:
     """Fill a server, kill it, and time the next one until it acknowledges."""
     with tempfile.TemporaryDirectory(prefix="apex-recovery-") as folder:
@@ -86,24 +97,13 @@ def log_recovery(gigabytes: float) -> dict[str, object]:
         client = InsertClient(run.endpoints().of("replay.insert"), hello)
         poller, one = Poller(client.client), chunk(run, rng)
         try:
-            began = time.monotonic()
-            while client.inserted_items < capacity or client.unacknowledged:
-                poller.wait(0.1)
-                client.poll()
-                while client.has_credit and client.inserted_items < capacity:
-                    client.insert(one)
-            filled_s = time.monotonic() - began
+            filled_s = insert_until(client, poller, one, capacity)
             log_bytes = sum(path.stat().st_size for path in run.replay.glob("*.log"))
             replay.send_signal(signal.SIGKILL)
             replay.wait()
             client.poll()
             began, replay = time.monotonic(), start(run)
-            done = client.inserted_items + ITEMS
-            while client.inserted_items < done or client.unacknowledged:
-                poller.wait(0.01)
-                client.poll()
-                if client.has_credit and client.inserted_items < done:
-                    client.insert(one)
+            insert_until(client, poller, one, client.inserted_items + ITEMS)
             back_s = time.monotonic() - began
         finally:
             client.close()
