@@ -47,9 +47,8 @@ def loaded(path: Path, *, insecure: bool = False, **changes: str) -> Endpoints:
 
 
 @pytest.fixture
-def runtime(tmp_path, monkeypatch) -> Path:
-    folder = tmp_path / "runtime"
-    folder.mkdir()
+def runtime(tmp_path_factory, monkeypatch) -> Path:
+    folder = tmp_path_factory.mktemp("r")  # short: a socket's path may have 107 bytes
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
     return folder
 
