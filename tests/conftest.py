@@ -47,6 +47,7 @@ def suite_processes(marker: str) -> list[int]:
     return found
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of whole suites run one after another, beside all others: two would share two cores."""
     for item in items:
