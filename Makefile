@@ -48,7 +48,7 @@ stop: $(STAMP)  ## end the newest run, attached actors too
 	@$(APEX) stop
 
 test: $(STAMP)  ## all tests; what CI runs
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+	@$(VENV)/bin/python -m pytest
 
 chaos: $(STAMP)  ## break a running suite for MINUTES and audit what was acknowledged
 	@$(VENV)/bin/python -m tests.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) \

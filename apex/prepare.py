@@ -22,6 +22,7 @@ from apex.extensions import NONE, Extensions
 from apex.replay.records import segments
 from apex.run_directory import RunDirectory, runs_root
 from apex.types import EnvSpec, Schema
+from apex.wire.keys import read_secret
 
 log = logging.getLogger("apex.prepare")
 
@@ -140,6 +141,8 @@ def prepare_run(
     run = RunDirectory(path)
     run.check_unused()
     endpoints = addresses.load(endpoints_file or addresses.default_file())
+    if endpoints.keys:
+        read_secret(Path(endpoints.keys) / "server.secret")
     config = fit_to_cores(config)
     config, spec, schema = check_config(config, extensions)
     config = fit_to_memory(config, schema)
@@ -172,8 +175,14 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
     facts = run.check_kept_environment()
     raw: dict[str, Any] = configuration.read_toml(run.config_file)
     config = fit_to_cores(configuration.parse(configuration.override(raw, settings)))
-    if not segments(run.replay):  # a log is of one capacity
+    before = run.config().replay.capacity
+    if not segments(run.replay) or config.replay.durability == "off":
         config = fit_to_memory(config, facts.schema)
+    elif config.replay.capacity != before:
+        raise ConfigError(
+            f"replay.capacity: {run.replay} holds a table of {before} items, not of "
+            f"{config.replay.capacity}; leave it, or remove that directory to start empty"
+        )
     configuration.check(config)
     check_schema(make_algorithm(config.algorithm, facts.env), facts.schema)
     run.write_config(config)

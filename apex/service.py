@@ -93,7 +93,8 @@ class Service:
         """Whether this run had this daemon before."""
 
     def _take_name(self) -> FileLock:
-        self.run.daemons.mkdir(exist_ok=True)
+        for folder in (self.run.daemons, self.run.metrics):  # another host has but three files
+            folder.mkdir(exist_ok=True)
         lock = FileLock(self.run.lock_file(self.name))
         if not lock.acquire():
             raise RunError(

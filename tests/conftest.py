@@ -47,14 +47,6 @@ def suite_processes(marker: str) -> list[int]:
     return found
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of whole suites run one after another, beside all others: two would share two cores."""
-    for item in items:
-        if {"suite", "make_suite"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.xdist_group("suites"))
-
-
 class Suite:
     """A run, and commands on it."""
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.chaos import run_chaos, table
 from tests.faults import Chaos
 
 
-@pytest.mark.xdist_group("suites")
 def test_a_minute_of_faults_loses_nothing(tmp_path: Path) -> None:
     chaos = Chaos(tmp_path, seed=2)
     run_chaos(chaos, minutes=1.0)

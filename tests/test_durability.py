@@ -74,6 +74,8 @@ def test_a_snapshot_is_resumed_with_another_number_of_actors(
         elif suite.run.pid(daemon):
             killed(suite, daemon)
     suite.wait_for(lambda s: s["run"]["health"] == "down", 30.0, "all is down")
+    refused = suite.apex("snapshot", timeout_s=20.0)
+    assert refused.returncode == 78 and "is down; `apex run --resume` starts it" in refused.stderr
     manifest = checkpoint.newest(suite.run.checkpoints).manifest
     assert manifest.learner_step >= step and manifest.env_steps > 0
     suite.start("--resume", "--actors", "3")

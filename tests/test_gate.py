@@ -222,6 +222,7 @@ def test_policies_know_whom_they_admit(folder, tmp_path):
 def test_secrets_are_their_owners_alone(folder, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in folder.glob("*.secret")} == {0o600}
     assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / ".gitignore").read_text() == "*\n"
     (folder / "actor.secret").chmod(0o640)
     with pytest.raises(EndpointError, match=r"can be read by others .*chmod 600"):
         keys.client_keys(folder, "actor")

@@ -11,7 +11,7 @@ import pytest
 from apex import machine, prepare
 from apex.config import load
 from apex.envs.registry import make_environments
-from apex.errors import CheckpointError, ConfigError, EnvError, RunError
+from apex.errors import CheckpointError, ConfigError, EndpointError, EnvError, RunError
 from apex.extensions import Extensions
 
 
@@ -73,6 +73,32 @@ def test_resume_refuses_what_does_not_fit_and_leaves_the_run_as_it_was(
     with pytest.raises(error, match=message):
         prepare.resume_run(run, [setting])
     assert run.config_file.read_text() == before
+
+
+def test_resume_refuses_another_capacity_while_there_is_a_log_and_writes_nothing(
+    tmp_path: Path,
+) -> None:
+    run = prepare.prepare_run(
+        tmp_path / "run", prepare.preset_config("cartpole", ["replay.capacity=5000"])
+    )
+    assert prepare.resume_run(run, ["replay.capacity=4000"]).replay.capacity == 4000
+    run.replay.mkdir()
+    (run.replay / "segment_0000000000_0011223344556677.log").touch()
+    with pytest.raises(ConfigError, match="holds a table of 4000 items, not of 3000"):
+        prepare.resume_run(run, ["replay.capacity=3000"])
+    assert run.config().replay.capacity == 4000
+    prepare.resume_run(run, ["replay.capacity=3000", "replay.durability=off"])
+
+
+def test_keys_that_are_not_there_are_told_before_anything_starts(tmp_path: Path) -> None:
+    endpoints = tmp_path / "endpoints.toml"
+    endpoints.write_text(
+        'keys = "nothere"\n[replay]\ninsert = "tcp://127.0.0.1:*"\n'
+        'sample = "tcp://127.0.0.1:*"\n[learner]\nparams = "tcp://127.0.0.1:*"\n'
+    )
+    with pytest.raises(EndpointError, match=r"nothere.*`apex keys new"):
+        prepare.prepare_run(tmp_path / "run", prepare.preset_config("cartpole", []), endpoints)
+    assert not (tmp_path / "run").exists()
 
 
 def test_resume_refuses_items_of_another_shape(tmp_path: Path) -> None:

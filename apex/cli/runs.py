@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from apex.cli.options import json_option, run_option, set_option
-from apex.errors import ExitCode, UsageError
+from apex.errors import ExitCode, RunError, UsageError
 from apex.run_directory import RunDirectory, all_runs, find_run
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ def snapshot(run_path: Path | None, as_json: bool) -> None:
     from apex.wire.messages import Snapshot, SnapshotReply
 
     run = find_run(run_path)
+    if "learner" not in run.living():
+        raise RunError(f"the learner of {run.path} is down; `apex run --resume` starts it")
     reply = request(run, "learner.params", Snapshot(), SNAPSHOT_TIMEOUT_S)
     assert isinstance(reply, SnapshotReply)
     saved, replay = reply.saved, reply.saved["replay"]

@@ -73,6 +73,7 @@ def make_folder(folder: Path) -> list[Key]:
     if folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise UsageError(f"{folder} can be written by others; name a new folder, or chmod go-w it")
     (folder / "authorized").mkdir(mode=0o700, exist_ok=True)
+    _keep_from_git(folder)
     server = new_key(SERVER, SERVER)
     _write(folder / "server.secret", server)
     _write(folder / "server.public", server.public_half)
@@ -101,6 +102,7 @@ def add_key(folder: Path, name: str, role: Role, target: Path) -> Key:
     if secret.exists():
         raise UsageError(f"{secret} is there already; name another folder for the new key")
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _keep_from_git(target)
     _write(target / "server.public", server)
     _write(secret, key)
     _write(authorized, key.public_half)
@@ -116,6 +118,11 @@ def revoke(folder: Path, name: str) -> None:
         known = ", ".join(sorted(key.name for key in authorized_keys(folder).values()))
         raise UsageError(f"{folder / 'authorized'} has no key {name!r}; it has {known or 'none'}")
     (folder / "authorized" / f"{name}.public").unlink()
+
+
+def _keep_from_git(folder: Path) -> None:
+    """Secrets in a checkout are soon published ones."""
+    (folder / ".gitignore").write_text("*\n")
 
 
 def _write(path: Path, key: Key) -> None:
