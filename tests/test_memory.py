@@ -100,7 +100,7 @@ def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: 
         # ARCHITECTURE's formula: column bytes + 8, 16 for the selector, what is in flight, a save.
         table = 200_000 * (52 + 8) + 262_144 * 16 + 64 * 4 * 32 * 60 + 72 * 200_000
         full = resident_bytes(replay.pid)
-        assert 0.3 * table < full - empty < table + 4e6
+        assert 0.3 * table < full - empty < table + 8e6  # and what the allocator keeps
         wait_until(lambda: turn() > 800_000, 60.0, "the table is new more than twice over")
         assert resident_bytes(replay.pid) - full < 4e6
     finally:
