@@ -88,14 +88,18 @@ class LearnerDaemon:
             on_snapshot=self._snapshots.ask,
         )
         self._server.membership.best_return = resumed.best_return if resumed else None
-        self._prefetcher = Prefetcher(
-            self._connect,
-            service.facts.schema,
-            algorithm.collate,
-            config.learner.prefetch,
-            config.learner.decode_threads,
-        )
+        self._prefetcher = self._make_prefetcher(algorithm)
         self._server.start()
+
+    def _make_prefetcher(self, algorithm: Algorithm) -> Prefetcher:
+        config = self._config.learner
+        return Prefetcher(
+            self._connect,
+            self._service.facts.schema,
+            algorithm.collate,
+            config.prefetch,
+            config.decode_threads,
+        )
 
     def _connect(self) -> SampleClient:
         return SampleClient(
