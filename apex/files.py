@@ -104,7 +104,7 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-TRIES, TRY_AGAIN_S = 10, 0.02
+TRIES, TRY_AGAIN_S = 100, 0.002
 
 
 class FileLock:

@@ -71,7 +71,7 @@ def test_lock_is_taken_while_others_only_look_at_it(tmp_path: Path) -> None:
         while not done.is_set():
             is_locked(path)
 
-    watchers = [threading.Thread(target=look)]  # of two, one would hold it nearly always
+    watchers = [threading.Thread(target=look) for _ in range(2)]
     for watcher in watchers:
         watcher.start()
     try:
