@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from apex import checkpoint, compute, cores, params
+from apex.acting.agent import greedy
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
 from apex.algos.registry import make_algorithm
@@ -19,11 +20,11 @@ from apex.envs.recreation import Recreation, close
 from apex.envs.registry import make_environments
 from apex.errors import EnvFaultError
 from apex.extensions import NONE, Extensions
-from apex.inference import evaluation_env
 from apex.learner.client import LearnerClient
 from apex.metrics import MetricsLog
 from apex.params import Publication
 from apex.service import Service, daemon_command
+from apex.trained_policy import evaluation_env
 from apex.wire.messages import EvaluationReport, Heartbeat, Phase
 from apex.wire.sockets import Poller
 
@@ -145,10 +146,7 @@ class EvaluatorDaemon:
         self._policy.load(params.decode(publication.data))
         loop = ActingLoop(
             self._environments,
-            self._policy,
-            None,
-            None,
-            clip_rewards=False,
+            greedy(self._policy, self._environments.spec, config.num_envs),
             seed=self._config.run.seed
             + EVALUATION_SEED
             + (self._count + self._recreation.faults) * config.num_envs,

@@ -14,11 +14,12 @@ from typing import NamedTuple, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from apex.acting.agent import greedy
 from apex.acting.loop import ActingLoop
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
 from apex.files import check_output
-from apex.inference import TrainedPolicy, evaluation_env
+from apex.trained_policy import TrainedPolicy, evaluation_env
 
 Picture = npt.NDArray[np.uint8]
 """`[H, W, 3]`."""
@@ -48,11 +49,11 @@ def play(policy: TrainedPolicy, episodes: int, seed: int) -> Iterator[Scene]:
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # gymnasium's own drawing needs no window
     environments = make_environments(evaluation_env(policy.config.env), 1, render=True)
     try:
-        loop = ActingLoop(environments, policy.policy, None, None, clip_rewards=False, seed=seed)
+        loop = ActingLoop(environments, greedy(policy.policy, environments.spec, 1), seed=seed)
         fps = environments.frames_per_second
         yield Scene(environments.render()[0], fps, None)
         while loop.episodes < episodes:
-            _, finished = loop.step()
+            finished = loop.step()
             result = finished[0][1] if finished else None
             yield Scene(environments.render()[0], fps, result)
     finally:

@@ -60,12 +60,12 @@ def daemon_body(name: str, extensions: Extensions) -> Callable[[Service], None]:
     if name == "learner":
         from apex.learner import daemon
 
-        return lambda service: daemon.body(service, extensions)
+        return lambda service: actor.body(service, extensions)
     if name == "evaluator":
         from apex import evaluator
 
         return lambda service: evaluator.body(service, extensions)
-    from apex import actor
+    from apex.actor import daemon as actor
 
     return lambda service: actor.body(service, extensions)
 

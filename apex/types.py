@@ -281,6 +281,25 @@ class Items:
         return len(self.item_ids)
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What a step of E environments gave, `[E]` each.
+
+    Args:
+        observations: `[E, *observation_shape]`.
+        rewards: `[E] float64`, neither clipped nor scaled.
+        terminated: the episode ended, and has no value beyond.
+        truncated: the episode was cut; its value goes on.
+        life_lost: learn as if terminated, though the episode goes on.
+    """
+
+    observations: Array
+    rewards: npt.NDArray[np.float64]
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+    life_lost: npt.NDArray[np.bool_]
+
+
 class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What an algorithm must know of an environment to build its network.
 

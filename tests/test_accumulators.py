@@ -11,7 +11,7 @@ import torch
 
 from apex import frames
 from apex.acting.accumulators import NStepAccumulator, VectorStep
-from apex.acting.loop import FrameStacker
+from apex.acting.agent import FrameStacker
 from apex.algos.apex_dqn import ApexDQN, ApexDQNConfig
 from apex.types import Chunk, EnvSpec, Samples
 from tests.builders import env_spec

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from apex import actor as actor_module
 from apex import params
-from apex.actor import ActorDaemon
-from apex.algos.registry import make_algorithm
+from apex.acting.agent import Agent
+from apex.acting.exploration import EpsilonGreedy
+from apex.actor import daemon
+from apex.actor.daemon import ActorDaemon
 from apex.envs.registry import EnvFactory
 from apex.extensions import Extensions
 from apex.params import Publication
@@ -28,19 +29,29 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def keep_priority(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process cannot take its niceness back."""
-    monkeypatch.setattr(actor_module.os, "nice", lambda increment: 0)
+    monkeypatch.setattr(daemon.os, "nice", lambda increment: 0)
 
 
 @contextmanager
 def actor_of(run: RunDirectory, make_env: EnvFactory | None = None) -> Iterator[ActorDaemon]:
     with service_of(run, "actor_000") as service:
-        algorithm = make_algorithm(service.config.algorithm, service.facts.env)
-        actor = ActorDaemon(service, algorithm, Extensions(make_env))
+        actor = ActorDaemon(service, Extensions(make_env))
         try:
             yield actor
         finally:
-            for part in (actor._environments, actor._learner, actor._replay, actor._metrics):
+            for part in (actor._environments, actor._learner, actor._inference, actor._metrics):
                 part.close()
+
+
+def agent_of(actor: ActorDaemon) -> Agent:
+    decider: Any = actor._inference
+    return decider._decider.agent
+
+
+def exploration_of(actor: ActorDaemon) -> EpsilonGreedy:
+    exploration = agent_of(actor).exploration
+    assert isinstance(exploration, EpsilonGreedy)
+    return exploration
 
 
 def test_actor_explores_by_the_rungs_of_its_slot_and_an_attached_one_between_them(tmp_path):
@@ -50,7 +61,7 @@ def test_actor_explores_by_the_rungs_of_its_slot_and_an_attached_one_between_the
         for slot, (first, second) in rungs.items():
             actor._start(slot, incarnation=0)
             expected = [0.4 ** (1 + 7 * first / 5), 0.4 ** (1 + 7 * second / 5)]
-            exploration: Any = actor._loop._exploration
+            exploration = exploration_of(actor)
             assert exploration.epsilons.tolist() == pytest.approx(expected)
 
 
@@ -62,14 +73,14 @@ def test_draws_and_starts_differ_by_seed_slot_environment_and_incarnation_and_re
         def play(seed: int, slot: int, incarnation: int) -> tuple[list[Any], list[Any]]:
             """Forty random actions of each environment, and where each began."""
             config = actor._config
-            actor._config = msgspec.structs.replace(
+            actor._config = actor._inference._config = msgspec.structs.replace(
                 config, run=msgspec.structs.replace(config.run, seed=seed)
             )
             actor._start(slot, incarnation)
-            exploration: Any = actor._loop._exploration
+            exploration = exploration_of(actor)
             exploration.epsilons = np.ones(2)
-            actions = [exploration(np.zeros(2, dtype=np.int64)) for _ in range(40)]
-            return np.array(actions).T.tolist(), actor._loop._observations.tolist()
+            actions = [exploration(np.zeros((2, 2))) for _ in range(40)]
+            return np.array(actions).T.tolist(), agent_of(actor).inputs.observations.tolist()
 
         for key in itertools.product((1, 2), (0, 1, 2), (0, 1)):
             draws[key], starts[key] = play(*key)
@@ -88,13 +99,17 @@ def test_actor_learns_from_clipped_rewards_and_lives_and_reports_whole_returns(t
         make_env=ThreeLives,
     )  # fmt: skip
     with actor_of(run, ThreeLives) as actor:
-        network = actor._algorithm.network()
+        network = actor._inference._algorithm.network()
         for number, learner_step in ((7, 700), (8, 800)):
-            actor._load(Publication(number, learner_step, 0, 0.0, params.encode(network), 0))
+            actor._inference.poll(
+                Publication(number, learner_step, 0, 0.0, params.encode(network), 0)
+            )
             if actor._loop is None:
                 actor._start(0, incarnation=0)
-            chunks = [chunk for _ in range(4) for chunk in actor._loop.step()[0]]
-            chunks += actor._loop.flush()
+            for _ in range(4):
+                actor._loop.step()
+            chunks = [*actor._inference._backlog, *agent_of(actor).flush()]
+            actor._inference._backlog.clear()
             names = ("n_step_return", "discount", "learner_step")
             items = [
                 tuple(c.columns[name][k] for name in names) for c in chunks for k in range(len(c))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from apex.acting.agent import Inputs
 from apex.acting.exploration import EpsilonGreedy
 from apex.algos.apex_dqn import (
     ApexDQN,
@@ -342,10 +343,12 @@ def test_policy_gives_the_value_of_the_action_that_it_took():
     policy = ApexDQN(ApexDQNConfig(stream_hidden=(5,)), SPEC).policy()
     observations = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     explore = EpsilonGreedy(np.full(40, 0.7), 4, [(env,) for env in range(40)])
-    actions, state, extras = policy.act(observations, None, explore)
+    zeros = np.zeros(40)
+    inputs = Inputs(observations, np.zeros((40, 0), np.float32), zeros.astype(np.int64), zeros)
+    actions, state, extras = policy.act(inputs, explore)
     q = q_by_hand(policy.network.state_dict(), torch.from_numpy(observations)).numpy()
-    greedy = policy.act(observations, None, None).actions
-    assert state is None and (greedy == q.argmax(1)).all() and (actions != greedy).any()
+    greedy = policy.act(inputs, None).actions
+    assert state.shape == (40, 0) and (greedy == q.argmax(1)).all() and (actions != greedy).any()
     np.testing.assert_allclose(extras["q_value"], q[np.arange(40), actions], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(extras["max_q"], q.max(1), rtol=1e-5, atol=1e-6)
 

@@ -12,7 +12,8 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from apex.acting.accumulators import NStepAccumulator
-from apex.acting.loop import ActingLoop, Decision
+from apex.acting.agent import Agent, Decision, LocalDecider
+from apex.acting.loop import ActingLoop
 from apex.envs.base import Environments
 from apex.envs.recreation import Recreation
 from apex.errors import EnvError, EnvFaultError
@@ -50,26 +51,26 @@ def counting(fails_at: int, num_envs: int = 1) -> Environments:
 class Idle:
     """A policy that does nothing and says so."""
 
-    def initial_state(self, num_envs: int) -> Any:
-        return None
+    core_size = 0
 
-    def act(self, observations, state, exploration) -> Decision:
-        zeros = np.zeros(len(observations))
-        return Decision(zeros.astype(np.int64), None, {"q_value": zeros})
+    def act(self, inputs, exploration) -> Decision:
+        zeros = np.zeros(len(inputs.observations))
+        return Decision(zeros.astype(np.int64), inputs.core_state, {"q_value": zeros})
 
 
-def make_loop(environments: Environments) -> ActingLoop:
+def make_loop(environments: Environments) -> tuple[ActingLoop, Agent]:
     accumulator = NStepAccumulator(
         environments.spec, environments.num_envs, n_step=3, discount=0.5, chunk_length=100,
         extra_names=["q_value"],
         initial_priorities=lambda columns, first, last: np.ones(len(columns["action"])),
     )  # fmt: skip
-    return ActingLoop(environments, Idle(), None, accumulator, clip_rewards=False, seed=0)
+    agent = Agent(environments.spec, environments.num_envs, 0, accumulator=accumulator)
+    return ActingLoop(environments, LocalDecider(Idle(), agent), seed=0), agent
 
 
-def rows(loop: ActingLoop) -> list[tuple[float, float, float, float]]:
+def rows(agent: Agent) -> list[tuple[float, float, float, float]]:
     """First observation, return, discount, bootstrap observation of each item."""
-    (chunk,) = loop.flush()
+    (chunk,) = agent.flush()
     columns = chunk.columns
     return list(
         zip(
@@ -92,16 +93,16 @@ CUT = [
 
 
 def test_a_fault_truncates_the_episode_at_its_last_observation_and_makes_no_transition():
-    loop = make_loop(counting(fails_at=6))
+    loop, agent = make_loop(counting(fails_at=6))
     for _ in range(5):
         loop.step()
     with pytest.raises(EnvFaultError, match=r"Counting-v0: step 6 raised .*fell off the table"):
         loop.step()
-    assert rows(loop) == CUT
+    assert rows(agent) == CUT
 
 
 def test_episodes_in_environments_made_anew_begin_afresh():
-    loop = make_loop(counting(fails_at=6))
+    loop, agent = make_loop(counting(fails_at=6))
     for _ in range(5):
         loop.step()
     with pytest.raises(EnvFaultError):
@@ -109,7 +110,7 @@ def test_episodes_in_environments_made_anew_begin_afresh():
     loop.begin(counting(fails_at=1000), seed=1)
     for _ in range(4):
         loop.step()
-    items = rows(loop)
+    items = rows(agent)
     assert items[:5] == CUT and items[5] == (0.0, 1.75, 0.125, 3.0) and len(items) == 6
     assert loop.env_steps == 9 and loop.episodes == 0
 

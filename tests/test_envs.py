@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from apex.acting.loop import ActingLoop, Decision, play_episodes
+from apex.acting.agent import Agent, Decision, LocalDecider, greedy
+from apex.acting.loop import ActingLoop, play_episodes
 from apex.config import EnvConfig
 from apex.envs.base import Environments
 from apex.envs.registry import make_environments
@@ -344,12 +345,12 @@ class ZeroPolicy:
     def __init__(self) -> None:
         self.seen: list[list[float]] = []
 
-    def initial_state(self, num_envs):
-        return None
+    core_size = 0
 
-    def act(self, observations, state, exploration):
-        self.seen.append(observations[:, 0].tolist())
-        return Decision(np.zeros(len(observations), dtype=np.int64), None, {})
+    def act(self, inputs, exploration):
+        self.seen.append(inputs.observations[:, 0].tolist())
+        actions = np.zeros(len(inputs.observations), dtype=np.int64)
+        return Decision(actions, inputs.core_state, {})
 
 
 class Recorder:
@@ -367,8 +368,9 @@ def test_loop_clips_what_is_learned_from_and_reports_whole_returns(closing):
     environments = own(Countdown)
     closing.append(environments)
     recorder, policy = Recorder(), ZeroPolicy()
-    loop = ActingLoop(environments, policy, None, recorder, clip_rewards=True, seed=0)
-    finished = [loop.step()[1] for _ in range(8)]
+    agent = Agent(environments.spec, 2, 0, accumulator=recorder, clip_rewards=True)
+    loop = ActingLoop(environments, LocalDecider(policy, agent), seed=0)
+    finished = [loop.step() for _ in range(8)]
     assert finished == [[], [], [(0, 15.0), (1, 15.0)], [], [], [], [(0, 15.0), (1, 15.0)], []]
     assert [step.rewards[0] for step in recorder.steps] == [1, 1, 1, 0, 1, 1, 1, 0]
     ignored = [bool(step.ignored[0]) for step in recorder.steps]
@@ -384,7 +386,7 @@ def test_evaluation_takes_the_same_number_of_episodes_from_each_environment(clos
     lengths = iter([1, 4])
     environments = own(lambda: Countdown(next(lengths)))
     closing.append(environments)
-    loop = ActingLoop(environments, ZeroPolicy(), None, None, clip_rewards=False, seed=0)
+    loop = ActingLoop(environments, greedy(ZeroPolicy(), environments.spec, 2), seed=0)
     assert play_episodes(loop, 2, 6, lambda: True) == [5.0] * 3 + [20.0] * 3
 
 
@@ -397,7 +399,7 @@ class BothEnds(Countdown):
 def test_episode_that_is_terminated_and_truncated_at_once_is_one_episode(closing):
     environments = own(BothEnds)
     closing.append(environments)
-    loop = ActingLoop(environments, ZeroPolicy(), None, None, clip_rewards=False, seed=0)
+    loop = ActingLoop(environments, greedy(ZeroPolicy(), environments.spec, 2), seed=0)
     assert play_episodes(loop, 2, 4, lambda: True) == [15.0] * 4
     assert loop.episodes == 4 and loop.env_steps == 12
 
@@ -405,7 +407,7 @@ def test_episode_that_is_terminated_and_truncated_at_once_is_one_episode(closing
 def test_evaluation_ends_early_when_told_to(closing):
     environments = own(Countdown)
     closing.append(environments)
-    loop = ActingLoop(environments, ZeroPolicy(), None, None, clip_rewards=False, seed=0)
+    loop = ActingLoop(environments, greedy(ZeroPolicy(), environments.spec, 2), seed=0)
     answers = iter([True, True, False])
     assert play_episodes(loop, 2, 2, lambda: next(answers)) is None
     assert loop.env_steps == 4

@@ -16,9 +16,9 @@ from apex import checkpoint, evaluator, params
 from apex.algos.registry import make_algorithm
 from apex.evaluator import EvaluatorDaemon
 from apex.extensions import Extensions
-from apex.inference import evaluation_env
 from apex.params import Publication
 from apex.run_directory import RunDirectory
+from apex.trained_policy import evaluation_env
 from apex.wire.messages import EvaluationReport
 from tests.services import ThreeLives, prepared, service_of
 

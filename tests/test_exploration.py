@@ -48,7 +48,7 @@ def test_one_actor_with_one_environment_stands_on_rung_zero():
 
 def draws(epsilons: list[float], seeds: list[tuple[int, ...]], count: int = 50) -> np.ndarray:
     explore = EpsilonGreedy(np.array(epsilons), 6, seeds)
-    return np.stack([explore(np.zeros(len(seeds), dtype=np.int64)) for _ in range(count)])
+    return np.stack([explore(np.eye(6)[[0] * len(seeds)]) for _ in range(count)])
 
 
 def test_draws_of_an_environment_do_not_depend_on_its_neighbours():
@@ -74,7 +74,7 @@ def test_share_of_random_actions_is_epsilon_of_a_uniform_draw():
 
 def test_greedy_actions_are_kept_and_not_changed_in_place():
     explore = EpsilonGreedy(np.array([0.0, 1.0]), 2, [(0,), (1,)])
-    greedy = np.array([1, 1])
-    taken = np.stack([explore(greedy) for _ in range(30)])
+    values = np.array([[0.0, 1.0], [2.0, 3.0]])
+    taken = np.stack([explore(values) for _ in range(30)])
     assert (taken[:, 0] == 1).all() and set(taken[:, 1].tolist()) == {0, 1}
-    assert greedy.tolist() == [1, 1]
+    assert values.tolist() == [[0.0, 1.0], [2.0, 3.0]]

@@ -15,7 +15,7 @@ from apex.config import EnvConfig
 from apex.envs.registry import make_environments
 from apex.errors import EnvFaultError, UsageError
 from apex.film import Scene
-from apex.inference import load_policy
+from apex.trained_policy import load_policy
 
 CARTPOLE = Path(film.__file__).parent / "pretrained" / "cartpole"
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from apex.acting.loop import ActingLoop, Decision
+from apex.acting.agent import Agent, Decision, Inputs, LocalDecider
+from apex.acting.loop import ActingLoop
 from apex.algos.registry import make_algorithm
 from apex.cli.statuses import ask
 from apex.envs.registry import make_environments
@@ -35,13 +36,12 @@ class RandomPolicy:
     def __init__(self) -> None:
         self._rng = np.random.default_rng(1)
 
-    def initial_state(self, num_envs: int) -> None:
-        return None
+    core_size = 0
 
-    def act(self, observations: object, state: object, exploration: object) -> Decision:
+    def act(self, inputs: Inputs, exploration: object) -> Decision:
         zeros = np.zeros(NUM_ENVS)
         actions = self._rng.integers(0, 6, NUM_ENVS)
-        return Decision(actions, None, {"q_value": zeros, "max_q": zeros + 1.0})
+        return Decision(actions, inputs.core_state, {"q_value": zeros, "max_q": zeros + 1.0})
 
 
 def test_100000_pong_transitions_cost_the_replay_process_at_most_60_mb(suite: Suite) -> None:
@@ -186,16 +186,13 @@ def hello(run: RunDirectory, name: str = "actor_000") -> Hello:
 def insert_transitions(run: RunDirectory, client: InsertClient) -> None:
     config = run.config()
     algorithm = make_algorithm(config.algorithm, run.facts().env)
-    loop = ActingLoop(
-        make_environments(config.env, NUM_ENVS),
-        RandomPolicy(),
-        None,
-        algorithm.accumulator(NUM_ENVS, config.actor.chunk_length),
-        clip_rewards=True,
-        seed=1,
-    )
+    accumulator = algorithm.accumulator(NUM_ENVS, config.actor.chunk_length)
+    agent = Agent(algorithm.spec, NUM_ENVS, 0, accumulator=accumulator, clip_rewards=True)
+    decider = LocalDecider(RandomPolicy(), agent)
+    loop = ActingLoop(make_environments(config.env, NUM_ENVS), decider, seed=1)
     while client.inserted_items < TRANSITIONS:
-        for chunk in loop.step()[0]:
+        loop.step()
+        for chunk in agent.take_chunks():
             wait_until(lambda: client.poll() or client.has_credit, 30.0, "credit")
             client.insert(chunk)
     wait_until(lambda: client.poll() or not client.unacknowledged, 30.0, "all acknowledged")

@@ -19,6 +19,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
+from apex.acting.agent import Agent, LocalDecider
 from apex.acting.loop import ActingLoop
 from apex.algos import apex_dqn
 from apex.algos.apex_dqn import ApexDQN, ApexDQNConfig
@@ -159,14 +160,16 @@ class Real:
         self._open_replay(folder, stack)
         num_envs = environments.num_envs
         seeds = [(5, 0, env) for env in range(num_envs)]
-        self.loop = ActingLoop(
-            environments,
-            self.policy,
-            self.algorithm.exploration(np.arange(float(num_envs)), num_envs, seeds),
-            self.algorithm.accumulator(num_envs, CHUNK),
+        self.agent = Agent(
+            environments.spec,
+            num_envs,
+            self.policy.core_size,
+            exploration=self.algorithm.exploration(np.arange(float(num_envs)), num_envs, seeds),
+            accumulator=self.algorithm.accumulator(num_envs, CHUNK),
             clip_rewards=True,
-            seed=1,
         )
+        self.decider = LocalDecider(self.policy, self.agent)
+        self.loop = ActingLoop(environments, self.decider, seed=1)
         self.publish(0)
 
     def _open_replay(self, folder: Path, stack: ExitStack) -> None:
@@ -207,7 +210,7 @@ class Real:
     def publish(self, learner_step: int) -> None:
         """Let the learner's parameters act."""
         self.policy.load(self.learner.network.state_dict())
-        self.loop.learner_step = learner_step
+        self.decider.learner_step = learner_step
 
     def insert(self, sent: Sequence[Chunk]) -> None:
         """Insert chunks, and wait until they are in the table."""
@@ -286,8 +289,9 @@ def check_items(real: Real, oracle: Oracle, samples: Samples, items: list[Transi
 
 def act(real: Real, oracle: Oracle, steps: int) -> None:
     """Act and insert, or with no steps insert what is left; compare every chunk, then the table."""
-    sent = [chunk for _ in range(steps) for chunk in real.loop.step()[0]]
-    sent += [] if steps else real.loop.flush()
+    for _ in range(steps):
+        real.loop.step()
+    sent = real.agent.take_chunks() if steps else real.agent.flush()
     oracle.act(steps)
     expected = oracle.insert(real.recorder.stream(), flush=not steps)
     assert [len(chunk) for chunk in sent] == [len(items) for items, _ in expected]

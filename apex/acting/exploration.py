@@ -1,4 +1,4 @@
-"""Exploration: the epsilon ladder of Ape-X, and epsilon-greedy choice of actions."""
+"""Exploration: the epsilon ladder of Ape-X, epsilon-greedy actions, and sampled ones."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def ladder_positions(slot: int, num_actors: int, num_envs: int) -> Floats:
     own, extra = slot % num_actors, slot >= num_actors
     rungs = own + num_actors * np.arange(num_envs, dtype=np.float64)
     return np.minimum(rungs + 0.5 * extra, num_actors * num_envs - 1)
+
+
+def place_seeds(seed: int, slot: int, incarnation: int, num_envs: int) -> list[tuple[int, ...]]:
+    """A seed for each environment of the actor in a slot, another one at each of its starts."""
+    return [(seed, slot, env, incarnation) for env in range(num_envs)]
 
 
 def epsilon_ladder(positions: Floats, size: int, epsilon: float, alpha: float) -> Floats:
@@ -59,9 +64,9 @@ class EpsilonGreedy:
         """The range of epsilons."""
         return f"epsilon {self.epsilons.min():.4f} to {self.epsilons.max():.4f}"
 
-    def __call__(self, greedy: Ints) -> Ints:
-        """Actions to take, `[E]`, given the greedy ones."""
-        actions: Ints = greedy.copy()
+    def __call__(self, values: Floats) -> Ints:
+        """Actions `[E]` from action values `[E, A]`."""
+        actions: Ints = values.argmax(axis=1)
         for env, generator in enumerate(self._generators):
             if generator.random() < self.epsilons[env]:
                 actions[env] = generator.integers(self._num_actions)

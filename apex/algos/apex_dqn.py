@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from apex.acting.accumulators import NStepAccumulator
+from apex.acting.agent import Decision, Exploration, Inputs
 from apex.acting.exploration import EpsilonGreedy, epsilon_ladder
-from apex.acting.loop import Decision, Exploration
 from apex.algos.base import Algorithm, Learner, Policy
 from apex.config import (
     NonNegativeFloat,
@@ -180,15 +180,14 @@ class QPolicy(Policy):
         self.network = network.eval()
 
     @torch.inference_mode()
-    def act(self, observations: Array, state: Any, exploration: Exploration | None) -> Decision:
-        q_values = self.network(torch.from_numpy(observations)).numpy()
-        greedy = q_values.argmax(axis=1)
-        actions = greedy if exploration is None else exploration(greedy)
+    def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
+        q_values = self.network(torch.from_numpy(inputs.observations)).numpy()
+        actions = q_values.argmax(axis=1) if exploration is None else exploration(q_values)
         extras = {
             Q_VALUE: q_values[np.arange(len(actions)), actions].astype(np.float64),
             MAX_Q: q_values.max(axis=1).astype(np.float64),
         }
-        return Decision(actions, None, extras)
+        return Decision(actions, inputs.core_state, extras)
 
 
 class DQNLearner(Learner):

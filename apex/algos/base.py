@@ -13,26 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from apex.acting.accumulators import Accumulator
-from apex.acting.loop import Decision, Exploration
-from apex.types import Array, Arrays, EnvSpec, Items, Schema
+from apex.acting.agent import Decision, Exploration, Inputs
+from apex.types import Arrays, EnvSpec, Items, Schema
 
 
 class Policy(ABC):
     """A network that acts. The actor and the evaluator load each new publication into it."""
 
     network: nn.Module
-
-    def initial_state(self, num_envs: int) -> Any:
-        """The recurrent state at an episode's start; None for a policy without memory."""
-        return None
+    core_size: int = 0
+    """Numbers in the recurrent state of one environment; 0: the policy has no memory."""
 
     @abstractmethod
-    def act(self, observations: Array, state: Any, exploration: Exploration | None) -> Decision:
+    def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
         """Decide for E environments.
 
         Args:
-            observations: `[E, *policy_shape]`.
-            state: from `initial_state` or the last decision.
+            inputs: what is seen of them.
             exploration: None for the greedy policy.
         """
 

@@ -15,7 +15,7 @@ from apex.errors import UsageError
 from apex.run_directory import find_run
 
 if TYPE_CHECKING:
-    from apex.inference import TrainedPolicy
+    from apex.trained_policy import TrainedPolicy
 
 
 def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -90,7 +90,7 @@ def _policy(
     if sum(given is not None for given in (checkpoint, run_path, pretrained)) > 1:
         raise UsageError("expected one of CHECKPOINT, --run and --pretrained")
     from apex import compute
-    from apex.inference import load_policy
+    from apex.trained_policy import load_policy
 
     compute.set_up(threads=1)
     if pretrained is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -11,22 +10,9 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from apex.errors import EnvError, EnvFaultError
-from apex.types import Array, EnvSpec
-
-Bools = npt.NDArray[np.bool_]
+from apex.types import Array, EnvSpec, StepResult
 
 DEFAULT_FPS = 30.0
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step of E environments gave, `[E]` each."""
-
-    observations: Array
-    rewards: npt.NDArray[np.float64]
-    terminated: Bools
-    truncated: Bools
-    life_lost: Bools
 
 
 class Environments:

@@ -1,23 +1,21 @@
-"""The actor daemon: steps environments, explores, and inserts what it sees."""
+"""The actor daemon: steps environments, and does what its inference decides."""
 
 from __future__ import annotations
 
 import logging
 import os
 import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import click
 import numpy as np
 
-from apex import compute, params
-from apex.acting.exploration import ladder_positions
-from apex.acting.loop import ActingLoop
-from apex.algos.base import Algorithm, Policy
-from apex.algos.registry import check_schema, make_algorithm
+from apex.acting.exploration import place_seeds
+from apex.acting.loop import ActingLoop, Decider
+from apex.actor.local import LocalInference
 from apex.envs.base import Environments
 from apex.envs.recreation import Recreation, close
 from apex.envs.registry import make_environments
@@ -26,9 +24,8 @@ from apex.extensions import NONE, Extensions
 from apex.learner.client import LearnerClient
 from apex.metrics import MetricsLog, Rate
 from apex.params import Publication
-from apex.replay.client import InsertClient
 from apex.service import Service, run_from_options, run_options, serve
-from apex.types import Chunk
+from apex.wire.client import Client
 from apex.wire.messages import Heartbeat, Phase
 from apex.wire.sockets import Poller
 
@@ -39,31 +36,62 @@ DRAIN_S = 3.0
 METRICS_PERIOD_S = 10.0
 
 
+class Inference(Decider, Protocol):
+    """Decides for an actor and takes what comes of it, in this process or in another."""
+
+    @property
+    def client(self) -> Client:
+        """The connection whose messages `poll` takes."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can start."""
+
+    @property
+    def waiting(self) -> Phase | None:
+        """What the next step waits for."""
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing is left that could still be handed over."""
+
+    def start(self, slot: int, incarnation: int) -> str:
+        """Take the actor's place on the exploration ladder; says how it explores."""
+
+    def poll(self, publication: Publication | None) -> None:
+        """Take what has arrived, and newer parameters where there are any."""
+
+    def finish(self) -> None:
+        """Hand over what is complete, for an orderly end."""
+
+    def metrics(self) -> dict[str, Any]:
+        """Figures of its own."""
+
+    def close(self) -> None:
+        """Close its connection."""
+
+
 class ActorDaemon:
     """Steps environments until it is asked to stop."""
 
-    def __init__(self, service: Service, algorithm: Algorithm, extensions: Extensions) -> None:
+    def __init__(self, service: Service, extensions: Extensions) -> None:
         self._service = service
         self._config = service.config
-        self._algorithm = algorithm
-        self._policy: Policy = algorithm.policy()
         make = partial(
             make_environments, service.config.env, service.config.actor.num_envs,
             extensions.make_env,
         )  # fmt: skip
         self._recreation = Recreation(make)
         self._environments = self._recreation.first(made_before=service.restarted)
-        hello = service.hello("actor")
-        self._learner = LearnerClient(service.endpoints.of("learner.params"), hello)
-        self._replay = InsertClient(service.endpoints.of("replay.insert"), hello)
-        self._poller = Poller(self._learner.client, self._replay.client)
+        self._learner = LearnerClient(
+            service.endpoints.of("learner.params"), service.hello("actor")
+        )
+        self._inference: Inference = LocalInference(service, extensions, self._learner)
+        self._poller = Poller(self._learner.client, self._inference.client)
         self._attached = actor_index(service.name) >= self._config.actor.count
-        self._backlog: deque[Chunk] = deque()
         self._loop: ActingLoop | None = None
         self._begin: Callable[[Environments], None] | None = None
         """Begins episodes, once the learner has given this actor its place."""
-        self._learner_step = 0
-        self._steps_to_refresh = 0
         self._phase: Phase = "starting"
         self._rate, self._wait_rate = Rate(), Rate()
         self._metrics = MetricsLog(
@@ -74,50 +102,40 @@ class ActorDaemon:
     def run(self) -> None:
         """Act until the end."""
         try:
-            self._wait_for_learner()
+            self._wait_for_peers()
             while not self._service.stopping:
                 self._turn()
             self._drain()
         finally:
             close(self._environments)
             self._learner.close()
-            self._replay.close()
+            self._inference.close()
             self._metrics.close()
 
-    def _wait_for_learner(self) -> None:
-        """Wait for a slot on the epsilon ladder and the first parameters, then start."""
+    def _wait_for_peers(self) -> None:
+        """Wait for a slot on the exploration ladder and for inference, then start."""
         log.info("waiting for the learner at %s", self._service.endpoints.learner.params)
         self._phase = "waiting_for_peer"
         while not self._service.stopping and self._begin is None:
             self._wait_a_moment()
-            self._learner.ask_for_params()
-            if self._learner.welcome is not None and self._learner.param_version >= 0:
-                self._start(self._learner.welcome.slot, self._learner.welcome.incarnation)
+            welcome = self._learner.welcome
+            if welcome is not None and self._inference.ready:
+                self._start(welcome.slot, welcome.incarnation)
 
     def _start(self, slot: int, incarnation: int) -> None:
         config, num_envs = self._config, self._config.actor.num_envs
-        ladder_size = config.actor.count * num_envs
-        positions = ladder_positions(slot, config.actor.count, num_envs)
-        seeds = [(config.run.seed, slot, env, incarnation) for env in range(num_envs)]
-        exploration = self._algorithm.exploration(positions, ladder_size, seeds)
+        explores = self._inference.start(slot, incarnation)
         os.nice(config.actor.nice)
-        log.info("stepping %d environments in slot %d, %s", num_envs, slot, exploration.describe())
+        log.info("stepping %d environments in slot %d, %s", num_envs, slot, explores)
+        first_seed = place_seeds(config.run.seed, slot, incarnation, num_envs)[0]
 
         def begin(environments: Environments) -> None:
-            sequence = np.random.SeedSequence((*seeds[0], 1 + self._recreation.faults))
+            sequence = np.random.SeedSequence((*first_seed, 1 + self._recreation.faults))
             seed = int(sequence.generate_state(1)[0] >> 2)
             if self._loop is not None:
                 self._loop.begin(environments, seed)
-                return
-            self._loop = ActingLoop(
-                environments,
-                self._policy,
-                exploration,
-                self._algorithm.accumulator(num_envs, config.actor.chunk_length),
-                clip_rewards=config.env.clip_rewards,
-                seed=seed,
-            )
-            self._loop.learner_step = self._learner_step
+            else:
+                self._loop = ActingLoop(environments, self._inference, seed=seed)
 
         self._begin, self._loop = begin, None
         if self._environments is None:
@@ -143,31 +161,22 @@ class ActorDaemon:
     def _turn(self) -> None:
         assert self._begin is not None
         self._poll()
-        self._insert_backlog()
         if self._recreation.due is not None or self._loop is None:
             self._recreate(self._begin)
             return
-        if len(self._backlog) > self._config.actor.num_envs:
-            self._phase = "waiting_for_credit" if self._replay.client.ready else "waiting_for_peer"
+        waiting = self._inference.waiting
+        if waiting is not None:
+            self._phase = waiting
             self._wait_a_moment()
             return
         self._phase = "stepping"
         before = self._loop.env_steps
         try:
-            chunks, _ = self._loop.step()
+            self._loop.step()
         except EnvFaultError as error:
             self._fault(error)
             return
-        self._backlog.extend(chunks)
         self._rate.add(self._loop.env_steps - before)
-        self._steps_to_refresh -= self._config.actor.num_envs
-        if self._steps_to_refresh <= 0:
-            self._steps_to_refresh = self._config.actor.parameter_period
-            self._learner.ask_for_params()
-
-    def _insert_backlog(self) -> None:
-        while self._backlog and self._replay.has_credit:
-            self._replay.insert(self._backlog.popleft())
 
     def _wait_a_moment(self) -> None:
         started = time.monotonic()
@@ -178,10 +187,7 @@ class ActorDaemon:
     def _poll(self) -> None:
         """Take what has arrived, and say that this actor is alive."""
         self._service.beat()
-        publication = self._learner.poll()
-        if publication is not None:
-            self._load(publication)
-        self._replay.poll()
+        self._inference.poll(self._learner.poll())
         self._learner.heartbeat(self._heartbeat)
         now = time.monotonic()
         patience_s = self._config.actor.learner_patience_s
@@ -190,12 +196,6 @@ class ActorDaemon:
         if now >= self._next_metrics:
             self._next_metrics = now + METRICS_PERIOD_S
             self._write_metrics()
-
-    def _load(self, publication: Publication) -> None:
-        self._policy.load(params.decode(publication.data))
-        self._learner_step = publication.learner_step
-        if self._loop is not None:
-            self._loop.learner_step = publication.learner_step
 
     def _heartbeat(self) -> Heartbeat:
         loop = self._loop
@@ -223,25 +223,17 @@ class ActorDaemon:
                 "episodes": beat.episodes,
                 "mean_return": beat.mean_return,
                 "param_version": beat.param_version,
-                "learner_step": self._learner_step,
-                "param_staleness": max(0, self._learner.learner_step - self._learner_step),
-                "inserted_items": self._replay.inserted_items,
-                "unacknowledged_chunks": self._replay.unacknowledged,
-                "backlog_chunks": len(self._backlog),
                 "env_faults": beat.env_faults,
+                **self._inference.metrics(),
             },
             step=beat.env_steps,
         )
 
     def _drain(self) -> None:
         """Hand over what is complete, wait briefly for its acknowledgement, and say goodbye."""
-        if self._loop is not None:
-            self._backlog.extend(self._loop.flush())
+        self._inference.finish()
         deadline = time.monotonic() + DRAIN_S
-        while (self._backlog or self._replay.unacknowledged) and time.monotonic() < deadline:
-            self._insert_backlog()
-            if not self._replay.client.ready:
-                break
+        while not self._inference.drained and time.monotonic() < deadline:
             self._wait_a_moment()
         self._phase = "leaving"
         self._learner.leave(self._heartbeat())
@@ -249,11 +241,7 @@ class ActorDaemon:
 
 def body(service: Service, extensions: Extensions = NONE) -> None:
     """Act until asked to stop."""
-    compute.set_up(service.config.actor.torch_threads)
-    facts = service.facts
-    algorithm = make_algorithm(service.config.algorithm, facts.env, extensions.algorithm)
-    check_schema(algorithm, facts.schema)
-    ActorDaemon(service, algorithm, extensions).run()
+    ActorDaemon(service, extensions).run()
 
 
 @click.command(name="actor", help="Step environments and insert what happens into replay.")

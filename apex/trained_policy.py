@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apex import checkpoint
+from apex.acting.agent import Decision, Inputs, greedy
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
 from apex.algos.registry import make_algorithm
@@ -40,14 +41,20 @@ class TrainedPolicy:
         algorithm = make_algorithm(self.config.algorithm, self.manifest.env, extensions.algorithm)
         self.policy: Policy = algorithm.policy()
         self.policy.load(source.parameters())
-        self._state = None
+        self._decision: Decision | None = None
 
-    def act(self, observations: Array) -> npt.NDArray[np.int64]:
-        """Greedy actions.
+    def begin(self) -> None:
+        """The next observations begin episodes: a policy with memory forgets those before."""
+        self._decision = None
+
+    def act(self, observations: Array, rewards: npt.ArrayLike = 0.0) -> npt.NDArray[np.int64]:
+        """Greedy actions; a policy with memory goes on from the last call.
 
         Args:
             observations: `[E, *policy_shape]`, for images the last `frame_stack` frames of each
                 environment, oldest first; or one such observation without `E`.
+            rewards: `[E]`, of the step before, clipped where `env.clip_rewards`; read by policies
+                that see rewards.
 
         Returns:
             `[E] int64`, or one action.
@@ -58,9 +65,25 @@ class TrainedPolicy:
         if not single and observations.shape[1:] != shape:
             raise UsageError(f"expected observations {('E', *shape)}, got {observations.shape}")
         batch = observations[None] if single else observations
-        decision = self.policy.act(np.ascontiguousarray(batch), self._state, None)
-        self._state = decision.state
-        return decision.actions[0] if single else decision.actions
+        self._decision = self.policy.act(self._inputs(batch, rewards), None)
+        actions = self._decision.actions
+        return actions[0] if single else actions
+
+    def _inputs(self, observations: Array, rewards: npt.ArrayLike) -> Inputs:
+        count, last = len(observations), self._decision
+        if last is not None and len(last.actions) != count:
+            if self.policy.core_size:
+                raise UsageError(
+                    f"expected observations of {len(last.actions)} environments as before, got "
+                    f"{count}; call begin() first"
+                )
+            last = None
+        return Inputs(
+            np.ascontiguousarray(observations),
+            last.core_state if last else np.zeros((count, self.policy.core_size), np.float32),
+            last.actions if last else np.zeros(count, dtype=np.int64),
+            np.broadcast_to(np.asarray(rewards, dtype=np.float32), count),
+        )
 
     def play(
         self,
@@ -75,7 +98,8 @@ class TrainedPolicy:
             evaluation_env(self.config.env), num_envs, extensions.make_env
         )
         try:
-            loop = ActingLoop(environments, self.policy, None, None, clip_rewards=False, seed=seed)
+            decider = greedy(self.policy, environments.spec, num_envs)
+            loop = ActingLoop(environments, decider, seed=seed)
             return play_episodes(loop, num_envs, episodes, proceed) or []
         finally:
             environments.close()

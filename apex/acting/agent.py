@@ -1,0 +1,271 @@
+"""The side of acting that needs no environment: what a policy sees, decides, and is learned from.
+
+An `Agent` keeps this for the environments of one actor. It stands in the actor's own process, or
+in the inference server's, where one call of the policy decides for many agents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from apex.acting.accumulators import Accumulator, VectorStep
+from apex.types import Array, Arrays, Chunk, EnvSpec, StepResult
+
+Bools = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+
+class Inputs(NamedTuple):
+    """What a policy sees of E environments."""
+
+    observations: Array
+    """`[E, *policy_shape]`."""
+    core_state: npt.NDArray[np.float32]
+    """`[E, core_size]`, recurrent state; zeros where an episode begins."""
+    last_actions: Ints
+    """`[E]`, of the step before; 0 where an episode begins."""
+    last_rewards: npt.NDArray[np.float32]
+    """`[E]`, of the step before, as learned from; 0 where an episode begins."""
+
+    @classmethod
+    def joined(cls, parts: Sequence[Inputs]) -> Inputs:
+        """Those of several agents, one after the other."""
+        return parts[0] if len(parts) == 1 else cls(*map(np.concatenate, zip(*parts)))
+
+
+class Decision(NamedTuple):
+    """What a policy decided for E environments."""
+
+    actions: Ints
+    core_state: npt.NDArray[np.float32]
+    """`[E, core_size]`, after this step."""
+    extras: Arrays
+    """What items are made of besides: `[E, ...]` each."""
+
+    def rows(self, begin: int, end: int) -> Decision:
+        """What was decided for some of the environments."""
+        extras = {name: array[begin:end] for name, array in self.extras.items()}
+        return Decision(self.actions[begin:end], self.core_state[begin:end], extras)
+
+
+class Exploration(Protocol):
+    """Chooses actions from what a policy computed, for each environment in its own measure."""
+
+    def __call__(self, values: Array) -> Ints:
+        """Actions `[E]` from action values or logits `[E, A]`."""
+
+    def describe(self) -> str:
+        """For the log: how much it explores."""
+
+
+class JoinedExploration:
+    """The explorations of several agents as one.
+
+    Args:
+        parts: with the number of environments of each.
+    """
+
+    def __init__(self, parts: Sequence[tuple[Exploration, int]]) -> None:
+        self._parts = parts
+
+    def __call__(self, values: Array) -> Ints:
+        """Each agent's own exploration for its own rows."""
+        edges = np.cumsum([0, *(size for _, size in self._parts)])
+        return np.concatenate(
+            [one(values[begin : begin + n]) for (one, n), begin in zip(self._parts, edges)]
+        )
+
+    def describe(self) -> str:
+        """That of each."""
+        return ", ".join(one.describe() for one, _ in self._parts)
+
+
+class ActingPolicy(Protocol):
+    """Chooses actions for E environments."""
+
+    core_size: int
+    """Numbers in the recurrent state of one environment; 0: it has no memory."""
+
+    def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
+        """Decide; greedily where `exploration` is None."""
+
+
+class FrameStacker:
+    """Keeps the last `depth` frames of E environments; before an episode's start they are zero.
+
+    With a depth of 0 observations pass through.
+    """
+
+    def __init__(self, depth: int) -> None:
+        self._depth = depth
+        self._stack: Array | None = None
+
+    def push(self, observations: Array, first: Bools) -> Array:
+        """Add one frame an environment.
+
+        Args:
+            observations: `[E, ...]`.
+            first: `[E]`, whether it begins an episode.
+
+        Returns:
+            `[E, depth, ...]`; the same memory at each call.
+        """
+        if self._depth == 0:
+            return observations
+        if self._stack is None:
+            shape = (len(observations), self._depth, *observations.shape[1:])
+            self._stack = np.zeros(shape, dtype=observations.dtype)
+        self._stack[:, :-1] = self._stack[:, 1:]
+        self._stack[first, :-1] = 0
+        self._stack[:, -1] = observations
+        return self._stack
+
+
+class Agent:
+    """What is known of E environments between their steps, and the items made of them.
+
+    `begin` or `observe` take what environments gave, `inputs` is what a policy sees then, and
+    `decide` takes what it decided.
+
+    Args:
+        spec: of the environments.
+        num_envs: E.
+        core_size: of the policy.
+        exploration: of these environments; None: greedy.
+        accumulator: makes items; None when none are wanted.
+        clip_rewards: clip the rewards that are learned from to [-1, 1].
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        num_envs: int,
+        core_size: int,
+        *,
+        exploration: Exploration | None = None,
+        accumulator: Accumulator | None = None,
+        clip_rewards: bool = False,
+    ) -> None:
+        self.num_envs = num_envs
+        self.exploration = exploration
+        self._accumulator = accumulator
+        self._clip_rewards = clip_rewards
+        self._stacker = FrameStacker(spec.frame_stack)
+        self._core_state = np.zeros((num_envs, core_size), dtype=np.float32)
+        self._observations: Array
+        self._ignored: Bools
+        self._decision: Decision | None = None
+        self._learner_step = 0
+        self._chunks: list[Chunk] = []
+        self.inputs: Inputs
+
+    def begin(self, observations: Array) -> None:
+        """Episodes begin everywhere, `[E, *observation_shape]`; any before them are cut."""
+        self.cut()
+        everywhere = np.ones(self.num_envs, dtype=np.bool_)
+        self._core_state[:] = 0.0
+        self._see(observations, everywhere, np.zeros(self.num_envs, np.int64), np.zeros(()))
+        self._ignored = ~everywhere
+
+    def observe(self, result: StepResult) -> None:
+        """Take what the environments gave for the last decision."""
+        decision = self._decision
+        assert decision is not None
+        rewards = np.clip(result.rewards, -1, 1) if self._clip_rewards else result.rewards
+        self._add(
+            decision, rewards, result.terminated, result.truncated, result.life_lost, self._ignored
+        )
+        self._decision = None
+        # The step after an end ignores its action and brings the new episode's first observation.
+        first = self._ignored
+        self._core_state = np.where(first[:, None], np.float32(0), decision.core_state)
+        self._ignored = (result.terminated | result.truncated) & ~first
+        self._see(result.observations, first, decision.actions, rewards)
+
+    def _see(self, observations: Array, first: Bools, actions: Ints, rewards: Array) -> None:
+        self._observations = observations
+        self.inputs = Inputs(
+            self._stacker.push(observations, first),
+            self._core_state,
+            np.where(first, 0, actions),
+            np.where(first, 0.0, rewards).astype(np.float32),
+        )
+
+    def decide(self, decision: Decision, learner_step: int) -> Ints:
+        """Take what a policy with the parameters of a learner step decided; gives the actions."""
+        self._decision, self._learner_step = decision, learner_step
+        return decision.actions
+
+    def cut(self) -> None:
+        """Truncate every episode at its last observation: what was decided there never happened."""
+        decision, self._decision = self._decision, None
+        if decision is not None:
+            nowhere = np.zeros(self.num_envs, dtype=np.bool_)
+            self._add(decision, np.zeros(self.num_envs), nowhere, nowhere, nowhere, ~nowhere)
+
+    def _add(
+        self,
+        decision: Decision,
+        rewards: npt.NDArray[np.float64],
+        terminated: Bools,
+        truncated: Bools,
+        life_lost: Bools,
+        ignored: Bools,
+    ) -> None:
+        if self._accumulator is not None:
+            self._chunks += self._accumulator.add(
+                VectorStep(
+                    self._observations, decision.actions, decision.extras, rewards, terminated,
+                    truncated, life_lost, ignored, self._learner_step,
+                )
+            )  # fmt: skip
+
+    def take_chunks(self) -> list[Chunk]:
+        """The chunks that are complete."""
+        chunks, self._chunks = self._chunks, []
+        return chunks
+
+    def flush(self) -> list[Chunk]:
+        """All items that are complete, in a chunk or not, for an orderly end."""
+        return self.take_chunks() + (self._accumulator.flush() if self._accumulator else [])
+
+
+class LocalDecider:
+    """An agent and its policy in one process.
+
+    Args:
+        policy: decides.
+        agent: of the environments.
+        learner_step: of the policy's parameters; whoever loads others sets it.
+    """
+
+    def __init__(self, policy: ActingPolicy, agent: Agent, learner_step: int = 0) -> None:
+        self._policy = policy
+        self.agent = agent
+        self.learner_step = learner_step
+
+    def begin(self, observations: Array) -> None:
+        """Episodes begin everywhere."""
+        self.agent.begin(observations)
+
+    def observe(self, result: StepResult) -> None:
+        """Take what the environments gave."""
+        self.agent.observe(result)
+
+    def cut(self) -> None:
+        """The environments have failed."""
+        self.agent.cut()
+
+    def decide(self) -> Ints:
+        """The actions for what was observed last."""
+        decision = self._policy.act(self.agent.inputs, self.agent.exploration)
+        return self.agent.decide(decision, self.learner_step)
+
+
+def greedy(policy: ActingPolicy, spec: EnvSpec, num_envs: int) -> LocalDecider:
+    """Decides greedily, and makes no items."""
+    return LocalDecider(policy, Agent(spec, num_envs, policy.core_size))

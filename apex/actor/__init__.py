@@ -1,0 +1,1 @@
+"""The actor: `daemon` steps environments, `local` and `central` say what they do."""

@@ -1,0 +1,131 @@
+"""Inference in the actor's own process: its policy, its items, and their way to replay."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from apex import compute, params
+from apex.acting.agent import LocalDecider
+from apex.algos.agents import make_agent
+from apex.algos.registry import check_schema, make_algorithm
+from apex.extensions import Extensions
+from apex.learner.client import LearnerClient
+from apex.params import Publication
+from apex.replay.client import InsertClient
+from apex.service import Service
+from apex.types import Array, Chunk, StepResult
+from apex.wire.client import Client
+from apex.wire.messages import Phase
+
+
+class LocalInference:
+    """Decides by a policy of the actor's own, and inserts what comes of it.
+
+    Args:
+        service: of the actor.
+        extensions: what a script brought.
+        learner: asked for parameters; its publications come by `poll`.
+    """
+
+    def __init__(self, service: Service, extensions: Extensions, learner: LearnerClient) -> None:
+        compute.set_up(service.config.actor.torch_threads)
+        facts = service.facts
+        self._config = service.config
+        self._algorithm = make_algorithm(self._config.algorithm, facts.env, extensions.algorithm)
+        check_schema(self._algorithm, facts.schema)
+        self._policy = self._algorithm.policy()
+        self._learner = learner
+        self._replay = InsertClient(service.endpoints.of("replay.insert"), service.hello("actor"))
+        self._decider: LocalDecider | None = None
+        self._backlog: deque[Chunk] = deque()
+        self._steps_to_refresh = 0
+        self.learner_step = 0
+        """Of the parameters that act."""
+
+    @property
+    def client(self) -> Client:
+        """The connection whose messages `poll` takes."""
+        return self._replay.client
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are parameters to act with."""
+        if self._learner.param_version < 0:
+            self._learner.ask_for_params()
+        return self._learner.param_version >= 0
+
+    def start(self, slot: int, incarnation: int) -> str:
+        """Take a place on the exploration ladder; says how it explores."""
+        agent = make_agent(self._algorithm, self._config, self._policy.core_size, slot, incarnation)
+        self._decider = LocalDecider(self._policy, agent, self.learner_step)
+        return agent.exploration.describe() if agent.exploration else "greedy"
+
+    def begin(self, observations: Array) -> None:
+        """Episodes begin everywhere."""
+        assert self._decider is not None
+        self._decider.begin(observations)
+
+    def decide(self) -> Array:
+        """The actions for what was observed last."""
+        assert self._decider is not None
+        return self._decider.decide()
+
+    def observe(self, result: StepResult) -> None:
+        """Take what a step gave; its items wait for their way to replay."""
+        assert self._decider is not None
+        self._decider.observe(result)
+        self._backlog.extend(self._decider.agent.take_chunks())
+        self._steps_to_refresh -= self._config.actor.num_envs
+        if self._steps_to_refresh <= 0:
+            self._steps_to_refresh = self._config.actor.parameter_period
+            self._learner.ask_for_params()
+
+    def cut(self) -> None:
+        """The environments have failed."""
+        assert self._decider is not None
+        self._decider.cut()
+        self._backlog.extend(self._decider.agent.take_chunks())
+
+    @property
+    def waiting(self) -> Phase | None:
+        """What the next step waits for."""
+        if len(self._backlog) <= self._config.actor.num_envs:
+            return None
+        return "waiting_for_credit" if self._replay.client.ready else "waiting_for_peer"
+
+    def poll(self, publication: Publication | None) -> None:
+        """Take what has arrived and send what may be sent; never waits."""
+        if publication is not None:
+            self._policy.load(params.decode(publication.data))
+            self.learner_step = publication.learner_step
+            if self._decider is not None:
+                self._decider.learner_step = publication.learner_step
+        self._replay.poll()
+        while self._backlog and self._replay.has_credit:
+            self._replay.insert(self._backlog.popleft())
+
+    def finish(self) -> None:
+        """Hand over what is complete, for an orderly end."""
+        if self._decider is not None:
+            self._backlog.extend(self._decider.agent.flush())
+
+    @property
+    def drained(self) -> bool:
+        """Whether nothing is left that could still be handed over."""
+        left = self._backlog or self._replay.unacknowledged
+        return not left or not self._replay.client.ready
+
+    def metrics(self) -> dict[str, Any]:
+        """Figures of its own."""
+        return {
+            "learner_step": self.learner_step,
+            "param_staleness": max(0, self._learner.learner_step - self.learner_step),
+            "inserted_items": self._replay.inserted_items,
+            "unacknowledged_chunks": self._replay.unacknowledged,
+            "backlog_chunks": len(self._backlog),
+        }
+
+    def close(self) -> None:
+        """Close the connection to replay."""
+        self._replay.close()
