@@ -58,9 +58,9 @@ def daemon_body(name: str, extensions: Extensions) -> Callable[[Service], None]:
 
         return server.body
     if name == "learner":
-        from apex.learner import daemon
+        from apex.learner import daemon as learner
 
-        return lambda service: actor.body(service, extensions)
+        return lambda service: learner.body(service, extensions)
     if name == "evaluator":
         from apex import evaluator
 

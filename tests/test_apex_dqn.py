@@ -22,8 +22,8 @@ from apex.algos.apex_dqn import (
 from apex.algos.registry import check_schema, make_algorithm
 from apex.config import ReplayConfig
 from apex.errors import ConfigError, CorruptItemsError, RunError
-from apex.networks import DuelingQNetwork
-from apex.ops.optimizers import CenteredRMSProp
+from apex.networks.dueling import DuelingQNetwork
+from apex.ops.optimizers import RMSProp
 from apex.types import EnvSpec, Items
 from tests.builders import env_spec
 
@@ -234,7 +234,7 @@ def test_learning_rate_falls_in_a_straight_line_and_then_stays(optimizer):
     rates += [resumed.update(batch)[1]["learning_rate"] for _ in range(3)]
     assert rates == pytest.approx([0.1, 0.08, 0.06, 0.04, 0.02, 0.02])
     settled = snapshot(resumed.network)
-    resumed._config = ApexDQNConfig(learning_rate=1e-30, stream_hidden=(5,))
+    resumed._optimization._config = ApexDQNConfig(learning_rate=1e-30, stream_hidden=(5,))
     resumed.update(batch)
     assert_same(snapshot(resumed.network), settled)  # the optimizer takes the rate of now
 
@@ -410,8 +410,8 @@ def test_defaults_are_the_papers():
 
 
 def test_default_optimizer_is_centered_rmsprop_with_the_papers_values():
-    optimizer = ApexDQN(ApexDQNConfig(), SPEC).learner(CPU)._optimizer
-    assert type(optimizer) is CenteredRMSProp
+    optimizer = ApexDQN(ApexDQNConfig(), SPEC).learner(CPU)._optimization._optimizer
+    assert type(optimizer) is RMSProp
     group = optimizer.param_groups[0]
     assert (group["lr"], group["decay"], group["epsilon"]) == (6.25e-5, 0.95, 1.5e-7)
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from apex import frames
+from apex.acting.frame_window import FrameRange, FrameWindow
 from apex.types import LEARNER_STEP, Array, Arrays, Chunk, EnvSpec, FrameRanges
 
 Floats = npt.NDArray[np.float64]
@@ -83,8 +83,8 @@ class _Finished(NamedTuple):
     """The first and the bootstrap observation, where there are no frames."""
     extras: tuple[float, ...]
     bootstrap_extras: tuple[float, ...]
-    frames: tuple[int, int, int]
-    """First frame, end, and padding, where there are frames."""
+    frames: FrameRange
+    """Where there are frames."""
 
 
 class _EnvAccumulator:
@@ -99,10 +99,7 @@ class _EnvAccumulator:
         self._finished: list[_Finished] = []
         self._terminated = False
         self._cut = False
-        self._frames: list[bytes] = []
-        self._frames_base = 0
-        """Number of the frame that stands first in `_frames`, counted since the start."""
-        self._frames_in_episode = 0
+        self._frames = FrameWindow(spec.frame_stack)
 
     def add(self, row: tuple[Any, ...], extras: tuple[float, ...]) -> bool:
         """Take one step of the environment; whether a chunk is complete.
@@ -113,8 +110,7 @@ class _EnvAccumulator:
         """
         observation, action, reward, terminated, life_lost, ignored, learner_step = row
         if self._stack:
-            self._frames.append(frames.compress(observation))
-            self._frames_in_episode += 1
+            self._frames.append(observation)
             stored = None
         else:
             stored = observation.copy()
@@ -125,7 +121,7 @@ class _EnvAccumulator:
         elif len(self._pending) == self._n_step:
             self._finish(stored, extras, dead=False)
         if ignored:
-            self._frames_in_episode = 0
+            self._frames.begin_episode()
         else:
             self._begin(stored, action, extras, reward, learner_step)
             self._terminated, self._cut = terminated, life_lost and not terminated
@@ -139,9 +135,7 @@ class _EnvAccumulator:
         reward: float,
         learner_step: int,
     ) -> None:
-        newest = self._frames_base + len(self._frames) - 1
-        missing = max(0, self._stack - self._frames_in_episode)
-        first = newest - (self._stack - 1 - missing)
+        first, missing = self._frames.stack_begin()
         self._pending.append(_Pending(stored, action, extras, first, missing, learner_step))
         for pending in self._pending:
             pending.n_step_return += self._discount**pending.steps * reward
@@ -150,7 +144,6 @@ class _EnvAccumulator:
     def _finish(self, bootstrap: Array | None, extras: tuple[float, ...], dead: bool) -> None:
         item = self._pending.popleft()
         discount = 0.0 if dead else self._discount**item.steps
-        end = self._frames_base + len(self._frames)
         observations = None
         if bootstrap is not None and item.observation is not None:
             observations = (item.observation, bootstrap)
@@ -160,7 +153,7 @@ class _EnvAccumulator:
                 observations,
                 item.extras,
                 extras,
-                (item.first_frame, end, item.pad_count),
+                FrameRange(item.first_frame, self._frames.end, item.pad_count),
             )
         )
 
@@ -186,7 +179,7 @@ class _EnvAccumulator:
                 _by_name(extra_names, [item.extras for item in taken]),
                 _by_name(extra_names, [item.bootstrap_extras for item in taken]),
             ),
-            self._take_frames([item.frames for item in taken]) if self._stack else None,
+            self._cut_frames([item.frames for item in taken]) if self._stack else None,
         )
 
     @property
@@ -194,30 +187,16 @@ class _EnvAccumulator:
         """Items that are complete but in no chunk."""
         return len(self._finished)
 
-    def _take_frames(self, ranges: list[tuple[int, int, int]]) -> FrameRanges:
-        first, end, pad = np.array(ranges, dtype=np.int64).T
-        begin = int(first.min())
-        kept = self._frames[begin - self._frames_base : int(end.max()) - self._frames_base]
-        chunk_frames = FrameRanges(
-            first_frame=(first - begin).astype(np.int32),
-            frame_count=(end - first).astype(np.int32),
-            pad_count=pad.astype(np.int32),
-            frame_lengths=np.array([len(frame) for frame in kept], dtype=np.int32),
-            blob=b"".join(kept),
-        )
-        self._forget_frames()
-        return chunk_frames
-
-    def _forget_frames(self) -> None:
-        """Drop the frames that no unfinished or future item can need."""
-        needed = self._frames_base + len(self._frames) - self._stack
+    def _cut_frames(self, ranges: list[FrameRange]) -> FrameRanges:
+        """The frames of items, and no more of those that no unfinished or future item can need."""
+        cut = self._frames.cut(ranges)
+        needed = None
         if self._finished:
-            needed = self._finished[0].frames[0]
+            needed = self._finished[0].frames.first
         elif self._pending:
             needed = self._pending[0].first_frame
-        drop = max(0, needed - self._frames_base)
-        del self._frames[:drop]
-        self._frames_base += drop
+        self._frames.forget(needed)
+        return cut
 
 
 def _by_name(names: list[str], rows: list[tuple[float, ...]]) -> dict[str, Floats]:

@@ -71,3 +71,26 @@ class EpsilonGreedy:
             if generator.random() < self.epsilons[env]:
                 actions[env] = generator.integers(self._num_actions)
         return actions
+
+
+class Sampled:
+    """Draws each environment's action from the softmax of its logits.
+
+    Args:
+        seeds: one sequence of integers an environment; every environment has its own generator.
+    """
+
+    def __init__(self, seeds: Sequence[Sequence[int]]) -> None:
+        self._generators = [np.random.default_rng(list(seed)) for seed in seeds]
+
+    def describe(self) -> str:
+        """That actions are sampled."""
+        return "actions sampled from the policy"
+
+    def __call__(self, values: Floats) -> Ints:
+        """Actions `[E]` from logits `[E, A]`."""
+        odds = np.exp(values - values.max(axis=1, keepdims=True), dtype=np.float64)
+        mass = np.cumsum(odds, axis=1)
+        points = np.array([generator.random() for generator in self._generators])
+        actions: Ints = (mass <= (points * mass[:, -1])[:, None]).sum(axis=1)
+        return actions

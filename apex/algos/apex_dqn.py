@@ -14,17 +14,10 @@ from apex.acting.accumulators import NStepAccumulator
 from apex.acting.agent import Decision, Exploration, Inputs
 from apex.acting.exploration import EpsilonGreedy, epsilon_ladder
 from apex.algos.base import Algorithm, Learner, Policy
-from apex.config import (
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Section,
-    UnitFloat,
-)
+from apex.algos.optimization import Optimization, OptimizerSection
+from apex.config import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from apex.errors import CorruptItemsError
-from apex.networks import DuelingQNetwork
-from apex.ops.optimizers import CenteredRMSProp
+from apex.networks.dueling import DuelingQNetwork
 from apex.ops.q_learning import (
     double_q_td_error,
     huber_loss,
@@ -36,22 +29,12 @@ from apex.types import LEARNER_STEP, Array, Arrays, Column, FramesColumn, Items,
 Q_VALUE, MAX_Q = "q_value", "max_q"
 
 
-class ApexDQNConfig(Section, frozen=True):
+class ApexDQNConfig(OptimizerSection, frozen=True):
     """The `[algorithm]` section; the defaults are the paper's."""
 
     name: str = "apex_dqn"
     n_step: PositiveInt = 3
     discount: UnitFloat = 0.99
-    optimizer: Literal["rmsprop", "adam"] = "rmsprop"
-    """`rmsprop` is centered, without momentum."""
-    learning_rate: PositiveFloat = 0.00025 / 4
-    learning_rate_decay_steps: NonNegativeInt = 0
-    """Learner steps in which it falls in a straight line to its final fraction; 0: it does not."""
-    final_learning_rate_fraction: UnitFloat = 0.1
-    """Of `learning_rate`, what is left from `learning_rate_decay_steps` on."""
-    rmsprop_decay: UnitFloat = 0.95
-    optimizer_epsilon: PositiveFloat = 1.5e-7
-    max_gradient_norm: PositiveFloat = 40.0
     loss: Literal["squared", "huber"] = "squared"
     importance_sampling_exponent: NonNegativeFloat = 0.4
     target_update_period: PositiveInt = 2500
@@ -201,9 +184,7 @@ class DQNLearner(Learner):
         self._target.load_state_dict(online.state_dict())
         self._config = config
         self._device = device
-        self._optimizer = _make_optimizer(self.network, config)
-        self._updates = 0
-        self._skipped = 0
+        self._optimization = Optimization(self.network, config)
 
     def update(self, batch: Arrays) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
         tensors = {
@@ -227,35 +208,20 @@ class DQNLearner(Learner):
         )
         losses = (squared_loss if self._config.loss == "squared" else huber_loss)(td_errors)
         loss = (weights * losses).mean()
-        gradient_norm = self._step(loss)
+        gradient_norm = self._optimization.step(loss)
+        if self._optimization.updates % self._config.target_update_period == 0:
+            self._target.load_state_dict(self.network.state_dict())
         priorities = td_errors.detach().abs()
         metrics = {
+            **self._optimization.metrics(),
             "loss": loss.detach(),
             "td_error": priorities.mean(),
             "q_mean": q_tm1.detach().mean(),
             "q_max": q_tm1.detach().max(),
             "gradient_norm": gradient_norm,
             "importance_weight_mean": weights.mean(),
-            "skipped_updates": float(self._skipped),
-            "learning_rate": self._optimizer.param_groups[0]["lr"],
         }
         return priorities.double().cpu().numpy(), metrics
-
-    def _step(self, loss: Tensor) -> Tensor:
-        """One step of the optimizer, skipped and counted when the gradient is not finite."""
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self._config.max_gradient_norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = _learning_rate(self._config, self._updates)
-        if torch.isfinite(norm):
-            self._optimizer.step()
-        else:
-            self._skipped += 1
-        self._updates += 1
-        if self._updates % self._config.target_update_period == 0:
-            self._target.load_state_dict(self.network.state_dict())
-        return norm
 
     def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
         self.network.load_state_dict(parameters)
@@ -265,44 +231,10 @@ class DQNLearner(Learner):
         return {
             "online": self.network.state_dict(),
             "target": self._target.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "optimizer_name": self._config.optimizer,
-            "updates": self._updates,
-            "skipped": self._skipped,
+            **self._optimization.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state["optimizer_name"] != self._config.optimizer:
-            raise ValueError(
-                f"it was trained with the optimizer '{state['optimizer_name']}', "
-                f"algorithm.optimizer is '{self._config.optimizer}'"
-            )
+        self._optimization.load_state_dict(state)
         self.network.load_state_dict(state["online"])
         self._target.load_state_dict(state["target"])
-        # The averages are resumed; learning rate and the like are the configuration's of today.
-        settings = self._optimizer.state_dict()["param_groups"]
-        averages = state["optimizer"]["state"]
-        self._optimizer.load_state_dict({"state": averages, "param_groups": settings})
-        self._updates = state["updates"]
-        self._skipped = state["skipped"]
-
-
-def _learning_rate(config: ApexDQNConfig, updates: int) -> float:
-    """The learning rate of an update that follows `updates` others."""
-    if not config.learning_rate_decay_steps:
-        return config.learning_rate
-    fallen = min(1.0, updates / config.learning_rate_decay_steps)
-    return config.learning_rate * (1.0 - fallen * (1.0 - config.final_learning_rate_fraction))
-
-
-def _make_optimizer(network: nn.Module, config: ApexDQNConfig) -> torch.optim.Optimizer:
-    if config.optimizer == "adam":
-        return torch.optim.Adam(
-            network.parameters(),
-            lr=config.learning_rate,
-            eps=config.optimizer_epsilon,
-            fused=True,
-        )
-    return CenteredRMSProp(
-        network.parameters(), config.learning_rate, config.rmsprop_decay, config.optimizer_epsilon
-    )

@@ -7,11 +7,12 @@ from typing import Any
 
 from apex.algos.apex_dqn import ApexDQN
 from apex.algos.base import Algorithm
+from apex.algos.impala import Impala
 from apex.config import convert
 from apex.errors import ConfigError, RunError
 from apex.types import EnvSpec, Schema
 
-ALGORITHMS: dict[str, type[Algorithm]] = {"apex_dqn": ApexDQN}
+ALGORITHMS: dict[str, type[Algorithm]] = {"apex_dqn": ApexDQN, "impala": Impala}
 
 
 def make_algorithm(

@@ -9,22 +9,34 @@ import torch
 from torch import Tensor
 
 
-class CenteredRMSProp(torch.optim.Optimizer):
-    """theta -= lr * g / sqrt(E[g^2] - E[g]^2 + epsilon).
+class RMSProp(torch.optim.Optimizer):
+    """theta -= lr * g / sqrt(E[g^2] - E[g]^2 + epsilon), without E[g]^2 where it is not centered.
 
-    The form of Graves, 2013, equations 38 to 41, and of TensorFlow, with which Ape-X was trained:
-    epsilon stands inside the root. `torch.optim.RMSprop` adds it outside, where the papers' values
-    (1.5e-7) would give steps that are hundreds of times longer for small gradients.
+    The form of Graves, 2013, equations 38 to 41, and of TensorFlow, with which Ape-X (centered)
+    and IMPALA (not centered) were trained: epsilon stands inside the root. `torch.optim.RMSprop`
+    adds it outside, where the papers' values (1.5e-7) would give steps that are hundreds of times
+    longer for small gradients.
 
     Args:
         params: to optimize.
         lr: learning rate.
         decay: of both moving averages.
         epsilon: added to the variance.
+        centered: whether the mean's square is taken off the mean square.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, decay: float, epsilon: float) -> None:
-        super().__init__(params, {"lr": lr, "decay": decay, "epsilon": epsilon})
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        lr: float,
+        decay: float,
+        epsilon: float,
+        *,
+        centered: bool = True,
+    ) -> None:
+        super().__init__(
+            params, {"lr": lr, "decay": decay, "epsilon": epsilon, "centered": centered}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -41,18 +53,22 @@ class CenteredRMSProp(torch.optim.Optimizer):
             return
         for parameter in parameters:
             if not self.state[parameter]:
-                self.state[parameter]["mean"] = torch.zeros_like(parameter)
                 self.state[parameter]["mean_square"] = torch.zeros_like(parameter)
-        means = [self.state[p]["mean"] for p in parameters]
+                if group["centered"]:
+                    self.state[parameter]["mean"] = torch.zeros_like(parameter)
         squares = [self.state[p]["mean_square"] for p in parameters]
         rest = 1.0 - group["decay"]
-        torch._foreach_lerp_(means, gradients, rest)
         torch._foreach_mul_(squares, group["decay"])
         torch._foreach_addcmul_(squares, gradients, gradients, rest)
-        scale = torch._foreach_mul(means, means)
-        torch._foreach_neg_(scale)
-        torch._foreach_add_(scale, squares)
-        torch._foreach_clamp_min_(scale, 0.0)  # rounding may leave a variance below zero
-        torch._foreach_add_(scale, group["epsilon"])
+        if group["centered"]:
+            means = [self.state[p]["mean"] for p in parameters]
+            torch._foreach_lerp_(means, gradients, rest)
+            scale = torch._foreach_mul(means, means)
+            torch._foreach_neg_(scale)
+            torch._foreach_add_(scale, squares)
+            torch._foreach_clamp_min_(scale, 0.0)  # rounding may leave a variance below zero
+            torch._foreach_add_(scale, group["epsilon"])
+        else:
+            scale = torch._foreach_add(squares, group["epsilon"])
         torch._foreach_sqrt_(scale)
         torch._foreach_addcdiv_(parameters, gradients, scale, -group["lr"])

@@ -1,4 +1,4 @@
-"""Neural networks: observation torsos and the heads on them."""
+"""Torsos: from observations to features."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from apex.errors import ConfigError
-from apex.ops.q_learning import dueling_values
 from apex.types import EnvSpec
 
 ConvLayers = Sequence[tuple[int, int, int]]
@@ -22,30 +21,33 @@ class ImageTorso(nn.Module):
     Args:
         spec: of an environment with frames, `[S, H, W]`, `[S, H, W, C]` or `[S, C, H, W]`.
         layers: the convolutions, each followed by a ReLU.
+        residual: channels of the sections of a residual network; where there are any, instead of
+            `layers`.
         standardize: gives each stack of frames mean 0 and variance 1, instead of a factor of
             1/255. Large steps of the optimizer shake the response to a bright background by more
             than a ball adds to it.
     """
 
-    def __init__(self, spec: EnvSpec, layers: ConvLayers, standardize: bool = False) -> None:
+    def __init__(
+        self,
+        spec: EnvSpec,
+        layers: ConvLayers,
+        standardize: bool = False,
+        residual: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         self._standardize = standardize
         shape = spec.observation_shape
         self._channels_last = len(shape) == 3 and shape[-1] <= 4
         planes = math.prod(shape) // math.prod(self._image_size(shape))
         channels = spec.frame_stack * planes
-        modules: list[nn.Module] = []
         size = self._image_size(shape)
-        for out_channels, kernel, stride in layers:
-            modules += [nn.Conv2d(channels, out_channels, kernel, stride), nn.ReLU()]
-            channels = out_channels
-            size = tuple((edge - kernel) // stride + 1 for edge in size)
-            if min(size) < 1:
-                raise ConfigError(
-                    f"algorithm.conv: frames of {self._image_size(shape)} pixels are too small "
-                    f"for the layers {list(layers)}"
-                )
-        self.convolutions = nn.Sequential(*modules)
+        if residual:
+            self.convolutions = residual_layers(channels, residual)
+            channels = residual[-1]
+            size = tuple(-(-edge // 2 ** len(residual)) for edge in size)
+        else:
+            self.convolutions, channels, size = _convolutions(channels, size, layers)
         self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.out_features = channels * math.prod(size)
 
@@ -62,10 +64,60 @@ class ImageTorso(nn.Module):
         return features
 
 
+def _convolutions(
+    channels: int, size: tuple[int, ...], layers: ConvLayers
+) -> tuple[nn.Sequential, int, tuple[int, ...]]:
+    """Convolutions with ReLU, and the channels and pixels that come out."""
+    modules: list[nn.Module] = []
+    pixels = size
+    for out_channels, kernel, stride in layers:
+        modules += [nn.Conv2d(channels, out_channels, kernel, stride), nn.ReLU()]
+        channels = out_channels
+        pixels = tuple((edge - kernel) // stride + 1 for edge in pixels)
+        if min(pixels) < 1:
+            raise ConfigError(
+                f"algorithm.conv: frames of {size} pixels are too small for the layers "
+                f"{list(layers)}"
+            )
+    return nn.Sequential(*modules), channels, pixels
+
+
 def _standardized(image: Tensor) -> Tensor:
     """`[B, C, H, W]` in memory order channels-last, each image with mean 0 and variance 1."""
     pixels = image.permute(0, 2, 3, 1)
     return nn.functional.layer_norm(pixels, pixels.shape[1:]).permute(0, 3, 1, 2)
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(relu(conv(relu(x)))) (He et al., 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """`[B, C, H, W]` to the same."""
+        inner: Tensor = self.second(torch.relu(self.first(torch.relu(features))))
+        return features + inner
+
+
+def residual_layers(channels: int, sections: Sequence[int]) -> nn.Sequential:
+    """Sections of a convolution, a pool that halves each edge, and two residual blocks.
+
+    With three sections these are the 15 convolutions of IMPALA's deep network (Espeholt et al.,
+    2018, figure 3).
+    """
+    modules: list[nn.Module] = []
+    for width in sections:
+        modules += [
+            nn.Conv2d(channels, width, 3, padding=1),
+            nn.MaxPool2d(3, stride=2, padding=1),
+            ResidualBlock(width),
+            ResidualBlock(width),
+        ]
+        channels = width
+    return nn.Sequential(*modules, nn.ReLU())
 
 
 class VectorTorso(nn.Module):
@@ -88,36 +140,3 @@ def mlp(in_features: int, hidden: Sequence[int]) -> tuple[nn.Sequential, int]:
         layers += [nn.Linear(in_features, width), nn.ReLU()]
         in_features = width
     return nn.Sequential(*layers), in_features
-
-
-class DuelingQNetwork(nn.Module):
-    """Q-values by a shared torso and two streams (Wang et al., 2016).
-
-    Args:
-        spec: of the environment; its actions are discrete.
-        conv: convolutions, for environments with frames.
-        hidden: widths of the layers that both streams share.
-        stream_hidden: widths of the layers that each stream has of its own.
-        standardize: gives each stack of frames mean 0 and variance 1.
-    """
-
-    def __init__(
-        self,
-        spec: EnvSpec,
-        conv: ConvLayers,
-        hidden: Sequence[int],
-        stream_hidden: Sequence[int],
-        standardize: bool = False,
-    ) -> None:
-        super().__init__()
-        self.torso = ImageTorso(spec, conv, standardize) if spec.frame_stack else VectorTorso(spec)
-        self.shared, features = mlp(self.torso.out_features, hidden)
-        self.value, value_features = mlp(features, stream_hidden)
-        self.value.append(nn.Linear(value_features, 1))
-        self.advantage, advantage_features = mlp(features, stream_hidden)
-        self.advantage.append(nn.Linear(advantage_features, spec.num_actions))
-
-    def forward(self, observations: Tensor) -> Tensor:
-        """`[B, *policy_shape]` to `[B, num_actions]`."""
-        features = self.shared(self.torso(observations))
-        return dueling_values(self.value(features), self.advantage(features))

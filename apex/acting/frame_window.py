@@ -1,0 +1,77 @@
+"""The compressed frames of one environment that items still need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from apex import frames
+from apex.types import Array, FrameRanges
+
+
+class FrameRange(NamedTuple):
+    """The consecutive frames of one item, by their numbers since the environment's start."""
+
+    first: int
+    end: int
+    """One past the last."""
+    padding: int
+    """Zero frames before the first, where an episode has just begun."""
+
+
+class FrameWindow:
+    """Compresses each frame once and keeps it until no item can need it.
+
+    Args:
+        stack: frames that one input of the policy consists of.
+    """
+
+    def __init__(self, stack: int) -> None:
+        self._stack = stack
+        self._frames: list[bytes] = []
+        self._base = 0
+        """Number of the frame that stands first."""
+        self._in_episode = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def end(self) -> int:
+        """The number of the next frame."""
+        return self._base + len(self._frames)
+
+    def append(self, frame: Array) -> None:
+        """Take the next frame of the episode."""
+        self._frames.append(frames.compress(frame))
+        self._in_episode += 1
+
+    def begin_episode(self) -> None:
+        """The next frame begins an episode."""
+        self._in_episode = 0
+
+    def stack_begin(self) -> tuple[int, int]:
+        """First frame and padding of the policy's input that the newest frame completes."""
+        missing = max(0, self._stack - self._in_episode)
+        return self.end - (self._stack - missing), missing
+
+    def cut(self, ranges: Sequence[FrameRange]) -> FrameRanges:
+        """The frames of items, each frame once, as a chunk holds them."""
+        first, end, padding = np.array(ranges, dtype=np.int64).T
+        begin = int(first.min())
+        kept = self._frames[begin - self._base : int(end.max()) - self._base]
+        return FrameRanges(
+            first_frame=(first - begin).astype(np.int32),
+            frame_count=(end - first).astype(np.int32),
+            pad_count=padding.astype(np.int32),
+            frame_lengths=np.array([len(frame) for frame in kept], dtype=np.int32),
+            blob=b"".join(kept),
+        )
+
+    def forget(self, needed: int | None) -> None:
+        """Drop what lies before a frame, or before the newest input where that is None."""
+        drop = max(0, (self.end - self._stack if needed is None else needed) - self._base)
+        del self._frames[:drop]
+        self._base += drop
