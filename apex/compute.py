@@ -23,8 +23,8 @@ def set_up(threads: int) -> None:
     _keep_freed_memory()
 
 
-def pick_device(name: str) -> torch.device:
-    """The device that `learner.device` names. Raises `ConfigError`."""
+def pick_device(name: str, setting: str = "learner.device") -> torch.device:
+    """The device that a setting names. Raises `ConfigError`."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -33,7 +33,7 @@ def pick_device(name: str) -> torch.device:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"learner.device = '{name}': {error}") from None
+        raise ConfigError(f"{setting} = '{name}': {error}") from None
     return device
 
 

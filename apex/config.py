@@ -95,11 +95,27 @@ class ActorConfig(Section, frozen=True):
     """Items of one environment in one insert."""
     parameter_period: PositiveInt = 100
     """Steps of the actor's environments (frames = this x frame_skip) between two asks."""
+    inference: Literal["local", "central"] = "local"
+    """Where actions are decided: in each actor, or in one inference server for all (SEED RL)."""
     torch_threads: PositiveInt = 1
+    """Of an actor that decides itself."""
     nice: NonNegativeInt = 10
     """Added to the process's niceness when it begins to step: who restarts goes first."""
     learner_patience_s: PositiveFloat = 600.0
     """Seconds without the learner after which an attached actor ends (exit code 75)."""
+
+
+class InferenceConfig(Section, frozen=True):
+    """The process that decides for all actors; there is one where actor.inference is central."""
+
+    max_batch: PositiveInt = 256
+    """Environments for which one call of the network decides, unless one actor has more."""
+    max_wait_ms: NonNegativeFloat = 2.0
+    """Milliseconds that the first of a batch waits for others; nobody waits when all are there."""
+    device: str = "auto"
+    """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`."""
+    torch_threads: PositiveInt = 1
+    nice: NonNegativeInt = 10
 
 
 class ReplayConfig(Section, frozen=True):
@@ -172,9 +188,15 @@ class Config(Section, frozen=True):
     algorithm: dict[str, Any]
     run: RunConfig = RunConfig()
     actor: ActorConfig = ActorConfig()
+    inference: InferenceConfig = InferenceConfig()
     replay: ReplayConfig = ReplayConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluator: EvaluatorConfig = EvaluatorConfig()
+
+    @property
+    def central(self) -> bool:
+        """Whether one inference server decides for all actors."""
+        return self.actor.inference == "central"
 
     @property
     def min_tolerance(self) -> float:

@@ -39,6 +39,12 @@ class LearnerEndpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     params: str
 
 
+class InferenceEndpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the inference server binds."""
+
+    act: str
+
+
 class Endpoint(NamedTuple):
     """One address, and what guards it."""
 
@@ -54,23 +60,31 @@ class Endpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     replay: ReplayEndpoints
     learner: LearnerEndpoints
+    inference: InferenceEndpoints | None = None
+    """Needed by runs whose actors do not decide themselves."""
     insecure_loopback: bool = False
     keys: str = ""
     """The folder of keys; a relative path is taken from the endpoints file."""
 
     def of(self, name: str) -> Endpoint:
-        """One of them by its name."""
-        address = self.addresses()[name]
+        """One of them by its name. Raises `EndpointError` where the file has none."""
+        address = self.addresses().get(name)
+        if address is None:
+            raise EndpointError(
+                f'endpoints: no {name}; actor.inference = "central" needs it, '
+                "deploy/endpoints.toml shows how"
+            )
         guarded = self.keys and address.startswith("tcp://")
         return Endpoint(name, address, Path(self.keys) if guarded else None)
 
     def addresses(self) -> dict[str, str]:
         """Address by name, such as `replay.insert`."""
-        return {
+        found = {
             "replay.insert": self.replay.insert,
             "replay.sample": self.replay.sample,
             "learner.params": self.learner.params,
         }
+        return found | ({"inference.act": self.inference.act} if self.inference else {})
 
 
 def default_file() -> Path:
@@ -110,7 +124,7 @@ def _convert(raw: dict[str, Any], path: Path) -> Endpoints:
         section = where.rstrip("`").lstrip(".")
         raise EndpointError(
             f"{path}: {section + ': ' if section else ''}{reason}; expected the keys "
-            "replay.insert, replay.sample and learner.params"
+            "replay.insert, replay.sample, learner.params and, for central inference, inference.act"
         ) from None
     if endpoints.keys:
         keys = path.absolute().parent / Path(endpoints.keys).expanduser()
@@ -188,6 +202,7 @@ def resolve(endpoints: Endpoints, run_directory: Path) -> Endpoints:
         endpoints,
         replay=ReplayEndpoints(addresses["replay.insert"], addresses["replay.sample"]),
         learner=LearnerEndpoints(addresses["learner.params"]),
+        inference=InferenceEndpoints(addresses["inference.act"]) if endpoints.inference else None,
     )
     _check_all(resolved)
     return resolved
@@ -238,4 +253,5 @@ def _with_ports(addresses: dict[str, str]) -> dict[str, str]:
 
 def dump(endpoints: Endpoints) -> str:
     """The endpoints as TOML."""
-    return tomli_w.dumps(msgspec.to_builtins(endpoints))
+    table = msgspec.to_builtins(endpoints)
+    return tomli_w.dumps({name: value for name, value in table.items() if value is not None})

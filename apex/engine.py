@@ -134,6 +134,7 @@ def supervisord_environment(run: RunDirectory, config: Config) -> dict[str, str]
         "APEX_BIN": str(install_root() / "bin"),
         "APEX_ACTORS": str(config.actor.count),
         "APEX_EVALUATOR": "true" if config.evaluator.enabled else "false",
+        "APEX_INFERENCE": "true" if config.central else "false",
         "APEX_LOG_BYTES": str(int(config.run.log_max_mb * 1e6)),
         "APEX_SUPERVISOR_SOCKET": str(socket_directory(run.path) / "supervisor.sock"),
         "APEX_SUPERVISOR_PASSWORD": secrets.token_hex(16),
@@ -143,8 +144,9 @@ def supervisord_environment(run: RunDirectory, config: Config) -> dict[str, str]
 def daemon_names(config: Config) -> list[str]:
     """The daemons that an engine keeps alive."""
     evaluator = ["evaluator"] if config.evaluator.enabled else []
+    inference = ["inference"] if config.central else []
     actors = [f"actor_{index:03d}" for index in range(config.actor.count)]
-    return ["replay", "learner", *evaluator, *actors]
+    return ["replay", "learner", *inference, *evaluator, *actors]
 
 
 def revive(run: RunDirectory, daemon: str) -> None:

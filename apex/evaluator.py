@@ -22,7 +22,7 @@ from apex.errors import EnvFaultError
 from apex.extensions import NONE, Extensions
 from apex.learner.client import LearnerClient
 from apex.metrics import MetricsLog
-from apex.params import Publication
+from apex.publications import Publication
 from apex.service import Service, daemon_command
 from apex.trained_policy import evaluation_env
 from apex.wire.messages import EvaluationReport, Heartbeat, Phase

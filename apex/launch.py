@@ -61,6 +61,10 @@ def daemon_body(name: str, extensions: Extensions) -> Callable[[Service], None]:
         from apex.learner import daemon as learner
 
         return lambda service: learner.body(service, extensions)
+    if name == "inference":
+        from apex.inference import daemon as inference
+
+        return lambda service: inference.body(service, extensions)
     if name == "evaluator":
         from apex import evaluator
 

@@ -16,7 +16,7 @@ from apex import checkpoint, evaluator, params
 from apex.algos.registry import make_algorithm
 from apex.evaluator import EvaluatorDaemon
 from apex.extensions import Extensions
-from apex.params import Publication
+from apex.publications import Publication
 from apex.run_directory import RunDirectory
 from apex.trained_policy import evaluation_env
 from apex.wire.messages import EvaluationReport

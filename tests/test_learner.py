@@ -22,7 +22,7 @@ from apex.learner.client import LearnerClient
 from apex.learner.daemon import LearnerDaemon
 from apex.learner.params_server import ParamsServer
 from apex.learner.prefetcher import Batch
-from apex.params import Publication, PublicationBoard
+from apex.publications import Publication, PublicationBoard
 from apex.run_directory import RunDirectory, RunFacts
 from apex.wire.messages import EvaluationReport, Heartbeat
 from apex.wire.sockets import Poller

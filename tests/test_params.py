@@ -7,7 +7,7 @@ import torch
 
 from apex import params
 from apex.errors import CheckpointError
-from apex.params import Publication, PublicationBoard, VersionCounter
+from apex.publications import Publication, PublicationBoard, VersionCounter
 
 torch.set_num_threads(1)
 

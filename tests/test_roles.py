@@ -14,7 +14,7 @@ import zmq
 from apex.config import merge, parse
 from apex.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.learner.params_server import ParamsServer
-from apex.params import PublicationBoard
+from apex.publications import PublicationBoard
 from apex.replay.payload import chunk_to_arrays
 from apex.replay.server import ReplayServer
 from apex.run_directory import RunFacts

@@ -66,22 +66,26 @@ class JoinedExploration:
     """The explorations of several agents as one.
 
     Args:
-        parts: with the number of environments of each.
+        parts: with the number of environments of each; None: greedy.
     """
 
-    def __init__(self, parts: Sequence[tuple[Exploration, int]]) -> None:
+    def __init__(self, parts: Sequence[tuple[Exploration | None, int]]) -> None:
         self._parts = parts
 
     def __call__(self, values: Array) -> Ints:
         """Each agent's own exploration for its own rows."""
         edges = np.cumsum([0, *(size for _, size in self._parts)])
-        return np.concatenate(
-            [one(values[begin : begin + n]) for (one, n), begin in zip(self._parts, edges)]
-        )
+        actions = [
+            values[begin : begin + n].argmax(axis=1)
+            if one is None
+            else one(values[begin : begin + n])
+            for (one, n), begin in zip(self._parts, edges)
+        ]
+        return np.concatenate(actions)
 
     def describe(self) -> str:
         """That of each."""
-        return ", ".join(one.describe() for one, _ in self._parts)
+        return ", ".join(one.describe() if one else "greedy" for one, _ in self._parts)
 
 
 class ActingPolicy(Protocol):
@@ -163,13 +167,19 @@ class Agent:
         self._chunks: list[Chunk] = []
         self.inputs: Inputs
 
-    def begin(self, observations: Array) -> None:
-        """Episodes begin everywhere, `[E, *observation_shape]`; any before them are cut."""
+    def begin(self, observations: Array, ended: Bools | None = None) -> None:
+        """Episodes begin everywhere; any before them are cut.
+
+        Args:
+            observations: `[E, *observation_shape]`.
+            ended: `[E]`, of environments that are taken over: the observation is the last of an
+                episode, and the next step ignores its action.
+        """
         self.cut()
         everywhere = np.ones(self.num_envs, dtype=np.bool_)
         self._core_state[:] = 0.0
         self._see(observations, everywhere, np.zeros(self.num_envs, np.int64), np.zeros(()))
-        self._ignored = ~everywhere
+        self._ignored = ~everywhere if ended is None else ended
 
     def observe(self, result: StepResult) -> None:
         """Take what the environments gave for the last decision."""

@@ -15,7 +15,6 @@ import numpy as np
 
 from apex.acting.exploration import place_seeds
 from apex.acting.loop import ActingLoop, Decider
-from apex.actor.local import LocalInference
 from apex.envs.base import Environments
 from apex.envs.recreation import Recreation, close
 from apex.envs.registry import make_environments
@@ -23,7 +22,7 @@ from apex.errors import EnvFaultError, PeerTimeoutError, UsageError
 from apex.extensions import NONE, Extensions
 from apex.learner.client import LearnerClient
 from apex.metrics import MetricsLog, Rate
-from apex.params import Publication
+from apex.publications import Publication
 from apex.service import Service, run_from_options, run_options, serve
 from apex.wire.client import Client
 from apex.wire.messages import Heartbeat, Phase
@@ -71,6 +70,17 @@ class Inference(Decider, Protocol):
         """Close its connection."""
 
 
+def _inference(service: Service, extensions: Extensions, learner: LearnerClient) -> Inference:
+    """The inference that the configuration asks for; only a local one imports torch."""
+    if service.config.central:
+        from apex.actor.central import CentralInference
+
+        return CentralInference(service)
+    from apex.actor.local import LocalInference
+
+    return LocalInference(service, extensions, learner)
+
+
 class ActorDaemon:
     """Steps environments until it is asked to stop."""
 
@@ -86,7 +96,7 @@ class ActorDaemon:
         self._learner = LearnerClient(
             service.endpoints.of("learner.params"), service.hello("actor")
         )
-        self._inference: Inference = LocalInference(service, extensions, self._learner)
+        self._inference = _inference(service, extensions, self._learner)
         self._poller = Poller(self._learner.client, self._inference.client)
         self._attached = actor_index(service.name) >= self._config.actor.count
         self._loop: ActingLoop | None = None

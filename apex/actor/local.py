@@ -11,7 +11,7 @@ from apex.algos.agents import make_agent
 from apex.algos.registry import check_schema, make_algorithm
 from apex.extensions import Extensions
 from apex.learner.client import LearnerClient
-from apex.params import Publication
+from apex.publications import Publication
 from apex.replay.client import InsertClient
 from apex.service import Service
 from apex.types import Array, Chunk, StepResult

@@ -164,7 +164,8 @@ class QPolicy(Policy):
 
     @torch.inference_mode()
     def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
-        q_values = self.network(torch.from_numpy(inputs.observations)).numpy()
+        observations = torch.from_numpy(inputs.observations).to(self.device)
+        q_values = self.network(observations).cpu().numpy()
         actions = q_values.argmax(axis=1) if exploration is None else exploration(q_values)
         extras = {
             Q_VALUE: q_values[np.arange(len(actions)), actions].astype(np.float64),

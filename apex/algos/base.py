@@ -21,6 +21,7 @@ class Policy(ABC):
     """A network that acts. The actor and the evaluator load each new publication into it."""
 
     network: nn.Module
+    device = torch.device("cpu")
     core_size: int = 0
     """Numbers in the recurrent state of one environment; 0: the policy has no memory."""
 
@@ -32,6 +33,11 @@ class Policy(ABC):
             inputs: what is seen of them.
             exploration: None for the greedy policy.
         """
+
+    def to(self, device: torch.device) -> None:
+        """Act on another device."""
+        self.device = device
+        self.network.to(device)
 
     def load(self, parameters: Mapping[str, Tensor]) -> None:
         """Take the parameters of a publication."""

@@ -111,11 +111,11 @@ class ActorCriticPolicy(Policy):
 
     @torch.inference_mode()
     def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
-        logits, _, core_state = self.network(acting_inputs(inputs, torch.device("cpu")))
-        logits = logits.squeeze(1).numpy()
+        logits, _, core_state = self.network(acting_inputs(inputs, self.device))
+        logits = logits.squeeze(1).cpu().numpy()
         actions = logits.argmax(axis=1) if exploration is None else exploration(logits)
         extras = {BEHAVIOUR_LOGITS: logits, CORE_STATE: inputs.core_state}
-        return Decision(actions, core_state.numpy(), extras)
+        return Decision(actions, core_state.cpu().numpy(), extras)
 
 
 class ImpalaLearner(Learner):

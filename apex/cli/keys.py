@@ -18,8 +18,11 @@ def keys() -> None:
 
 @keys.command()
 @folder_argument
-@click.option("--role", type=click.Choice(["actor", "learner", "evaluator", "operator"]),
-              help="Add one key to FOLDER, for another host.")  # fmt: skip
+@click.option(
+    "--role",
+    type=click.Choice(["actor", "inference", "learner", "evaluator", "operator"]),
+    help="Add one key to FOLDER, for another host.",
+)
 @click.option("--name", help="Of the added key; `apex keys revoke` takes it.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path),
               help="Folder for the added key, to be copied to the other host.")  # fmt: skip

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from apex.wire.messages import AnyMessage, Message
 
 ASK_TIMEOUT_S = 2.0
-HEALTHY_ACTORS = ("stepping", "waiting_for_credit")
+HEALTHY_ACTORS = ("stepping", "waiting_for_credit", "waiting_for_actions")
 FULL = 0.8
 """Share of its open files from which a daemon is in danger."""
 BUSY_LEARNER = 0.1
@@ -73,6 +73,7 @@ def gather(run: RunDirectory) -> dict[str, Any]:
     config, living = run.config(), run.living()
     asked = ask(run, "learner.params") if "learner" in living else None
     replay = ask(run, "replay.sample") if "replay" in living else None
+    inference = ask(run, "inference.act") if "inference" in living else None
     learner = (asked or {}).get("learner") or {"state": _state(run, "learner", living)}
     saved = _newest_manifest(run)
     env_steps = (asked or {}).get("env_steps", saved.get("env_steps", 0))
@@ -102,6 +103,14 @@ def gather(run: RunDirectory) -> dict[str, Any]:
             **(replay or {}),
             "pid": living.get("replay"),
         },
+        "inference": {
+            **_EMPTY_INFERENCE,
+            "state": _state(run, "inference", living),
+            **(inference or {}),
+            "pid": living.get("inference"),
+        }
+        if config.central
+        else None,
         "actors": _actors(run, config.actor.count, (asked or {}).get("actors", []), living),
         "evaluator": _evaluator(run, saved, (asked or {}).get("evaluator", {}), living),
     }
@@ -130,6 +139,14 @@ _EMPTY_REPLAY = {
     "refused": 0,
     "durable": False,
     "alarm": None,
+}
+_EMPTY_INFERENCE = {
+    "actors": 0,
+    "decisions_per_s": 0.0,
+    "batch_mean": 0.0,
+    "busy_fraction": None,
+    "param_version": -1,
+    "refused": 0,
 }
 _EMPTY_ACTOR = {
     "env_steps": 0,
@@ -267,7 +284,9 @@ def alarms(status: dict[str, Any]) -> list[str]:
         found.append(f"inserts are not durable: {status['replay']['alarm']}")
     if status["learner"]["alarm"]:
         found.append(f"the newest training is not saved: {status['learner']['alarm']}")
-    for daemon in ("learner", "replay"):
+    for daemon in ("learner", "replay", "inference"):
+        if status[daemon] is None:
+            continue
         files, most = (status[daemon].get(key, 0) for key in ("open_files", "max_open_files"))
         if files > FULL * most:
             found.append(
@@ -278,10 +297,11 @@ def alarms(status: dict[str, Any]) -> list[str]:
 
 def _crash_loops(run: RunDirectory, status: dict[str, Any]) -> list[str]:
     """Daemons that crash again and again, and those that gave up, with the reason."""
-    names = ["learner", "replay", "evaluator", *(row["actor_id"] for row in status["actors"])]
-    rows = [status["learner"], status["replay"], status["evaluator"], *status["actors"]]
+    daemons = ("learner", "replay", "inference", "evaluator")
+    rows = [(name, status[name]) for name in daemons if status[name] is not None]
+    rows += [(row["actor_id"], row) for row in status["actors"]]
     found = []
-    for name, row in zip(names, rows):
+    for name, row in rows:
         record = crashes.read(run.crash_file(name))
         if record is None:
             continue
@@ -304,6 +324,7 @@ def health(status: dict[str, Any], *, evaluator: bool) -> str:
         learner["state"] in ("waiting", "training")
         and replay["state"] == "running"
         and not status["run"]["alarms"]
+        and (status["inference"] is None or status["inference"]["state"] == "running")
         and (not evaluator or status["evaluator"]["pid"] is not None)
         and all(row["state"] in HEALTHY_ACTORS for row in status["actors"])
     )
@@ -330,6 +351,8 @@ def describe(status: dict[str, Any]) -> str:
         f"  mean return {_return(evaluator['mean_return'])}"
         f"  best {_return(evaluator['best_mean_return'])}" + _faults(evaluator),
     ]
+    if status["inference"] is not None:
+        lines.append(_describe_inference(status["inference"]))
     for row in status["actors"]:
         lines.append(
             f"  {row['actor_id']:<9} {row['state']:<10} pid {row['pid']}  slot {row['slot']}"
@@ -342,6 +365,13 @@ def describe(status: dict[str, Any]) -> str:
     if run["outcome"]:
         lines.append(f"  ended: {run['outcome']}")
     return "\n".join(lines)
+
+
+def _describe_inference(row: dict[str, Any]) -> str:
+    return (
+        f"  inference {row['state']:<10} pid {row['pid']}  {row['decisions_per_s']} decisions/s"
+        f"  {row['batch_mean']} a batch  version {row['param_version']}"
+    )
 
 
 def _faults(row: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 
 from apex.endpoints import Endpoint
-from apex.params import Publication
+from apex.publications import Publication
 from apex.wire.client import Client
 from apex.wire.messages import (
     Ack,

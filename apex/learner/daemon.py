@@ -28,7 +28,7 @@ from apex.learner.params_server import ParamsServer
 from apex.learner.prefetcher import Batch, Prefetcher
 from apex.learner.snapshots import Snapshots
 from apex.metrics import MetricsLog, Rate
-from apex.params import Publication, PublicationBoard, VersionCounter
+from apex.publications import Publication, PublicationBoard, VersionCounter
 from apex.replay.client import SampleClient
 from apex.service import ENGINE_PID, Service, daemon_command
 from apex.types import good_priorities

@@ -40,11 +40,6 @@ def _put_last(book: dict[str, Entry], name: str, entry: Entry) -> None:
     book[name] = entry
 
 
-def _key(hello: Hello) -> str:
-    """In the books; an evaluator that calls itself `actor_000` is not taken for that actor."""
-    return hello.name if hello.role == "actor" else f"{hello.role}:{hello.name}"
-
-
 class Membership:
     """The book of members.
 
@@ -83,7 +78,7 @@ class Membership:
         Raises:
             RefusedError: a later start of the same name is here.
         """
-        key = _key(hello)
+        key = hello.member
         known, record = self._members.get(key), self.records.get(key)
         if known is not None and known.hello.epoch > hello.epoch:
             raise RefusedError(
@@ -130,7 +125,7 @@ class Membership:
 
     def heartbeat(self, hello: Hello, heartbeat: Heartbeat) -> None:
         """Take a heartbeat; an actor's steps since the last one are added to all steps."""
-        key = _key(hello)
+        key = hello.member
         member, record = self._members[key], self.records[key]
         if hello.role == "actor":
             made = max(0, heartbeat.env_steps - record.env_steps)
@@ -144,7 +139,7 @@ class Membership:
 
     def knows(self, hello: Hello) -> bool:
         """Whether the member has greeted and was not forgotten since."""
-        member = self._members.get(_key(hello))
+        member = self._members.get(hello.member)
         return member is not None and member.hello.epoch == hello.epoch
 
     def evaluation(self, report: EvaluationReport) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 from apex.checkpoint import ActorRecord
 from apex.endpoints import Endpoints
 from apex.learner.membership import Membership
-from apex.params import PublicationBoard
+from apex.publications import PublicationBoard
 from apex.run_directory import RunFacts
 from apex.wire.messages import (
     Ack,
@@ -82,6 +82,7 @@ class ParamsServer:
             {
                 "actor": (GetParams, Heartbeat),
                 "evaluator": (GetParams, Heartbeat, EvaluationReport),
+                "inference": (GetParams,),
                 "operator": (Status, Shutdown, Snapshot),
             },
             lambda peer: self._greet(peer.hello),

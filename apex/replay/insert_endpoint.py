@@ -78,7 +78,7 @@ class InsertEndpoint:
             endpoint,
             facts.run_id,
             facts.schema.hash,
-            {"actor": (Insert,)},
+            {"actor": (Insert,), "inference": (Insert,)},
             self._welcome,
         )
         self._producers = {
@@ -126,13 +126,14 @@ class InsertEndpoint:
     def _welcome(self, peer: Peer) -> Welcome:
         """Greet a producer; of two with one name the later start holds it."""
         hello = peer.hello
-        known = self._producers.get(hello.name)
+        known = self._producers.get(hello.member)
         if known is not None and known.epoch > hello.epoch:
             raise RefusedError(
                 f"{hello.name} was started again since; this older process must end", "superseded"
             )
         if known is None or known.epoch < hello.epoch:
-            known = self._producers[hello.name] = _Producer(hello.name, hello.epoch, peer.identity)
+            known = _Producer(hello.member, hello.epoch, peer.identity)
+            self._producers[hello.member] = known
         known.identity = peer.identity
         self._remember(known)
         return Welcome(
@@ -156,7 +157,7 @@ class InsertEndpoint:
     def _take(self, request: Request) -> None:
         message, identity = request.message, request.peer.identity
         assert isinstance(message, Insert)
-        producer = self._producers.get(request.peer.hello.name)
+        producer = self._producers.get(request.peer.hello.member)
         if producer is None:
             self.server.refuse(identity, "hello_required", "say HELLO again")
             return

@@ -8,7 +8,7 @@ import msgspec
 
 from apex.buffers import Buffer
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 MAX_COUNT = 2**53
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
@@ -16,12 +16,13 @@ Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z"
 """Names stand in logs and file names."""
 
-Role: TypeAlias = Literal["actor", "learner", "evaluator", "operator"]
+Role: TypeAlias = Literal["actor", "inference", "learner", "evaluator", "operator"]
 
 Phase: TypeAlias = Literal[
     "starting",
     "waiting_for_peer",
     "waiting_for_credit",
+    "waiting_for_actions",
     "stepping",
     "recreating",
     "evaluating",
@@ -48,6 +49,11 @@ class Hello(Message, frozen=True, tag="hello"):
     run_id: str
     schema_hash: str
     pid: int
+
+    @property
+    def member(self) -> str:
+        """In a server's books; an evaluator that calls itself `actor_000` is not that actor."""
+        return self.name if self.role == "actor" else f"{self.role}:{self.name}"
 
 
 class Welcome(Message, frozen=True, tag="welcome"):
@@ -100,6 +106,27 @@ class SampleReply(Message, frozen=True, tag="samples"):
 
 class UpdatePriorities(Message, frozen=True, tag="update_priorities"):
     """New priorities by item id; not answered, stale ones are counted."""
+
+
+class Act(Message, frozen=True, tag="act"):
+    """What an actor's environments gave; asks what they shall do."""
+
+    seq: Count
+    """Rises by one; the same again asks for the same answer again."""
+    begins: bool
+    """Episodes begin everywhere; what went before is cut."""
+    slot: Count
+    incarnation: Count
+
+
+class Actions(Message, frozen=True, tag="actions"):
+    """The answer to `Act`: the buffer `actions`."""
+
+    seq: int
+
+
+class Leave(Message, frozen=True, tag="leave"):
+    """The actor ends: what it has made is complete. Not answered."""
 
 
 class GetParams(Message, frozen=True, tag="get_params"):
@@ -197,6 +224,9 @@ AnyMessage: TypeAlias = (
     | Sample
     | SampleReply
     | UpdatePriorities
+    | Act
+    | Actions
+    | Leave
     | GetParams
     | Params
     | NotModified

@@ -1,0 +1,175 @@
+"""The inference daemon: decides for all actors (SEED RL, Espeholt et al., 2019, 1910.06591)."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import deque
+from functools import partial
+from typing import Any
+
+from apex import compute, params
+from apex.algos.agents import make_agent
+from apex.algos.base import Algorithm
+from apex.algos.registry import check_schema, make_algorithm
+from apex.extensions import NONE, Extensions
+from apex.inference.endpoint import ActEndpoint
+from apex.learner.client import LearnerClient
+from apex.metrics import MetricsLog, Rate
+from apex.replay.client import InsertClient
+from apex.service import Service, daemon_command
+from apex.types import Chunk
+from apex.wire.sockets import Poller, connections
+
+log = logging.getLogger("apex.inference")
+
+IDLE_WAIT_S = 0.1
+REFRESH_S = 0.05
+"""Seconds between two asks for newer parameters."""
+DRAIN_S = 3.0
+METRICS_PERIOD_S = 10.0
+
+
+class InferenceDaemon:
+    """Decides for the environments of all actors and inserts what comes of it.
+
+    Args:
+        service: of the daemon.
+        algorithm: gives policy, exploration and items.
+    """
+
+    def __init__(self, service: Service, algorithm: Algorithm) -> None:
+        config = service.config
+        self._service = service
+        self._policy = algorithm.policy()
+        self._policy.to(compute.pick_device(config.inference.device, "inference.device"))
+        self._learner_step = 0
+        hello = service.hello("inference")
+        self._learner = LearnerClient(service.endpoints.of("learner.params"), hello)
+        self._replay = InsertClient(service.endpoints.of("replay.insert"), hello)
+        self._acts = ActEndpoint(
+            service.endpoints.of("inference.act"),
+            config,
+            service.facts,
+            partial(make_agent, algorithm, config, self._policy.core_size),
+            status=self.status,
+            stop=service.stop,
+        )
+        self._poller = Poller(self._acts.server, self._learner.client, self._replay.client)
+        self._backlog: deque[Chunk] = deque()
+        self._next_refresh = float("-inf")
+        self._batches, self._decided, self._busy = Rate(), Rate(), Rate()
+        self._largest = 0
+        """Environments of the largest batch since the last metrics."""
+        self._metrics = MetricsLog(
+            service.run.metrics, service.name, config.run.metrics_max_mb, tensorboard=True
+        )
+        self._next_metrics = time.monotonic() + METRICS_PERIOD_S
+        self._total = 0
+
+    def run(self) -> None:
+        """Decide until asked to stop."""
+        log.info("on %s; waiting for the learner's parameters", self._policy.device)
+        os.nice(self._service.config.inference.nice)
+        try:
+            while not self._service.stopping:
+                self._turn()
+            self._drain()
+        finally:
+            self._acts.server.close()
+            self._learner.close()
+            self._replay.close()
+            self._metrics.close()
+
+    @property
+    def _blocked(self) -> bool:
+        """Whether nothing may be decided: no parameters yet, or replay does not keep up."""
+        return self._learner.param_version < 0 or len(self._backlog) > self._acts.agents + 1
+
+    def _turn(self) -> None:
+        wait_s = IDLE_WAIT_S if self._blocked else self._acts.wait_s(IDLE_WAIT_S)
+        self._poll(wait_s)
+        if not self._blocked and self._acts.asking and self._acts.wait_s(1.0) == 0.0:
+            started = time.monotonic()
+            size = self._acts.decide(self._policy, self._learner_step)
+            self._busy.add(time.monotonic() - started)
+            self._batches.add(1)
+            self._decided.add(size)
+            self._total += size
+            self._largest = max(self._largest, size)
+
+    def _poll(self, wait_s: float) -> None:
+        """Wait for messages, take those that are there, and hand on what is complete."""
+        self._service.beat()
+        self._poller.wait(wait_s)
+        self._acts.receive()
+        self._refresh()
+        self._backlog.extend(self._acts.take_chunks())
+        self._replay.poll()
+        while self._backlog and self._replay.has_credit:
+            self._replay.insert(self._backlog.popleft())
+        now = time.monotonic()
+        if now >= self._next_metrics:
+            self._next_metrics = now + METRICS_PERIOD_S
+            self._write_metrics()
+
+    def _refresh(self) -> None:
+        """Take newer parameters, and ask for the next ones."""
+        publication = self._learner.poll()
+        if publication is not None:
+            self._policy.load(params.decode(publication.data))
+            self._learner_step = publication.learner_step
+        now = time.monotonic()
+        if now >= self._next_refresh:
+            self._next_refresh = now + REFRESH_S
+            self._learner.ask_for_params()
+
+    def _drain(self) -> None:
+        """Hand over what is complete, and wait briefly for its acknowledgement."""
+        self._backlog.extend(self._acts.flush())
+        deadline = time.monotonic() + DRAIN_S
+        while (self._backlog or self._replay.unacknowledged) and time.monotonic() < deadline:
+            if not self._replay.client.ready:
+                break
+            self._poll(IDLE_WAIT_S)
+
+    def status(self) -> dict[str, Any]:
+        """How the server is, as plain values."""
+        batches = self._batches.per_second()
+        return {
+            "state": "waiting" if self._learner.param_version < 0 else "running",
+            "pid": os.getpid(),
+            "device": str(self._policy.device),
+            "actors": self._acts.agents,
+            "decisions_per_s": round(self._decided.per_second(), 1),
+            "batch_mean": round(self._decided.per_second() / batches, 2) if batches else 0.0,
+            "batches_per_s": round(batches, 1),
+            "busy_fraction": round(min(1.0, self._busy.per_second()), 4),
+            "param_version": self._learner.param_version,
+            "learner_step": self._learner_step,
+            "inserted_items": self._replay.inserted_items,
+            "backlog_chunks": len(self._backlog),
+            "refused": sum(self._acts.server.refused.values()),
+            **connections(),
+        }
+
+    def _write_metrics(self) -> None:
+        status = self.status()
+        left_out = ("pid", "device", "state")
+        values = {key: value for key, value in status.items() if key not in left_out}
+        self._metrics.write({**values, "batch_max": self._largest}, step=self._total)
+        self._largest = 0
+
+
+def body(service: Service, extensions: Extensions = NONE) -> None:
+    """Decide until asked to stop."""
+    compute.set_up(service.config.inference.torch_threads)
+    facts = service.facts
+    algorithm = make_algorithm(service.config.algorithm, facts.env, extensions.algorithm)
+    check_schema(algorithm, facts.schema)
+    with compute.memory_errors():
+        InferenceDaemon(service, algorithm).run()
+
+
+main = daemon_command("inference", body, "Decide for the environments of all actors.")
