@@ -31,7 +31,8 @@ from apex.acting.frame_window import FrameRange, FrameWindow
 from apex.types import LEARNER_STEP, Array, Arrays, Chunk, Column, EnvSpec, FramesColumn, Schema
 
 SequencePriorities = Callable[[Arrays, Arrays], npt.NDArray[np.float64]]
-"""The columns of M sequences, and the policy's extras in each row, `[M, L, ...]` each, to `[M]`."""
+"""The columns of M sequences, and the policy's extras in each row, `[M, L, ...]` each, to `[M]`;
+without those that are stored for the first row alone."""
 
 
 @dataclass(frozen=True)
@@ -165,15 +166,17 @@ class _EnvSequences:
             self.finished[self._chunk_length :],
         )
         columns = _columns(taken)
-        extras = {
-            name: np.stack([np.stack([row.extras[k] for row in one.rows]) for one in taken])
-            for k, name in enumerate(extra_names)
-        }
+        first = {column.name: column.dtype for column in self._layout.first_extras}
+        extras = {}
+        for k, name in enumerate(extra_names):
+            if name in first:
+                values = np.stack([one.rows[0].extras[k] for one in taken])
+                columns[name] = values.astype(first[name])
+            else:
+                extras[name] = np.array([[row.extras[k] for row in one.rows] for one in taken])
         initial = priorities(columns, extras)
         for column in self._layout.row_extras:
             columns[column.name] = extras[column.name].astype(column.dtype)
-        for column in self._layout.first_extras:
-            columns[column.name] = extras[column.name][:, 0].astype(column.dtype)
         if self._window is None:
             return Chunk(columns, initial)
         ranges = [

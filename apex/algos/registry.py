@@ -8,11 +8,12 @@ from typing import Any
 from apex.algos.apex_dqn import ApexDQN
 from apex.algos.base import Algorithm
 from apex.algos.impala import Impala
+from apex.algos.r2d2 import R2D2
 from apex.config import convert
 from apex.errors import ConfigError, RunError
 from apex.types import EnvSpec, Schema
 
-ALGORITHMS: dict[str, type[Algorithm]] = {"apex_dqn": ApexDQN, "impala": Impala}
+ALGORITHMS: dict[str, type[Algorithm]] = {"apex_dqn": ApexDQN, "impala": Impala, "r2d2": R2D2}
 
 
 def make_algorithm(

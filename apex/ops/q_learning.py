@@ -74,3 +74,46 @@ def dueling_values(state_value: Tensor, advantages: Tensor) -> Tensor:
     """
     assert state_value.shape == (len(advantages), 1)
     return state_value + advantages - advantages.mean(dim=1, keepdim=True)
+
+
+def n_step_targets(
+    rewards: Tensor, discounts: Tensor, is_last: Tensor, values: Tensor, n: int
+) -> Tensor:
+    """G_t = sum_{k < n} gamma^k r_{t+k} + gamma^n V(x_{t+n}) for each t of sequences.
+
+    At the final observation of a truncated episode nothing was done: sums that reach it end there
+    with its V(x).
+
+    Args:
+        rewards: `[B, L]`.
+        discounts: `[B, L]`, gamma, or 0 where the episode was terminated.
+        is_last: `[B, L] bool`, the final observations of truncated episodes.
+        values: `[B, L]`, V(x).
+        n: rewards in each target.
+
+    Returns:
+        `[B, L - n]`.
+    """
+    assert rewards.shape == discounts.shape == is_last.shape == values.shape
+    targets = values
+    for _ in range(n):
+        length = targets.shape[1] - 1
+        stepped = rewards[:, :length] + discounts[:, :length] * targets[:, 1:]
+        targets = torch.where(is_last[:, :length], values[:, :length], stepped)
+    return targets
+
+
+def sequence_priorities(td_errors: Tensor, learned: Tensor, eta: float) -> Tensor:
+    """eta max_t |delta_t| + (1 - eta) mean_t |delta_t| (Kapturowski et al., 2019, section 2.3).
+
+    Args:
+        td_errors: `[B, T]`.
+        learned: `[B, T] bool`, the steps that count; 0 where there are none.
+        eta: share of the maximum.
+
+    Returns:
+        `[B]`.
+    """
+    absolute = td_errors.abs() * learned
+    mean = absolute.sum(dim=1) / learned.sum(dim=1).clamp(min=1)
+    return eta * absolute.amax(dim=1) + (1.0 - eta) * mean

@@ -1,0 +1,33 @@
+"""Value rescaling, which does what reward clipping does without changing what is optimal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+RESCALE_EPSILON = 1e-3
+
+
+def rescale(values: Tensor, epsilon: float = RESCALE_EPSILON) -> Tensor:
+    """h(x) = sign(x) (sqrt(|x| + 1) - 1) + epsilon x (Pohlen et al., 2018, section 3.2).
+
+    Args:
+        values: of any shape.
+        epsilon: above 0, which makes h invertible.
+    """
+    return values.sign() * ((values.abs() + 1.0).sqrt() - 1.0) + epsilon * values
+
+
+def unrescale(values: Tensor, epsilon: float = RESCALE_EPSILON) -> Tensor:
+    """The inverse of `rescale` (Pohlen et al., 2018, proposition A.2).
+
+    h^-1(x) = sign(x) (((sqrt(1 + 4 epsilon (|x| + 1 + epsilon)) - 1) / (2 epsilon))^2 - 1)
+
+    The difference of nearly equal numbers that the formula takes is computed by its conjugate, so
+    that float32 does not lose small values.
+    """
+    magnitude = values.abs()
+    root = torch.sqrt(1.0 + 4.0 * epsilon * (magnitude + 1.0 + epsilon))
+    # (root - 1) / (2 epsilon) - 1 = 2 (|x| + 1 + epsilon) / (root + 1) - 1
+    excess = (2.0 * (magnitude + epsilon) + 1.0 - root) / (root + 1.0)
+    return values.sign() * excess * (excess + 2.0)
