@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
@@ -33,6 +33,25 @@ log = logging.getLogger("apex.evaluator")
 WAIT_S = 0.2
 EVALUATION_SEED = 1_000_003
 """Added to the run's seed: other episodes than the actors', where an environment has so many."""
+
+
+def evaluation_values(
+    publication: Publication, returns: Sequence[float], seconds: float, cpu_s: float
+) -> dict[str, float]:
+    """What is kept of one evaluation; its x-values are those of the parameters that it played."""
+    return {
+        "mean_return": float(np.mean(returns)),
+        "std_return": float(np.std(returns)),
+        "min_return": min(returns),
+        "max_return": max(returns),
+        "episodes": len(returns),
+        "env_steps": publication.env_steps,
+        "learner_step": publication.learner_step,
+        "param_version": publication.param_version,
+        "train_s": round(publication.train_s, 1),
+        "seconds": round(seconds, 1),
+        "cpu_s": round(cpu_s, 1),
+    }
 
 
 class EvaluatorDaemon:
@@ -188,23 +207,8 @@ class EvaluatorDaemon:
                 returns=tuple(returns),
             )
         )
-        self._metrics.write(
-            {
-                "mean_return": mean,
-                "std_return": float(np.std(returns)),
-                "min_return": min(returns),
-                "max_return": max(returns),
-                "best_mean_return": self._best,
-                "episodes": len(returns),
-                "env_steps": publication.env_steps,
-                "learner_step": publication.learner_step,
-                "param_version": publication.param_version,
-                "train_s": round(publication.train_s, 1),
-                "seconds": round(seconds, 1),
-                "cpu_s": round(cpu_s, 1),
-            },
-            step=publication.env_steps,
-        )
+        values = evaluation_values(publication, returns, seconds, cpu_s)
+        self._metrics.write({**values, "best_mean_return": self._best}, step=publication.env_steps)
 
     def _keep_best(self, publication: Publication, mean: float) -> None:
         manifest = Manifest(

@@ -169,16 +169,37 @@ def test_a_damaged_save_costs_priorities_alone(tmp_path, caplog):
         assert "initial priorities again" in caplog.text
 
 
-def test_items_that_a_queue_has_served_stay_gone_as_of_the_last_save(tmp_path):
-    with life(tmp_path, selector="fifo", times=1) as first:
-        first.insert(1, 2, 3, 4)
-        assert first.table.sample(2).columns["action"].tolist() == [1, 2]
+@pytest.mark.parametrize("segment_mb", [64.0, 1e-6])
+def test_items_that_a_queue_has_served_stay_gone(tmp_path, segment_mb):
+    """Also with a segment for each insert, where the older ones are removed."""
+    queue = {"selector": "fifo", "times": 1, "segment_mb": segment_mb}
+    with life(tmp_path, **queue) as first:
+        first.insert(1, 2)
+        first.insert(3, 4)
+        assert first.keeper.sample(2).columns["action"].tolist() == [1, 2]
         first.keeper.save().result()
-        assert first.table.sample(1).columns["action"].tolist() == [3]
+        assert first.keeper.sample(1).columns["action"].tolist() == [3]
         first.insert(5)
-    with life(tmp_path, selector="fifo", times=1) as second:
-        assert list(second.items().values()) == [3, 4, 5]  # 3 is served again
-        assert second.table.sample(3).columns["action"].tolist() == [3, 4, 5]
+    with life(tmp_path, **queue) as second:
+        assert list(second.items().values()) == [4, 5]
+        assert second.keeper.sample(2).columns["action"].tolist() == [4, 5]
+    with life(tmp_path, **queue) as third:
+        assert third.items() == {}
+        third.insert(6)
+    with life(tmp_path, **queue) as fourth:
+        assert fourth.keeper.sample(1).columns["action"].tolist() == [6]
+
+
+def test_items_that_leave_out_of_turn_are_served_again_as_of_the_last_save(tmp_path):
+    with life(tmp_path, selector="prioritized", times=1) as first:
+        first.insert(1, 2, 3, 4)
+        first.keeper.sample(1)
+        first.keeper.save().result()
+        saved = first.items()
+        first.keeper.sample(1)
+        assert len(saved) == 3 and len(first.items()) == 2
+    with life(tmp_path, selector="prioritized", times=1) as second:
+        assert second.items() == saved
 
 
 def test_the_deduplication_table_outlives_the_segments_of_a_silent_producer(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,6 +70,7 @@ def snapshot(run_path: Path | None, as_json: bool) -> None:
 @click.option("--until-return", type=float, help="End at an evaluation of this mean return.")
 @click.option("--resume", is_flag=True, help="Go on with the run, from its newest checkpoint.")
 @click.option("--detach", is_flag=True, help="Return when the daemons are started.")
+@click.option("--serial", is_flag=True, help="In this process alone, without sockets: repeatable.")
 @click.option("--show-running", is_flag=True, help="If this preset runs already, show that run.")
 def run(
     preset: str | None,
@@ -84,6 +86,7 @@ def run(
     until_return: float | None,
     resume: bool,
     detach: bool,
+    serial: bool,
     show_running: bool,
 ) -> None:
     """Start a run, or go on with one, and show its progress."""
@@ -107,10 +110,18 @@ def run(
             "--resume goes on with the run's own configuration, endpoints and parameters; change "
             "single settings with --set, without --preset, --config, --endpoints, --init-from"
         )
+    if serial and (resume or detach):
+        raise UsageError(
+            "--serial keeps no replay contents and has no daemons: it begins a new run "
+            "and stays in this terminal"
+        )
     if resume:
         directory = _resumed(run_path, all_settings)
     else:
         directory = _new(preset, config_file, all_settings, run_path, endpoints)
+    if serial:
+        _run_serially(directory)
+        return
     _start(directory, engine)
     if engine != "none" and not detach:
         sys.exit(watch_run(directory))
@@ -168,6 +179,15 @@ def _new(
         assert config_file is not None
         name, config = config_file.stem, file_config(config_file, settings)
     return prepare_run(run_path or new_run_path(name), config, endpoints)
+
+
+def _run_serially(directory: RunDirectory) -> None:
+    from apex.serial import SerialRun
+
+    run = SerialRun(directory)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: run.stop("asked to stop"))
+    click.echo(f"{directory.path}: {run.run()}", err=True)
 
 
 def _start(directory: RunDirectory, name: str) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from apex.buffers import Frame, declare
 from apex.files import fsync_path
-from apex.replay.records import Inserted, Opening, encode_record, segments
+from apex.replay.records import Inserted, Opening, Served, encode_record, segments
 from apex.types import Array
 
 log = logging.getLogger("apex.replay")
@@ -100,11 +100,20 @@ class InsertLog:
         return sum(segment.nbytes for segment in self._segments)
 
     def append(self, header: Inserted, arrays: Mapping[str, Array]) -> bool:
-        """Write a record; False, with an alarm, when the disk does not take it."""
+        """Write a chunk; False, with an alarm, when the disk does not take it."""
+        buffers, body = declare(arrays)
+        written = self._append(msgspec.structs.replace(header, buffers=buffers), body)
+        if written:
+            self._segments[-1].last_id = header.first_id + header.items - 1
+        return written
+
+    def note(self, header: Served) -> None:
+        """Write what a queue has served; where the disk does not take it, it is served again."""
+        self._append(header, [])
+
+    def _append(self, header: Inserted | Served, body: list[Frame]) -> bool:
         if self._clock() < self._retry_at:
             return False
-        buffers, body = declare(arrays)
-        header = msgspec.structs.replace(header, buffers=buffers)
         try:
             if self._file is None or self._size >= self._segment_bytes:
                 self._begin_segment()
@@ -112,7 +121,6 @@ class InsertLog:
         except OSError as error:
             self._fail(error)
             return False
-        self._segments[-1].last_id = header.first_id + header.items - 1
         if self._alarm is not None:
             log.warning("the insert log is written again")
             self._alarm = None

@@ -16,11 +16,11 @@ from apex.files import fsync_path
 from apex.replay import recovery
 from apex.replay.insert_log import InsertLog
 from apex.replay.payload import chunk_to_arrays
-from apex.replay.records import Inserted, Opening, ProducerMark
+from apex.replay.records import Inserted, Opening, ProducerMark, Served
 from apex.replay.recovery import LogReader
 from apex.replay.table import Table, TableState
 from apex.run_directory import RunFacts
-from apex.types import Chunk
+from apex.types import Chunk, Samples
 
 log = logging.getLogger("apex.replay")
 
@@ -98,7 +98,7 @@ class TableKeeper:
         state = recovery.load_state(self._folder)
         next_id = max(found.next_id, state.next_id if state is not None else -1)
         table = make_table(next_first_id(next_id, now_ns, capacity))
-        table.restore(found.chunks, state, progress)
+        table.restore(found.chunks, state, progress, oldest_id=found.oldest_id)
         table.limiter.inserted = table.counters.inserted = found.inserted
         table.limiter.sampled = table.counters.sampled = found.sampled
         table.rebase_limiter()
@@ -164,6 +164,7 @@ class TableKeeper:
             producers=dict(self.producers),
             inserted=self.table.limiter.inserted,
             sampled=self.table.limiter.sampled,
+            oldest_id=self.table.oldest_id if self.table.is_queue else 0,
         )
 
     def volatile_seq(self, producer: str, epoch: int) -> int:
@@ -201,6 +202,17 @@ class TableKeeper:
         if not logged:
             self._last_volatile = self.table.next_id - 1
         return logged
+
+    def sample(self, count: int) -> Samples:
+        """Draw a batch; what a queue has served is not there again after a restart.
+
+        Raises:
+            EmptyTableError: no item has a priority above zero.
+        """
+        samples = self.table.sample(count)
+        if self._log is not None and self.table.is_queue:
+            self._log.note(Served(self.table.oldest_id, self.table.limiter.sampled))
+        return samples
 
     def commit(self) -> bool:
         """Make what was logged as durable as was asked for; False where the disk refused."""

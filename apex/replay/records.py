@@ -55,6 +55,8 @@ class Opening(msgspec.Struct, frozen=True, tag="opening"):
     inserted: int
     """Items, of the rate limiter."""
     sampled: int
+    oldest_id: int = 0
+    """Of a queue: what is older has been served."""
 
 
 class Inserted(msgspec.Struct, frozen=True, tag="inserted"):
@@ -71,6 +73,14 @@ class Inserted(msgspec.Struct, frozen=True, tag="inserted"):
     buffers: tuple[Buffer, ...] = ()
 
 
+class Served(msgspec.Struct, frozen=True, tag="served"):
+    """A queue has served a batch: what is older than `oldest_id` is gone."""
+
+    oldest_id: int
+    sampled: int
+    buffers: tuple[Buffer, ...] = ()
+
+
 class Saved(msgspec.Struct, frozen=True, tag="saved"):
     """A table's state: the buffers `item_ids`, `priorities` and `times_sampled`."""
 
@@ -78,7 +88,7 @@ class Saved(msgspec.Struct, frozen=True, tag="saved"):
     buffers: tuple[Buffer, ...] = ()
 
 
-Header: TypeAlias = Opening | Inserted | Saved
+Header: TypeAlias = Opening | Inserted | Served | Saved
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Header)

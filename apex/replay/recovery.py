@@ -21,6 +21,7 @@ from apex.replay.records import (
     ProducerMark,
     Saved,
     Segment,
+    Served,
     encode_record,
     read,
     record_at,
@@ -84,6 +85,8 @@ class Recovered:
     inserted: int = 0
     """Of the rate limiter, in items."""
     sampled: int = 0
+    oldest_id: int = 0
+    """Of a queue: what is older has been served."""
     damaged: int = 0
     """Places at which a segment was damaged."""
 
@@ -143,6 +146,8 @@ class LogReader:
                 self._take_opening(item.header)
             elif isinstance(item.header, Inserted):
                 self._take_inserted(segment, item.header, item.arrays)
+            elif isinstance(item.header, Served):
+                self._take_served(item.header.oldest_id, item.header.sampled)
 
     def _check_capacity(self, segment: Segment, opening: Opening) -> None:
         """Items lie in the slot `id mod capacity`: a log is of one capacity."""
@@ -160,6 +165,11 @@ class LogReader:
             volatile = mark.seq if missing else mark.volatile_seq
             self._mark(name, msgspec.structs.replace(mark, volatile_seq=volatile))
         self._count(opening.inserted, opening.sampled)
+        self._take_served(opening.oldest_id, opening.sampled)
+
+    def _take_served(self, oldest_id: int, sampled: int) -> None:
+        self._found.oldest_id = max(self._found.oldest_id, oldest_id)
+        self._count(0, sampled)
 
     def _take_inserted(self, segment: Segment, header: Inserted, arrays: Arrays) -> None:
         found = self._found

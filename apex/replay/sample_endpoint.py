@@ -160,7 +160,7 @@ class SampleEndpoint:
         if pending.identity not in self.server.peers:
             return
         try:
-            samples = self._table.sample(pending.request.batch_size)
+            samples = self._keeper.sample(pending.request.batch_size)
         except EmptyTableError as error:
             self.server.refuse(pending.identity, "no_mass", str(error))
             return

@@ -10,43 +10,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from apex.config import Config
 from apex.endpoints import Endpoints
 from apex.errors import StopAskedError
 from apex.metrics import MetricsLog
 from apex.replay.insert_endpoint import InsertEndpoint
 from apex.replay.keeper import TableKeeper
-from apex.replay.rate_limiter import RateLimiter
 from apex.replay.sample_endpoint import SampleEndpoint
-from apex.replay.selectors import make_selector
-from apex.replay.table import Table
+from apex.replay.table import make_table
 from apex.run_directory import RunFacts
 from apex.service import Service, daemon_command
-from apex.types import Schema
 from apex.wire.sockets import Poller, connections
 
 log = logging.getLogger("apex.replay")
 
 IDLE_WAIT_S = 0.2
 METRICS_PERIOD_S = 10.0
-
-
-def make_table(config: Config, schema: Schema, first_id: int) -> Table:
-    """The table that a configuration asks for."""
-    replay = config.replay
-    return Table(
-        schema,
-        replay.capacity,
-        make_selector(replay.selector, replay.capacity, replay.priority_exponent),
-        RateLimiter(
-            replay.min_size, replay.samples_per_insert, replay.tolerance or config.min_tolerance
-        ),
-        replay.max_times_sampled,
-        np.random.default_rng(config.run.seed),
-        first_id=first_id,
-    )
 
 
 class ReplayServer:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from apex.config import Config
 from apex.replay.rate_limiter import RateLimiter
-from apex.replay.selectors import Selector
+from apex.replay.selectors import Fifo, Selector, make_selector
 from apex.replay.store import Store
 from apex.types import Arrays, Chunk, FrameRanges, Samples, Schema, good_priorities
 
@@ -82,6 +83,8 @@ class Table:
         self._selector = selector
         self._store = Store(schema, capacity)
         self._max_times_sampled = max_times_sampled
+        self.is_queue = bool(max_times_sampled) and isinstance(selector, Fifo)
+        """Whether items leave in the order in which they came."""
         self._rng = rng
         self._ids = np.full(capacity, NO_ITEM, dtype=np.int64)
         self._times_sampled = np.zeros(capacity if max_times_sampled else 0, dtype=np.int64)
@@ -195,6 +198,8 @@ class Table:
         chunks: Sequence[tuple[int, Chunk]],
         state: TableState | None,
         progress: Callable[[], None] = lambda: None,
+        *,
+        oldest_id: int = 0,
     ) -> None:
         """Fill an empty table with items that another had.
 
@@ -206,6 +211,7 @@ class Table:
                 does not name are gone, and those that it names have its priorities. Items that
                 came later have their initial ones.
             progress: called at each chunk.
+            oldest_id: items before it are gone.
         """
         owners = np.full(self.capacity, NO_ITEM, dtype=np.int64)
         for first_id, chunk in chunks:
@@ -214,6 +220,7 @@ class Table:
         if state is not None:
             known = np.isin(owners, state.item_ids)
             owners[(owners < state.next_id) & ~known] = NO_ITEM
+        owners[owners < oldest_id] = NO_ITEM
         owners[self._out_of_turn(owners)] = NO_ITEM
         for first_id, chunk in chunks:
             ids = np.arange(first_id, first_id + len(chunk), dtype=np.int64)
@@ -263,3 +270,19 @@ class Table:
         self._store.delete(slots)
         self._ids[slots] = NO_ITEM
         self._size -= len(slots)
+
+
+def make_table(config: Config, schema: Schema, first_id: int) -> Table:
+    """The table that a configuration asks for."""
+    replay = config.replay
+    return Table(
+        schema,
+        replay.capacity,
+        make_selector(replay.selector, replay.capacity, replay.priority_exponent),
+        RateLimiter(
+            replay.min_size, replay.samples_per_insert, replay.tolerance or config.min_tolerance
+        ),
+        replay.max_times_sampled,
+        np.random.default_rng(config.run.seed),
+        first_id=first_id,
+    )
