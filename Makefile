@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-pong learn-pong status logs restart-actor attach stop test chaos fuzz soak \
+.PHONY: help setup run-pong learn-pong status logs restart-actor attach stop test test-learning chaos fuzz soak \
 	check clean
 
 help:  ## list the targets
@@ -49,6 +49,9 @@ stop: $(STAMP)  ## end the newest run, attached actors too
 
 test: $(STAMP)  ## all tests; what CI runs
 	@$(VENV)/bin/python -m pytest
+
+test-learning: $(STAMP)  ## whether each algorithm learns CartPole, by real daemons; about ten minutes
+	@$(VENV)/bin/python -m pytest -m "learning or not learning" tests/test_learning.py
 
 chaos: $(STAMP)  ## break a running suite for MINUTES and audit what was acknowledged
 	@$(VENV)/bin/python -m tests.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) \

@@ -144,6 +144,8 @@ def prepare_run(
     if endpoints.keys:
         read_secret(Path(endpoints.keys) / "server.secret")
     config = fit_to_cores(config)
+    if config.central:
+        endpoints.of("inference.act")
     config, spec, schema = check_config(config, extensions)
     config = fit_to_memory(config, schema)
     configuration.check(config)

@@ -16,20 +16,25 @@ from typing import Any
 import pytest
 
 from apex import engine
+from apex.cli.statuses import gather
 from apex.run_directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
+LOOK_PAUSE_S = 0.2
+"""Between two looks at a suite's status."""
 APEX = [sys.executable, "-c", "from apex.cli.main import main; main()"]
 
 
-def wait_until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
+def wait_until(
+    condition: Callable[[], Any], timeout_s: float, what: str, *, pause_s: float = 0.02
+) -> Any:
     """Wait until `condition` gives something true, and return it."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         value = condition()
         if value:
             return value
-        time.sleep(0.02)
+        time.sleep(pause_s)
     raise AssertionError(f"not within {timeout_s:g} s: {what}")
 
 
@@ -82,16 +87,20 @@ class Suite:
     def wait_for(
         self, condition: Callable[[dict[str, Any]], Any], timeout_s: float, what: str
     ) -> dict[str, Any]:
-        """Wait for a status of which `condition` holds, and return it."""
+        """Wait for a status of which `condition` holds, and return it.
+
+        The daemons are asked from this process: a command for each look would take one core of two
+        from the suite that is waited for.
+        """
         last: dict[str, Any] = {}
 
         def look() -> bool:
             last.clear()
-            last.update(self.status())
+            last.update(json.loads(json.dumps(gather(self.run))))
             return bool(condition(last))
 
         try:
-            wait_until(look, timeout_s, what)
+            wait_until(look, timeout_s, what, pause_s=LOOK_PAUSE_S)
         except AssertionError as error:
             raise AssertionError(f"{error}\nlast status: {last}\n{self.logs()}") from None
         return last

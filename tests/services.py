@@ -42,6 +42,7 @@ def prepared(folder: Path, *settings: str, make_env: EnvFactory | None = None) -
     endpoints.write_text(
         f'[replay]\ninsert = "ipc://{folder}/i"\nsample = "ipc://{folder}/s"\n'
         f'[learner]\nparams = "ipc://{folder}/p"\n'
+        f'[inference]\nact = "ipc://{folder}/a"\n'
     )
     config = preset_config("cartpole", ["learner.device=cpu", *settings])
     return prepare_run(folder / "run", config, endpoints, Extensions(make_env))

@@ -26,6 +26,9 @@ EVERY_MESSAGE = [
     messages.Sample(request_id=9, batch_size=512),
     messages.SampleReply(request_id=9, table_items=10),
     messages.UpdatePriorities(),
+    messages.Act(seq=0, begins=True, slot=3, incarnation=1),
+    messages.Actions(seq=0),
+    messages.Leave(),
     messages.GetParams(newer_than=-1),
     messages.Params(param_version=1, learner_step=2, env_steps=3, train_s=1.5, crc32=2**32 - 1),
     messages.NotModified(param_version=1, learner_step=2),
@@ -81,7 +84,7 @@ def code_of(frames: list[bytes]) -> str:
 
 
 def header(**fields: object) -> bytes:
-    plain = {"type": "insert", "protocol": 3, "buffers": [], "seq": 0}
+    plain = {"type": "insert", "protocol": 4, "buffers": [], "seq": 0}
     return msgspec.msgpack.encode({**plain, **fields})
 
 
@@ -143,11 +146,11 @@ MALFORMED = {
     "huge_header": [header(type="error", code="x", detail="y" * 2_000_000)],
     "no_protocol": [msgspec.msgpack.encode({"type": "insert", "seq": 0})],
     "protocol_is_text": [header(protocol="1")],
-    "no_type": [msgspec.msgpack.encode({"protocol": 3, "seq": 0})],
+    "no_type": [msgspec.msgpack.encode({"protocol": 4, "seq": 0})],
     "unknown_type": [header(type="format_disk")],
     "type_is_number": [header(type=3)],
     "extra_field": [header(surprise=1)],
-    "missing_field": [msgspec.msgpack.encode({"type": "insert", "protocol": 3})],
+    "missing_field": [msgspec.msgpack.encode({"type": "insert", "protocol": 4})],
     "wrong_field_type": [header(seq="0")],
     "float_for_int": [header(seq=0.5)],
     "bad_utf8": [header(type="error", code="x", detail="abc").replace(b"abc", b"\xff\xfe\xfd")],
@@ -190,7 +193,7 @@ def test_plain_header_of_these_tests_is_well_formed():
     assert decode(with_buffer("x", "float32", [2, 3], bytes(24))).arrays["x"].shape == (2, 3)
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 4, -1, 2**63])
+@pytest.mark.parametrize("version", [0, 1, 3, 5, -1, 2**63])
 def test_other_protocol_version_has_its_own_code(version):
     # Of another version nothing else is understood, not even the message's type.
     assert code_of([header(protocol=version, type="from_the_future", other=1)]) == (

@@ -189,7 +189,10 @@ def test_merge_lays_table_over_table_and_leaves_both_alone():
 
 
 def test_there_are_the_presets_that_the_readme_names():
-    assert preset_names() == ["breakout", "cartpole", "lunarlander", "pong", "pong-fast"]
+    assert preset_names() == [
+        "breakout", "cartpole", "cartpole-impala", "cartpole-r2d2", "cartpole-seed",
+        "lunarlander", "pong", "pong-fast", "pong-impala", "pong-r2d2", "pong-seed",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "gpu"), list(itertools.product(preset_names(), [False, True])))

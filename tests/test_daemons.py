@@ -25,6 +25,7 @@ DAEMONS = {
     "replay": (),
     "learner": (),
     "evaluator": (),
+    "inference": (),
     "actor": ("--index", "0"),
 }
 BUSY_S = 10.0
@@ -32,6 +33,7 @@ BUSY_S = 10.0
 WAITS_FOR = {
     "learner": "waiting for replay to hold",
     "evaluator": "waiting for the learner at",
+    "inference": "waiting for the learner's parameters",
     "actor": "waiting for the learner at",
 }
 

@@ -1,31 +1,45 @@
-"""It learns: real daemons bring CartPole to a mean return of 400 within three minutes."""
+"""It learns: real daemons bring CartPole to a good mean return within minutes.
+
+`make test` runs what is not marked as `learning`; `make test-learning` all of this file.
+"""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
+import pytest
 
 import apex
 from tests.conftest import Suite
 
+LEARN_S = 300.0
 
-def test_cartpole_reaches_400_with_real_daemons(suite: Suite) -> None:
-    suite.start("--preset", "cartpole", "--seed", "1", "--until-return", "400")
-    status = suite.wait_for(
-        lambda s: (s["evaluator"]["best_mean_return"] or 0) >= 400,
-        180.0,
-        "an evaluation of 20 greedy episodes with a mean return of 400",
+
+def learn(suite: Suite, preset: str, mean_return: float, *arguments: str) -> None:
+    """Start a run that ends by itself at an evaluation of that mean return; see that it does."""
+    suite.start("--preset", preset, "--seed", "1", "--until-return", str(mean_return), *arguments)
+    suite.wait_for(
+        lambda s: (s["evaluator"]["best_mean_return"] or 0) >= mean_return,
+        LEARN_S,
+        f"an evaluation of 20 greedy episodes with a mean return of {mean_return}",
     )
-    assert status["evaluator"]["mean_return"] is not None
     suite.wait_for(lambda s: s["run"]["engine"] is None, 60.0, "the run has ended by itself")
     assert "until_return" in suite.status()["run"]["outcome"]
 
+
+def played(suite: Suite) -> float:
+    """Mean return of the best checkpoint, by the command."""
     done = suite.apex("eval", "--episodes", "5", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert len(result["returns"]) == 5 and result["mean_return"] >= 200
+    assert len(result["returns"]) == 5
+    return float(result["mean_return"])
+
+
+def test_cartpole_is_learned_by_central_inference(suite: Suite) -> None:
+    learn(suite, "cartpole-seed", 400.0)
+    assert played(suite) >= 200
 
     policy = apex.load_policy(suite.path)
     leaning_right = np.array([0.0, 0.0, 0.15, 0.8], dtype=np.float32)
@@ -33,7 +47,35 @@ def test_cartpole_reaches_400_with_real_daemons(suite: Suite) -> None:
     assert policy.act(np.stack([leaning_right, -leaning_right])).tolist() == [1, 0]
 
 
-def test_pong_runs_end_to_end_from_pixels(suite: Suite, tmp_path: Path) -> None:
+@pytest.mark.learning
+@pytest.mark.parametrize(
+    ("preset", "mean_return", "settings"),
+    [
+        ("cartpole", 400.0, ()),
+        ("cartpole-impala", 400.0, ()),
+        ("cartpole-impala", 400.0, ("--set", "algorithm.lstm=64")),
+        ("cartpole-impala", 400.0, ("--set", "actor.inference=central")),
+        ("cartpole-r2d2", 300.0, ()),
+        ("cartpole-r2d2", 300.0, ("--set", "actor.inference=central")),
+    ],
+)
+def test_cartpole_is_learned(suite: Suite, preset: str, mean_return: float, settings) -> None:
+    learn(suite, preset, mean_return, *settings)
+    assert played(suite) >= mean_return / 2
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize(("preset", "mean_return"), [("cartpole-impala", 300.0)])
+def test_serial_run_learns_what_the_suite_learns(suite: Suite, preset: str, mean_return: float):
+    done = suite.apex(
+        "run", "--serial", "--preset", preset, "--seed", "1", "--until-return", str(mean_return),
+        "--set", "evaluator.period_s=1", "--set", "run.max_hours=0.08", timeout_s=LEARN_S,
+    )  # fmt: skip
+    assert done.returncode == 0 and "until_return" in done.stderr, done.stderr
+    assert played(suite) >= mean_return / 2
+
+
+def test_pong_runs_end_to_end_from_pixels(suite: Suite) -> None:
     suite.start(
         "--preset", "pong", "--engine", "local", "--actors", "1",
         "--set", "replay.min_size=500", "--set", "learner.batch_size=16",

@@ -3,6 +3,8 @@ update against a computation step by step."""
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -244,7 +246,7 @@ def test_target_network_follows_each_period():
 def test_resumed_learner_goes_on_as_if_it_had_never_stopped():
     first, second = make_learner(seed=1), make_learner(seed=2)
     first.update(make_batch(0))
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
     assert first.update(make_batch(1))[0].tolist() == second.update(make_batch(1))[0].tolist()
     for a, b in zip(first.network.parameters(), second.network.parameters()):
         assert torch.equal(a, b)

@@ -11,17 +11,22 @@ import numpy as np
 import pytest
 import zmq
 
+from apex.acting.agent import Agent, Decision, Exploration, Inputs
+from apex.algos.base import Policy
 from apex.config import merge, parse
-from apex.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
+from apex.endpoints import Endpoints, InferenceEndpoints, LearnerEndpoints, ReplayEndpoints
+from apex.inference.client import result_to_arrays
+from apex.inference.endpoint import ActEndpoint
 from apex.learner.params_server import ParamsServer
 from apex.publications import PublicationBoard
 from apex.replay.payload import chunk_to_arrays
 from apex.replay.server import ReplayServer
 from apex.run_directory import RunFacts
 from apex.service import EventFormatter
-from apex.types import Array
+from apex.types import Array, StepResult
 from apex.wire.codec import decode, encode
 from apex.wire.messages import (
+    Act,
     Error,
     EvaluationReport,
     GetParams,
@@ -42,9 +47,13 @@ from tests.test_codec import EVERY_MESSAGE
 
 PERMITTED = {
     ("replay.insert", "actor"): {"Insert"},
+    ("replay.insert", "inference"): {"Insert"},
     ("replay.sample", "learner"): {"Sample", "UpdatePriorities", "Snapshot"},
     ("replay.sample", "operator"): {"Status", "Shutdown", "Snapshot"},
     ("learner.params", "actor"): {"GetParams", "Heartbeat"},
+    ("learner.params", "inference"): {"GetParams"},
+    ("inference.act", "actor"): {"Act", "Leave"},
+    ("inference.act", "operator"): {"Status", "Shutdown"},
     ("learner.params", "evaluator"): {"GetParams", "Heartbeat", "EvaluationReport"},
     ("learner.params", "operator"): {"Status", "Shutdown", "Snapshot"},
 }
@@ -52,17 +61,26 @@ PERMITTED = {
 MESSAGES = [message for message in EVERY_MESSAGE if not isinstance(message, Hello)]
 
 
+class StandStill(Policy):
+    """Always takes action 0."""
+
+    def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
+        actions = np.zeros(len(inputs.observations), dtype=np.int64)
+        return Decision(actions, inputs.core_state, {})
+
+
 class House:
-    """Both servers of a suite, in this process."""
+    """All servers of a suite, in this process."""
 
     def __init__(self, folder: Path, stack: ExitStack, durability: str = "off") -> None:
         self.endpoints = Endpoints(
             ReplayEndpoints(f"ipc://{folder}/i", f"ipc://{folder}/s"),
             LearnerEndpoints(f"ipc://{folder}/p"),
+            InferenceEndpoints(f"ipc://{folder}/a"),
         )
         raw = {"env": {"id": "X-v0"}, "algorithm": {"name": "apex_dqn"},
                "replay": {"capacity": 100, "min_size": 1, "durability": durability},
-               "actor": {"chunk_length": 2},
+               "actor": {"chunk_length": 2, "num_envs": 2},
                "learner": {"batch_size": 4, "prefetch": 1}}  # fmt: skip
         facts = RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA)
         config = parse(merge(raw, {}))
@@ -75,6 +93,11 @@ class House:
             status=dict, on_evaluation=lambda mean: None, on_shutdown=lambda: None,
             on_snapshot=lambda: None,
         )  # fmt: skip
+        self.acts = ActEndpoint(
+            self.endpoints.of("inference.act"), config, facts,
+            lambda slot, incarnation: Agent(facts.env, 2, 0), status=dict, stop=lambda: None,
+        )  # fmt: skip
+        stack.callback(self.acts.server.close)
         self.learner.start()
         stack.callback(self.learner.close)
 
@@ -92,6 +115,9 @@ class House:
 
             def turn() -> None:
                 self.replay.turn(0.001)
+                self.acts.receive()
+                if self.acts.asking:
+                    self.acts.decide(StandStill(), 0)
                 while not over() and socket.poll(1):
                     found.append(decode(socket.recv_multipart()).message)
 
@@ -111,7 +137,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         yield House(tmp_path_factory.mktemp("house"), stack)
 
 
-@pytest.mark.parametrize("endpoint", ["replay.insert", "replay.sample", "learner.params"])
+@pytest.mark.parametrize(
+    "endpoint", ["replay.insert", "replay.sample", "learner.params", "inference.act"]
+)
 @pytest.mark.parametrize("role", get_args(Role))
 def test_a_role_may_send_what_the_protocol_permits_and_nothing_else(house, endpoint, role):
     allowed = PERMITTED.get((endpoint, role))
@@ -166,6 +194,24 @@ def random_message(rng: np.random.Generator, role: str) -> tuple[Message, dict[s
             (beat, {}),
             (GetParams(newer_than=number[0]), {}),
             (Insert(seq=int(rng.choice([0, 1, 2]))), chunk),
+            (Insert(seq=number[0]), chunk),
+            (
+                Act(seq=count[0], begins=True, slot=count[1], incarnation=count[2]),
+                {"observations": np.zeros((2, 3), np.float32)},
+            ),
+            (
+                Act(seq=count[0], begins=False, slot=count[1], incarnation=count[2]),
+                result_to_arrays(
+                    StepResult(
+                        np.full((2, 3), rng.choice([0, np.nan, 3e38]), np.float32),
+                        np.array(value[:2]),
+                        *rng.random((3, 2)) < 0.5,
+                    )
+                ),
+            ),
+        ],
+        "inference": [
+            (GetParams(newer_than=number[0]), {}),
             (Insert(seq=number[0]), chunk),
         ],
         "evaluator": [(beat, {}), (report, {})],

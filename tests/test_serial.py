@@ -76,7 +76,8 @@ def test_command_trains_evaluates_plots_and_opens_no_socket(tmp_path):
     assert not list(tmp_path.rglob("*.insert")), "no socket was bound"
     found = checkpoint.newest(path / "checkpoints")
     assert found is not None and found.manifest.best_return >= 60
-    lines = [json.loads(line) for line in (path / "metrics" / "evaluator.jsonl").open()]
+    text = (path / "metrics" / "evaluator.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
     assert lines[-1]["mean_return"] >= 60 and lines[-1]["env_steps"] < 200_000
     eval_command = [TOOLS / "apex", "eval", "--run", path, "--episodes", "4", "--json"]
     played = subprocess.run(eval_command, capture_output=True, text=True, timeout=60, check=True)

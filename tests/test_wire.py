@@ -216,7 +216,7 @@ def test_message_that_broke_a_decoder_once_is_survived(desk):
     import msgspec
 
     header = msgspec.msgpack.encode(
-        {"type": "insert", "protocol": 3, "seq": 0, "buffers": [["x", "uint8", [0, 2**63]]]}
+        {"type": "insert", "protocol": 4, "seq": 0, "buffers": [["x", "uint8", [0, 2**63]]]}
     )
     with stranger(desk.address) as socket:
         answer = answer_to(desk, socket, [header, b""])

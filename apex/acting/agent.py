@@ -33,8 +33,8 @@ class Inputs(NamedTuple):
 
     @classmethod
     def joined(cls, parts: Sequence[Inputs]) -> Inputs:
-        """Those of several agents, one after the other."""
-        return parts[0] if len(parts) == 1 else cls(*map(np.concatenate, zip(*parts)))
+        """Those of several agents, one after the other, as a copy."""
+        return cls(*map(np.concatenate, zip(*parts)))
 
 
 class Decision(NamedTuple):

@@ -104,8 +104,12 @@ class ActorDaemon:
         """Begins episodes, once the learner has given this actor its place."""
         self._phase: Phase = "starting"
         self._rate, self._wait_rate = Rate(), Rate()
+        # tensorboardX imports torch, which an actor of central inference does without.
         self._metrics = MetricsLog(
-            service.run.metrics, service.name, service.config.run.metrics_max_mb, tensorboard=True
+            service.run.metrics,
+            service.name,
+            service.config.run.metrics_max_mb,
+            tensorboard=not service.config.central,
         )
         self._next_metrics = time.monotonic() + METRICS_PERIOD_S
 

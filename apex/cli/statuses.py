@@ -264,15 +264,16 @@ def bottleneck(status: dict[str, Any]) -> str:
     learner, replay, actors = status["learner"], status["replay"], status["actors"]
     if learner["pid"] is None or replay["pid"] is None:
         return "down: " + ("learner" if learner["pid"] is None else "replay")
-    if replay["items"] < replay.get("min_size", 0):
+    waiting = learner["state"] == "waiting" or replay["state"] == "recovering"
+    if waiting and replay["items"] < replay.get("min_size", 0):
         return f"warm-up: replay has {replay['items']} of the {replay['min_size']} items to start"
     wait = learner["data_wait_fraction"]
-    waiting = [row for row in actors if row["state"] == "waiting_for_credit"]
+    blocked = [row for row in actors if row["state"] == "waiting_for_credit"]
     if wait is not None and wait > BUSY_LEARNER:
         if replay.get("waiting_samples"):
             return "actors: the learner waits for their items (samples_per_insert)"
         return "data path: the learner waits for batches that replay could serve"
-    if waiting:
+    if blocked:
         return "learner: actors wait for it (samples_per_insert)"
     return "learner: it computes all the time"
 

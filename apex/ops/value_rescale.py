@@ -15,7 +15,9 @@ def rescale(values: Tensor, epsilon: float = RESCALE_EPSILON) -> Tensor:
         values: of any shape.
         epsilon: above 0, which makes h invertible.
     """
-    return values.sign() * ((values.abs() + 1.0).sqrt() - 1.0) + epsilon * values
+    magnitude = values.abs()
+    # sqrt(|x| + 1) - 1 = |x| / (sqrt(|x| + 1) + 1), which keeps small values in float32
+    return values / ((magnitude + 1.0).sqrt() + 1.0) + epsilon * values
 
 
 def unrescale(values: Tensor, epsilon: float = RESCALE_EPSILON) -> Tensor:
@@ -23,11 +25,13 @@ def unrescale(values: Tensor, epsilon: float = RESCALE_EPSILON) -> Tensor:
 
     h^-1(x) = sign(x) (((sqrt(1 + 4 epsilon (|x| + 1 + epsilon)) - 1) / (2 epsilon))^2 - 1)
 
-    The difference of nearly equal numbers that the formula takes is computed by its conjugate, so
-    that float32 does not lose small values.
+    The differences of nearly equal numbers that the formula takes are computed by their
+    conjugates, so that float32 does not lose small values.
     """
     magnitude = values.abs()
     root = torch.sqrt(1.0 + 4.0 * epsilon * (magnitude + 1.0 + epsilon))
-    # (root - 1) / (2 epsilon) - 1 = 2 (|x| + 1 + epsilon) / (root + 1) - 1
-    excess = (2.0 * (magnitude + epsilon) + 1.0 - root) / (root + 1.0)
+    # (root - 1) / (2 epsilon) - 1 = 2 (|x| + 1 + epsilon) / (root + 1) - 1, where
+    # root = 1 + 2 epsilon at x = 0: what is left of that difference is in |x| alone
+    rise = 4.0 * epsilon * magnitude / (root + 1.0 + 2.0 * epsilon)
+    excess = (2.0 * magnitude - rise) / (root + 1.0)
     return values.sign() * excess * (excess + 2.0)

@@ -88,6 +88,8 @@ class SampleEndpoint:
         self._snapshots: list[_PendingSnapshot] = []
         self.rate = Rate()
         """Items in a second."""
+        self.served = False
+        """Whether a batch was served since the server's start."""
 
     @property
     def waiting(self) -> int:
@@ -165,6 +167,7 @@ class SampleEndpoint:
             self.server.refuse(pending.identity, "no_mass", str(error))
             return
         self.rate.add(len(samples))
+        self.served = True
         reply = SampleReply(request_id=pending.request.request_id, table_items=len(self._table))
         self.server.send(pending.identity, reply, samples_to_arrays(samples))
 

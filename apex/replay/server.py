@@ -85,8 +85,12 @@ class ReplayServer:
 
     @property
     def _state(self) -> str:
-        """`recovering` while a server that was started again has too few items to sample."""
-        self._restarted &= len(self.table) < self.table.limiter.min_size
+        """`recovering` while a server that was started again has too few items to sample.
+
+        A queue that is served as fast as it is filled never holds many.
+        """
+        few = len(self.table) < self.table.limiter.min_size
+        self._restarted &= few and not self._samples.served
         return "recovering" if self._restarted else "running"
 
     def status(self) -> dict[str, Any]:
