@@ -36,15 +36,20 @@ class ThreeLives(gym.Env):
         )  # fmt: skip
 
 
-def prepared(folder: Path, *settings: str, make_env: EnvFactory | None = None) -> RunDirectory:
-    """A run of the preset cartpole on the CPU, with its sockets in `folder`."""
+def prepared(
+    folder: Path,
+    *settings: str,
+    make_env: EnvFactory | None = None,
+    preset: str = "cartpole",
+) -> RunDirectory:
+    """A run on the CPU, with its sockets in `folder`."""
     endpoints = folder / "endpoints.toml"
     endpoints.write_text(
         f'[replay]\ninsert = "ipc://{folder}/i"\nsample = "ipc://{folder}/s"\n'
         f'[learner]\nparams = "ipc://{folder}/p"\n'
         f'[inference]\nact = "ipc://{folder}/a"\n'
     )
-    config = preset_config("cartpole", ["learner.device=cpu", *settings])
+    config = preset_config(preset, ["learner.device=cpu", *settings])
     return prepare_run(folder / "run", config, endpoints, Extensions(make_env))
 
 

@@ -20,7 +20,7 @@ from apex.acting.loop import ActingLoop
 from apex.algos.agents import make_agent
 from apex.algos.registry import make_algorithm
 from apex.envs.base import Environments
-from apex.errors import EndpointError, EnvFaultError, SchemaError
+from apex.errors import EndpointError, SchemaError
 from apex.inference.client import ActClient
 from apex.inference.endpoint import ActEndpoint
 from apex.prepare import prepare_run, preset_config
@@ -32,6 +32,7 @@ from tests.services import prepared
 
 torch.set_num_threads(1)
 ENVS = 2
+ONE_STEP = "algorithm.n_step=1"
 
 
 class Clock:
@@ -47,11 +48,13 @@ class Clock:
 class Stage:
     """An endpoint and the clients of several actors in one process."""
 
-    def __init__(self, folder: Path, stack: ExitStack, *settings: str) -> None:
+    def __init__(
+        self, folder: Path, stack: ExitStack, *settings: str, preset: str = "cartpole"
+    ) -> None:
         self.stack = stack
         self.run = prepared(
             folder, f"actor.num_envs={ENVS}", "actor.count=3", "actor.inference=central",
-            "inference.max_wait_ms=5", "actor.chunk_length=1", "algorithm.n_step=1", *settings,
+            "inference.max_wait_ms=5", "actor.chunk_length=1", *settings, preset=preset,
         )  # fmt: skip
         self.config, self.facts = self.run.config(), self.run.facts()
         self.algorithm = make_algorithm(self.config.algorithm, self.facts.env)
@@ -103,7 +106,7 @@ class Stage:
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     with ExitStack() as stack:
-        yield Stage(tmp_path, stack)
+        yield Stage(tmp_path, stack, ONE_STEP)
 
 
 def seen(value: float) -> np.ndarray:
@@ -143,7 +146,7 @@ def test_a_batch_is_due_when_everyone_has_asked_or_when_the_first_has_waited_lon
 
 def test_a_batch_has_no_more_environments_than_it_may_and_those_that_asked_first_go_first(tmp_path):
     with ExitStack() as stack:
-        stage = Stage(tmp_path, stack, f"inference.max_batch={2 * ENVS}")
+        stage = Stage(tmp_path, stack, ONE_STEP, f"inference.max_batch={2 * ENVS}")
         clients = [stage.client(f"actor_00{number}") for number in range(3)]
         for number, client in enumerate(clients):
             client.begin(seen(0.1))
@@ -325,43 +328,27 @@ def walks() -> Environments:
     return Environments(vector, "Walk-v0", 0, life_loss_ends=False)
 
 
-@pytest.mark.parametrize("algorithm", ["apex_dqn", "r2d2", "impala"])
-def test_items_of_central_inference_are_byte_for_byte_those_of_local_inference(tmp_path, algorithm):
-    sizes = {"burn_in": 2, "unroll_length": 4, "overlap": 2, "n_step": 2, "lstm": 4}
-    if algorithm == "impala":
-        sizes = {"unroll_length": 4, "lstm": 4}
+@pytest.mark.parametrize(
+    ("preset", "sizes"),
+    [
+        ("cartpole", {"n_step": 3}),
+        ("cartpole-r2d2", {"burn_in": 2, "unroll_length": 4, "overlap": 2, "n_step": 2, "lstm": 4}),
+        ("cartpole-impala", {"unroll_length": 4, "lstm": 4}),
+    ],
+)
+def test_items_of_central_inference_are_byte_for_byte_those_of_local_inference(
+    tmp_path, preset, sizes
+):
     settings = [f"algorithm.{name}={value}" for name, value in sizes.items()]
-    if algorithm == "apex_dqn":
-        settings = []
     with ExitStack() as stack:
-        folder = tmp_path
-        stage = Stage.__new__(Stage)
-        stage.stack, stage.clock, stage.clients = stack, Clock(), {}
-        endpoints = folder / "endpoints.toml"
-        endpoints.write_text(
-            f'[replay]\ninsert = "ipc://{folder}/i"\nsample = "ipc://{folder}/s"\n'
-            f'[learner]\nparams = "ipc://{folder}/p"\n[inference]\nact = "ipc://{folder}/a"\n'
-        )
-        preset = {"apex_dqn": "cartpole", "r2d2": "cartpole-r2d2", "impala": "cartpole-impala"}
-        config = preset_config(
-            preset[algorithm],
-            ["env.id=CartPole-v1", f"actor.num_envs={ENVS}", "actor.count=1",
-             "actor.chunk_length=2", "actor.inference=central", *settings],
-        )  # fmt: skip
-        stage.run = prepare_run(folder / "run", config, endpoints)
-        stage.config, stage.facts = stage.run.config(), stage.run.facts()
-        stage.algorithm = make_algorithm(stage.config.algorithm, stage.facts.env)
-        stage.policy = stage.algorithm.policy()
-        stage.open()
-
+        stage = Stage(tmp_path, stack, "env.id=CartPole-v1", *settings, preset=preset)
         local = stage.make_agent(0, 0)
         loop = ActingLoop(walks(), LocalDecider(stage.policy, local, 7), seed=5)
         for _ in range(120):
             loop.step()
         expected = local.take_chunks()
 
-        one = stage.client("actor_000")
-        environments = walks()
+        one, environments = stage.client("actor_000"), walks()
         one.begin(environments.reset(5))
         central: list[Chunk] = []
         for _ in range(120):
@@ -491,4 +478,3 @@ def test_cut_of_a_central_actor_is_told_by_its_next_beginning(stage):
         for c in chunks
     }
     assert pairs == {(0.0, 1.0), (5.0, 6.0)}
-    assert issubclass(EnvFaultError, Exception)

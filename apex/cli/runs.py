@@ -20,6 +20,14 @@ if TYPE_CHECKING:
 
 
 SNAPSHOT_TIMEOUT_S = 60.0
+RESUME_ALONE = (
+    "--resume goes on with the run's own configuration, endpoints and parameters; change single "
+    "settings with --set, without --preset, --config, --endpoints, --init-from"
+)
+SERIAL_ALONE = (
+    "--serial keeps no replay contents and has no daemons: it begins a new run and stays in this "
+    "terminal, without --resume and --detach"
+)
 
 
 @click.command()
@@ -106,15 +114,9 @@ def run(
         click.echo(f"{running.path} is running: showing it", err=True)
         sys.exit(watch_run(running))
     if resume and (preset or config_file or endpoints or init_from):
-        raise UsageError(
-            "--resume goes on with the run's own configuration, endpoints and parameters; change "
-            "single settings with --set, without --preset, --config, --endpoints, --init-from"
-        )
+        raise UsageError(RESUME_ALONE)
     if serial and (resume or detach):
-        raise UsageError(
-            "--serial keeps no replay contents and has no daemons: it begins a new run "
-            "and stays in this terminal"
-        )
+        raise UsageError(SERIAL_ALONE)
     if resume:
         directory = _resumed(run_path, all_settings)
     else:

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from apex.cli.statuses import duration, gather
+from apex.cli.status_text import duration
+from apex.cli.statuses import gather
 from apex.config import RunConfig
 from apex.errors import ExitCode
 from apex.run_directory import RunDirectory
