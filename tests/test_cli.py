@@ -23,7 +23,8 @@ def apex(*arguments: str, runs: Path | None = None) -> subprocess.CompletedProce
 def test_presets_are_listed_and_shown() -> None:
     listed = apex("presets", "list")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == [
-        "breakout", "cartpole", "lunarlander", "pong", "pong-fast",
+        "breakout", "cartpole", "cartpole-impala", "cartpole-r2d2", "cartpole-seed",
+        "lunarlander", "pong", "pong-fast", "pong-impala", "pong-r2d2", "pong-seed",
     ]  # fmt: skip
     assert 'id = "ALE/Pong-v5"' in apex("presets", "show", "pong").stdout
     resolved = apex("presets", "show", "pong", "--resolved").stdout
@@ -31,7 +32,8 @@ def test_presets_are_listed_and_shown() -> None:
     unknown = apex("presets", "show", "pang")
     assert unknown.returncode == 78
     assert unknown.stderr == (
-        "apex: no preset 'pang'; there are: breakout, cartpole, lunarlander, pong, pong-fast\n"
+        "apex: no preset 'pang'; there are: breakout, cartpole, cartpole-impala, cartpole-r2d2, "
+        "cartpole-seed, lunarlander, pong, pong-fast, pong-impala, pong-r2d2, pong-seed\n"
     )
 
 

@@ -61,7 +61,9 @@ def test_a_snapshot_is_resumed_with_another_number_of_actors(
     suite: Suite, small: tuple[str, ...]
 ) -> None:
     suite.start(*small, "--set", "learner.checkpoint_period_s=1000")
-    suite.wait_for(lambda s: s["learner"]["learner_step"] > 100, 60.0, "learning")
+    suite.wait_for(
+        lambda s: s["learner"]["learner_step"] > 100 and s["run"]["env_steps"], 60.0, "learning"
+    )
     done = suite.apex("snapshot", "--json")
     assert done.returncode == 0, done.stderr
     saved = json.loads(done.stdout)

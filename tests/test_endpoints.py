@@ -60,7 +60,7 @@ def test_good_file_gives_every_address(tmp_path):
 def test_shipped_file_is_good_and_private(runtime, tmp_path):
     resolved = resolve(load(endpoints.default_file()), tmp_path)
     paths = [Path(address.removeprefix("ipc://")) for address in resolved.addresses().values()]
-    assert len(set(paths)) == 3 and all(runtime in path.parents for path in paths)
+    assert len(set(paths)) == 4 and all(runtime in path.parents for path in paths)
     assert stat.S_IMODE(paths[0].parent.stat().st_mode) == 0o700
     assert stat.S_IMODE(paths[0].parent.parent.stat().st_mode) == 0o700
 

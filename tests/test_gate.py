@@ -240,7 +240,7 @@ def test_secrets_are_their_owners_alone(folder, tmp_path):
     for name in ("../evil", "", "a/b", "a" * 65, ".hidden"):
         with pytest.raises(UsageError, match="name"):
             keys.add_key(folder, name, "actor", tmp_path / "out")
-    with pytest.raises(UsageError, match="it has actor, evaluator, learner, operator"):
+    with pytest.raises(UsageError, match="it has actor, evaluator, inference, learner, operator"):
         keys.revoke(folder, "nobody")
 
 

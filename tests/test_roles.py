@@ -171,6 +171,19 @@ def test_what_a_peer_says_begins_no_line_of_the_log_and_no_command_of_the_termin
 EXTREMES = (-(2**63), -1, 0, 1, 2, 2**31, 2**53, 2**53 + 1, 2**63 - 1, 2**64 - 1)
 
 
+def random_acts(
+    rng: np.random.Generator, count: list[int], value: list[float]
+) -> list[tuple[Message, dict[str, Array]]]:
+    """A beginning and a step of two environments."""
+    place = {"seq": count[0], "slot": count[1], "incarnation": count[2]}
+    observations = np.full((2, 3), rng.choice([0, np.nan, 3e38]), np.float32)
+    step = StepResult(observations, np.array(value[:2]), *rng.random((3, 2)) < 0.5)
+    return [
+        (Act(begins=True, **place), {"observations": np.zeros((2, 3), np.float32)}),
+        (Act(begins=False, **place), result_to_arrays(step)),
+    ]
+
+
 def random_message(rng: np.random.Generator, role: str) -> tuple[Message, dict[str, Array]]:
     """One that is well-formed and permitted, with numbers at the edges of what can be said."""
     number = [int(EXTREMES[k]) for k in rng.integers(0, len(EXTREMES), 6)]
@@ -195,20 +208,7 @@ def random_message(rng: np.random.Generator, role: str) -> tuple[Message, dict[s
             (GetParams(newer_than=number[0]), {}),
             (Insert(seq=int(rng.choice([0, 1, 2]))), chunk),
             (Insert(seq=number[0]), chunk),
-            (
-                Act(seq=count[0], begins=True, slot=count[1], incarnation=count[2]),
-                {"observations": np.zeros((2, 3), np.float32)},
-            ),
-            (
-                Act(seq=count[0], begins=False, slot=count[1], incarnation=count[2]),
-                result_to_arrays(
-                    StepResult(
-                        np.full((2, 3), rng.choice([0, np.nan, 3e38]), np.float32),
-                        np.array(value[:2]),
-                        *rng.random((3, 2)) < 0.5,
-                    )
-                ),
-            ),
+            *random_acts(rng, count, value),
         ],
         "inference": [
             (GetParams(newer_than=number[0]), {}),

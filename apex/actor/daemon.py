@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,14 +16,16 @@ import numpy as np
 
 from apex.acting.exploration import place_seeds
 from apex.acting.loop import ActingLoop, Decider
+from apex.config import Config
 from apex.envs.base import Environments
 from apex.envs.recreation import Recreation, close
 from apex.envs.registry import make_environments
-from apex.errors import EnvFaultError, PeerTimeoutError, UsageError
+from apex.errors import ApexError, EnvFaultError, PeerTimeoutError, UsageError
 from apex.extensions import NONE, Extensions
 from apex.learner.client import LearnerClient
 from apex.metrics import MetricsLog, Rate
 from apex.publications import Publication
+from apex.run_directory import RunDirectory
 from apex.service import Service, run_from_options, run_options, serve
 from apex.wire.client import Client
 from apex.wire.messages import Heartbeat, Phase
@@ -70,15 +73,21 @@ class Inference(Decider, Protocol):
         """Close its connection."""
 
 
-def _inference(service: Service, extensions: Extensions, learner: LearnerClient) -> Inference:
+def preload(run: RunDirectory) -> None:
+    """Import what this run's actors need before a watchdog looks: torch takes seconds."""
+    with suppress(ApexError):  # who serves says what is wrong
+        _inference_of(run.config())
+
+
+def _inference_of(config: Config) -> Callable[[Service, Extensions, LearnerClient], Inference]:
     """The inference that the configuration asks for; only a local one imports torch."""
-    if service.config.central:
+    if config.central:
         from apex.actor.central import CentralInference
 
-        return CentralInference(service)
+        return lambda service, extensions, learner: CentralInference(service)
     from apex.actor.local import LocalInference
 
-    return LocalInference(service, extensions, learner)
+    return LocalInference
 
 
 class ActorDaemon:
@@ -96,7 +105,7 @@ class ActorDaemon:
         self._learner = LearnerClient(
             service.endpoints.of("learner.params"), service.hello("actor")
         )
-        self._inference = _inference(service, extensions, self._learner)
+        self._inference = _inference_of(self._config)(service, extensions, self._learner)
         self._poller = Poller(self._learner.client, self._inference.client)
         self._attached = actor_index(service.name) >= self._config.actor.count
         self._loop: ActingLoop | None = None
@@ -267,6 +276,7 @@ def main(run: Path | None, config: Path | None, endpoints: Path | None, index: i
         directory = run_from_options(run, config, endpoints)
     except UsageError as error:
         raise click.UsageError(str(error)) from None
+    preload(directory)
     serve(directory, actor_name(index), body)
 
 

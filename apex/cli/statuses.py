@@ -289,7 +289,7 @@ def alarms(status: dict[str, Any]) -> list[str]:
     if status["learner"]["alarm"]:
         found.append(f"the newest training is not saved: {status['learner']['alarm']}")
     for daemon in ("learner", "replay", "inference"):
-        if status[daemon] is None:
+        if status.get(daemon) is None:
             continue
         files, most = (status[daemon].get(key, 0) for key in ("open_files", "max_open_files"))
         if files > FULL * most:

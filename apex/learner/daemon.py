@@ -210,7 +210,8 @@ class LearnerDaemon:
         if self._unproven is not None:
             self._board.put(self._unproven)
             self._unproven = None
-        self._prefetcher.put_priorities(batch.item_ids, priorities)
+        if self._config.replay.selector == "prioritized":
+            self._prefetcher.put_priorities(batch.item_ids, priorities)
         self._last_staleness = float(np.maximum(self._step - batch.learner_steps, 0).mean())
         self._step += 1
         self._update_rate.add(1)
