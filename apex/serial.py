@@ -18,7 +18,7 @@ import torch
 
 from apex import checkpoint, compute, params
 from apex.acting.agent import LocalDecider, greedy
-from apex.acting.exploration import place_seeds
+from apex.acting.exploration import environments_seed
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.agents import make_agent
 from apex.algos.base import Algorithm
@@ -51,9 +51,7 @@ class _Actor:
         self.environments = make_environments(
             config.env, config.actor.num_envs, extensions.make_env
         )
-        first_seed = place_seeds(config.run.seed, slot, 0, config.actor.num_envs)[0]
-        sequence = np.random.SeedSequence((*first_seed, 1))
-        seed = int(sequence.generate_state(1)[0] >> 2)
+        seed = environments_seed(config.run.seed, slot, incarnation=0)
         self.loop = ActingLoop(self.environments, self.decider, seed=seed)
 
 

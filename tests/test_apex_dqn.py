@@ -150,27 +150,27 @@ def test_priorities_are_absolute_td_errors_that_nothing_clips():
 
 def test_target_starts_equal_to_online():
     learner = make_learner()
-    assert_same(snapshot(learner.network), snapshot(learner._target))
+    assert_same(snapshot(learner.network), snapshot(learner.target))
 
 
 def test_target_is_copied_every_period_and_still_between():
     learner = make_learner(target_update_period=3, learning_rate=0.01)
     initial = snapshot(learner.network)
     for updates in range(1, 8):
-        before = snapshot(learner._target)
+        before = snapshot(learner.target)
         learner.update(make_batch(updates))
         if updates % 3 == 0:
-            assert_same(snapshot(learner._target), snapshot(learner.network))
-            assert not torch.equal(before["value.0.weight"], learner._target.value[0].weight)
+            assert_same(snapshot(learner.target), snapshot(learner.network))
+            assert not torch.equal(before["value.0.weight"], learner.target.value[0].weight)
         else:
-            assert_same(snapshot(learner._target), before)
-    assert not torch.equal(initial["value.0.weight"], learner._target.value[0].weight)
+            assert_same(snapshot(learner.target), before)
+    assert not torch.equal(initial["value.0.weight"], learner.target.value[0].weight)
 
 
 def test_target_takes_no_gradient():
     learner = make_learner()
     learner.update(make_batch(0))
-    assert all(p.grad is None and not p.requires_grad for p in learner._target.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in learner.target.parameters())
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -206,7 +206,7 @@ def test_state_dict_round_trip_goes_on_bit_equal(optimizer):
         priorities, _ = resumed.update(make_batch(number))
         assert (priorities == expected).all()
         assert_same(snapshot(learner.network), snapshot(resumed.network))
-        assert_same(snapshot(learner._target), snapshot(resumed._target))
+        assert_same(snapshot(learner.target), snapshot(resumed.target))
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
@@ -243,7 +243,7 @@ def test_loaded_parameters_reach_the_target_too():
     learner, other = make_learner(seed=1), make_learner(seed=2)
     learner.load_parameters(other.network.state_dict())
     assert_same(snapshot(learner.network), snapshot(other.network))
-    assert_same(snapshot(learner._target), snapshot(other.network))
+    assert_same(snapshot(learner.target), snapshot(other.network))
 
 
 def make_network(shape: tuple[int, ...], standardize: bool = False) -> DuelingQNetwork:

@@ -12,6 +12,7 @@ from apex.acting.agent import Inputs
 from apex.acting.exploration import Sampled
 from apex.algos.impala import Impala, ImpalaConfig, ImpalaLearner
 from apex.networks.actor_critic import ActorCriticNetwork
+from apex.networks.sequence import Layers
 from apex.networks.torsos import ImageTorso
 from apex.ops.optimizers import RMSProp
 from tests.builders import env_spec
@@ -192,7 +193,7 @@ def test_deep_network_has_fifteen_convolutions_and_halves_the_image_three_times(
 
 def test_network_without_memory_gives_each_step_alone_what_it_gives_in_a_sequence():
     torch.manual_seed(0)
-    network = ActorCriticNetwork(SPEC, (), (), (8,), 0)
+    network = ActorCriticNetwork(SPEC, Layers((), (), (8,), 0))
     from apex.networks.cores import SequenceInputs
 
     inputs = SequenceInputs(

@@ -102,6 +102,12 @@ class Stage:
         wait_until(lambda: client.answered, self.turn)
         return client.take()
 
+    def round(self, client: ActClient) -> np.ndarray:
+        """One actor's question, alone in its batch, and what it is answered."""
+        self.until_asking(1)
+        self.decide()
+        return self.answered(client)
+
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
@@ -181,9 +187,7 @@ def test_the_same_question_gets_the_same_answer_and_is_one_step(stage):
     actions = stage.answered(one)
     one.observe(result(1.0))
     question = one._question
-    stage.until_asking(1)
-    stage.decide()
-    again = stage.answered(one)
+    again = stage.round(one)
     one._question = question  # as if the answer had been lost
     one._send()
     assert stage.answered(one).tolist() == again.tolist() and stage.acts.asking == 0
@@ -207,13 +211,9 @@ def test_a_restarted_actor_begins_anew_and_what_the_one_before_gave_is_kept(stag
     one = stage.client("actor_000")
     one.begin(seen(0.0))
     for value in (1.0, 2.0):
-        stage.until_asking(1)
-        stage.decide()
-        stage.answered(one)
+        stage.round(one)
         one.observe(result(value))
-    stage.until_asking(1)
-    stage.decide()
-    stage.answered(one)
+    stage.round(one)
     before = stage.acts._members["actor_000"].agent
     stage.clients.pop("actor_000").close()
     again = stage.client("actor_000", epoch=2)
@@ -223,29 +223,21 @@ def test_a_restarted_actor_begins_anew_and_what_the_one_before_gave_is_kept(stag
     chunks = stage.acts.take_chunks()
     assert first_observations(chunks) == [0.0, 0.0, 1.0, 1.0]
     assert all(chunk.columns["next_observation"][0, 0] <= 2.0 for chunk in chunks)
-    stage.until_asking(1)
-    stage.decide()
-    assert stage.answered(again).shape == (ENVS,)
+    assert stage.round(again).shape == (ENVS,)
 
 
 def test_a_restarted_server_is_begun_with_the_last_observations(stage):
     """Of an environment whose episode had just ended it knows that the next action is ignored."""
     one = stage.client("actor_000")
     one.begin(seen(0.0))
-    stage.until_asking(1)
-    stage.decide()
-    stage.answered(one)
+    stage.round(one)
     stage.acts.server.close()
     one.observe(result(1.0, ended=True))
     stage.open()
-    stage.until_asking(1)
-    stage.decide()
-    stage.answered(one)
+    stage.round(one)
     for value in (2.0, 3.0, 4.0):
         one.observe(result(value))
-        stage.until_asking(1)
-        stage.decide()
-        stage.answered(one)
+        stage.round(one)
     chunks = stage.acts.take_chunks()
     # 1.0 was an episode's last observation: no item begins there, and none leads from it to 2.0.
     assert first_observations(chunks) == [2.0, 2.0]
@@ -254,9 +246,7 @@ def test_a_restarted_server_is_begun_with_the_last_observations(stage):
 def test_an_actor_that_the_server_has_forgotten_begins_anew(stage):
     one = stage.client("actor_000")
     one.begin(seen(0.0))
-    stage.until_asking(1)
-    stage.decide()
-    stage.answered(one)
+    stage.round(one)
     stage.acts._retire("actor_000")
     one.observe(result(1.0))
     stage.until_asking(1)
@@ -268,13 +258,9 @@ def test_an_actor_that_the_server_has_forgotten_begins_anew(stage):
 def test_an_actor_that_leaves_hands_over_what_is_complete(stage):
     one = stage.client("actor_000")
     one.begin(seen(0.0))
-    stage.until_asking(1)
-    stage.decide()
-    stage.answered(one)
+    stage.round(one)
     one.observe(result(1.0))
-    stage.until_asking(1)
-    stage.decide()
-    stage.answered(one)
+    stage.round(one)
     one.leave()
     wait_until(lambda: stage.acts.agents == 0, stage.turn)
     assert first_observations(stage.acts.take_chunks()) == [0.0, 0.0]
@@ -458,18 +444,12 @@ def test_cut_of_a_central_actor_is_told_by_its_next_beginning(stage):
     """Environments that fail begin anew; nothing leads from one episode to the other."""
     one = stage.client("actor_000")
     one.begin(seen(0.0))
-    stage.until_asking(1)
-    stage.decide()
-    stage.answered(one)
+    stage.round(one)
     one.observe(result(1.0))
-    stage.until_asking(1)
-    stage.decide()
-    stage.answered(one)  # what was decided at 1.0 never happened
+    stage.round(one)  # what was decided at 1.0 never happened
     one.begin(seen(5.0))
     for value in (6.0, 7.0):
-        stage.until_asking(1)
-        stage.decide()
-        stage.answered(one)
+        stage.round(one)
         one.observe(result(value))
     stage.until_asking(1)
     chunks = stage.acts.take_chunks()

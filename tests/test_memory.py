@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,7 @@ def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: 
         poller = Poller(*(client.client for client in clients))
         chunk = cartpole_chunk(32)
         assert sum(array.nbytes for array in chunk_to_arrays(chunk).values()) == 32 * 60
-
-        def turn() -> int:
-            """Every producer inserts as long as it may; gives the items sent."""
-            poller.wait(0.001)
-            for client in clients:
-                client.poll()
-                while client.has_credit:
-                    client.insert(chunk)
-            return sum(client.inserted_items for client in clients)
-
+        turn = partial(insert_all, clients, poller, chunk)
         wait_until(lambda: turn() > 1_000, 60.0, "the first insert")
         empty = resident_bytes(replay.pid)
         wait_until(lambda: turn() > 100_000, 60.0, "all insert")
@@ -115,6 +107,16 @@ def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: 
             client.close()
         replay.kill()
         replay.wait()
+
+
+def insert_all(clients: list[InsertClient], poller: Poller, chunk: Chunk) -> int:
+    """Every producer inserts as long as it may; gives the items sent."""
+    poller.wait(0.001)
+    for client in clients:
+        client.poll()
+        while client.has_credit:
+            client.insert(chunk)
+    return sum(client.inserted_items for client in clients)
 
 
 def cartpole_chunk(items: int) -> Chunk:

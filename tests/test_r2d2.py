@@ -103,7 +103,7 @@ def make_learner(seed: int = 0, **settings: object) -> R2D2Learner:
     learner = R2D2(R2D2Config(**{**SMALL, **settings}), SPEC).learner(CPU)
     assert isinstance(learner, R2D2Learner)
     with torch.no_grad():  # the target network is another one than the online network
-        for parameter in learner._target.parameters():
+        for parameter in learner.target.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return learner
 
@@ -152,7 +152,7 @@ def test_update_is_the_papers_step_by_step():
     assert batch["is_last"].any() and batch["is_first"].any()
     with torch.no_grad():
         online = [step_by_step(learner.network, batch, row).double() for row in range(4)]
-        target = [step_by_step(learner._target, batch, row).double() for row in range(4)]
+        target = [step_by_step(learner.target, batch, row).double() for row in range(4)]
     expected = []
     for row in range(4):
         best = online[row].argmax(dim=1)
@@ -220,7 +220,7 @@ def test_core_forgets_at_each_beginning_and_only_there():
 
 def test_initial_priorities_are_those_of_the_learner_when_its_networks_are_the_actors():
     learner, batch = make_learner(), make_batch(4)
-    learner._target.load_state_dict(learner.network.state_dict())
+    learner.target.load_state_dict(learner.network.state_dict())
     with torch.no_grad():
         q = torch.stack([step_by_step(learner.network, batch, row) for row in range(4)]).numpy()
     chosen = np.take_along_axis(q, batch["action"][..., None].astype(int), axis=-1)[..., 0]
@@ -238,7 +238,7 @@ def test_target_network_follows_each_period():
         learner.update(batch)
         same = all(
             torch.equal(a, b)
-            for a, b in zip(learner.network.parameters(), learner._target.parameters())
+            for a, b in zip(learner.network.parameters(), learner.target.parameters())
         )
         assert same == (step % 3 == 0)
 

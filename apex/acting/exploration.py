@@ -31,6 +31,12 @@ def place_seeds(seed: int, slot: int, incarnation: int, num_envs: int) -> list[t
     return [(seed, slot, env, incarnation) for env in range(num_envs)]
 
 
+def environments_seed(seed: int, slot: int, incarnation: int, faults: int = 0) -> int:
+    """A seed for the environments of the actor in a slot, also by their faults so far."""
+    sequence = np.random.SeedSequence((seed, slot, 0, incarnation, 1 + faults))
+    return int(sequence.generate_state(1)[0] >> 2)
+
+
 def epsilon_ladder(positions: Floats, size: int, epsilon: float, alpha: float) -> Floats:
     """epsilon_i = epsilon^(1 + alpha * i / (N - 1)) (Horgan et al., 2018, section 4.1).
 

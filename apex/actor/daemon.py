@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import click
 import numpy as np
 
-from apex.acting.exploration import place_seeds
+from apex.acting.exploration import environments_seed
 from apex.acting.loop import ActingLoop, Decider
 from apex.config import Config
 from apex.envs.base import Environments
@@ -150,11 +150,9 @@ class ActorDaemon:
         explores = self._inference.start(slot, incarnation)
         os.nice(config.actor.nice)
         log.info("stepping %d environments in slot %d, %s", num_envs, slot, explores)
-        first_seed = place_seeds(config.run.seed, slot, incarnation, num_envs)[0]
 
         def begin(environments: Environments) -> None:
-            sequence = np.random.SeedSequence((*first_seed, 1 + self._recreation.faults))
-            seed = int(sequence.generate_state(1)[0] >> 2)
+            seed = environments_seed(config.run.seed, slot, incarnation, self._recreation.faults)
             if self._loop is not None:
                 self._loop.begin(environments, seed)
             else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from apex.acting.accumulators import NStepAccumulator
 from apex.acting.agent import Decision, Exploration, Inputs
-from apex.acting.exploration import EpsilonGreedy, epsilon_ladder
+from apex.acting.exploration import EpsilonGreedy
 from apex.algos.base import Algorithm, Learner, Policy
-from apex.algos.optimization import Optimization, OptimizerSection
+from apex.algos.optimization import OptimizerSection
+from apex.algos.q_learning import MAX_Q, Q_VALUE, TargetNetworkLearner, ladder_exploration
 from apex.config import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from apex.errors import CorruptItemsError
 from apex.networks.dueling import DuelingQNetwork
@@ -25,8 +26,6 @@ from apex.ops.q_learning import (
     squared_loss,
 )
 from apex.types import LEARNER_STEP, Array, Arrays, Column, FramesColumn, Items, Schema
-
-Q_VALUE, MAX_Q = "q_value", "max_q"
 
 
 class ApexDQNConfig(OptimizerSection, frozen=True):
@@ -91,9 +90,7 @@ class ApexDQN(Algorithm):
     def exploration(
         self, positions: npt.NDArray[np.float64], ladder_size: int, seeds: Sequence[Sequence[int]]
     ) -> EpsilonGreedy:
-        config = self.config
-        epsilons = epsilon_ladder(positions, ladder_size, config.epsilon, config.epsilon_alpha)
-        return EpsilonGreedy(epsilons, self.spec.num_actions, seeds)
+        return ladder_exploration(self.config, self.spec, positions, ladder_size, seeds)
 
     def network(self) -> DuelingQNetwork:
         """The Q-network with fresh parameters."""
@@ -174,28 +171,21 @@ class QPolicy(Policy):
         return Decision(actions, inputs.core_state, extras)
 
 
-class DQNLearner(Learner):
-    """Online and target network, and the optimizer of the online one."""
+class DQNLearner(TargetNetworkLearner):
+    """Learns by the double-Q error of single transitions."""
 
     def __init__(
         self, online: nn.Module, target: nn.Module, config: ApexDQNConfig, device: torch.device
     ) -> None:
-        self.network = online.to(device)
-        self._target = target.to(device).requires_grad_(False)
-        self._target.load_state_dict(online.state_dict())
+        super().__init__(online, target, config, config.target_update_period, device)
         self._config = config
-        self._device = device
-        self._optimization = Optimization(self.network, config)
 
     def update(self, batch: Arrays) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
-        tensors = {
-            name: torch.from_numpy(array).to(self._device, non_blocking=True)
-            for name, array in batch.items()
-        }
+        tensors = self.tensors(batch)
         q_tm1 = self.network(tensors["observation"])
         with torch.no_grad():
             selector = self.network(tensors["next_observation"])
-            target = self._target(tensors["next_observation"])
+            target = self.target(tensors["next_observation"])
         td_errors = double_q_td_error(
             q_tm1,
             tensors["action"].long(),
@@ -209,33 +199,14 @@ class DQNLearner(Learner):
         )
         losses = (squared_loss if self._config.loss == "squared" else huber_loss)(td_errors)
         loss = (weights * losses).mean()
-        gradient_norm = self._optimization.step(loss)
-        if self._optimization.updates % self._config.target_update_period == 0:
-            self._target.load_state_dict(self.network.state_dict())
+        step_metrics = self.descend(loss)
         priorities = td_errors.detach().abs()
         metrics = {
-            **self._optimization.metrics(),
+            **step_metrics,
             "loss": loss.detach(),
             "td_error": priorities.mean(),
             "q_mean": q_tm1.detach().mean(),
             "q_max": q_tm1.detach().max(),
-            "gradient_norm": gradient_norm,
             "importance_weight_mean": weights.mean(),
         }
         return priorities.double().cpu().numpy(), metrics
-
-    def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
-        self.network.load_state_dict(parameters)
-        self._target.load_state_dict(parameters)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "online": self.network.state_dict(),
-            "target": self._target.state_dict(),
-            **self._optimization.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._optimization.load_state_dict(state)
-        self.network.load_state_dict(state["online"])
-        self._target.load_state_dict(state["target"])

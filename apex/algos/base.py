@@ -49,6 +49,7 @@ class Learner(ABC):
 
     network: nn.Module
     """What is published."""
+    device: torch.device
 
     @abstractmethod
     def update(self, batch: Arrays) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
@@ -57,6 +58,13 @@ class Learner(ABC):
         Returns:
             New priorities `[B]`, and metrics (tensors are read only when they are logged).
         """
+
+    def tensors(self, batch: Arrays) -> dict[str, Tensor]:
+        """A batch on the learner's device."""
+        return {
+            name: torch.from_numpy(array).to(self.device, non_blocking=True)
+            for name, array in batch.items()
+        }
 
     def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
         """Start from published parameters instead of random ones."""

@@ -85,15 +85,7 @@ class Impala(SequenceAlgorithm):
 
     def network(self) -> ActorCriticNetwork:
         """The network with fresh parameters."""
-        config = self.config
-        return ActorCriticNetwork(
-            self.spec,
-            config.conv,
-            config.residual,
-            config.hidden,
-            config.lstm,
-            config.standardize_frames,
-        )
+        return ActorCriticNetwork(self.spec, self.config.layers)
 
     def policy(self) -> Policy:
         return ActorCriticPolicy(self.network())
@@ -126,14 +118,11 @@ class ImpalaLearner(Learner):
     ) -> None:
         self.network: nn.Module = network.to(device)
         self._config = config
-        self._device = device
+        self.device = device
         self._optimization = Optimization(self.network, config)
 
     def update(self, batch: Arrays) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
-        tensors = {
-            name: torch.from_numpy(array).to(self._device, non_blocking=True)
-            for name, array in batch.items()
-        }
+        tensors = self.tensors(batch)
         config = self._config
         logits, values, _ = self.network(learning_inputs(tensors))
         steps = {
@@ -160,17 +149,16 @@ class ImpalaLearner(Learner):
             + config.baseline_cost * baseline_loss
             - config.entropy_cost * entropies.sum()
         )
-        gradient_norm = self._optimization.step(loss)
+        step_metrics = self._optimization.step(loss)
         count = learned.sum()
         metrics = {
-            **self._optimization.metrics(),
+            **step_metrics,
             "loss": loss.detach() / count,
             "policy_loss": policy_loss.detach() / count,
             "baseline_loss": baseline_loss.detach() / count,
             "entropy": entropies.detach().sum() / count,
             "value_mean": values.detach().mean(),
             "rho_mean": (learned * ratios).sum() / count,
-            "gradient_norm": gradient_norm,
         }
         priorities = (learned * value_errors.detach().abs()).mean(dim=1)
         return priorities.double().cpu().numpy(), metrics

@@ -53,24 +53,24 @@ class Optimization:
         fallen = min(1.0, self.updates / config.learning_rate_decay_steps)
         return config.learning_rate * (1.0 - fallen * (1.0 - config.final_learning_rate_fraction))
 
-    def step(self, loss: Tensor) -> Tensor:
-        """One step down the gradient of a loss; gives the gradient's norm before clipping."""
+    def step(self, loss: Tensor) -> dict[str, float | Tensor]:
+        """One step down the gradient of a loss; gives what is logged of it."""
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._network.parameters(), self._config.max_gradient_norm)
+        rate = self.learning_rate
         for group in self._optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = rate
         if torch.isfinite(norm):
             self._optimizer.step()
         else:
             self.skipped += 1
         self.updates += 1
-        return norm
-
-    def metrics(self) -> dict[str, float | Tensor]:
-        """What is logged of the last step."""
-        rate = float(self._optimizer.param_groups[0]["lr"])
-        return {"skipped_updates": float(self.skipped), "learning_rate": rate}
+        return {
+            "skipped_updates": float(self.skipped),
+            "learning_rate": rate,
+            "gradient_norm": norm,
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """The averages and counts."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from apex.acting.agent import Decision, Exploration, Inputs
-from apex.acting.exploration import EpsilonGreedy, epsilon_ladder
 from apex.acting.sequences import SequenceLayout
 from apex.algos.base import Learner, Policy
-from apex.algos.optimization import Optimization
+from apex.algos.q_learning import MAX_Q, Q_VALUE, TargetNetworkLearner, ladder_exploration
 from apex.algos.sequences import (
     CORE_STATE,
     SequenceAlgorithm,
@@ -35,8 +34,6 @@ from apex.networks.recurrent_dueling import RecurrentDuelingQNetwork
 from apex.ops.q_learning import importance_weights, n_step_targets, sequence_priorities
 from apex.ops.value_rescale import rescale, unrescale
 from apex.types import Arrays
-
-Q_VALUE, MAX_Q = "q_value", "max_q"
 
 
 class R2D2Config(SequenceSection, frozen=True):
@@ -111,22 +108,11 @@ class R2D2(SequenceAlgorithm):
     def exploration(
         self, positions: npt.NDArray[np.float64], ladder_size: int, seeds: Sequence[Sequence[int]]
     ) -> Exploration:
-        config = self.config
-        epsilons = epsilon_ladder(positions, ladder_size, config.epsilon, config.epsilon_alpha)
-        return EpsilonGreedy(epsilons, self.spec.num_actions, seeds)
+        return ladder_exploration(self.config, self.spec, positions, ladder_size, seeds)
 
     def network(self) -> RecurrentDuelingQNetwork:
         """The network with fresh parameters."""
-        config = self.config
-        return RecurrentDuelingQNetwork(
-            self.spec,
-            config.conv,
-            config.residual,
-            config.hidden,
-            config.lstm,
-            config.stream_hidden,
-            config.standardize_frames,
-        )
+        return RecurrentDuelingQNetwork(self.spec, self.config.layers, self.config.stream_hidden)
 
     def policy(self) -> Policy:
         return RecurrentQPolicy(self.network())
@@ -155,33 +141,22 @@ class RecurrentQPolicy(Policy):
         return Decision(actions, core_state.cpu().numpy(), extras)
 
 
-class R2D2Learner(Learner):
-    """Online and target network, and the optimizer of the online one."""
+class R2D2Learner(TargetNetworkLearner):
+    """Learns by the double-Q errors of whole sequences."""
 
     def __init__(
-        self,
-        online: RecurrentDuelingQNetwork,
-        target: RecurrentDuelingQNetwork,
-        config: R2D2Config,
-        device: torch.device,
+        self, online: nn.Module, target: nn.Module, config: R2D2Config, device: torch.device
     ) -> None:
-        self.network: nn.Module = online.to(device)
-        self._target = target.to(device).requires_grad_(False)
-        self._target.load_state_dict(online.state_dict())
+        super().__init__(online, target, config, config.target_update_period, device)
         self._config = config
-        self._device = device
-        self._optimization = Optimization(self.network, config)
 
     def update(self, batch: Arrays) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
-        tensors = {
-            name: torch.from_numpy(array).to(self._device, non_blocking=True)
-            for name, array in batch.items()
-        }
+        tensors = self.tensors(batch)
         config = self._config
         inputs = learning_inputs(tensors)
         q_values = self._unrolled(self.network, inputs)
         with torch.no_grad():
-            target_q = self._unrolled(self._target, inputs)
+            target_q = self._unrolled(self.target, inputs)
             targets = self._targets(tensors, q_values, target_q)
         steps = slice(config.burn_in, config.burn_in + config.unroll_length)
         actions = tensors["action"][:, steps].long().unsqueeze(-1)
@@ -191,17 +166,14 @@ class R2D2Learner(Learner):
         losses = 0.5 * (learned * td_errors.square()).sum(dim=1)
         weights = importance_weights(tensors["probability"], config.importance_sampling_exponent)
         loss = (weights * losses).mean()
-        gradient_norm = self._optimization.step(loss)
-        if self._optimization.updates % config.target_update_period == 0:
-            self._target.load_state_dict(self.network.state_dict())
+        step_metrics = self.descend(loss)
         priorities = sequence_priorities(td_errors.detach(), learned, config.priority_eta)
         metrics = {
-            **self._optimization.metrics(),
+            **step_metrics,
             "loss": loss.detach() / config.unroll_length,
             "td_error": (learned * td_errors.detach().abs()).sum() / learned.sum(),
             "q_mean": q_values.detach().mean(),
             "q_max": q_values.detach().max(),
-            "gradient_norm": gradient_norm,
             "importance_weight_mean": weights.mean(),
         }
         return priorities.double().cpu().numpy(), metrics
@@ -224,19 +196,3 @@ class R2D2Learner(Learner):
             tensors[name][:, rest] for name in ("reward", "discount", "is_last")
         )
         return rescale(n_step_targets(rewards, discounts, is_last, bootstrap, self._config.n_step))
-
-    def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
-        self.network.load_state_dict(parameters)
-        self._target.load_state_dict(parameters)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {
-            "online": self.network.state_dict(),
-            "target": self._target.state_dict(),
-            **self._optimization.state_dict(),
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._optimization.load_state_dict(state)
-        self.network.load_state_dict(state["online"])
-        self._target.load_state_dict(state["target"])

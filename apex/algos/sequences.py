@@ -17,6 +17,7 @@ from apex.algos.optimization import OptimizerSection
 from apex.config import NonNegativeInt, PositiveInt
 from apex.errors import CorruptItemsError
 from apex.networks.cores import SequenceInputs
+from apex.networks.sequence import Layers
 from apex.types import LEARNER_STEP, Array, Arrays, Column, Items, Schema
 
 CORE_STATE = "core_state"
@@ -41,6 +42,11 @@ class SequenceSection(OptimizerSection, frozen=True):
     """Widths of the layers between the torso and the LSTM or the heads."""
     lstm: NonNegativeInt = 0
     """Width of the LSTM, which sees the last action and reward too; 0: none."""
+
+    @property
+    def layers(self) -> Layers:
+        """Of the network, below its heads."""
+        return Layers(self.conv, self.residual, self.hidden, self.lstm, self.standardize_frames)
 
 
 class SequenceAlgorithm(Algorithm):
