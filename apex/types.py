@@ -27,6 +27,15 @@ MAX_PRIORITY = 1e12
 COLUMN_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
 
 
+MAX_REWARD = 1e30
+"""In magnitude; sums of such fit a float32."""
+
+
+def good_rewards(rewards: npt.NDArray[np.float64]) -> bool:
+    """Whether all are numbers that can be learned from."""
+    return bool((np.abs(rewards) <= MAX_REWARD).all())
+
+
 def good_priorities(priorities: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """Which of them are priorities; NaN is none."""
     return (priorities >= 0) & (priorities <= MAX_PRIORITY)

@@ -240,7 +240,7 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], t
         ("raise", "raised ValueError: the cart fell off the table"),
         ("nan", "returned an observation that is not finite"),
         ("shape", "raised ValueError"),
-        ("reward", "returned rewards that are not finite"),
+        ("reward", "returned rewards that are not within"),
     ],
 )
 def test_an_actor_lives_through_a_fault_and_says_so(

@@ -215,7 +215,7 @@ class GrowingObservation(Countdown):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (NanReward, "own: step 1 returned rewards that are not finite"),
+        (NanReward, "own: step 1 returned rewards that are not within"),
         (NanObservation, "own: step 0 returned an observation that is not finite"),
         (RaisesInStep, "own: step 1 raised RuntimeError: the simulator broke"),
         (RaisesInReset, "own: reset raised RuntimeError: the simulator broke"),

@@ -274,6 +274,7 @@ def test_an_actor_that_leaves_hands_over_what_is_complete(stage):
         ({"observations": np.full((ENVS, 4), np.nan, np.float32)}, "not finite"),
         ({"rewards": np.zeros(ENVS, np.float32)}, "rewards: expected float64"),
         ({"rewards": np.full(ENVS, np.inf)}, "not finite"),
+        ({"rewards": np.full(ENVS, -2e30)}, "rewards: expected at most 1e\\+30"),
         ({"terminated": np.zeros(ENVS + 1, np.uint8)}, "terminated: expected uint8"),
         ({"truncated": None}, "truncated: expected uint8 .*, got none"),
     ],

@@ -14,6 +14,8 @@ import apex
 from tests.conftest import Suite
 
 LEARN_S = 300.0
+LEARN_TIMEOUT = pytest.mark.timeout(LEARN_S + 180)
+"""With the start, the end and the evaluation of the best checkpoint."""
 
 
 def learn(suite: Suite, preset: str, mean_return: float, *arguments: str) -> None:
@@ -37,6 +39,7 @@ def played(suite: Suite) -> float:
     return float(result["mean_return"])
 
 
+@LEARN_TIMEOUT
 def test_cartpole_is_learned_by_central_inference(suite: Suite) -> None:
     learn(suite, "cartpole-seed", 400.0)
     assert played(suite) >= 200
@@ -47,6 +50,7 @@ def test_cartpole_is_learned_by_central_inference(suite: Suite) -> None:
     assert policy.act(np.stack([leaning_right, -leaning_right])).tolist() == [1, 0]
 
 
+@LEARN_TIMEOUT
 @pytest.mark.learning
 @pytest.mark.parametrize(
     ("preset", "mean_return", "settings"),
@@ -64,6 +68,7 @@ def test_cartpole_is_learned(suite: Suite, preset: str, mean_return: float, sett
     assert played(suite) >= mean_return / 2
 
 
+@LEARN_TIMEOUT
 @pytest.mark.learning
 @pytest.mark.parametrize(("preset", "mean_return"), [("cartpole-impala", 300.0)])
 def test_serial_run_learns_what_the_suite_learns(suite: Suite, preset: str, mean_return: float):

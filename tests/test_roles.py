@@ -27,6 +27,7 @@ from apex.types import Array, StepResult
 from apex.wire.codec import decode, encode
 from apex.wire.messages import (
     Act,
+    Actions,
     Error,
     EvaluationReport,
     GetParams,
@@ -175,12 +176,12 @@ def random_acts(
     rng: np.random.Generator, count: list[int], value: list[float]
 ) -> list[tuple[Message, dict[str, Array]]]:
     """A beginning and a step of two environments."""
-    place = {"seq": count[0], "slot": count[1], "incarnation": count[2]}
+    place = {"slot": count[1], "incarnation": count[2]}
     observations = np.full((2, 3), rng.choice([0, np.nan, 3e38]), np.float32)
     step = StepResult(observations, np.array(value[:2]), *rng.random((3, 2)) < 0.5)
     return [
-        (Act(begins=True, **place), {"observations": np.zeros((2, 3), np.float32)}),
-        (Act(begins=False, **place), result_to_arrays(step)),
+        (Act(seq=count[0], begins=True, **place), {"observations": np.zeros((2, 3), np.float32)}),
+        (Act(seq=count[0] + 1, begins=False, **place), result_to_arrays(step)),
     ]
 
 
@@ -223,6 +224,27 @@ def random_message(rng: np.random.Generator, role: str) -> tuple[Message, dict[s
         "operator": [(Snapshot(snapshot_id=number[0]), {})],
     }
     return permitted[role][int(rng.integers(len(permitted[role])))]
+
+
+def test_no_number_of_an_actor_ends_the_inference_server(house):
+    rng = np.random.default_rng(8)
+    answered = refused = 0
+    for number in range(60):
+        count = [int(EXTREMES[k]) for k in rng.integers(2, 7, 3)]
+        value = [float(rng.choice([0.0, -1.0, 1.7e308, np.nan])) for _ in range(3)]
+        greeting = (hello(f"name_{number % 7}"), {})
+        begin, step = random_acts(rng, count, value)
+        for question in (begin, step):  # asked again: the first time nothing is decided yet
+            house.answers("inference.act", greeting, question)
+            (*_, told) = house.answers("inference.act", greeting, question)
+            assert isinstance(told, Actions) or question is step, told
+        good = (
+            np.isfinite(step[1]["observations"]).all()
+            and (np.abs(step[1]["rewards"]) <= 1e30).all()
+        )
+        assert isinstance(told, Actions) == good, (told, step)
+        answered, refused = answered + good, refused + (not good)
+    assert answered > 10 and refused > 10 and house.acts.agents == 7
 
 
 def test_no_number_that_a_role_may_say_ends_a_daemon_or_fills_its_disk(tmp_path):

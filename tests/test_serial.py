@@ -9,13 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import zmq
 
 from apex import checkpoint
 from apex.prepare import prepare_run, preset_config
 from apex.serial import SerialRun
 from tests.conftest import ROOT
+from tests.test_memory import resident_bytes
 
 TOOLS = Path(sys.executable).parent
+QUIET = ("evaluator.enabled=false", "learner.checkpoint_period_s=3600")
 SETTINGS = {
     "cartpole": ("replay.min_size=200", "run.max_env_steps=1000"),
     "cartpole-impala": ("run.max_env_steps=4000",),
@@ -24,7 +27,7 @@ SETTINGS = {
 
 
 def serial(preset: str, path: Path, *settings: str) -> SerialRun:
-    everything = [*SETTINGS[preset], "evaluator.enabled=false", *settings]
+    everything = [*SETTINGS[preset], *QUIET, *settings]
     return SerialRun(prepare_run(path, preset_config(preset, everything)))
 
 
@@ -34,14 +37,36 @@ def parameters(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("preset", SETTINGS)
-def test_two_runs_with_one_seed_give_the_same_bytes_and_another_seed_others(preset, tmp_path):
-    seeds = {"a": 1, "b": 1, "c": 2}
-    for name, seed in seeds.items():
-        run = serial(preset, tmp_path / name, f"run.seed={seed}")
+def test_two_processes_with_one_seed_give_the_same_bytes_and_another_seed_others(preset, tmp_path):
+    for seed in (1, 2):
+        run = serial(preset, tmp_path / f"seed_{seed}", f"run.seed={seed}")
         assert "env steps (max_env_steps" in run.run()
         assert run._step >= 5, "it has learned"
-    a, b, c = (parameters(tmp_path / name) for name in seeds)
-    assert a == b and a != c
+    settings = [word for setting in (*SETTINGS[preset], *QUIET) for word in ("--set", setting)]
+    command = [TOOLS / "apex", "run", "--serial", "--preset", preset, "--seed", "1"]
+    command += ["--run", tmp_path / "again", *settings]
+    subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=True)
+    first, second, again = (parameters(tmp_path / name) for name in ("seed_1", "seed_2", "again"))
+    assert again == first and second != first
+
+
+def test_memory_is_flat_once_the_table_is_full(tmp_path, monkeypatch):
+    run = serial(
+        "cartpole", tmp_path / "run", "replay.capacity=2000", "replay.samples_per_insert=2",
+        "run.max_env_steps=18000", "run.seed=4", "learner.batch_size=32",
+    )  # fmt: skip
+    resident: list[int] = []
+    turn = run._turn
+
+    def measured_turn() -> None:
+        turn()
+        if run.env_steps // 6000 > len(resident):
+            resident.append(resident_bytes(os.getpid()))
+
+    monkeypatch.setattr(run, "_turn", measured_turn)
+    run.run()
+    assert len(run.table) == 2000 and run.table.counters.evicted > 10_000
+    assert len(resident) == 3 and resident[2] - resident[1] < 2e6, resident
 
 
 def test_ratio_of_samples_to_items_is_the_configured_one(tmp_path):
@@ -59,21 +84,29 @@ def test_queue_serves_each_sequence_once(tmp_path):
     assert len(run.table) == counters.inserted - counters.sampled
 
 
-def test_command_trains_evaluates_plots_and_opens_no_socket(tmp_path):
-    """As a person would: the command, its checkpoint played, its curve drawn."""
+def test_no_socket_is_opened(tmp_path, monkeypatch):
+    def opened(*arguments):
+        raise AssertionError("a socket")
+
+    monkeypatch.setattr(zmq.Context, "socket", opened)
+    with pytest.raises(AssertionError, match="a socket"):
+        zmq.Context.instance().socket(zmq.ROUTER)
+    serial("cartpole", tmp_path / "run").run()
+
+
+def test_command_trains_and_evaluates_and_its_checkpoint_is_played(tmp_path):
+    """As a person would."""
     path = tmp_path / "run"
-    environment = {**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)}
     command = [
         TOOLS / "apex", "run", "--serial", "--preset", "cartpole-impala", "--seed", "1",
         "--run", path, "--until-return", "60", "--set", "evaluator.period_s=2",
         "--set", "run.max_env_steps=200000",
     ]  # fmt: skip
     done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
     assert "until_return = 60" in done.stderr
-    assert not list(tmp_path.rglob("*.insert")), "no socket was bound"
     found = checkpoint.newest(path / "checkpoints")
     assert found is not None and found.manifest.best_return >= 60
     text = (path / "metrics" / "evaluator.jsonl").read_text()
@@ -84,7 +117,11 @@ def test_command_trains_evaluates_plots_and_opens_no_socket(tmp_path):
     assert json.loads(played.stdout)["mean_return"] >= 40
 
 
-def test_serial_mode_begins_a_new_run_only(tmp_path):
-    command = [TOOLS / "apex", "run", "--serial", "--resume"]
+@pytest.mark.parametrize(
+    "option",
+    [["--resume"], ["--detach"], ["--engine", "local"], ["--endpoints", "endpoints.toml"]],
+)
+def test_options_about_daemons_are_refused(option):
+    command = [TOOLS / "apex", "run", "--serial", *option]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "--serial" in done.stderr and "Traceback" not in done.stderr

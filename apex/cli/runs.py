@@ -26,7 +26,7 @@ RESUME_ALONE = (
 )
 SERIAL_ALONE = (
     "--serial keeps no replay contents and has no daemons: it begins a new run and stays in this "
-    "terminal, without --resume and --detach"
+    "terminal, without --resume, --detach, --engine, --endpoints"
 )
 
 
@@ -67,9 +67,7 @@ def snapshot(run_path: Path | None, as_json: bool) -> None:
 @click.option(
     "--engine",
     type=click.Choice(["supervisor", "local", "none"]),
-    default="supervisor",
-    show_default=True,
-    help="What keeps the daemons alive; none: prepare the directory and start nothing.",
+    help="What keeps the daemons alive (supervisor); none: prepare the directory, start nothing.",
 )
 @click.option("--endpoints", type=click.Path(path_type=Path), help="An endpoints file.")
 @click.option("--seed", type=click.IntRange(0), help="run.seed")
@@ -86,7 +84,7 @@ def run(
     settings: tuple[str, ...],
     actors: int | None,
     run_path: Path | None,
-    engine: str,
+    engine: str | None,
     endpoints: Path | None,
     seed: int | None,
     device: str | None,
@@ -115,7 +113,7 @@ def run(
         sys.exit(watch_run(running))
     if resume and (preset or config_file or endpoints or init_from):
         raise UsageError(RESUME_ALONE)
-    if serial and (resume or detach):
+    if serial and (resume or detach or engine or endpoints):
         raise UsageError(SERIAL_ALONE)
     if resume:
         directory = _resumed(run_path, all_settings)
@@ -124,7 +122,7 @@ def run(
     if serial:
         _run_serially(directory)
         return
-    _start(directory, engine)
+    _start(directory, engine or "supervisor")
     if engine != "none" and not detach:
         sys.exit(watch_run(directory))
 

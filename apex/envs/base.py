@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from apex.errors import EnvError, EnvFaultError
-from apex.types import Array, EnvSpec, StepResult
+from apex.types import MAX_REWARD, Array, EnvSpec, StepResult, good_rewards
 
 DEFAULT_FPS = 30.0
 
@@ -75,8 +75,8 @@ class Environments:
         except Exception as error:
             raise self._fault(f"raised {_describe(error)}") from error
         rewards = np.asarray(rewards, dtype=np.float64)
-        if not np.isfinite(rewards).all():
-            raise self._fault(f"returned rewards that are not finite: {rewards}")
+        if not good_rewards(rewards):
+            raise self._fault(f"returned rewards that are not within ±{MAX_REWARD:g}: {rewards}")
         lives = self._lives
         if "lives" in info:  # gymnasium marks those that reported theirs in `_lives`
             lives = np.where(info.get("_lives", True), info["lives"], lives)

@@ -18,7 +18,7 @@ from apex.endpoints import Endpoint
 from apex.errors import SchemaError
 from apex.inference.client import FLAGS
 from apex.run_directory import RunFacts
-from apex.types import Array, Arrays, Chunk, EnvSpec, StepResult
+from apex.types import MAX_REWARD, Array, Arrays, Chunk, EnvSpec, StepResult, good_rewards
 from apex.wire.messages import Ack, Act, Actions, Leave, Shutdown, Status, StatusReply, Welcome
 from apex.wire.server import Request, Server
 
@@ -231,6 +231,8 @@ def _checked(message: Act, arrays: Arrays, spec: EnvSpec, num_envs: int) -> _Que
             ended = _buffer(arrays, "ended", "uint8", (num_envs,))
     else:
         rewards = _buffer(arrays, "rewards", "float64", (num_envs,))
+        if not good_rewards(rewards):
+            raise SchemaError(f"rewards: expected at most {MAX_REWARD:g} in magnitude")
         flags = {name: _buffer(arrays, name, "uint8", (num_envs,)) for name in FLAGS}
     result = StepResult(
         observations, rewards, **{name: flag.astype(np.bool_) for name, flag in flags.items()}
