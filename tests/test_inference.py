@@ -20,10 +20,12 @@ from apex.acting.loop import ActingLoop
 from apex.algos.agents import make_agent
 from apex.algos.registry import make_algorithm
 from apex.envs.base import Environments
+from apex.envs.registry import EnvFactory
 from apex.errors import EndpointError, SchemaError
 from apex.inference.client import ActClient
 from apex.inference.endpoint import ActEndpoint
 from apex.prepare import prepare_run, preset_config
+from apex.replay.payload import chunk_to_arrays
 from apex.types import Chunk, StepResult
 from apex.wire.messages import Act
 from tests.builders import hello, wait_until
@@ -49,12 +51,18 @@ class Stage:
     """An endpoint and the clients of several actors in one process."""
 
     def __init__(
-        self, folder: Path, stack: ExitStack, *settings: str, preset: str = "cartpole"
+        self,
+        folder: Path,
+        stack: ExitStack,
+        *settings: str,
+        preset: str = "cartpole",
+        make_env: EnvFactory | None = None,
     ) -> None:
         self.stack = stack
         self.run = prepared(
             folder, f"actor.num_envs={ENVS}", "actor.count=3", "actor.inference=central",
-            "inference.max_wait_ms=5", "actor.chunk_length=1", *settings, preset=preset,
+            "inference.max_wait_ms=5", "actor.chunk_length=1", *settings,
+            make_env=make_env, preset=preset,
         )  # fmt: skip
         self.config, self.facts = self.run.config(), self.run.facts()
         self.algorithm = make_algorithm(self.config.algorithm, self.facts.env)
@@ -166,11 +174,12 @@ def test_a_batch_has_no_more_environments_than_it_may_and_those_that_asked_first
 def test_each_actor_gets_its_own_actions(stage):
     """Those of the greedy policy, for observations that ask for different ones."""
     stage.algorithm.config = stage.algorithm.config.__class__(epsilon=1e-9, hidden=(128,))
-    values = [-5.0, -1.0, 1.0, 5.0]
     clients = [stage.client(f"actor_00{number}") for number in range(3)]
-    rows = [np.array([[values[k], 0, values[3 - k], 1]] * ENVS, np.float32) for k in range(3)]
+    pool = np.random.default_rng(0).normal(size=(200, 4), scale=5).astype(np.float32)
     with torch.inference_mode():
-        expected = [stage.policy.network(torch.from_numpy(row)).argmax(1).tolist() for row in rows]
+        greedy = stage.policy.network(torch.from_numpy(pool)).argmax(1).numpy()
+    expected = [[0, 1], [1, 0], [1, 1]]
+    rows = [np.stack([pool[greedy == action][k] for action in e]) for k, e in enumerate(expected)]
     for client, row in zip(clients, rows):
         client.begin(row)
     stage.until_asking(3)
@@ -310,32 +319,52 @@ class Walk(gym.Env):
         return self._seen(), float(self.np_random.normal() + action), ended, cut and not ended, {}
 
 
-def walks() -> Environments:
-    vector = SyncVectorEnv([Walk] * ENVS, autoreset_mode=AutoresetMode.NEXT_STEP)
-    return Environments(vector, "Walk-v0", 0, life_loss_ends=False)
+class PixelWalk(Walk):
+    """The same with frames of 5 x 5 pixels."""
+
+    observation_space = gym.spaces.Box(0, 255, (5, 5), np.uint8)
+
+    def _seen(self):
+        return self.np_random.integers(0, 256, (5, 5), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(
-    ("preset", "sizes"),
-    [
-        ("cartpole", {"n_step": 3}),
-        ("cartpole-r2d2", {"burn_in": 2, "unroll_length": 4, "overlap": 2, "n_step": 2, "lstm": 4}),
-        ("cartpole-impala", {"unroll_length": 4, "lstm": 4}),
-    ],
-)
+def walks(env: type[Walk] = Walk, frame_stack: int = 0) -> Environments:
+    vector = SyncVectorEnv([env] * ENVS, autoreset_mode=AutoresetMode.NEXT_STEP)
+    return Environments(vector, "Walk-v0", frame_stack, life_loss_ends=False)
+
+
+SMALL = {
+    "cartpole": {"n_step": 3},
+    "cartpole-r2d2": {"burn_in": 2, "unroll_length": 4, "overlap": 2, "n_step": 2, "lstm": 4},
+    "cartpole-impala": {"unroll_length": 4, "lstm": 4},
+}
+
+
+def small(preset: str) -> list[str]:
+    """Settings that make short items."""
+    return [f"algorithm.{name}={value}" for name, value in SMALL[preset].items()]
+
+
+@pytest.mark.parametrize("preset", SMALL)
+@pytest.mark.parametrize("pixels", [False, True], ids=["vectors", "frames"])
 def test_items_of_central_inference_are_byte_for_byte_those_of_local_inference(
-    tmp_path, preset, sizes
+    tmp_path, preset, pixels
 ):
-    settings = [f"algorithm.{name}={value}" for name, value in sizes.items()]
+    def walk() -> Environments:
+        return walks(PixelWalk, 3) if pixels else walks()
+
+    settings = [*small(preset), "algorithm.conv=[[4, 2, 1]]"]
     with ExitStack() as stack:
-        stage = Stage(tmp_path, stack, "env.id=CartPole-v1", *settings, preset=preset)
+        make_env = PixelWalk if pixels else None
+        settings += ["env.frame_stack=3"] if pixels else ["env.id=CartPole-v1"]
+        stage = Stage(tmp_path, stack, *settings, preset=preset, make_env=make_env)
         local = stage.make_agent(0, 0)
-        loop = ActingLoop(walks(), LocalDecider(stage.policy, local, 7), seed=5)
+        loop = ActingLoop(walk(), LocalDecider(stage.policy, local, 7), seed=5)
         for _ in range(120):
             loop.step()
         expected = local.take_chunks()
 
-        one, environments = stage.client("actor_000"), walks()
+        one, environments = stage.client("actor_000"), walk()
         one.begin(environments.reset(5))
         central: list[Chunk] = []
         for _ in range(120):
@@ -346,10 +375,11 @@ def test_items_of_central_inference_are_byte_for_byte_those_of_local_inference(
             central += stage.acts.take_chunks()
     assert len(central) == len(expected) > 10
     for mine, theirs in zip(central, expected):
-        assert mine.columns.keys() == theirs.columns.keys()
-        for name, column in mine.columns.items():
-            np.testing.assert_array_equal(column, theirs.columns[name], err_msg=name)
-        np.testing.assert_array_equal(mine.priorities, theirs.priorities)
+        ours, others = chunk_to_arrays(mine), chunk_to_arrays(theirs)
+        assert ours.keys() == others.keys() and ("frames.blob" in ours) == pixels
+        for name, array in ours.items():
+            assert array.dtype == others[name].dtype
+            np.testing.assert_array_equal(array, others[name], err_msg=name)
 
 
 def test_endpoints_without_the_inference_server_are_refused_before_anything_starts(tmp_path):
