@@ -50,7 +50,7 @@ stop: $(STAMP)  ## end the newest run, attached actors too
 test: $(STAMP)  ## all tests; what CI runs
 	@$(VENV)/bin/python -m pytest
 
-test-learning: $(STAMP)  ## whether each algorithm learns CartPole, by real daemons; about ten minutes
+test-learning: $(STAMP)  ## whether each algorithm learns CartPole, by daemons and serially; ten minutes
 	@$(VENV)/bin/python -m pytest -m "learning or not learning" tests/test_learning.py
 
 chaos: $(STAMP)  ## break a running suite for MINUTES and audit what was acknowledged
