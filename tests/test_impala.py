@@ -11,6 +11,8 @@ import torch
 from apex.acting.agent import Inputs
 from apex.acting.exploration import Sampled
 from apex.algos.impala import Impala, ImpalaConfig, ImpalaLearner
+from apex.algos.registry import make_algorithm
+from apex.errors import ConfigError
 from apex.networks.actor_critic import ActorCriticNetwork
 from apex.networks.sequence import Layers
 from apex.networks.torsos import ImageTorso
@@ -205,3 +207,8 @@ def test_network_without_memory_gives_each_step_alone_what_it_gives_in_a_sequenc
     alone, value, _ = network(inputs.part(3, 4, state))
     torch.testing.assert_close(alone[:, 0], logits[:, 3])
     torch.testing.assert_close(value[:, 0], values[:, 3])
+
+
+def test_c_clip_above_rho_clip_is_refused():
+    with pytest.raises(ConfigError, match=r"c_clip \(2.0\) must be at most rho_clip \(1.0\)"):
+        make_algorithm({"name": "impala", "c_clip": 2.0}, env_spec((3,), "float32"))

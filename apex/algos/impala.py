@@ -42,7 +42,7 @@ class ImpalaConfig(SequenceSection, frozen=True):
     rho_clip: PositiveFloat = 1.0
     """rho-bar of V-trace."""
     c_clip: PositiveFloat = 1.0
-    """c-bar of V-trace."""
+    """c-bar of V-trace, at most rho-bar."""
     baseline_cost: NonNegativeFloat = 0.5
     entropy_cost: NonNegativeFloat = 0.01
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
@@ -52,6 +52,10 @@ class ImpalaConfig(SequenceSection, frozen=True):
     rmsprop_centered: bool = False
     optimizer_epsilon: PositiveFloat = 0.01
     hidden: tuple[PositiveInt, ...] = (256,)
+
+    def __post_init__(self) -> None:
+        if self.c_clip > self.rho_clip:
+            raise ValueError(f"c_clip ({self.c_clip}) must be at most rho_clip ({self.rho_clip})")
 
 
 class Impala(SequenceAlgorithm):
