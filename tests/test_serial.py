@@ -66,7 +66,7 @@ def test_memory_is_flat_once_the_table_is_full(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_turn", measured_turn)
     run.run()
     assert len(run.table) == 2000 and run.table.counters.evicted > 10_000
-    assert len(resident) == 3 and resident[2] - resident[1] < 2e6, resident
+    assert len(resident) == 3 and resident[2] - resident[1] < 1e6, resident
 
 
 def test_ratio_of_samples_to_items_is_the_configured_one(tmp_path):
@@ -121,7 +121,7 @@ def test_command_trains_and_evaluates_and_its_checkpoint_is_played(tmp_path):
     "option",
     [["--resume"], ["--detach"], ["--engine", "local"], ["--endpoints", "endpoints.toml"]],
 )
-def test_options_about_daemons_are_refused(option):
-    command = [TOOLS / "apex", "run", "--serial", *option]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def test_options_about_daemons_are_refused(option, tmp_path):
+    command = [TOOLS / "apex", "run", "--serial", "--run", tmp_path / "run", *option]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2 and "--serial" in done.stderr and "Traceback" not in done.stderr
