@@ -34,8 +34,7 @@ def acted(preset: str, env: type[Walk]) -> Iterator[tuple[np.ndarray, Arrays, Le
     config = preset_config(preset, [*settings, "actor.chunk_length=4"])
     torch.manual_seed(3)
     algorithm = make_algorithm(config.algorithm, environments.spec)
-    policy, learner = algorithm.policy(), algorithm.learner(CPU)
-    policy.load(learner.network.state_dict())
+    policy = algorithm.policy()
     agent = make_agent(algorithm, config, policy.core_size, slot=0, incarnation=0)
     loop = ActingLoop(environments, LocalDecider(policy, agent), seed=5)
     for _ in range(150):
@@ -45,9 +44,9 @@ def acted(preset: str, env: type[Walk]) -> Iterator[tuple[np.ndarray, Arrays, Le
     for chunk in chunks:
         samples = Samples(np.arange(len(chunk)), np.ones(len(chunk)), chunk.columns, chunk.frames)
         batch = algorithm.collate(frames.decompress(samples, algorithm.schema()))
-        fresh = algorithm.learner(CPU)
-        fresh.load_parameters(policy.network.state_dict())
-        yield chunk.priorities, batch, fresh
+        learner = algorithm.learner(CPU)
+        learner.load_parameters(policy.network.state_dict())
+        yield chunk.priorities, batch, learner
 
 
 @pytest.mark.parametrize("env", [Walk, PixelWalk])
