@@ -1,0 +1,35 @@
+"""Runs scenarios: `python -m benchmarks.run`, or one with `--only NAME`."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import click
+
+from apex.files import replace_file
+from benchmarks.provenance import provenance
+from benchmarks.run import scenarios
+from benchmarks.run.figures import line
+
+
+@click.command(help=(__doc__ or "").partition("\n")[0])
+@click.option("--only", type=click.Choice(scenarios.NAMES), help="One scenario.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
+def main(only: str | None, out: Path | None) -> None:
+    """See `--help`."""
+    for name in [only] if only else scenarios.NAMES:
+        began = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="apex-bench-") as folder:
+            measured = line(name, scenarios.load(name)(Path(folder)))
+        click.echo(json.dumps(measured))
+        if out is not None:
+            record = {**measured, "took_s": round(time.monotonic() - began, 1), **provenance()}
+            out.mkdir(parents=True, exist_ok=True)
+            replace_file(out / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

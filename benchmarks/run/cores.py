@@ -1,0 +1,31 @@
+"""Which cores train and which do all else, as an engine would give them out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+AVAILABLE = sorted(os.sched_getaffinity(0))
+TRAINING = AVAILABLE[:1]
+"""Where the training thread is alone."""
+OTHERS = AVAILABLE[1:] or AVAILABLE
+ACTING = AVAILABLE[-1:]
+"""Of the others, where one actor runs."""
+
+
+def keep_to(cores: Iterable[int]) -> None:
+    """Keep the calling thread, and those that it starts, to some cores."""
+    os.sched_setaffinity(0, cores)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used, of all its threads."""
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process."""
+    with open(f"/proc/{pid}/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

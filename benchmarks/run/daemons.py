@@ -1,0 +1,184 @@
+"""Real daemons on chosen cores, stopped and continued so that others can be measured in turn."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from apex.cores import LEARNER_CORES
+from apex.errors import ApexError
+from apex.prepare import prepare_run, preset_config
+from apex.run_directory import RunDirectory
+from apex.wire.client import Client
+from apex.wire.messages import Hello, Status, StatusReply
+from benchmarks.provenance import ROOT
+from benchmarks.run import cores
+
+WAIT_S = 90.0
+TICK_S = 0.01
+
+
+def pong_run(folder: Path, settings: Sequence[str]) -> RunDirectory:
+    """A run of the preset `pong`: 84x84 frames, 4 of them stacked, n = 3, the paper's network."""
+    common = ["evaluator.enabled=false", "learner.torch_threads=1", "learner.metrics_period_s=3600",
+              "learner.checkpoint_period_s=3600"]  # fmt: skip
+    return prepare_run(folder, preset_config("pong", [*common, *settings]))
+
+
+class Asker:
+    """Asks one daemon how it is, again and again over one connection."""
+
+    def __init__(self, run: RunDirectory, endpoint: str) -> None:
+        hello = Hello(
+            role="operator",
+            name=f"operator_{os.getpid()}",
+            epoch=time.time_ns(),
+            run_id=run.facts().run_id,
+            schema_hash="",
+            pid=os.getpid(),
+        )
+        self._client = Client(run.endpoints().of(endpoint), hello)
+
+    def status(self) -> dict[str, Any]:
+        """Its answer. Raises `ApexError` when none comes."""
+        answer = self._client.request(Status(), WAIT_S).message
+        assert isinstance(answer, StatusReply)
+        return answer.status
+
+    def counter(self, read: Callable[[dict[str, Any]], int]) -> tuple[int, float]:
+        """A count at the moment at which it changes, and that moment."""
+        before = read(self.status())
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline:
+            time.sleep(TICK_S)
+            now = read(self.status())
+            if now != before:
+                return now, time.monotonic()
+        raise TimeoutError("nothing was counted")
+
+    def rate(self, read: Callable[[dict[str, Any]], int], seconds: float) -> float:
+        """How fast a count rises, between two moments at which it changes."""
+        first, began = self.counter(read)
+        time.sleep(seconds)
+        last, ended = self.counter(read)
+        return (last - first) / (ended - began)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._client.close()
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Wait for a condition. Raises `TimeoutError`."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {WAIT_S:g} s")
+        time.sleep(TICK_S)
+
+
+class Daemon:
+    """One daemon, on some cores.
+
+    Args:
+        command: after the interpreter.
+        kept_to: cores for all its threads; for a learner's training thread `trains_on`.
+        log: its output.
+        trains_on: cores for the training thread alone.
+    """
+
+    def __init__(
+        self, command: Sequence[str | Path], kept_to: Iterable[int], log: Path,
+        trains_on: Iterable[int] = (),
+    ) -> None:  # fmt: skip
+        self._log = log
+        kept = list(kept_to)
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, *map(str, command)],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env={**os.environ, LEARNER_CORES: ",".join(map(str, trains_on))},
+                preexec_fn=lambda: cores.keep_to(kept),
+            )
+        self.pid = self.process.pid
+
+    def check(self) -> None:
+        """Raise where it has ended."""
+        if self.process.poll() is not None:
+            tail = self._log.read_text(errors="replace").splitlines()[-8:]
+            raise ApexError("a daemon has ended:\n" + "\n".join(tail))
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Meanwhile it does not get a core."""
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Kill it."""
+        self.process.kill()
+        self.process.wait()
+
+
+class Daemons:
+    """The daemons of one run; all are gone at the end."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.run = run
+        self._all: list[Daemon] = []
+        self._askers: list[Asker] = []
+
+    def _start(self, *arguments: Any, **named: Any) -> Daemon:
+        daemon = Daemon(*arguments, **named)
+        self._all.append(daemon)
+        return daemon
+
+    def replay(self, kept_to: Iterable[int]) -> Daemon:
+        """The replay server."""
+        command = [ROOT / "bin" / "replay", "--run", self.run.path]
+        return self._start(command, kept_to, self.run.logs / "replay.log")
+
+    def learner(self, kept_to: Iterable[int], trains_on: Iterable[int]) -> Daemon:
+        """The learner."""
+        command = [ROOT / "bin" / "learner", "--run", self.run.path]
+        return self._start(command, kept_to, self.run.logs / "learner.log", trains_on)
+
+    def actor(self, kept_to: Iterable[int], module: str = "") -> Daemon:
+        """Actor 0; a module that starts a changed one may be named."""
+        program = ["-m", module] if module else [ROOT / "bin" / "actor"]
+        command = [*program, "--run", self.run.path, "--index", "0"]
+        return self._start(command, kept_to, self.run.logs / "actor_000.log")
+
+    def asker(self, endpoint: str) -> Asker:
+        """Asks the daemon at an endpoint; returns when it answers."""
+        asker = Asker(self.run, endpoint)
+        self._askers.append(asker)
+        asker.status()
+        return asker
+
+    def check(self) -> None:
+        """Raise where one has ended."""
+        for daemon in self._all:
+            daemon.check()
+
+    def __enter__(self) -> Daemons:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for asker in self._askers:
+            asker.close()
+        for daemon in reversed(self._all):
+            daemon.close()

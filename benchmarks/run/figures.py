@@ -1,0 +1,99 @@
+"""Figures and their limits, measured in turn, so that both meet the same machine."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+REPETITIONS = 5
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one thing does beside its limit: medians, and ratios of what was measured in turn.
+
+    Args:
+        case: of a scenario, such as `batch 512`.
+        value: median.
+        unit: of value and limit.
+        limit: median.
+        limited_by: what the limit is.
+        ratio: median of value / limit.
+        ratio_min: the smallest one.
+        ratio_max: the largest one.
+        bar: what the ratio should reach; None: no bar was set.
+        lower_is_better: the ratio should stay below the bar.
+        extra: other figures of the same measurement.
+    """
+
+    case: str
+    value: float
+    unit: str
+    limit: float
+    limited_by: str
+    ratio: float
+    ratio_min: float
+    ratio_max: float
+    bar: float | None = None
+    lower_is_better: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def margin(self) -> float:
+        """How far it is on the good side of its bar: 1 is the bar itself."""
+        if self.bar is None:
+            return float("inf")
+        return self.bar / self.ratio if self.lower_is_better else self.ratio / self.bar
+
+
+def in_turn(
+    value: Callable[[], float], limit: Callable[[], float], repetitions: int = REPETITIONS
+) -> list[tuple[float, float]]:
+    """Measure both so often, beginning with either in turn."""
+    pairs = []
+    for repetition in range(repetitions):
+        if repetition % 2:
+            bound = limit()
+            pairs.append((value(), bound))
+        else:
+            pairs.append((value(), limit()))
+    return pairs
+
+
+def figure(
+    case: str,
+    unit: str,
+    pairs: Sequence[tuple[float, float]],
+    limited_by: str,
+    *,
+    bar: float | None = None,
+    lower_is_better: bool = False,
+    **extra: Any,
+) -> Figure:
+    """The figure of `(value, limit)` pairs."""
+    ratios = [value / limit for value, limit in pairs]
+    return Figure(
+        case,
+        _round(statistics.median(value for value, _ in pairs)),
+        unit,
+        _round(statistics.median(limit for _, limit in pairs)),
+        limited_by,
+        round(statistics.median(ratios), 4),
+        round(min(ratios), 4),
+        round(max(ratios), 4),
+        bar,
+        lower_is_better,
+        extra,
+    )
+
+
+def line(scenario: str, cases: Sequence[Figure]) -> dict[str, Any]:
+    """What a scenario prints: the case that is farthest from its bar, and all of them."""
+    worst = min(cases, key=lambda case: case.margin)
+    return {"scenario": scenario, **asdict(worst), "cases": [asdict(case) for case in cases]}
+
+
+def _round(value: float) -> float:
+    return float(f"{value:.5g}")

@@ -1,0 +1,174 @@
+"""Pong as all scenarios play it: transitions as an actor makes them, and loops with nothing else."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import torch
+from ale_py.vector_env import AtariVectorEnv
+from gymnasium.vector import AutoresetMode
+
+from apex import compute
+from apex.acting.agent import Agent, Decision, Exploration, Inputs, LocalDecider
+from apex.acting.loop import ActingLoop
+from apex.algos.apex_dqn import ApexDQN, QPolicy
+from apex.algos.base import Algorithm
+from apex.algos.q_learning import MAX_Q, Q_VALUE
+from apex.algos.registry import make_algorithm
+from apex.envs.registry import make_environments
+from apex.learner.prefetcher import prepare
+from apex.replay.client import InsertClient
+from apex.replay.store import Store
+from apex.run_directory import RunDirectory
+from apex.types import Arrays, Chunk, Samples
+from apex.wire.messages import Hello
+from apex.wire.sockets import Poller
+from benchmarks.run.daemons import until
+from benchmarks.run.workers import Step
+
+NUM_ENVS = 16
+CHUNK_LENGTH = 50
+
+
+class RandomPolicy(QPolicy):
+    """Acts at random and computes nothing."""
+
+    def __init__(self, network: torch.nn.Module, num_actions: int) -> None:
+        super().__init__(network)
+        self._num_actions = num_actions
+        self._rng = np.random.default_rng(1)
+
+    def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
+        num_envs = len(inputs.observations)
+        zeros = np.zeros(num_envs)
+        actions = self._rng.integers(0, self._num_actions, num_envs)
+        return Decision(actions, inputs.core_state, {Q_VALUE: zeros, MAX_Q: zeros + 1.0})
+
+
+class RandomDQN(ApexDQN):
+    """Ape-X DQN whose actors act at random."""
+
+    def policy(self) -> RandomPolicy:
+        return RandomPolicy(self.network(), self.spec.num_actions)
+
+
+def algorithm_of(run: RunDirectory) -> Algorithm:
+    """The algorithm of a run."""
+    return make_algorithm(run.config().algorithm, run.facts().env)
+
+
+def record(run: RunDirectory, items: int) -> list[Chunk]:
+    """Chunks of at least that many transitions of random play."""
+    config, spec = run.config(), run.facts().env
+    algorithm = make_algorithm(config.algorithm, spec, RandomDQN)
+    agent = Agent(
+        spec,
+        NUM_ENVS,
+        core_size=0,
+        accumulator=algorithm.accumulator(NUM_ENVS, CHUNK_LENGTH),
+        clip_rewards=config.env.clip_rewards,
+    )
+    environments = make_environments(config.env, NUM_ENVS)
+    loop = ActingLoop(environments, LocalDecider(algorithm.policy(), agent), seed=1)
+    chunks: list[Chunk] = []
+    while sum(map(len, chunks)) < items:
+        loop.step()
+        chunks += agent.take_chunks()
+    environments.close()
+    return chunks
+
+
+def samples_of(run: RunDirectory, count: int) -> Samples:
+    """A batch of recorded transitions, as the replay server would send it."""
+    chunks = record(run, count)
+    total = sum(map(len, chunks))
+    store, slot = Store(run.facts().schema, total), 0
+    for chunk in chunks:
+        store.put(np.arange(slot, slot + len(chunk)), chunk)
+        slot += len(chunk)
+    chosen = np.random.default_rng(1).permutation(total)[:count]
+    columns, frames = store.get(chosen)
+    return Samples(chosen, np.full(count, 1 / total), columns, frames)
+
+
+def batch_of(run: RunDirectory, count: int) -> Arrays:
+    """A batch that is ready for an update."""
+    return prepare(samples_of(run, count), run.facts().schema, algorithm_of(run).collate).arrays
+
+
+def hello(run: RunDirectory, role: str, name: str) -> Hello:
+    """How a client of the benchmarks greets."""
+    facts = run.facts()
+    return Hello(
+        role=role, name=name, epoch=1, run_id=facts.run_id, schema_hash=facts.schema.hash, pid=1
+    )  # type: ignore[arg-type]
+
+
+def fill(run: RunDirectory, chunks: list[Chunk], items: int) -> None:
+    """Insert chunks, again and again, until the table has taken so many items."""
+    client = InsertClient(run.endpoints().of("replay.insert"), hello(run, "actor", "actor_900"))
+    poller, source = Poller(client.client), cycle(chunks)
+
+    def all_taken() -> bool:
+        poller.wait(0.05)
+        client.poll()
+        while client.has_credit and client.inserted_items < items:
+            client.insert(next(source))
+        return client.inserted_items >= items and not client.unacknowledged
+
+    try:
+        until(all_taken, f"{items} items are in the table")
+    finally:
+        client.close()
+
+
+def _environments(stack: int) -> AtariVectorEnv:
+    environments = AtariVectorEnv(
+        "pong", NUM_ENVS, num_threads=1, autoreset_mode=AutoresetMode.NEXT_STEP, stack_num=stack
+    )
+    environments.reset(seed=1)
+    return environments
+
+
+def bare_stepping(path: Path) -> Step:
+    """ALE's vector environment with random actions; env steps."""
+    environments, rng = _environments(1), np.random.default_rng(1)
+
+    def step() -> float:
+        environments.step(rng.integers(0, 6, NUM_ENVS))
+        return NUM_ENVS
+
+    return step
+
+
+def bare_acting(path: Path) -> Step:
+    """ALE's vector environment, which stacks the frames, and the run's network; env steps."""
+    compute.set_up(1)
+    environments = _environments(4)
+    policy = algorithm_of(RunDirectory(path)).policy()
+    observations = environments.reset(seed=1)[0]
+
+    @torch.inference_mode()
+    def step() -> float:
+        nonlocal observations
+        actions = policy.network(torch.from_numpy(observations)).argmax(1).numpy()
+        observations = environments.step(actions)[0]
+        return NUM_ENVS
+
+    return step
+
+
+def bare_updating(path: Path, batch_size: int) -> Step:
+    """The run's update on one batch; updates."""
+    compute.set_up(1)
+    run = RunDirectory(path)
+    learner = algorithm_of(run).learner(torch.device("cpu"))
+    batch = batch_of(run, batch_size)
+
+    def step() -> float:
+        learner.update(batch)
+        return 1
+
+    return step

@@ -1,0 +1,26 @@
+"""An actor whose policy draws actions at random: what is left is the machinery."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from apex.actor import daemon
+from apex.extensions import Extensions
+from apex.run_directory import RunDirectory
+from apex.service import serve
+from benchmarks.run.pong import RandomDQN
+
+
+@click.command()
+@click.option("--run", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--index", type=int, required=True)
+def main(run: Path, index: int) -> None:
+    """See `--help`."""
+    name, extensions = daemon.actor_name(index), Extensions(algorithm=RandomDQN)
+    serve(RunDirectory(run), name, lambda service: daemon.body(service, extensions))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,55 @@
+"""A learner fed by a live replay on the other core, beside the same update on a batch in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from apex.types import Chunk
+from benchmarks.run import cores
+from benchmarks.run.daemons import Daemons, pong_run, until
+from benchmarks.run.figures import Figure, figure, in_turn
+from benchmarks.run.pong import bare_updating, fill, record
+from benchmarks.run.workers import Worker
+
+ITEMS = 20_000
+SECONDS = {32: 5.0, 128: 5.0, 512: 8.0}
+LIMIT = "the same update on one batch in memory, one core"
+
+
+def settings(batch_size: int) -> list[str]:
+    """Of a learner that samples as fast as it can."""
+    return [f"learner.batch_size={batch_size}", f"replay.min_size={ITEMS}",
+            "replay.samples_per_insert=0"]  # fmt: skip
+
+
+def learner_steps(status: dict[str, Any]) -> int:
+    """Updates made."""
+    return int(status["learner"]["learner_step"])
+
+
+def learning_figure(folder: Path, batch_size: int, chunks: list[Chunk]) -> Figure:
+    """Updates at one batch size."""
+    run = pong_run(folder / f"run_{batch_size}", settings(batch_size))
+    seconds = SECONDS[batch_size]
+    with Worker(bare_updating, cores.TRAINING, run.path, batch_size) as bare, Daemons(run) as all_:
+        all_.replay(cores.OTHERS)
+        learner = all_.learner(cores.OTHERS, cores.TRAINING)
+        asker = all_.asker("learner.params")
+        fill(run, chunks or record(run, ITEMS // 4), ITEMS)
+        until(lambda: learner_steps(asker.status()) > 2, "the learner trains")
+
+        def alone() -> float:
+            with learner.stopped():
+                return bare.measure(seconds)
+
+        pairs = in_turn(lambda: asker.rate(learner_steps, seconds), alone)
+        all_.check()
+    return figure(f"batch {batch_size}", "updates/s", pairs, LIMIT, bar=0.97)
+
+
+def measure(folder: Path) -> Sequence[Figure]:
+    """See the module."""
+    chunks = record(pong_run(folder / "record", settings(32)), ITEMS // 4)
+    return [learning_figure(folder, batch_size, chunks) for batch_size in SECONDS]

@@ -1,0 +1,83 @@
+"""Bare loops in processes of their own: the limits that daemons are held against."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import multiprocess
+
+from benchmarks.run import cores
+
+Step = Callable[[], float]
+"""Does a bit of work; says how much."""
+START_TIMEOUT_S = 60.0
+
+
+class Worker:
+    """A process that repeats one step for as long as it is told to.
+
+    Args:
+        make: makes the step, in the process; a function of a module.
+        kept_to: cores for it.
+        arguments: of `make`.
+    """
+
+    def __init__(self, make: Callable[..., Step], kept_to: Iterable[int], *arguments: Any) -> None:
+        context = multiprocess.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(
+            target=_work, args=(theirs, make, list(kept_to), arguments), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        if not self._pipe.poll(START_TIMEOUT_S):
+            self.close()
+            raise TimeoutError(f"{make.__name__} was not ready within {START_TIMEOUT_S:g} s")
+        self._pipe.recv()
+
+    def begin(self, seconds: float) -> None:
+        """Let it work for that long; `rate` gives the outcome."""
+        self._pipe.send(seconds)
+
+    def rate(self) -> float:
+        """Work done in a second."""
+        done, elapsed = self._pipe.recv()
+        return float(done / elapsed)
+
+    def measure(self, seconds: float) -> float:
+        """Work done in a second, over that many."""
+        self.begin(seconds)
+        return self.rate()
+
+    def close(self) -> None:
+        """End it."""
+        self._pipe.close()
+        self._process.terminate()
+        self._process.join()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _work(
+    pipe: Connection, make: Callable[..., Step], kept_to: list[int], arguments: tuple[Any, ...]
+) -> None:
+    cores.keep_to(kept_to)
+    step = make(*arguments)
+    step()
+    pipe.send("ready")
+    while True:
+        try:
+            seconds = pipe.recv()
+        except EOFError:
+            return
+        done, began = 0.0, time.monotonic()
+        while (elapsed := time.monotonic() - began) < seconds:
+            done += step()
+        pipe.send((done, elapsed))
