@@ -95,8 +95,8 @@ def _corrupt_rows(ranges: FrameRanges, spec: FramesColumn) -> list[int]:
     return corrupt
 
 
-def _decompress_ranges(ranges: FrameRanges, spec: FramesColumn) -> npt.NDArray[np.uint8]:
-    """`[B, max_frames, *shape] uint8`: each row its padding, its frames, then zeros."""
+def lz4_frame(ranges: FrameRanges, spec: FramesColumn) -> bytes:
+    """One LZ4 frame of `[B, max_frames, *shape]`: each row its padding, its frames, then zeros."""
     size, most = spec.frame_bytes, spec.max_frames
     blob, zeros = memoryview(ranges.blob), _zeros(spec.frame_bytes)
     edges = [0, *np.cumsum(ranges.frame_lengths, dtype=np.int64).tolist()]
@@ -109,11 +109,17 @@ def _decompress_ranges(ranges: FrameRanges, spec: FramesColumn) -> npt.NDArray[n
             zeros * (most - pad - count),
         )
     parts.append(END_MARK)
-    expected = f"frames: expected {size} bytes in each of {most * len(ranges.frame_count)} frames"
+    return b"".join(parts)
+
+
+def _decompress_ranges(ranges: FrameRanges, spec: FramesColumn) -> npt.NDArray[np.uint8]:
+    """`[B, max_frames, *shape] uint8`. Raises `SchemaError`."""
+    count = spec.max_frames * len(ranges.frame_count)
+    expected = f"frames: expected {spec.frame_bytes} bytes in each of {count} frames"
     try:
-        raw = lz4.frame.decompress(b"".join(parts), return_bytearray=True)
+        raw = lz4.frame.decompress(lz4_frame(ranges, spec), return_bytearray=True)
     except RuntimeError as error:
         raise SchemaError(f"{expected}, one is corrupt or of another size: {error}") from None
-    if len(raw) != size * most * len(ranges.frame_count):
+    if len(raw) != spec.frame_bytes * count:
         raise SchemaError(f"{expected}, got {len(raw)} bytes in all")
-    return np.frombuffer(raw, dtype=np.uint8).reshape(-1, most, *spec.shape)
+    return np.frombuffer(raw, dtype=np.uint8).reshape(-1, spec.max_frames, *spec.shape)

@@ -117,14 +117,26 @@ class ApexDQN(Algorithm):
         """
         self._check(items)
         columns = {name: a for name, a in items.columns.items() if name != LEARNER_STEP}
-        if items.frames is not None and items.frame_count is not None:
-            stack = self.spec.frame_stack
-            steps = items.frame_count - stack
-            rows = np.arange(len(items))[:, None]
-            columns["observation"] = items.frames[:, :stack]
-            columns["next_observation"] = items.frames[rows, steps[:, None] + np.arange(stack)]
+        if items.frames is not None:
+            columns["observation"] = items.frames[:, : self.spec.frame_stack]
+            columns["next_observation"] = self._bootstrap_stacks(items.frames, items)
         columns["probability"] = items.probabilities.astype(np.float32)
         return columns
+
+    def _bootstrap_stacks(self, frames: Array, items: Items) -> Array:
+        """`[B, stack, ...]`, the last frames of each item that bootstraps; of others any frames.
+
+        All begin at the same frame but those of episodes that were cut within n steps. A view
+        spares the copy of half a batch.
+        """
+        assert items.frame_count is not None
+        stack, n_step = self.spec.frame_stack, self.config.n_step
+        steps = items.frame_count - stack
+        if ((steps == n_step) | (items.columns["discount"] == 0)).all():
+            return frames[:, n_step:]
+        rows = np.arange(len(items))[:, None]
+        gathered: Array = frames[rows, steps[:, None] + np.arange(stack)]
+        return gathered
 
     def _check(self, items: Items) -> None:
         """What the schema cannot say: an actor may have sent it all the same."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 REPETITIONS = 5
+
+Measured = TypeVar("Measured")
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Figure:
 
 
 def in_turn(
-    value: Callable[[], float], limit: Callable[[], float], repetitions: int = REPETITIONS
-) -> list[tuple[float, float]]:
+    value: Callable[[], Measured], limit: Callable[[], Measured], repetitions: int = REPETITIONS
+) -> list[tuple[Measured, Measured]]:
     """Measure both so often, beginning with either in turn."""
     pairs = []
     for repetition in range(repetitions):

@@ -1,0 +1,82 @@
+"""The learner's data path alone, from a live replay to a ready batch, beside LZ4 alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import lz4.frame
+
+from apex import compute
+from apex.frames import lz4_frame
+from apex.learner.prefetcher import Prefetcher
+from apex.replay.client import SampleClient
+from apex.run_directory import RunDirectory
+from benchmarks.run import cores
+from benchmarks.run.daemons import Daemons, pong_run
+from benchmarks.run.figures import Figure, figure, in_turn
+from benchmarks.run.pong import algorithm_of, fill, hello, record, samples_of
+from benchmarks.run.workers import Step, Worker
+
+BATCH = 512
+ITEMS = 20_000
+SECONDS = 2.0
+DEPTH = 4
+LIMIT = "LZ4 decompression of one such batch in one call, one thread"
+TURN_S = 10.0
+
+
+def batches(path: Path, threads: int) -> Step:
+    """Batches that are ready for an update; transitions."""
+    compute.set_up(1)
+    run = RunDirectory(path)
+
+    def connect() -> SampleClient:
+        endpoint = run.endpoints().of("replay.sample")
+        return SampleClient(endpoint, hello(run, "learner", "learner"), BATCH)
+
+    schema, collate = run.facts().schema, algorithm_of(run).collate
+    prefetcher = Prefetcher(connect, schema, collate, DEPTH, threads)
+
+    def step() -> float:
+        batch = prefetcher.get(TURN_S)
+        assert batch is not None, "no batch came"
+        return len(batch.item_ids)
+
+    return step
+
+
+def decompression(path: Path) -> Step:
+    """LZ4 and nothing else; transitions."""
+    compute.set_up(1)
+    run = RunDirectory(path)
+    spec = run.facts().schema.frames
+    ranges = samples_of(run, BATCH).frames
+    assert spec is not None and ranges is not None
+    compressed = lz4_frame(ranges, spec)
+
+    def step() -> float:
+        lz4.frame.decompress(compressed, return_bytearray=True)
+        return BATCH
+
+    return step
+
+
+def measure(folder: Path) -> Sequence[Figure]:
+    """See the module."""
+    run = pong_run(folder / "run", ["replay.samples_per_insert=0", f"replay.min_size={ITEMS}"])
+    with Daemons(run) as daemons:
+        daemons.replay(cores.OTHERS)
+        daemons.asker("replay.sample")
+        fill(run, record(run, ITEMS // 4), ITEMS)
+        shown = []
+        for threads, kept_to, bar in ((1, cores.TRAINING, 0.60), (2, cores.AVAILABLE, None)):
+            with (
+                Worker(decompression, cores.TRAINING, run.path) as bare,
+                Worker(batches, kept_to, run.path, threads) as ours,
+            ):
+                pairs = in_turn(lambda: ours.measure(SECONDS), lambda: bare.measure(SECONDS))
+            case = f"{threads} thread" + "s, sharing both cores with replay" * (threads > 1)
+            shown.append(figure(case, "transitions/s", pairs, LIMIT, bar=bar))
+        daemons.check()
+    return shown
