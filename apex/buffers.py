@@ -55,7 +55,7 @@ def declare(arrays: Mapping[str, Array]) -> tuple[tuple[Buffer, ...], list[Frame
 
 
 def restore(declared: Sequence[Buffer], frames: Sequence[Frame]) -> Arrays:
-    """Arrays from what `declare` gave, as read-only views of the frames.
+    """Arrays from what `declare` gave, as views of the frames.
 
     Nothing of a declaration is believed until it has been checked.
 

@@ -95,7 +95,7 @@ def save(
     folder: Path,
     prefix: str,
     manifest: Manifest,
-    parameters: bytes,
+    parameters: bytes | memoryview,
     learner_state: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint to a temporary directory, sync it, and rename it into place.
@@ -127,7 +127,7 @@ def save(
     return final
 
 
-def save_best(folder: Path, manifest: Manifest, parameters: bytes) -> Path:
+def save_best(folder: Path, manifest: Manifest, parameters: bytes | memoryview) -> Path:
     """Write the checkpoint of the best evaluation; it replaces the one before.
 
     Raises:

@@ -69,7 +69,7 @@ def decompress(samples: Samples, schema: Schema) -> Items:
         CorruptItemsError: a frame is corrupt or has another size than the schema says.
     """
     ids, probabilities = samples.item_ids.copy(), samples.probabilities.copy()
-    # Copies: the received arrays are read-only and keep the whole message in memory.
+    # Copies: the received arrays keep the whole message in memory.
     columns = {name: array.copy() for name, array in samples.columns.items()}
     if samples.frames is None or schema.frames is None:
         return Items(ids, probabilities, columns)

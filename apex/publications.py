@@ -26,13 +26,14 @@ class Publication:
         env_steps: of all actors when they were published.
         train_s: seconds of training when they were published.
         data: safetensors bytes.
+        crc32: of the data.
     """
 
     param_version: int
     learner_step: int
     env_steps: int
     train_s: float
-    data: bytes
+    data: bytes | memoryview
     crc32: int
 
 

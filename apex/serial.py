@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import torch
+from zlib_ng import zlib_ng
 
 from apex import checkpoint, compute, params
 from apex.acting.agent import LocalDecider, greedy
@@ -188,7 +188,7 @@ class SerialRun:
     def _publication(self) -> Publication:
         data = params.encode(self._learner.network)
         return Publication(
-            self._step, self._step, self.env_steps, self._train_s, data, zlib.crc32(data)
+            self._step, self._step, self.env_steps, self._train_s, data, zlib_ng.crc32(data)
         )
 
     def _evaluate(self) -> None:

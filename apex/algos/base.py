@@ -40,8 +40,22 @@ class Policy(ABC):
         self.network.to(device)
 
     def load(self, parameters: Mapping[str, Tensor]) -> None:
-        """Take the parameters of a publication."""
-        self.network.load_state_dict(parameters)
+        """Take the parameters of a publication; on a CPU the tensors themselves, not copies.
+
+        Raises:
+            RuntimeError: they are those of another network.
+        """
+        own = self.network.state_dict(keep_vars=True)
+        fits = {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in parameters.items()}
+        if self.device.type != "cpu" or not fits:
+            self.network.load_state_dict(parameters)
+            return
+        for name, parameter in own.items():
+            tensor = parameters[name]
+            if tensor.stride() == parameter.stride() and tensor.dtype == parameter.dtype:
+                parameter.data = tensor
+            else:  # a convolution's, which computes faster in another order
+                parameter.data.copy_(tensor)
 
 
 class Learner(ABC):

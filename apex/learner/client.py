@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-import zlib
 from collections.abc import Callable
+
+from zlib_ng import zlib_ng
 
 from apex.endpoints import Endpoint
 from apex.publications import Publication
@@ -71,12 +72,12 @@ class LearnerClient:
                 self._reports.pop(0)
             elif isinstance(message, Params):
                 self._asked = float("-inf")
-                self._take(message, received.arrays["parameters"].tobytes())
+                self._take(message, received.arrays["parameters"].data)
         publication, self._publication = self._publication, None
         return publication
 
-    def _take(self, message: Params, data: bytes) -> None:
-        if zlib.crc32(data) != message.crc32:
+    def _take(self, message: Params, data: memoryview) -> None:
+        if zlib_ng.crc32(data) != message.crc32:
             log.warning("parameters %d: bad checksum, asking again", message.param_version)
             return
         if message.param_version <= self.param_version:

@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import msgspec
 import numpy as np
 import torch
 from torch import Tensor
+from zlib_ng import zlib_ng
 
 from apex import checkpoint, compute, cores, params
 from apex.algos.base import Algorithm
@@ -259,7 +259,7 @@ class LearnerDaemon:
             return None
         data = params.encode(self._learner.network)
         return Publication(
-            version, self._step, self._server.env_steps, self.train_s, data, zlib.crc32(data)
+            version, self._step, self._server.env_steps, self.train_s, data, zlib_ng.crc32(data)
         )
 
     def _save(self) -> Path | None:

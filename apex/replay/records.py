@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import logging
 import struct
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import msgspec
+from zlib_ng import zlib_ng
 
 from apex.buffers import Buffer, Frame, restore
 from apex.errors import DecodeError
@@ -98,9 +98,9 @@ def encode_record(marker: bytes, header: Header, body: list[Frame]) -> list[Fram
     """The frames of one record."""
     head = _encoder.encode(header)
     lengths = LENGTHS.pack(len(head), sum(len(frame) for frame in body))
-    checksum = zlib.crc32(lengths)
+    checksum = zlib_ng.crc32(lengths)
     for frame in (head, *body):
-        checksum = zlib.crc32(frame, checksum)
+        checksum = zlib_ng.crc32(frame, checksum)
     return [marker + lengths + checksum.to_bytes(4, "little"), head, *body]
 
 
@@ -170,7 +170,7 @@ def record_at(data: memoryview, position: int, marker: bytes) -> tuple[Record, i
     if end > len(data):
         return "the file ends within a record, or its length is damaged"
     lengths = data[position + len(marker) : position + len(marker) + LENGTHS.size]
-    if zlib.crc32(data[begin:end], zlib.crc32(lengths)) != checksum:
+    if zlib_ng.crc32(data[begin:end], zlib_ng.crc32(lengths)) != checksum:
         return "the checksum of a record does not match"
     try:
         header = _decoder.decode(data[begin : begin + head_bytes])

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import zmq  # noqa: TID251
 from zmq.utils.monitor import recv_monitor_message  # noqa: TID251
 
+from apex.buffers import Frame
 from apex.endpoints import Endpoint
 from apex.errors import DecodeError, PeerTimeoutError, RefusedError
 from apex.types import Array
@@ -76,7 +77,7 @@ class Client:
         received: list[Received] = []
         while True:
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frames = self._next_frames()
             except zmq.Again:
                 return received
             try:
@@ -92,6 +93,13 @@ class Client:
                 self.ready = True
                 log.log(self._level, "%s: connected", self.name)
             received.append(item)
+
+    def _next_frames(self) -> list[Frame]:
+        """The frames of one message: its header, and views of its buffers. Raises `zmq.Again`."""
+        frames: list[Frame] = [self._socket.recv(zmq.NOBLOCK)]
+        while self._socket.getsockopt(zmq.RCVMORE):
+            frames.append(self._socket.recv(copy=False).buffer)
+        return frames
 
     def _watch_connection(self) -> None:
         while self._monitor.poll(0):

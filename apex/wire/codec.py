@@ -28,7 +28,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 @dataclass(frozen=True)
 class Received:
-    """A decoded message. The arrays are read-only views of the received frames."""
+    """A decoded message. The arrays are views of the received frames."""
 
     message: AnyMessage
     arrays: Arrays = field(default_factory=dict)

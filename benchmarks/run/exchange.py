@@ -24,9 +24,7 @@ class Answerer:
         kept_to: cores for it.
     """
 
-    def __init__(
-        self, address: str, answers: dict[bytes, Frames], kept_to: Iterable[int]
-    ) -> None:
+    def __init__(self, address: str, answers: dict[bytes, Frames], kept_to: Iterable[int]) -> None:
         context = multiprocess.get_context("spawn")
         self._process = context.Process(
             target=_answer, args=(address, answers, list(kept_to)), daemon=True

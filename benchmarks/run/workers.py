@@ -14,6 +14,7 @@ from benchmarks.run import cores
 Step = Callable[[], float]
 """Does a bit of work; says how much."""
 START_TIMEOUT_S = 60.0
+RATE_TIMEOUT_S = 60.0
 
 
 class Worker:
@@ -23,27 +24,39 @@ class Worker:
         make: makes the step, in the process; a function of a module.
         kept_to: cores for it.
         arguments: of `make`.
+        daemon: whether it must have no processes of its own.
     """
 
-    def __init__(self, make: Callable[..., Step], kept_to: Iterable[int], *arguments: Any) -> None:
+    def __init__(
+        self,
+        make: Callable[..., Step],
+        kept_to: Iterable[int],
+        *arguments: Any,
+        daemon: bool = True,
+    ) -> None:
         context = multiprocess.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_work, args=(theirs, make, list(kept_to), arguments), daemon=True
+            target=_work, args=(theirs, make, list(kept_to), arguments), daemon=daemon
         )
         self._process.start()
         theirs.close()
-        if not self._pipe.poll(START_TIMEOUT_S):
+        try:
+            ready = self._pipe.poll(START_TIMEOUT_S) and self._pipe.recv()
+        except EOFError:  # it has ended, and said why
+            ready = False
+        if not ready:
             self.close()
             raise TimeoutError(f"{make.__name__} was not ready within {START_TIMEOUT_S:g} s")
-        self._pipe.recv()
 
     def begin(self, seconds: float) -> None:
         """Let it work for that long; `rate` gives the outcome."""
         self._pipe.send(seconds)
 
     def rate(self) -> float:
-        """Work done in a second."""
+        """Work done in a second. Raises `TimeoutError`."""
+        if not self._pipe.poll(RATE_TIMEOUT_S):
+            raise TimeoutError(f"{self._process.name} did not end its step")
         done, elapsed = self._pipe.recv()
         return float(done / elapsed)
 

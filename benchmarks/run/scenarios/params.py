@@ -1,0 +1,187 @@
+"""Parameters for 32 clients, beside ZeroMQ moving the same bytes; what they cost the learner."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import multiprocess
+import zmq  # noqa: TID251
+from zlib_ng import zlib_ng
+
+from apex import compute, params
+from apex.learner.client import LearnerClient
+from apex.learner.params_server import ParamsServer
+from apex.publications import Publication, PublicationBoard
+from apex.run_directory import RunDirectory
+from apex.wire.messages import MAX_COUNT
+from apex.wire.sockets import Poller
+from benchmarks.run import cores
+from benchmarks.run.daemons import Daemons, pong_run, until
+from benchmarks.run.exchange import Answerer
+from benchmarks.run.figures import Figure, figure, in_turn
+from benchmarks.run.pong import algorithm_of, fill, hello, record
+from benchmarks.run.scenarios.learner import ITEMS, learner_steps, settings
+from benchmarks.run.workers import Step, Worker
+
+CLIENTS = 32
+SECONDS = 2.0
+LEARNING_S = 8.0
+BATCH = 32
+ASK_PERIOD_S = 0.075
+"""In which 16 environments make the 100 steps after which their actor asks."""
+LIMIT = f"ZeroMQ moving the same bytes to {CLIENTS} peers"
+
+
+class Members:
+    """Clients of `learner.params`, each with a policy that takes what comes."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        endpoint, algorithm = run.endpoints().of("learner.params"), algorithm_of(run)
+        self.clients = [
+            LearnerClient(endpoint, hello(run, "actor", f"actor_{k:03d}")) for k in range(CLIENTS)
+        ]
+        self._policies = [algorithm.policy() for _ in self.clients]
+        self._poller = Poller(*(client.client for client in self.clients))
+
+    def poll(self) -> None:
+        """Take what has arrived."""
+        self._poller.wait(0.02)
+        for client, policy in zip(self.clients, self._policies):
+            publication = client.poll()
+            if publication is not None:
+                policy.load(params.decode(publication.data))
+
+    def ask(self, version: int = MAX_COUNT) -> bool:
+        """Ask for newer parameters where a version is not there yet; whether that is anywhere."""
+        behind = [client for client in self.clients if client.param_version < version]
+        for client in behind:
+            client.ask_for_params()
+        return bool(behind)
+
+
+def publish(path: Path, pipe: Connection) -> None:
+    """A process that publishes the network anew whenever it is told to."""
+    compute.set_up(1)
+    run, board = RunDirectory(path), PublicationBoard()
+    network = algorithm_of(run).policy().network
+    server = ParamsServer(
+        run.endpoints(), run.facts(), CLIENTS, 0, {}, board, status=dict,
+        on_evaluation=print, on_shutdown=print, on_snapshot=print,
+    )  # fmt: skip
+    server.start()
+    for version in _told(pipe):
+        data = params.encode(network)
+        board.put(Publication(version, version, 0, 0.0, data, zlib_ng.crc32(data)))
+        pipe.send(version)
+
+
+def _told(pipe: Connection) -> Iterator[int]:
+    try:
+        while True:
+            yield pipe.recv()
+    except EOFError:
+        return
+
+
+def using(path: Path) -> Step:
+    """Publications that all clients act by."""
+    compute.set_up(1)
+    context = multiprocess.get_context("spawn")
+    pipe, theirs = context.Pipe()
+    context.Process(target=publish, args=(path, theirs), daemon=True).start()
+    members = Members(RunDirectory(path))
+    version = 0
+
+    def step() -> float:
+        nonlocal version
+        version += 1
+        pipe.send(version)
+        pipe.recv()
+        while members.ask(version):
+            members.poll()
+        return 1
+
+    return step
+
+
+def moving(address: str) -> Step:
+    """The same number of bytes for as many peers."""
+    context = zmq.Context()
+    dealers = [context.socket(zmq.DEALER) for _ in range(CLIENTS)]
+    for dealer in dealers:
+        dealer.connect(address)
+
+    def step() -> float:
+        for dealer in dealers:
+            dealer.send(b"get")
+        for dealer in dealers:
+            dealer.recv_multipart(copy=False)
+        return 1
+
+    return step
+
+
+def fetching(path: Path) -> Step:
+    """Clients that ask as actors do."""
+    compute.set_up(1)
+    members = Members(RunDirectory(path))
+    asked = 0.0
+
+    def step() -> float:
+        nonlocal asked
+        if time.monotonic() - asked > ASK_PERIOD_S:
+            asked = time.monotonic()
+            members.ask()
+        members.poll()
+        return 1
+
+    return step
+
+
+def latency(folder: Path) -> Figure:
+    """From publication to use by the last."""
+    run = pong_run(folder / "latency", [f"actor.count={CLIENTS}"])
+    data = params.encode(algorithm_of(run).policy().network)
+    address = f"ipc://{folder}/bare.sock"
+    with (
+        Answerer(address, {b"get": [data]}, cores.AVAILABLE),
+        Worker(moving, cores.AVAILABLE, address) as bare,
+        Worker(using, cores.AVAILABLE, run.path, daemon=False) as ours,
+    ):
+        pairs = in_turn(lambda: 1e3 / ours.measure(SECONDS), lambda: 1e3 / bare.measure(SECONDS))
+    case = f"publication to use by the last of {CLIENTS}"
+    return figure(case, "ms", pairs, LIMIT, bar=1.5, lower_is_better=True, bytes=len(data))
+
+
+def cost(folder: Path) -> Figure:
+    """Updates a second while all clients fetch each publication, beside those without clients."""
+    run = pong_run(folder / "cost", [*settings(BATCH), f"actor.count={CLIENTS}"])
+    with Daemons(run) as daemons:
+        daemons.replay(cores.OTHERS)
+        daemons.learner(cores.OTHERS, cores.TRAINING)
+        asker = daemons.asker("learner.params")
+        fill(run, record(run, ITEMS // 4), ITEMS)
+        until(lambda: learner_steps(asker.status()) > 2, "the learner trains")
+        with Worker(fetching, cores.OTHERS, run.path) as clients:
+
+            def alone() -> float:
+                return asker.rate(learner_steps, LEARNING_S)
+
+            def served() -> float:
+                clients.begin(LEARNING_S)
+                rate = alone()
+                clients.rate()
+                return rate
+
+            pairs = in_turn(served, alone)
+        daemons.check()
+    return figure(f"updates with {CLIENTS} clients", "updates/s", pairs, "the learner alone",
+                  bar=0.98)  # fmt: skip
+
+
+def measure(folder: Path) -> Sequence[Figure]:
+    """See the module."""
+    return [latency(folder), cost(folder)]
