@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run-pong learn-pong status logs restart-actor attach stop test test-learning chaos fuzz soak \
-	check clean
+	bench check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -63,6 +63,9 @@ fuzz: $(STAMP)  ## INPUTS broken messages and records against what reads them
 
 soak: $(STAMP)  ## train for MINUTES and look whether any daemon grows
 	@$(VENV)/bin/python -m tests.soak --minutes $(or $(MINUTES),60) --out benchmarks/reliability
+
+bench: $(STAMP)  ## figures beside the machine's limits, 15 minutes; one: make bench ONLY=actor
+	@$(VENV)/bin/python -m benchmarks.run $(if $(ONLY),--only $(ONLY)) --out benchmarks/speed
 
 check: $(STAMP)  ## lint, format, types, import layers
 	@$(VENV)/bin/ruff check apex bin benchmarks tests

@@ -105,7 +105,7 @@ def save(
     """
     final = folder / f"{prefix}_{manifest.learner_step:010d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
-    contents = {PARAMETERS: parameters}
+    contents: dict[str, bytes | memoryview] = {PARAMETERS: parameters}
     if learner_state is not None:
         buffer = io.BytesIO()
         torch.save(dict(learner_state), buffer)

@@ -12,14 +12,13 @@ from apex.types import Arrays, Chunk, FrameRanges, Schema
 Slots = npt.NDArray[np.int64]
 
 
-@dataclass
+@dataclass(slots=True)
 class _FrameChunk:
     """The frames of one chunk, kept until the last of its items is gone."""
 
     blob: memoryview
-    offsets: npt.NDArray[np.int64]
-    """[F + 1], where each frame begins in the blob, and where the last one ends."""
-    lengths: npt.NDArray[np.int32]
+    edges: memoryview
+    """[F + 1] uint32, where each frame begins in the blob, and where the last one ends."""
     items: int
 
 
@@ -61,10 +60,10 @@ class Store:
         if chunk.frames is None:
             return
         frames = chunk.frames
-        offsets = np.zeros(len(frames.frame_lengths) + 1, dtype=np.int64)
-        np.cumsum(frames.frame_lengths, out=offsets[1:])
+        edges = np.zeros(len(frames.frame_lengths) + 1, dtype=np.uint32)
+        np.cumsum(frames.frame_lengths, out=edges[1:])
         self._chunks[self._next_chunk] = _FrameChunk(
-            memoryview(frames.blob), offsets, frames.frame_lengths, len(chunk)
+            memoryview(frames.blob), edges.data, len(chunk)
         )
         self._frame_bytes += len(frames.blob)
         self._chunk_of[slots] = self._next_chunk
@@ -93,16 +92,20 @@ class Store:
 
     def _frames(self, slots: Slots) -> FrameRanges:
         first, count = self._first_frame[slots], self._frame_count[slots]
-        blobs, lengths = [], []
-        ranges = zip(self._chunk_of[slots].tolist(), first.tolist(), (first + count).tolist())
+        blobs, edges = [], []
+        ranges = zip(self._chunk_of[slots].tolist(), first.tolist(), (first + count + 1).tolist())
         for key, begin, end in ranges:
             chunk = self._chunks[key]
-            blobs.append(chunk.blob[chunk.offsets[begin] : chunk.offsets[end]])
-            lengths.append(chunk.lengths[begin:end])
+            cut = chunk.edges[begin:end]
+            blobs.append(chunk.blob[cut[0] : cut[-1]])
+            edges.append(cut)
+        lengths = np.diff(np.frombuffer(b"".join(edges), dtype=np.uint32).astype(np.int32))
+        # Between two items the edges of one end and those of another begin.
+        lengths = np.delete(lengths, np.cumsum(count + 1)[:-1] - 1)
         return FrameRanges(
             first_frame=(np.cumsum(count) - count).astype(np.int32),
             frame_count=count,
             pad_count=self._pad_count[slots],
-            frame_lengths=np.concatenate(lengths),
+            frame_lengths=lengths,
             blob=b"".join(blobs),
         )

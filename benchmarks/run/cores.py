@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 
 AVAILABLE = sorted(os.sched_getaffinity(0))
 TRAINING = AVAILABLE[:1]
@@ -20,9 +21,10 @@ def keep_to(cores: Iterable[int]) -> None:
 
 def cpu_seconds(pid: int) -> float:
     """Processor time that a process has used, of all its threads."""
-    with open(f"/proc/{pid}/stat") as stat:
-        fields = stat.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    used_ns = 0
+    for statistics in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        used_ns += int(statistics.read_text().split()[0])
+    return used_ns / 1e9
 
 
 def resident_bytes(pid: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import multiprocess
+import multiprocessing
 import zmq  # noqa: TID251
 
 from benchmarks.run import cores
@@ -25,7 +25,7 @@ class Answerer:
     """
 
     def __init__(self, address: str, answers: dict[bytes, Frames], kept_to: Iterable[int]) -> None:
-        context = multiprocess.get_context("spawn")
+        context = multiprocessing.get_context("spawn")
         self._process = context.Process(
             target=_answer, args=(address, answers, list(kept_to)), daemon=True
         )

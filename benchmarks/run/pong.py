@@ -1,4 +1,4 @@
-"""Pong as all scenarios play it: transitions as an actor makes them, and loops with nothing else."""
+"""Pong as all scenarios play it: what an actor makes of it, and bare loops."""
 
 from __future__ import annotations
 

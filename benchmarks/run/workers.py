@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from typing import Any
 
-import multiprocess
+import multiprocessing
 
 from benchmarks.run import cores
 
@@ -34,7 +34,7 @@ class Worker:
         *arguments: Any,
         daemon: bool = True,
     ) -> None:
-        context = multiprocess.get_context("spawn")
+        context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
             target=_work, args=(theirs, make, list(kept_to), arguments), daemon=daemon

@@ -13,7 +13,7 @@ from benchmarks.run.figures import Figure, figure, in_turn
 from benchmarks.run.pong import NUM_ENVS, bare_acting
 from benchmarks.run.workers import Worker
 
-SECONDS = 5.0
+SECONDS = 4.0
 NOT_LEARNING = ("replay.capacity=500000", "replay.min_size=500000", "replay.samples_per_insert=0")
 LIMIT = "AtariVectorEnv and the network at the same batch, one core"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import multiprocess
+import multiprocessing
 import zmq  # noqa: TID251
 from zlib_ng import zlib_ng
 
@@ -28,7 +28,7 @@ from benchmarks.run.workers import Step, Worker
 
 CLIENTS = 32
 SECONDS = 2.0
-LEARNING_S = 8.0
+LEARNING_S = 5.0
 BATCH = 32
 ASK_PERIOD_S = 0.075
 """In which 16 environments make the 100 steps after which their actor asks."""
@@ -89,7 +89,7 @@ def _told(pipe: Connection) -> Iterator[int]:
 def using(path: Path) -> Step:
     """Publications that all clients act by."""
     compute.set_up(1)
-    context = multiprocess.get_context("spawn")
+    context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
     context.Process(target=publish, args=(path, theirs), daemon=True).start()
     members = Members(RunDirectory(path))

@@ -22,8 +22,8 @@ from benchmarks.run.figures import Figure, figure, in_turn
 from benchmarks.run.pong import CHUNK_LENGTH, fill, hello, record, samples_of
 from benchmarks.run.workers import Step, Worker
 
-ITEMS = 60_000
-"""Distinct transitions, by which memory is measured."""
+ITEMS, RECORDED = 100_000, 20_000
+"""Transitions that fill the table, and how many of them differ."""
 PRODUCERS, CREDITS = 4, 4
 BATCH, DEPTH = 512, 4
 SECONDS = 1.5
@@ -109,7 +109,7 @@ def _together(workers: Sequence[Worker]) -> list[float]:
 def measure(folder: Path) -> Sequence[Figure]:
     """See the module."""
     run = pong_run(folder / "run", ["replay.samples_per_insert=0", "replay.min_size=1000"])
-    chunks = record(run, ITEMS)
+    chunks = record(run, RECORDED)
     address = f"ipc://{folder}/bare.sock"
     insert = [bytes(f) for f in encode(Insert(seq=0), chunk_to_arrays(chunks[0]))]
     reply = SampleReply(request_id=0, table_items=ITEMS)

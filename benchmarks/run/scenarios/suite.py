@@ -16,7 +16,7 @@ from benchmarks.run.workers import Worker
 
 BATCH = 32
 ITEMS = 10_000
-SECONDS = 6.0
+SECONDS = 5.0
 LIMIT = "both bare loops at once, one core each"
 SETTINGS = (
     f"actor.num_envs={NUM_ENVS}", f"learner.batch_size={BATCH}", f"replay.min_size={ITEMS}",
