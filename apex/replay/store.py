@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -10,15 +12,20 @@ import numpy.typing as npt
 from apex.types import Arrays, Chunk, FrameRanges, Schema
 
 Slots = npt.NDArray[np.int64]
+EDGE = "I"
+"""Type code of where a frame begins: 32 bits without a sign."""
 
 
 @dataclass(slots=True)
 class _FrameChunk:
-    """The frames of one chunk, kept until the last of its items is gone."""
+    """The frames of one chunk, kept until the last of its items is gone.
 
-    blob: memoryview
-    edges: memoryview
-    """[F + 1] uint32, where each frame begins in the blob, and where the last one ends."""
+    Views and NumPy arrays would take a kilobyte more, an eighth of a frame for each item.
+    """
+
+    blob: bytes
+    edges: array[int]
+    """[F + 1], where each frame begins in the blob, and where the last one ends."""
     items: int
 
 
@@ -54,17 +61,14 @@ class Store:
 
     def put(self, slots: Slots, chunk: Chunk) -> None:
         """Write the items of a checked chunk to `slots`, which are free."""
-        for name, array in chunk.columns.items():
-            self._columns[name][slots] = array
+        for name, values in chunk.columns.items():
+            self._columns[name][slots] = values
         self._items += len(chunk)
         if chunk.frames is None:
             return
         frames = chunk.frames
-        edges = np.zeros(len(frames.frame_lengths) + 1, dtype=np.uint32)
-        np.cumsum(frames.frame_lengths, out=edges[1:])
-        self._chunks[self._next_chunk] = _FrameChunk(
-            memoryview(frames.blob), edges.data, len(chunk)
-        )
+        edges = array(EDGE, accumulate(frames.frame_lengths.tolist(), initial=0))
+        self._chunks[self._next_chunk] = _FrameChunk(bytes(frames.blob), edges, len(chunk))
         self._frame_bytes += len(frames.blob)
         self._chunk_of[slots] = self._next_chunk
         self._first_frame[slots] = frames.first_frame
@@ -99,7 +103,8 @@ class Store:
             cut = chunk.edges[begin:end]
             blobs.append(chunk.blob[cut[0] : cut[-1]])
             edges.append(cut)
-        lengths = np.diff(np.frombuffer(b"".join(edges), dtype=np.uint32).astype(np.int32))
+        all_edges = np.frombuffer(b"".join(edges), dtype=EDGE).astype(np.int32)
+        lengths: npt.NDArray[np.int32] = all_edges[1:] - all_edges[:-1]
         # Between two items the edges of one end and those of another begin.
         lengths = np.delete(lengths, np.cumsum(count + 1)[:-1] - 1)
         return FrameRanges(
