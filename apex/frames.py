@@ -36,8 +36,8 @@ BLOCK_SIZES = {
 
 def compress(frame: npt.NDArray[np.uint8]) -> bytes:
     """One frame as a data block of the LZ4 frame format."""
-    block = lz4.block.compress(np.ascontiguousarray(frame).data, store_size=False)
-    return len(block).to_bytes(BLOCK_HEADER, "little") + bytes(block)
+    block: bytes = lz4.block.compress(np.ascontiguousarray(frame), store_size=False)
+    return len(block).to_bytes(BLOCK_HEADER, "little") + block
 
 
 @cache

@@ -161,7 +161,8 @@ def assert_matches_oracle(agent: ApexDQN, chunks: list[Chunk], streams: list[lis
         assert [row["action"] for row in items[env]] == [row["action"] for row in expected]
         for row, truth in zip(items[env], expected):
             np.testing.assert_array_equal(row["observation"], truth["observation"])
-            np.testing.assert_array_equal(row["next_observation"], truth["next_observation"])
+            if truth["discount"] > 0:  # of the others nothing is used
+                np.testing.assert_array_equal(row["next_observation"], truth["next_observation"])
             for name in ("n_step_return", "discount", "priority"):
                 np.testing.assert_allclose(row[name], truth[name], rtol=1e-4, atol=1e-5)
             # `feed` numbers its steps, and so do the actions: the parameters that acted count.

@@ -60,7 +60,7 @@ InitialPriorities = Callable[[Arrays, Mapping[str, Floats], Mapping[str, Floats]
 to `[M]` priorities."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Pending:
     """A transition whose bootstrap observation is not there yet."""
 
@@ -138,7 +138,8 @@ class _EnvAccumulator:
         first, missing = self._frames.stack_begin()
         self._pending.append(_Pending(stored, action, extras, first, missing, learner_step))
         for pending in self._pending:
-            pending.n_step_return += self._discount**pending.steps * reward
+            if reward:
+                pending.n_step_return += self._discount**pending.steps * reward
             pending.steps += 1
 
     def _finish(self, bootstrap: Array | None, extras: tuple[float, ...], dead: bool) -> None:

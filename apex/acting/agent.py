@@ -123,8 +123,10 @@ class FrameStacker:
         if self._stack is None:
             shape = (len(observations), self._depth, *observations.shape[1:])
             self._stack = np.zeros(shape, dtype=observations.dtype)
-        self._stack[:, :-1] = self._stack[:, 1:]
-        self._stack[first, :-1] = 0
+        for place in range(self._depth - 1):  # one by one: an overlapping copy takes twice as long
+            self._stack[:, place] = self._stack[:, place + 1]
+        if first.any():
+            self._stack[first, :-1] = 0
         self._stack[:, -1] = observations
         return self._stack
 
@@ -185,7 +187,9 @@ class Agent:
         """Take what the environments gave for the last decision."""
         decision = self._decision
         assert decision is not None
-        rewards = np.clip(result.rewards, -1, 1) if self._clip_rewards else result.rewards
+        rewards = result.rewards
+        if self._clip_rewards:
+            rewards = np.minimum(np.maximum(rewards, -1.0), 1.0)
         self._add(
             decision, rewards, result.terminated, result.truncated, result.life_lost, self._ignored
         )
