@@ -20,13 +20,14 @@ from benchmarks.run.figures import line
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
 def main(only: str | None, out: Path | None) -> None:
     """See `--help`."""
+    where_from = provenance()  # before the first result changes the checkout
     for name in [only] if only else scenarios.NAMES:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="apex-bench-") as folder:
             measured = line(name, scenarios.load(name)(Path(folder)))
         click.echo(json.dumps(measured))
         if out is not None:
-            record = {**measured, "took_s": round(time.monotonic() - began, 1), **provenance()}
+            record = {**measured, "took_s": round(time.monotonic() - began, 1), **where_from}
             out.mkdir(parents=True, exist_ok=True)
             replace_file(out / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import multiprocessing
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-import multiprocessing
 import zmq  # noqa: TID251
 
 from benchmarks.run import cores

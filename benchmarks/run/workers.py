@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from typing import Any
-
-import multiprocessing
 
 from benchmarks.run import cores
 

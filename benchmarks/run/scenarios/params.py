@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import multiprocessing
 import zmq  # noqa: TID251
 from zlib_ng import zlib_ng
 
