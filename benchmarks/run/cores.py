@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 from collections.abc import Iterable
 from pathlib import Path
+
+from apex.service import PR_SET_PDEATHSIG
 
 AVAILABLE = sorted(os.sched_getaffinity(0))
 TRAINING = AVAILABLE[:1]
@@ -17,6 +21,12 @@ ACTING = AVAILABLE[-1:]
 def keep_to(cores: Iterable[int]) -> None:
     """Keep the calling thread, and those that it starts, to some cores."""
     os.sched_setaffinity(0, cores)
+
+
+def start_on(cores: Iterable[int]) -> None:
+    """In a new process: keep to some cores, and end with the process that started this one."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    keep_to(cores)
 
 
 def cpu_seconds(pid: int) -> float:

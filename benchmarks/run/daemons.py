@@ -108,7 +108,7 @@ class Daemon:
                 stdout=output,
                 stderr=output,
                 env={**os.environ, LEARNER_CORES: ",".join(map(str, trains_on))},
-                preexec_fn=lambda: cores.keep_to(kept),
+                preexec_fn=lambda: cores.start_on(kept),
             )
         self.pid = self.process.pid
 

@@ -40,7 +40,7 @@ class Answerer:
 
 
 def _answer(address: str, answers: dict[bytes, Frames], kept_to: list[int]) -> None:
-    cores.keep_to(kept_to)
+    cores.start_on(kept_to)
     router = zmq.Context().socket(zmq.ROUTER)
     router.bind(address)
     while True:

@@ -80,7 +80,7 @@ class Worker:
 def _work(
     pipe: Connection, make: Callable[..., Step], kept_to: list[int], arguments: tuple[Any, ...]
 ) -> None:
-    cores.keep_to(kept_to)
+    cores.start_on(kept_to)
     step = make(*arguments)
     step()
     pipe.send("ready")

@@ -64,6 +64,7 @@ class Members:
 
 def publish(path: Path, pipe: Connection) -> None:
     """A process that publishes the network anew whenever it is told to."""
+    cores.start_on(cores.AVAILABLE)
     compute.set_up(1)
     run, board = RunDirectory(path), PublicationBoard()
     network = algorithm_of(run).policy().network
