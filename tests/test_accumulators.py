@@ -327,11 +327,20 @@ def test_frames_before_an_episodes_start_are_zero_and_never_stored():
     assert not first[:2].any() and (first[2] == stream[0].observation).all()
 
 
-def test_frames_in_memory_stay_bounded_over_a_long_run():
+def test_steps_in_memory_stay_bounded_over_a_long_run():
+    # Chunks of 10 of n = 5. The episodes of the second environment have one step and one that is
+    # ignored, so it makes half as many transitions; the history of a stack of 3 is 2 frames.
     spec, rng = SPECS["frames"], np.random.default_rng(1)
-    accumulator = algorithm(spec, 5).accumulator(1, 10)
-    feed(accumulator, [random_stream(spec, 0, 3000, rng)])
-    assert len(accumulator._envs[0]._frames) <= 2 * (10 + 5 + 3)
+    accumulator = algorithm(spec, 5).accumulator(2, 10)
+    short = random_stream(spec, 1, 3000, rng)
+    for number, record in enumerate(short):
+        record.ignored, record.life_lost = bool(number % 2), False
+        record.terminated, record.truncated = not number % 2, False
+    kept = 0
+    for row in zip(random_stream(spec, 0, 3000, rng), short):
+        feed(accumulator, [[record] for record in row])
+        kept = max(kept, accumulator.kept_steps)
+    assert 10 <= kept <= 2 * 10 + 5 + 2
 
 
 def test_frame_stacker_pads_with_zeros_at_each_environments_own_start():

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from apex.acting.frame_window import FrameRange, FrameWindow
-from apex.types import LEARNER_STEP, Array, Arrays, Chunk, EnvSpec, FrameRanges
+from apex import frames
+from apex.acting.frame_window import cut_frames
+from apex.types import LEARNER_STEP, Array, Arrays, Chunk, EnvSpec
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
+Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -60,148 +61,53 @@ InitialPriorities = Callable[[Arrays, Mapping[str, Floats], Mapping[str, Floats]
 to `[M]` priorities."""
 
 
-@dataclass(slots=True)
-class _Pending:
-    """A transition whose bootstrap observation is not there yet."""
+class _Steps:
+    """The steps of E environments that transitions are still made of: a row for each.
 
-    observation: Array | None
-    action: Any
-    extras: tuple[float, ...]
-    first_frame: int
-    pad_count: int
-    learner_step: int
-    n_step_return: float = 0.0
-    steps: int = 0
+    Args:
+        num_envs: E.
+        history: rows before a transition that its frames lie in.
+    """
 
+    CAPACITY = 64
 
-class _Finished(NamedTuple):
-    """A transition that is complete."""
+    def __init__(self, num_envs: int, history: int) -> None:
+        self._num_envs = num_envs
+        self._history = history
+        self._columns: Arrays = {}
+        self.frames: list[list[bytes]] = [[] for _ in range(num_envs)]
+        """Of each environment, compressed, one a row where there are any."""
+        self.rows = 0
 
-    row: tuple[Any, ...]
-    """Action, n-step return, discount, learner step."""
-    observations: tuple[Array, Array] | None
-    """The first and the bootstrap observation, where there are no frames."""
-    extras: tuple[float, ...]
-    bootstrap_extras: tuple[float, ...]
-    frames: FrameRange
-    """Where there are frames."""
+    def of(self, name: str, env: int) -> Array:
+        """A column of one environment, `[rows, ...]`."""
+        column: Array = self._columns[name][env, : self.rows]
+        return column
 
+    def append(self, columns: Mapping[str, Array]) -> None:
+        """Take one row of each environment, `[E, ...]` in each column."""
+        row, self.rows = self.rows, self.rows + 1
+        for name, values in columns.items():
+            column = self._columns.get(name)
+            if column is None:
+                shape = (self._num_envs, self.CAPACITY, *values.shape[1:])
+                column = self._columns[name] = np.zeros(shape, values.dtype)
+            elif row == column.shape[1]:
+                column = np.concatenate((column, np.zeros_like(column)), axis=1)
+                self._columns[name] = column
+            column[:, row] = values
 
-class _EnvAccumulator:
-    """n-step transitions of one environment."""
-
-    def __init__(self, spec: EnvSpec, n_step: int, discount: float, chunk_length: int) -> None:
-        self._stack = spec.frame_stack
-        self._n_step = n_step
-        self._discount = discount
-        self._chunk_length = chunk_length
-        self._pending: deque[_Pending] = deque()
-        self._finished: list[_Finished] = []
-        self._terminated = False
-        self._cut = False
-        self._frames = FrameWindow(spec.frame_stack)
-
-    def add(self, row: tuple[Any, ...], extras: tuple[float, ...]) -> bool:
-        """Take one step of the environment; whether a chunk is complete.
-
-        Args:
-            row: observation, action, reward, terminated, life_lost, ignored, learner_step.
-            extras: the policy's extras for the observation.
-        """
-        observation, action, reward, terminated, life_lost, ignored, learner_step = row
-        if self._stack:
-            self._frames.append(observation)
-            stored = None
-        else:
-            stored = observation.copy()
-        if ignored or self._cut:
-            while self._pending:
-                self._finish(stored, extras, dead=self._terminated or self._cut)
-            self._cut = False
-        elif len(self._pending) == self._n_step:
-            self._finish(stored, extras, dead=False)
-        if ignored:
-            self._frames.begin_episode()
-        else:
-            self._begin(stored, action, extras, reward, learner_step)
-            self._terminated, self._cut = terminated, life_lost and not terminated
-        return len(self._finished) >= self._chunk_length
-
-    def _begin(
-        self,
-        stored: Array | None,
-        action: Any,
-        extras: tuple[float, ...],
-        reward: float,
-        learner_step: int,
-    ) -> None:
-        first, missing = self._frames.stack_begin()
-        self._pending.append(_Pending(stored, action, extras, first, missing, learner_step))
-        for pending in self._pending:
-            if reward:
-                pending.n_step_return += self._discount**pending.steps * reward
-            pending.steps += 1
-
-    def _finish(self, bootstrap: Array | None, extras: tuple[float, ...], dead: bool) -> None:
-        item = self._pending.popleft()
-        discount = 0.0 if dead else self._discount**item.steps
-        observations = None
-        if bootstrap is not None and item.observation is not None:
-            observations = (item.observation, bootstrap)
-        self._finished.append(
-            _Finished(
-                (item.action, item.n_step_return, discount, item.learner_step),
-                observations,
-                item.extras,
-                extras,
-                FrameRange(item.first_frame, self._frames.end, item.pad_count),
-            )
-        )
-
-    def take_chunk(self, extra_names: list[str], priorities: InitialPriorities) -> Chunk:
-        """The oldest finished items, at least one and at most `chunk_length`, as a chunk."""
-        taken = self._finished[: self._chunk_length]
-        del self._finished[: self._chunk_length]
-        actions, returns, discounts, learner_steps = zip(*(item.row for item in taken))
-        columns: Arrays = {
-            "action": np.array(actions, dtype=np.int32),
-            "n_step_return": np.array(returns, dtype=np.float32),
-            "discount": np.array(discounts, dtype=np.float32),
-            LEARNER_STEP: np.array(learner_steps, dtype=np.int64),
-        }
-        if not self._stack:
-            first, bootstrap = zip(*(item.observations for item in taken if item.observations))
-            columns["observation"] = np.stack(first)
-            columns["next_observation"] = np.stack(bootstrap)
-        return Chunk(
-            columns,
-            priorities(
-                columns,
-                _by_name(extra_names, [item.extras for item in taken]),
-                _by_name(extra_names, [item.bootstrap_extras for item in taken]),
-            ),
-            self._cut_frames([item.frames for item in taken]) if self._stack else None,
-        )
-
-    @property
-    def finished(self) -> int:
-        """Items that are complete but in no chunk."""
-        return len(self._finished)
-
-    def _cut_frames(self, ranges: list[FrameRange]) -> FrameRanges:
-        """The frames of items, and no more of those that no unfinished or future item can need."""
-        cut = self._frames.cut(ranges)
-        needed = None
-        if self._finished:
-            needed = self._finished[0].frames.first
-        elif self._pending:
-            needed = self._pending[0].first_frame
-        self._frames.forget(needed)
-        return cut
-
-
-def _by_name(names: list[str], rows: list[tuple[float, ...]]) -> dict[str, Floats]:
-    return {name: np.array(values, dtype=np.float64) for name, values in zip(names, zip(*rows))}
+    def forget(self, before: int) -> int:
+        """Drop what no transition from a row on can need; says how many rows."""
+        drop = max(0, before - self._history)
+        if drop:
+            kept = self.rows - drop
+            for column in self._columns.values():
+                column[:, :kept] = column[:, drop : self.rows].copy()
+            for compressed in self.frames:
+                del compressed[:drop]
+            self.rows = kept
+        return drop
 
 
 class NStepAccumulator:
@@ -210,6 +116,9 @@ class NStepAccumulator:
     A transition holds exactly n rewards before its bootstrap observation, discounted gamma^n; at
     an episode's end the shorter tails are emitted with gamma^k. *Terminated* zeroes the discount,
     *truncated* bootstraps from the episode's last observation. No transition straddles episodes.
+
+    A step is only noted, for all environments at once; transitions are made of the notes when
+    they fill a chunk.
 
     Args:
         spec: of the environment.
@@ -232,34 +141,121 @@ class NStepAccumulator:
         extra_names: list[str],
         initial_priorities: InitialPriorities,
     ) -> None:
-        self._envs = [
-            _EnvAccumulator(spec, n_step, discount, chunk_length) for _ in range(num_envs)
-        ]
+        self._stack = spec.frame_stack
+        self._n_step = n_step
+        self._discounts = np.array([discount**k for k in range(n_step + 1)])
+        self._chunk_length = chunk_length
         self._extra_names = extra_names
         self._priorities = initial_priorities
+        self._steps = _Steps(num_envs, max(0, self._stack - 1))
+        self._untaken = np.zeros(num_envs, dtype=np.int64)
+        """The row from which on steps are in no chunk yet."""
+        self._pending = np.zeros(num_envs, dtype=np.int64)
+        """Transitions whose bootstrap observation is not there yet."""
+        self._finished = np.zeros(num_envs, dtype=np.int64)
+        """Transitions that are complete but in no chunk."""
+        self._dead = np.zeros(num_envs, dtype=np.bool_)
+        """Whether the last step left no value beyond it."""
+        self._age = np.zeros(num_envs, dtype=np.int64)
+        """Observations of the episode so far."""
 
     def add(self, step: VectorStep) -> list[Chunk]:
         """Take one step of all environments; gives the chunks that it completed."""
-        rows = zip(
-            step.observations,
-            step.actions.tolist(),
-            step.rewards.tolist(),
-            step.terminated.tolist(),
-            step.life_lost.tolist(),
-            step.ignored.tolist(),
-            [step.learner_step] * len(self._envs),
-        )
-        extras = zip(*(step.extras[name].tolist() for name in self._extra_names))
-        full = [env for env, row, extra in zip(self._envs, rows, extras) if env.add(row, extra)]
-        return [self._take(env) for env in full]
+        begun = ~step.ignored
+        ended = step.ignored | self._dead
+        self._dead = (step.terminated | step.life_lost) & begun
+        self._age += 1
+        self._note(step, begun, ended)
+        self._age[step.ignored] = 0
+        done = np.where(ended, self._pending, self._pending == self._n_step)
+        self._pending += begun - done
+        self._finished += done
+        if self._finished.max() < self._chunk_length:
+            return []
+        full = np.flatnonzero(self._finished >= self._chunk_length).tolist()
+        return self._forget([self._take(env) for env in full])
+
+    def _note(self, step: VectorStep, begun: Bools, ended: Bools) -> None:
+        row = {
+            "action": step.actions,
+            "reward": step.rewards,
+            "begun": begun,
+            "ended": ended,
+            "dead": self._dead,
+            "age": self._age,
+            LEARNER_STEP: np.array([step.learner_step]),
+            **{name: step.extras[name] for name in self._extra_names},
+        }
+        if self._stack:
+            for compressed, frame in zip(self._steps.frames, step.observations):
+                compressed.append(frames.compress(frame))
+        else:
+            row["observation"] = step.observations
+        self._steps.append(row)
+
+    @property
+    def kept_steps(self) -> int:
+        """Of each environment, for the transitions that are in no chunk yet."""
+        return self._steps.rows
 
     def flush(self) -> list[Chunk]:
         """The items that are finished but not yet in a chunk."""
         chunks = []
-        for env in self._envs:
-            while env.finished:
+        for env in np.flatnonzero(self._finished).tolist():
+            while self._finished[env]:
                 chunks.append(self._take(env))
+        return self._forget(chunks)
+
+    def _forget(self, chunks: list[Chunk]) -> list[Chunk]:
+        self._untaken -= self._steps.forget(int(self._untaken.min()))
         return chunks
 
-    def _take(self, env: _EnvAccumulator) -> Chunk:
-        return env.take_chunk(self._extra_names, self._priorities)
+    def _take(self, env: int) -> Chunk:
+        """The oldest finished items, at least one and at most `chunk_length`, as a chunk."""
+        count = min(int(self._finished[env]), self._chunk_length)
+        untaken = int(self._untaken[env])
+        begins = untaken + np.flatnonzero(self._steps.of("begun", env)[untaken:])[:count]
+        ends = self._bootstraps(env, begins)
+        self._finished[env] -= count
+        self._untaken[env] = begins[-1] + 1
+        columns = self._columns(env, begins, ends)
+        extras = {name: self._steps.of(name, env) for name in self._extra_names}
+        initial = self._priorities(
+            columns,
+            {name: values[begins].astype(np.float64) for name, values in extras.items()},
+            {name: values[ends].astype(np.float64) for name, values in extras.items()},
+        )
+        if not self._stack:
+            return Chunk(columns, initial)
+        padding = np.maximum(0, self._stack - self._steps.of("age", env)[begins])
+        first = begins - (self._stack - 1) + padding
+        return Chunk(columns, initial, cut_frames(self._steps.frames[env], first, ends, padding))
+
+    def _bootstraps(self, env: int, begins: Rows) -> Rows:
+        """The rows of the bootstrap observations of the transitions that begin in some rows."""
+        (ended,) = np.nonzero(self._steps.of("ended", env))
+        if not len(ended):
+            return begins + self._n_step
+        after = np.searchsorted(ended, begins, side="right")
+        never = self._steps.rows + self._n_step
+        return np.minimum(begins + self._n_step, np.append(ended, never)[after])
+
+    def _columns(self, env: int, begins: Rows, ends: Rows) -> Arrays:
+        rewards, lengths = self._steps.of("reward", env), ends - begins
+        returns = np.zeros(len(begins))
+        for k in range(self._n_step):
+            # A shorter transition ends before: its later rewards are none of its own.
+            later = rewards[np.minimum(begins + k, ends - 1)]
+            returns += self._discounts[k] * np.where(k < lengths, later, 0.0)
+        dead = self._steps.of("dead", env)[ends - 1]
+        columns: Arrays = {
+            "action": self._steps.of("action", env)[begins].astype(np.int32),
+            "n_step_return": returns.astype(np.float32),
+            "discount": np.where(dead, 0.0, self._discounts[lengths]).astype(np.float32),
+            LEARNER_STEP: self._steps.of(LEARNER_STEP, env)[begins].astype(np.int64),
+        }
+        if not self._stack:
+            observations = self._steps.of("observation", env)
+            columns["observation"] = observations[begins]
+            columns["next_observation"] = observations[ends]
+        return columns

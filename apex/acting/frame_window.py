@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from apex import frames
 from apex.types import Array, FrameRanges
+
+Rows = npt.NDArray[np.int64]
 
 
 class FrameRange(NamedTuple):
@@ -19,6 +22,26 @@ class FrameRange(NamedTuple):
     """One past the last."""
     padding: int
     """Zero frames before the first, where an episode has just begun."""
+
+
+def cut_frames(kept: list[bytes], first: Rows, last: Rows, padding: Rows) -> FrameRanges:
+    """The frames of items, each frame once, as a chunk holds them.
+
+    Args:
+        kept: compressed frames of one environment.
+        first: `[M]`, the place of each item's first frame in them.
+        last: `[M]`, that of its last one.
+        padding: `[M]`, zero frames before the first, where an episode has just begun.
+    """
+    begin = int(first.min())
+    kept = kept[begin : int(last.max()) + 1]
+    return FrameRanges(
+        first_frame=(first - begin).astype(np.int32),
+        frame_count=(last - first + 1).astype(np.int32),
+        pad_count=padding.astype(np.int32),
+        frame_lengths=np.array([len(frame) for frame in kept], dtype=np.int32),
+        blob=b"".join(kept),
+    )
 
 
 class FrameWindow:
@@ -60,15 +83,7 @@ class FrameWindow:
     def cut(self, ranges: Sequence[FrameRange]) -> FrameRanges:
         """The frames of items, each frame once, as a chunk holds them."""
         first, end, padding = np.array(ranges, dtype=np.int64).T
-        begin = int(first.min())
-        kept = self._frames[begin - self._base : int(end.max()) - self._base]
-        return FrameRanges(
-            first_frame=(first - begin).astype(np.int32),
-            frame_count=(end - first).astype(np.int32),
-            pad_count=padding.astype(np.int32),
-            frame_lengths=np.array([len(frame) for frame in kept], dtype=np.int32),
-            blob=b"".join(kept),
-        )
+        return cut_frames(self._frames, first - self._base, end - 1 - self._base, padding)
 
     def forget(self, needed: int | None) -> None:
         """Drop what lies before a frame, or before the newest input where that is None."""
