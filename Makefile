@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run-pong learn-pong status logs restart-actor attach stop test test-learning chaos fuzz soak \
-	bench check clean
+	bench bench-peers check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -66,6 +66,20 @@ soak: $(STAMP)  ## train for MINUTES and look whether any daemon grows
 
 bench: $(STAMP)  ## figures beside the machine's limits, 15 minutes; one: make bench ONLY=actor
 	@$(VENV)/bin/python -m benchmarks.run $(if $(ONLY),--only $(ONLY)) --out benchmarks/speed
+
+PEERS := .venv-peers
+PEER_NAMES = $(or $(filter reverb sample-factory,$(ONLY)),$(if $(ONLY),torch,reverb torch sample-factory))
+PEER_STAMPS = $(PEER_NAMES:%=$(PEERS)/%/.installed)
+
+# One environment a group of peers that stand each other's requirements; a peer that cannot be
+# installed is reported by the comparison, which goes on with the others.
+$(PEERS)/%/.installed: benchmarks/peers/environments/%.txt
+	@echo "making $(PEERS)/$*"
+	-@$(PYTHON) -m venv --clear $(PEERS)/$* && $(PEERS)/$*/bin/python -m pip install --quiet \
+		--disable-pip-version-check --no-deps --requirement $< && touch $@
+
+bench-peers: $(STAMP) $(PEER_STAMPS)  ## apex beside its peers (4 GB), 25 minutes; one: make bench-peers ONLY=reverb
+	@$(VENV)/bin/python -m benchmarks.peers $(if $(ONLY),--only $(ONLY)) --out benchmarks/speed
 
 check: $(STAMP)  ## lint, format, types, import layers
 	@$(VENV)/bin/ruff check apex bin benchmarks tests

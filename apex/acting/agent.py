@@ -104,9 +104,15 @@ class FrameStacker:
     With a depth of 0 observations pass through.
     """
 
+    ROOM = 16
+    """Frames that are written behind each other before the last ones move to the front: a stack
+    is a view of those in a row, and only the newest frame is copied."""
+
     def __init__(self, depth: int) -> None:
         self._depth = depth
-        self._stack: Array | None = None
+        self._frames: Array | None = None
+        self._end = 0
+        """Of the frames that were written."""
 
     def push(self, observations: Array, first: Bools) -> Array:
         """Add one frame an environment.
@@ -116,19 +122,23 @@ class FrameStacker:
             first: `[E]`, whether it begins an episode.
 
         Returns:
-            `[E, depth, ...]`; the same memory at each call.
+            `[E, depth, ...]`, a view that is good until the next call.
         """
         if self._depth == 0:
             return observations
-        if self._stack is None:
-            shape = (len(observations), self._depth, *observations.shape[1:])
-            self._stack = np.zeros(shape, dtype=observations.dtype)
-        for place in range(self._depth - 1):  # one by one: an overlapping copy takes twice as long
-            self._stack[:, place] = self._stack[:, place + 1]
+        history = self._depth - 1
+        if self._frames is None:
+            shape = (len(observations), history + max(self.ROOM, history), *observations.shape[1:])
+            self._frames, self._end = np.zeros(shape, dtype=observations.dtype), history
+        elif self._end == self._frames.shape[1]:
+            self._frames[:, :history] = self._frames[:, self._end - history :]
+            self._end = history
+        self._frames[:, self._end] = observations
+        self._end += 1
+        stacks: Array = self._frames[:, self._end - self._depth : self._end]
         if first.any():
-            self._stack[first, :-1] = 0
-        self._stack[:, -1] = observations
-        return self._stack
+            stacks[first, :-1] = 0
+        return stacks
 
 
 class Agent:
@@ -161,7 +171,7 @@ class Agent:
         self._accumulator = accumulator
         self._clip_rewards = clip_rewards
         self._stacker = FrameStacker(spec.frame_stack)
-        self._core_state = np.zeros((num_envs, core_size), dtype=np.float32)
+        self._core_size = core_size
         self._observations: Array
         self._ignored: Bools
         self._decision: Decision | None = None
@@ -179,8 +189,13 @@ class Agent:
         """
         self.cut()
         everywhere = np.ones(self.num_envs, dtype=np.bool_)
-        self._core_state[:] = 0.0
-        self._see(observations, everywhere, np.zeros(self.num_envs, np.int64), np.zeros(()))
+        self._see(
+            observations,
+            everywhere,
+            np.zeros((self.num_envs, self._core_size), np.float32),
+            np.zeros(self.num_envs, np.int64),
+            np.zeros(self.num_envs, np.float32),
+        )
         self._ignored = ~everywhere if ended is None else ended
 
     def observe(self, result: StepResult) -> None:
@@ -196,18 +211,25 @@ class Agent:
         self._decision = None
         # The step after an end ignores its action and brings the new episode's first observation.
         first = self._ignored
-        self._core_state = np.where(first[:, None], np.float32(0), decision.core_state)
         self._ignored = (result.terminated | result.truncated) & ~first
-        self._see(result.observations, first, decision.actions, rewards)
+        core_state, actions = decision.core_state, decision.actions
+        rewards = rewards.astype(np.float32)
+        if first.any():
+            core_state = np.where(first[:, None], np.float32(0), core_state)
+            actions, rewards = np.where(first, 0, actions), np.where(first, np.float32(0), rewards)
+        self._see(result.observations, first, core_state, actions, rewards)
 
-    def _see(self, observations: Array, first: Bools, actions: Ints, rewards: Array) -> None:
+    def _see(
+        self,
+        observations: Array,
+        first: Bools,
+        core_state: npt.NDArray[np.float32],
+        last_actions: Ints,
+        last_rewards: npt.NDArray[np.float32],
+    ) -> None:
         self._observations = observations
-        self.inputs = Inputs(
-            self._stacker.push(observations, first),
-            self._core_state,
-            np.where(first, 0, actions),
-            np.where(first, 0.0, rewards).astype(np.float32),
-        )
+        stacks = self._stacker.push(observations, first)
+        self.inputs = Inputs(stacks, core_state, last_actions, last_rewards)
 
     def decide(self, decision: Decision, learner_step: int) -> Ints:
         """Take what a policy with the parameters of a learner step decided; gives the actions."""

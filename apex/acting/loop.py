@@ -82,12 +82,15 @@ class ActingLoop:
         self._decider.observe(result)
         ended = (result.terminated | result.truncated) & ~self._ignored
         self._returns += result.rewards
+        self.env_steps += len(ended) - int(np.count_nonzero(self._ignored))
+        self._ignored = ended  # their next step ignores its action and begins an episode
+        return self._finish(ended) if ended.any() else []
+
+    def _finish(self, ended: npt.NDArray[np.bool_]) -> list[tuple[int, float]]:
         finished = [(int(env), float(self._returns[env])) for env in np.flatnonzero(ended)]
         self._returns[ended] = 0.0
-        self.env_steps += int((~self._ignored).sum())
         self.episodes += len(finished)
         self.recent_returns.extend(value for _, value in finished)
-        self._ignored = ended  # their next step ignores its action and begins an episode
         return finished
 
 
