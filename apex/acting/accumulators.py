@@ -238,7 +238,8 @@ class NStepAccumulator:
             return begins + self._n_step
         after = np.searchsorted(ended, begins, side="right")
         never = self._steps.rows + self._n_step
-        return np.minimum(begins + self._n_step, np.append(ended, never)[after])
+        ends: Rows = np.minimum(begins + self._n_step, np.append(ended, never)[after])
+        return ends
 
     def _columns(self, env: int, begins: Rows, ends: Rows) -> Arrays:
         rewards, lengths = self._steps.of("reward", env), ends - begins

@@ -212,12 +212,13 @@ class Agent:
         # The step after an end ignores its action and brings the new episode's first observation.
         first = self._ignored
         self._ignored = (result.terminated | result.truncated) & ~first
-        core_state, actions = decision.core_state, decision.actions
-        rewards = rewards.astype(np.float32)
+        core_state, last_actions = decision.core_state, decision.actions
+        last_rewards = rewards.astype(np.float32)
         if first.any():
             core_state = np.where(first[:, None], np.float32(0), core_state)
-            actions, rewards = np.where(first, 0, actions), np.where(first, np.float32(0), rewards)
-        self._see(result.observations, first, core_state, actions, rewards)
+            last_actions = np.where(first, 0, last_actions)
+            last_rewards = np.where(first, np.float32(0), last_rewards)
+        self._see(result.observations, first, core_state, last_actions, last_rewards)
 
     def _see(
         self,

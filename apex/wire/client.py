@@ -184,4 +184,6 @@ class Client:
 
 def _readable(socket: zmq.Socket[bytes]) -> bool:
     """Whether a whole message is there; an actor asks at each step, and a poller costs more."""
-    return bool(socket.get(zmq.EVENTS) & zmq.POLLIN)
+    events = socket.get(zmq.EVENTS)
+    assert isinstance(events, int)
+    return bool(events & zmq.POLLIN)
