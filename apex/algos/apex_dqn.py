@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apex.acting.accumulators import NStepAccumulator
 from apex.acting.agent import Decision, Exploration, Inputs
 from apex.acting.exploration import EpsilonGreedy
-from apex.algos.base import Algorithm, Learner, Policy
+from apex.algos.base import Algorithm, BatchArrays, Learner, Policy
 from apex.algos.optimization import OptimizerSection
 from apex.algos.q_learning import MAX_Q, Q_VALUE, TargetNetworkLearner, ladder_exploration
 from apex.config import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
@@ -192,7 +192,9 @@ class DQNLearner(TargetNetworkLearner):
         super().__init__(online, target, config, config.target_update_period, device)
         self._config = config
 
-    def update(self, batch: Arrays) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
+    def update(
+        self, batch: BatchArrays
+    ) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
         tensors = self.tensors(batch)
         q_tm1 = self.network(tensors["observation"])
         with torch.no_grad():

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from apex.acting.accumulators import Accumulator
 from apex.acting.agent import Decision, Exploration, Inputs
-from apex.types import Arrays, EnvSpec, Items, Schema
+from apex.types import Array, Arrays, EnvSpec, Items, Schema
+
+BatchArrays = Mapping[str, Array] | Mapping[str, Tensor]
+"""What `Algorithm.collate` gave: `[B, ...]` each, as it was or on the learner's device."""
 
 
 class Policy(ABC):
@@ -66,19 +69,18 @@ class Learner(ABC):
     device: torch.device
 
     @abstractmethod
-    def update(self, batch: Arrays) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
+    def update(
+        self, batch: BatchArrays
+    ) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
         """Learn from one batch that `Algorithm.collate` prepared.
 
         Returns:
             New priorities `[B]`, and metrics (tensors are read only when they are logged).
         """
 
-    def tensors(self, batch: Arrays) -> dict[str, Tensor]:
-        """A batch on the learner's device."""
-        return {
-            name: torch.from_numpy(array).to(self.device, non_blocking=True)
-            for name, array in batch.items()
-        }
+    def tensors(self, batch: BatchArrays) -> dict[str, Tensor]:
+        """A batch on the learner's device, where it may be already."""
+        return {name: torch.as_tensor(array, device=self.device) for name, array in batch.items()}
 
     def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
         """Start from published parameters instead of random ones."""

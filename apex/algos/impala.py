@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apex.acting.agent import Decision, Exploration, Inputs
 from apex.acting.exploration import Sampled
 from apex.acting.sequences import SequenceLayout
-from apex.algos.base import Learner, Policy
+from apex.algos.base import BatchArrays, Learner, Policy
 from apex.algos.optimization import Optimization
 from apex.algos.sequences import (
     CORE_STATE,
@@ -125,7 +125,9 @@ class ImpalaLearner(Learner):
         self.device = device
         self._optimization = Optimization(self.network, config)
 
-    def update(self, batch: Arrays) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
+    def update(
+        self, batch: BatchArrays
+    ) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
         tensors = self.tensors(batch)
         config = self._config
         logits, values, _ = self.network(learning_inputs(tensors))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apex.acting.agent import Decision, Exploration, Inputs
 from apex.acting.sequences import SequenceLayout
-from apex.algos.base import Learner, Policy
+from apex.algos.base import BatchArrays, Learner, Policy
 from apex.algos.q_learning import MAX_Q, Q_VALUE, TargetNetworkLearner, ladder_exploration
 from apex.algos.sequences import (
     CORE_STATE,
@@ -150,7 +150,9 @@ class R2D2Learner(TargetNetworkLearner):
         super().__init__(online, target, config, config.target_update_period, device)
         self._config = config
 
-    def update(self, batch: Arrays) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
+    def update(
+        self, batch: BatchArrays
+    ) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
         tensors = self.tensors(batch)
         config = self._config
         inputs = learning_inputs(tensors)

@@ -27,6 +27,7 @@ from apex.files import replace_file
 from apex.learner.params_server import ParamsServer
 from apex.learner.prefetcher import Batch, Prefetcher
 from apex.learner.snapshots import Snapshots
+from apex.learner.transfer import transfer_to
 from apex.metrics import MetricsLog, Rate
 from apex.publications import Publication, PublicationBoard, VersionCounter
 from apex.replay.client import SampleClient
@@ -99,6 +100,7 @@ class LearnerDaemon:
             algorithm.collate,
             config.prefetch,
             config.decode_threads,
+            transfer_to(self._device),
         )
 
     def _connect(self) -> SampleClient:
@@ -206,12 +208,11 @@ class LearnerDaemon:
         if not good.all():
             log.warning("%d items have values from which no network learns", (~good).sum())
             self._prefetcher.reject(batch.item_ids[~good].tolist())
-            batch, priorities = batch.take(good), priorities[good]
         if self._unproven is not None:
             self._board.put(self._unproven)
             self._unproven = None
         if self._config.replay.selector == "prioritized":
-            self._prefetcher.put_priorities(batch.item_ids, priorities)
+            self._prefetcher.put_priorities(batch.item_ids[good], priorities[good])
         self._last_staleness = float(np.maximum(self._step - batch.learner_steps, 0).mean())
         self._step += 1
         self._update_rate.add(1)

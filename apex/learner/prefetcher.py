@@ -6,9 +6,10 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,17 +32,15 @@ class Batch:
 
     item_ids: npt.NDArray[np.int64]
     learner_steps: npt.NDArray[np.int64]
-    arrays: Arrays
+    arrays: Mapping[str, Any]
+    """NumPy's, or what a `transfer` made of them."""
     corrupt_ids: list[int]
     """Of items that were left out."""
 
-    def take(self, chosen: npt.NDArray[np.bool_]) -> Batch:
-        """Some of the items, `[B] bool`."""
-        arrays = {name: array[chosen] for name, array in self.arrays.items()}
-        return Batch(self.item_ids[chosen], self.learner_steps[chosen], arrays, self.corrupt_ids)
 
-
-def prepare(samples: Samples, schema: Schema, collate: Callable[[Items], Arrays]) -> Batch:
+def prepare(
+    samples: Samples, schema: Schema, collate: Callable[[Items], Mapping[str, Any]]
+) -> Batch:
     """Decompress and collate the items that are whole.
 
     Raises:
@@ -75,6 +74,7 @@ class Prefetcher:
         collate: makes arrays for the update of items.
         depth: batches on their way or ready.
         threads: for decompression.
+        transfer: moves the arrays of a batch to where they are learned from.
     """
 
     def __init__(
@@ -84,10 +84,11 @@ class Prefetcher:
         collate: Callable[[Items], Arrays],
         depth: int,
         threads: int,
+        transfer: Callable[[Arrays], Mapping[str, Any]] = lambda arrays: arrays,
     ) -> None:
         self._connect = connect
         self._schema = schema
-        self._collate = collate
+        self._collate = lambda items: transfer(collate(items))
         self._depth = depth
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._ready: queue.SimpleQueue[Future[Batch]] = queue.SimpleQueue()

@@ -1,0 +1,65 @@
+"""Batches on their way to a device: what overlaps is copied once, and all arrives as it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from apex.learner.transfer import copied
+
+
+class Copies:
+    """Copies as a device would take them, and counts their bytes."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __call__(self, array: np.ndarray) -> torch.Tensor:
+        assert array.flags.c_contiguous
+        self.sizes.append(array.nbytes)
+        return torch.from_numpy(array.copy())
+
+
+def test_overlapping_observations_are_copied_once_with_all_their_frames():
+    # As they come from LZ4: 2 transitions of 7 frames of 3x3; stacks of 4, n = 3.
+    raw = bytearray(range(126))
+    frames = np.frombuffer(raw, dtype=np.uint8).reshape(2, 7, 3, 3)
+    arrays = {
+        "observation": frames[:, :4],
+        "next_observation": frames[:, 3:],
+        "action": np.array([5, 6], dtype=np.int32),
+    }
+    copy = Copies()
+    tensors = copied(arrays, copy)
+    assert copy.sizes == [126, 8]
+    raw[:] = bytes(126)
+    assert tensors["observation"][0, 0].flatten().tolist() == list(range(9))
+    assert tensors["observation"][1, 3].flatten().tolist() == list(range(90, 99))
+    assert tensors["next_observation"][0, 0].flatten().tolist() == list(range(27, 36))
+    assert tensors["next_observation"][1, 3].flatten().tolist() == list(range(117, 126))
+    assert tensors["next_observation"].shape == (2, 4, 3, 3)
+    assert tensors["action"].tolist() == [5, 6]
+
+
+def test_a_small_part_of_a_large_array_is_copied_alone():
+    large = np.arange(1000, dtype=np.float32).reshape(100, 10)
+    copy = Copies()
+    tensors = copied({"part": large[10:12, ::2], "other": large[0]}, copy)
+    assert copy.sizes == [40, 40]
+    assert tensors["part"].tolist() == [[100, 102, 104, 106, 108], [110, 112, 114, 116, 118]]
+
+
+def test_views_of_another_type_or_turned_around_are_copied_as_they_are():
+    numbers = np.arange(4, dtype=np.int32)
+    arrays = {"bytes": numbers.view(np.uint8), "turned": numbers[::-1], "all": numbers[:]}
+    tensors = copied(arrays, Copies())
+    assert tensors["bytes"].tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0]
+    assert tensors["turned"].tolist() == [3, 2, 1, 0]
+    assert tensors["all"].tolist() == [0, 1, 2, 3]
+
+
+def test_arrays_without_elements_keep_their_shape():
+    assert copied({"core_state": np.zeros((3, 0), np.float32)}, Copies())["core_state"].shape == (
+        3,
+        0,
+    )
