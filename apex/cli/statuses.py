@@ -17,6 +17,7 @@ from apex.errors import ApexError, ExitCode
 from apex.run_directory import RunDirectory, find_run
 
 if TYPE_CHECKING:
+    from apex.wire.client import Client
     from apex.wire.messages import AnyMessage, Message
 
 ASK_TIMEOUT_S = 2.0
@@ -27,12 +28,8 @@ BUSY_LEARNER = 0.1
 """Share of its time up to which a learner may wait for data and still be the bottleneck."""
 
 
-def request(run: RunDirectory, endpoint: str, message: Message, timeout_s: float) -> AnyMessage:
-    """What a daemon answers to an operator.
-
-    Raises:
-        ApexError: it does not answer in time, or refuses.
-    """
+def operator_client(run: RunDirectory, endpoint: str) -> Client:
+    """A connection of this process as an operator."""
     from apex.wire.client import Client
     from apex.wire.messages import Hello
 
@@ -44,7 +41,16 @@ def request(run: RunDirectory, endpoint: str, message: Message, timeout_s: float
         schema_hash="",
         pid=os.getpid(),
     )
-    client = Client(run.endpoints().of(endpoint), hello)
+    return Client(run.endpoints().of(endpoint), hello)
+
+
+def request(run: RunDirectory, endpoint: str, message: Message, timeout_s: float) -> AnyMessage:
+    """What a daemon answers to an operator.
+
+    Raises:
+        ApexError: it does not answer in time, or refuses.
+    """
+    client = operator_client(run, endpoint)
     try:
         return client.request(message, timeout_s).message
     finally:

@@ -9,19 +9,23 @@ from pathlib import Path
 
 import click
 
+from apex import machine
 from apex.files import replace_file
 from benchmarks.provenance import provenance
-from benchmarks.run import scenarios
+from benchmarks.run import plot, scenarios
 from benchmarks.run.figures import line
+
+EVERYTHING = scenarios.NAMES + scenarios.ON_DEMAND
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
-@click.option("--only", type=click.Choice(scenarios.NAMES), help="One scenario.")
+@click.option("--only", type=click.Choice(EVERYTHING), help="One scenario.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
 def main(only: str | None, out: Path | None) -> None:
     """See `--help`."""
     where_from = provenance()  # before the first result changes the checkout
-    for name in [only] if only else scenarios.NAMES:
+    names = EVERYTHING if machine.has_gpu() else scenarios.NAMES
+    for name in [only] if only else names:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="apex-bench-") as folder:
             measured = line(name, scenarios.load(name)(Path(folder)))
@@ -30,6 +34,9 @@ def main(only: str | None, out: Path | None) -> None:
             record = {**measured, "took_s": round(time.monotonic() - began, 1), **where_from}
             out.mkdir(parents=True, exist_ok=True)
             replace_file(out / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
+    if out is not None and not only:
+        title = f"make bench at {where_from['commit']}: {where_from['machine']}"
+        plot.draw([out / f"{name}.json" for name in names], title, out / "bars.png")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from apex.cli.statuses import operator_client
 from apex.cores import LEARNER_CORES
 from apex.errors import ApexError
 from apex.prepare import prepare_run, preset_config
 from apex.run_directory import RunDirectory
-from apex.wire.client import Client
-from apex.wire.messages import Hello, Status, StatusReply
+from apex.wire.messages import Status, StatusReply
 from benchmarks.provenance import ROOT
 from benchmarks.run import cores
 
@@ -36,15 +36,7 @@ class Asker:
     """Asks one daemon how it is, again and again over one connection."""
 
     def __init__(self, run: RunDirectory, endpoint: str) -> None:
-        hello = Hello(
-            role="operator",
-            name=f"operator_{os.getpid()}",
-            epoch=time.time_ns(),
-            run_id=run.facts().run_id,
-            schema_hash="",
-            pid=os.getpid(),
-        )
-        self._client = Client(run.endpoints().of(endpoint), hello)
+        self._client = operator_client(run, endpoint)
 
     def status(self) -> dict[str, Any]:
         """Its answer. Raises `ApexError` when none comes."""
@@ -156,11 +148,16 @@ class Daemons:
         command = [ROOT / "bin" / "learner", "--run", self.run.path]
         return self._start(command, kept_to, self.run.logs / "learner.log", trains_on)
 
-    def actor(self, kept_to: Iterable[int], module: str = "") -> Daemon:
-        """Actor 0; a module that starts a changed one may be named."""
+    def actor(self, kept_to: Iterable[int], module: str = "", index: int = 0) -> Daemon:
+        """An actor; a module that starts a changed one may be named."""
         program = ["-m", module] if module else [ROOT / "bin" / "actor"]
-        command = [*program, "--run", self.run.path, "--index", "0"]
-        return self._start(command, kept_to, self.run.logs / "actor_000.log")
+        command = [*program, "--run", self.run.path, "--index", str(index)]
+        return self._start(command, kept_to, self.run.logs / f"actor_{index:03d}.log")
+
+    def inference(self, kept_to: Iterable[int]) -> Daemon:
+        """The inference server."""
+        command = [ROOT / "bin" / "inference", "--run", self.run.path]
+        return self._start(command, kept_to, self.run.logs / "inference.log")
 
     def asker(self, endpoint: str) -> Asker:
         """Asks the daemon at an endpoint; returns when it answers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,7 +27,8 @@ class Figure:
         ratio_min: the smallest one.
         ratio_max: the largest one.
         bar: what the ratio should reach; None: no bar was set.
-        lower_is_better: the ratio should stay below the bar.
+        goal: what the value should reach, where the bar is no ratio.
+        lower_is_better: ratio and value should stay below bar and goal.
         extra: other figures of the same measurement.
     """
 
@@ -39,15 +41,23 @@ class Figure:
     ratio_min: float
     ratio_max: float
     bar: float | None = None
+    goal: float | None = None
     lower_is_better: bool = False
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def margin(self) -> float:
-        """How far it is on the good side of its bar: 1 is the bar itself."""
-        if self.bar is None:
-            return float("inf")
-        return self.bar / self.ratio if self.lower_is_better else self.ratio / self.bar
+    def margins(self) -> tuple[float, float, float]:
+        """How far it is on the good side of its bar, where 1 is: median, least and most."""
+        ratios = (self.ratio, self.ratio_min, self.ratio_max)
+        if self.bar is not None:
+            margins = [ratio / self.bar for ratio in ratios]
+        elif self.goal is not None:
+            margins = [self.value / self.goal] * 3
+        else:
+            return (math.inf, math.inf, math.inf)
+        if self.lower_is_better:
+            margins = [1.0 / margin for margin in margins]
+        return (margins[0], min(margins), max(margins))
 
 
 def in_turn(
@@ -71,6 +81,7 @@ def figure(
     limited_by: str,
     *,
     bar: float | None = None,
+    goal: float | None = None,
     lower_is_better: bool = False,
     **extra: Any,
 ) -> Figure:
@@ -86,6 +97,7 @@ def figure(
         round(min(ratios), 4),
         round(max(ratios), 4),
         bar,
+        goal,
         lower_is_better,
         extra,
     )
@@ -93,7 +105,7 @@ def figure(
 
 def line(scenario: str, cases: Sequence[Figure]) -> dict[str, Any]:
     """What a scenario prints: the case that is farthest from its bar, and all of them."""
-    worst = min(cases, key=lambda case: case.margin)
+    worst = min(cases, key=lambda case: case.margins[0])
     return {"scenario": scenario, **asdict(worst), "cases": [asdict(case) for case in cases]}
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
+from torch import Tensor
 
 from apex import compute
 from apex.acting.agent import Agent, Decision, Exploration, Inputs, LocalDecider
 from apex.acting.loop import ActingLoop
 from apex.algos.apex_dqn import ApexDQN, QPolicy
-from apex.algos.base import Algorithm
+from apex.algos.base import Algorithm, Learner
 from apex.algos.q_learning import MAX_Q, Q_VALUE
 from apex.algos.registry import make_algorithm
 from apex.envs.registry import make_environments
@@ -160,12 +161,17 @@ def bare_acting(path: Path) -> Step:
     return step
 
 
-def bare_updating(path: Path, batch_size: int) -> Step:
-    """The run's update on one batch; updates."""
+def bare_learner(path: Path, batch_size: int) -> tuple[Learner, dict[str, Tensor]]:
+    """The run's learner, and a batch that lies on its device."""
     compute.set_up(1)
     run = RunDirectory(path)
-    learner = algorithm_of(run).learner(torch.device("cpu"))
-    batch = batch_of(run, batch_size)
+    learner = algorithm_of(run).learner(compute.pick_device(run.config().learner.device))
+    return learner, learner.tensors(batch_of(run, batch_size))
+
+
+def bare_updating(path: Path, batch_size: int) -> Step:
+    """The run's update on one batch; updates."""
+    learner, batch = bare_learner(path, batch_size)
 
     def step() -> float:
         learner.update(batch)

@@ -12,6 +12,9 @@ NAMES = (
     "actor", "actor-random", "learner", "learner-data", "replay", "suite", "params", "scale",
     "start",
 )  # fmt: skip
+"""Those that `make bench` runs."""
+ON_DEMAND = ("inference", "precision")
+"""Those that it runs when they are named, and on a machine with a GPU."""
 
 
 def load(name: str) -> Callable[[Path], Sequence[Figure]]:

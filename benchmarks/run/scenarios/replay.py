@@ -84,19 +84,19 @@ def memory(daemon: Daemon, run: RunDirectory, chunks: list[Chunk]) -> Figure:
                   bar=1.5, lower_is_better=True)  # fmt: skip
 
 
-def alone(case: str, ours: Worker, bare: Worker, guide: float) -> Figure:
+def alone(case: str, ours: Worker, bare: Worker, goal: float) -> Figure:
     """One of inserting and sampling."""
     pairs = in_turn(lambda: ours.measure(SECONDS), lambda: bare.measure(SECONDS))
-    return figure(case, "transitions/s", pairs, LIMIT, guide=guide)
+    return figure(case, "transitions/s", pairs, LIMIT, goal=goal)
 
 
-def at_once(ours: Sequence[Worker], bare: Sequence[Worker], guide: float) -> list[Figure]:
+def at_once(ours: Sequence[Worker], bare: Sequence[Worker], goal: float) -> list[Figure]:
     """Inserting and sampling together."""
     pairs = in_turn(partial(_together, ours), partial(_together, bare))
     shown = []
     for k, name in enumerate(("inserts at once", "samples at once")):
         mine = [(value[k], limit[k]) for value, limit in pairs]
-        shown.append(figure(name, "transitions/s", mine, LIMIT, guide=guide))
+        shown.append(figure(name, "transitions/s", mine, LIMIT, goal=goal))
     return shown
 
 

@@ -82,6 +82,6 @@ def measure(folder: Path) -> Sequence[Figure]:
          imported("torch, gymnasium, ale_py"), f"{pythons} torch, gymnasium and ale_py"),
     )  # fmt: skip
     return [
-        figure(name, "s", in_turn(ours, bare), limit, within_s=BARS_S[kind], lower_is_better=True)
+        figure(name, "s", in_turn(ours, bare), limit, goal=BARS_S[kind], lower_is_better=True)
         for name, kind, ours, bare, limit in cases
     ]

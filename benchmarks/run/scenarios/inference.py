@@ -1,0 +1,132 @@
+"""Actors that ask one inference server, beside actors that decide by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from apex import compute
+from apex.acting.agent import Inputs
+from apex.machine import has_gpu
+from apex.run_directory import RunDirectory
+from benchmarks.run import cores
+from benchmarks.run.daemons import Daemon, Daemons, pong_run, until
+from benchmarks.run.figures import Figure, figure, in_turn
+from benchmarks.run.pong import algorithm_of
+from benchmarks.run.scenarios.actor import NOT_LEARNING, env_steps
+from benchmarks.run.workers import Step, Worker
+
+SECONDS = 8.0
+ACTORS = len(cores.OTHERS) - 1
+"""One a core, with one for the server."""
+SUITES = [(1, 16), (2, 8), (4, 4), *([(ACTORS, 16)] if ACTORS > 4 else [])]
+"""Actors, and environments of each."""
+BATCHES = (1, 8, 32, 128, 512)
+BATCH_SECONDS = 1.0
+
+
+class Suite:
+    """Actors that step and insert, with the servers that they need."""
+
+    def __init__(self, run: RunDirectory, actors: int) -> None:
+        self._daemons = Daemons(run)
+        self._daemons.replay(cores.TRAINING)
+        self._daemons.learner(cores.TRAINING, ())
+        central = run.config().central
+        self._acting: list[Daemon] = [self._daemons.inference(cores.OTHERS)] if central else []
+        self._acting += [self._daemons.actor(cores.OTHERS, index=k) for k in range(actors)]
+        self._asker = self._daemons.asker("learner.params")
+        until(lambda: env_steps(self._asker.status()) > 2000, "the actors step")
+        self._server = self._daemons.asker("inference.act") if central else None
+
+    def rate(self) -> float:
+        """Env steps a second of all actors."""
+        self._daemons.check()
+        return self._asker.rate(env_steps, SECONDS)
+
+    def batch_mean(self) -> float:
+        """Environments in a decision of the server."""
+        return float(self._server.status()["batch_mean"]) if self._server else 0.0
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Meanwhile its actors do nothing."""
+        with ExitStack() as stack:
+            for daemon in reversed(self._acting):
+                stack.enter_context(daemon.stopped())
+            yield
+
+    def __enter__(self) -> Suite:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._daemons.__exit__(*exception)
+
+
+def acting(folder: Path, actors: int, envs: int) -> Figure:
+    """Env steps of so many actors with so many environments each."""
+
+    def suite(kind: str) -> Suite:
+        settings = (f"actor.count={actors}", f"actor.num_envs={envs}", f"actor.inference={kind}")
+        run = pong_run(folder / f"{kind}_{actors}", [*settings, *NOT_LEARNING])
+        return Suite(run, actors)
+
+    with suite("local") as local:
+        with local.stopped():
+            central = suite("central")
+        with central:
+
+            def rate_of(one: Suite, other: Suite) -> Callable[[], float]:
+                def rate() -> float:
+                    with other.stopped():
+                        return one.rate()
+
+                return rate
+
+            pairs = in_turn(rate_of(central, local), rate_of(local, central))
+            batch_mean = central.batch_mean()
+    return figure(f"{actors} actors of {envs} environments", "env steps/s", pairs,
+                  "inference in each actor", batch_mean=batch_mean,
+                  a_core=round(pairs[-1][0] / len(cores.OTHERS), 1))  # fmt: skip
+
+
+def deciding(path: Path, batch_size: int, device: str) -> Step:
+    """Decisions of the run's policy for random frames; environments."""
+    compute.set_up(1)
+    policy = algorithm_of(RunDirectory(path)).policy()
+    policy.to(torch.device(device))
+    frames = np.random.default_rng(1).integers(0, 256, (batch_size, 4, 84, 84), dtype=np.uint8)
+    nothing = np.zeros(batch_size)
+    inputs = Inputs(frames, np.zeros((batch_size, 0), np.float32), nothing, nothing)
+
+    def step() -> float:
+        policy.act(inputs, None)
+        return batch_size
+
+    return step
+
+
+def curve(run: RunDirectory) -> Iterator[Figure]:
+    """How fast a GPU decides for batches, beside a core."""
+    for batch_size in BATCHES:
+        make = partial(Worker, deciding, cores.TRAINING, run.path, batch_size)
+        with make("cuda") as ours, make("cpu") as bare:
+            pairs = in_turn(
+                lambda: ours.measure(BATCH_SECONDS), lambda: bare.measure(BATCH_SECONDS)
+            )
+        latency_ms = round(1e3 * batch_size / pairs[-1][0], 3)
+        yield figure(f"GPU, batch {batch_size}", "environments/s", pairs, "one core of the CPU",
+                     latency_ms=latency_ms)  # fmt: skip
+
+
+def measure(folder: Path) -> Sequence[Figure]:
+    """See the module."""
+    shown = [acting(folder, actors, envs) for actors, envs in SUITES]
+    if has_gpu():
+        shown += curve(pong_run(folder / "curve", []))
+    return shown

@@ -1,0 +1,61 @@
+"""What other ways to compute the update would bring, on the device that learns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from apex.machine import has_gpu
+from benchmarks.run import cores
+from benchmarks.run.daemons import pong_run
+from benchmarks.run.figures import Figure, figure, in_turn
+from benchmarks.run.pong import bare_learner, bare_updating
+from benchmarks.run.workers import Step, Worker
+
+BATCHES = (512,) if has_gpu() else (32, 512)
+SECONDS = 5.0
+LIMIT = "the update as the learner makes it"
+WAYS = ("bfloat16", "compiled", *(("float32", "CUDA graphs") if has_gpu() else ()))
+
+
+def updating(path: Path, batch_size: int, way: str) -> Step:
+    """The update in another way, on one batch; updates."""
+    learner: Any
+    learner, batch = bare_learner(path, batch_size)
+    device, context = learner.device, ExitStack()
+    if way == "bfloat16":
+        context.enter_context(torch.autocast(device.type, torch.bfloat16))
+    elif way == "float32":
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+    else:
+        compiled = _compiler(way)
+        learner.network, learner.target = compiled(learner.network), compiled(learner.target)
+
+    def step() -> float:
+        learner.update(batch)
+        return 1
+
+    return step
+
+
+def _compiler(way: str) -> Callable[[Any], Any]:
+    mode = "reduce-overhead" if way == "CUDA graphs" else "default"
+    return lambda network: torch.compile(network, mode=mode)
+
+
+def measure(folder: Path) -> Sequence[Figure]:
+    """See the module."""
+    run = pong_run(folder / "run", [])
+    shown = []
+    for batch_size in BATCHES:
+        with Worker(bare_updating, cores.TRAINING, run.path, batch_size) as usual:
+            for way in WAYS:
+                with Worker(updating, cores.TRAINING, run.path, batch_size, way) as other:
+                    pairs = in_turn(lambda: other.measure(SECONDS), lambda: usual.measure(SECONDS))
+                shown.append(figure(f"{way}, batch {batch_size}", "updates/s", pairs, LIMIT))
+    return shown
