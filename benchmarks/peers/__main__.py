@@ -1,0 +1,60 @@
+"""Compares apex with its peers: `python -m benchmarks.peers`, or one with `--only NAME`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from apex.files import replace_file
+from benchmarks.peers import scenarios
+from benchmarks.provenance import provenance
+from benchmarks.run.figures import line
+
+PINS = Path(__file__).with_name("environments")
+
+
+def pins(environment: str) -> dict[str, str]:
+    """The versions of all packages of a peer's environment."""
+    lines = (PINS / f"{environment}.txt").read_text().splitlines()
+    return dict(line.split("==", 1) for line in lines)  # type: ignore[arg-type]
+
+
+def measured(name: str) -> dict[str, Any]:
+    """What a scenario prints."""
+    with tempfile.TemporaryDirectory(prefix="apex-peers-") as folder:
+        return line(name, scenarios.load(name)(Path(folder)))
+
+
+@click.command(help=(__doc__ or "").partition("\n")[0])
+@click.option("--only", type=click.Choice(list(scenarios.ENVIRONMENTS)), help="One scenario.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
+def main(only: str | None, out: Path | None) -> None:
+    """See `--help`."""
+    where_from, failed = provenance(), []  # before the first result changes the checkout
+    for name in [only] if only else scenarios.ENVIRONMENTS:
+        began = time.monotonic()
+        try:
+            figures = measured(name)
+        except Exception as error:  # the other peers can still be measured
+            failed.append(name)
+            click.echo(f"{name}: not measured: {error}", err=True)
+            continue
+        click.echo(json.dumps(figures))
+        if out is not None:
+            peers = pins(scenarios.ENVIRONMENTS[name])
+            took_s = round(time.monotonic() - began, 1)
+            record = {**figures, "took_s": took_s, **where_from, "peers": peers}
+            out.mkdir(parents=True, exist_ok=True)
+            replace_file(out / f"peer-{name}.json", (json.dumps(record, indent=1) + "\n").encode())
+    if failed:
+        sys.exit(f"not measured: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()
