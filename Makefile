@@ -88,5 +88,5 @@ check: $(STAMP)  ## lint, format, types, import layers
 	@$(VENV)/bin/lint-imports --config setup.cfg
 
 clean:  ## remove what was generated; runs/ stays
-	rm -rf $(VENV) *.egg-info build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers *.egg-info build dist .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -exec rm -rf {} +

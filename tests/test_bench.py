@@ -12,6 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from apex.errors import ApexError
+from benchmarks.peers import scenarios as peers
+from benchmarks.peers.__main__ import pins
+from benchmarks.peers.processes import Peer
 from benchmarks.run import __main__ as command
 from benchmarks.run import plot, scenarios
 from benchmarks.run.daemons import Daemon
@@ -149,3 +152,28 @@ def test_the_plot_has_the_cases_with_a_bar_or_a_goal_and_leaves_the_others_out(t
     assert [name for name, _ in plot.with_bars([path])] == ["some: barred", "some: goal"]
     plot.draw([path], "title", tmp_path / "bars.png")
     assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_peer_has_a_scenario_and_the_exact_versions_of_its_environment():
+    names = {"reverb", "buffers", "sb3", "rllib-dqn", "rllib-impala", "sample-factory"}
+    assert peers.ENVIRONMENTS.keys() == names
+    assert all(callable(peers.load(name)) for name in names)
+    packages = {name: pins(environment) for name, environment in peers.ENVIRONMENTS.items()}
+    assert packages["reverb"]["dm-reverb"] == "0.14.0"
+    assert packages["sb3"]["torch"] == packages["sample-factory"]["torch"] == "2.13.0"
+
+
+def test_a_peer_without_its_environment_is_told_how_to_make_it(tmp_path: Path):
+    with pytest.raises(ApexError, match="none: no such environment; `make bench-peers`"):
+        Peer("none", "sb3", os.sched_getaffinity(0), tmp_path)
+
+
+def test_the_guard_ends_all_that_a_command_has_started():
+    script = (
+        "import subprocess as s, sys\n"
+        "print(s.Popen(['sleep', '600'], start_new_session=True).pid, flush=True)\n"
+    )
+    command = [sys.executable, "-m", "benchmarks.peers.guard", sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert gone(int(done.stdout))

@@ -11,10 +11,10 @@ from typing import Any
 
 import click
 
-from apex.files import replace_file
 from benchmarks.peers import scenarios
 from benchmarks.provenance import provenance
-from benchmarks.run.figures import line
+from benchmarks.run.figures import line, save
+from benchmarks.run.plot import draw
 
 PINS = Path(__file__).with_name("environments")
 
@@ -49,9 +49,11 @@ def main(only: str | None, out: Path | None) -> None:
         if out is not None:
             peers = pins(scenarios.ENVIRONMENTS[name])
             took_s = round(time.monotonic() - began, 1)
-            record = {**figures, "took_s": took_s, **where_from, "peers": peers}
-            out.mkdir(parents=True, exist_ok=True)
-            replace_file(out / f"peer-{name}.json", (json.dumps(record, indent=1) + "\n").encode())
+            save(out / f"peer-{name}.json", figures, took_s=took_s, **where_from, peers=peers)
+    if out is not None and not only:
+        title = f"make bench-peers at {where_from['commit']}: {where_from['machine']}"
+        shown = [out / f"peer-{name}.json" for name in scenarios.ENVIRONMENTS if name not in failed]
+        draw(shown, title, out / "peers.png")
     if failed:
         sys.exit(f"not measured: {', '.join(failed)}")
 

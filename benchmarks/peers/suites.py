@@ -11,8 +11,8 @@ from apex.prepare import prepare_run, preset_config
 from apex.run_directory import RunDirectory
 from benchmarks.run import cores
 from benchmarks.run.daemons import Daemon, Daemons, until
-from benchmarks.run.scenarios.actor import env_steps
 from benchmarks.run.scenarios.learner import learner_steps
+from benchmarks.run.scenarios.suite import both_rates
 
 SETTINGS = (
     "evaluator.enabled=false", "learner.metrics_period_s=3600", "learner.checkpoint_period_s=3600",
@@ -61,17 +61,9 @@ class Suite:
     def measure_all(self, seconds: float) -> dict[str, float]:
         """Env steps and trained samples in a second."""
         time.sleep(SETTLE_S)
-        steps, steps_from = self._asker.counter(env_steps)
-        updates, updates_from = self._asker.counter(learner_steps)
-        time.sleep(seconds)
-        last_updates, updates_to = self._asker.counter(learner_steps)
-        last_steps, steps_to = self._asker.counter(env_steps)
+        rates = both_rates(self._asker, seconds, self._trained_samples)
         self._daemons.check()
-        learned = (last_updates - updates) * self._trained_samples
-        return {
-            "env_steps": (last_steps - steps) / (steps_to - steps_from),
-            "trained_samples": learned / (updates_to - updates_from),
-        }
+        return dict(zip(("env_steps", "trained_samples"), rates))
 
     def stop(self) -> None:
         """Take the cores from it."""

@@ -10,10 +10,9 @@ from pathlib import Path
 import click
 
 from apex import machine
-from apex.files import replace_file
 from benchmarks.provenance import provenance
 from benchmarks.run import plot, scenarios
-from benchmarks.run.figures import line
+from benchmarks.run.figures import line, save
 
 EVERYTHING = scenarios.NAMES + scenarios.ON_DEMAND
 
@@ -31,9 +30,8 @@ def main(only: str | None, out: Path | None) -> None:
             measured = line(name, scenarios.load(name)(Path(folder)))
         click.echo(json.dumps(measured))
         if out is not None:
-            record = {**measured, "took_s": round(time.monotonic() - began, 1), **where_from}
-            out.mkdir(parents=True, exist_ok=True)
-            replace_file(out / f"{name}.json", (json.dumps(record, indent=1) + "\n").encode())
+            took_s = round(time.monotonic() - began, 1)
+            save(out / f"{name}.json", measured, took_s=took_s, **where_from)
     if out is not None and not only:
         title = f"make bench at {where_from['commit']}: {where_from['machine']}"
         plot.draw([out / f"{name}.json" for name in names], title, out / "bars.png")

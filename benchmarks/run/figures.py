@@ -1,12 +1,16 @@
-"""Figures and their limits, measured in turn, so that both meet the same machine."""
+"""Figures and their limits, measured in turn, so that both meet the same machine; and kept."""
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
+
+from apex.files import replace_file
 
 REPETITIONS = 5
 
@@ -107,6 +111,12 @@ def line(scenario: str, cases: Sequence[Figure]) -> dict[str, Any]:
     """What a scenario prints: the case that is farthest from its bar, and all of them."""
     worst = min(cases, key=lambda case: case.margins[0])
     return {"scenario": scenario, **asdict(worst), "cases": [asdict(case) for case in cases]}
+
+
+def save(path: Path, measured: dict[str, Any], **more: Any) -> None:
+    """Keep what a scenario printed, and where it comes from."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, (json.dumps({**measured, **more}, indent=1) + "\n").encode())
 
 
 def _round(value: float) -> float:

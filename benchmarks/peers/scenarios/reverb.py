@@ -8,11 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from apex import compute
-from apex.learner.prefetcher import Prefetcher
-from apex.replay.client import InsertClient, SampleClient
+from apex.replay.client import InsertClient
 from apex.run_directory import RunDirectory
 from apex.types import Chunk
 from apex.wire.sockets import Poller
@@ -22,7 +19,7 @@ from benchmarks.run import cores
 from benchmarks.run.daemons import Daemons, pong_run
 from benchmarks.run.figures import Figure, figure, in_turn
 from benchmarks.run.pong import CHUNK_LENGTH, NUM_ENVS, algorithm_of, fill, hello
-from benchmarks.run.scenarios.learner_data import BATCH, DEPTH, TURN_S, batches
+from benchmarks.run.scenarios.learner_data import BATCH, batches
 from benchmarks.run.workers import Step, Worker
 
 ITEMS = 100_000
@@ -68,27 +65,6 @@ def inserting(path: Path, recording: Path) -> Step:
             sent.append(len(backlog[0]))
             client.insert(backlog.popleft())
         return acknowledged - before
-
-    return step
-
-
-def learning(path: Path) -> Step:
-    """Ready batches, and new priorities for each; transitions."""
-    compute.set_up(1)
-    run = RunDirectory(path)
-
-    def connect() -> SampleClient:
-        endpoint = run.endpoints().of("replay.sample")
-        return SampleClient(endpoint, hello(run, "learner", "learner"), BATCH)
-
-    schema, collate = run.facts().schema, algorithm_of(run).collate
-    prefetcher, rng = Prefetcher(connect, schema, collate, DEPTH, 1), np.random.default_rng(1)
-
-    def step() -> float:
-        batch = prefetcher.get(TURN_S)
-        assert batch is not None, "no batch came"
-        prefetcher.put_priorities(batch.item_ids, rng.random(len(batch.item_ids)))
-        return len(batch.item_ids)
 
     return step
 
@@ -163,7 +139,7 @@ def speeds(run: RunDirectory, folder: Path, peer: dict[str, Any]) -> list[Figure
     sampling = {"port": peer["port"], **SAMPLING}
     with (
         Worker(inserting, cores.TRAINING, run.path, folder) as inserts,
-        Worker(learning, cores.TRAINING, run.path) as learner,
+        Worker(batches, cores.TRAINING, run.path, 1, True) as learner,
         Worker(batches, cores.TRAINING, run.path, 1) as samples,
         theirs(loop="reverb_insert", **peer, **INSERTING) as their_inserts,
         theirs(loop="reverb_sample", **sampling, returns_priorities=True) as their_learner,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lz4.frame
+import numpy as np
 
 from apex import compute
 from apex.frames import lz4_frame
@@ -26,8 +27,8 @@ LIMIT = "LZ4 decompression of one such batch in one call, one thread"
 TURN_S = 10.0
 
 
-def batches(path: Path, threads: int) -> Step:
-    """Batches that are ready for an update; transitions."""
+def batches(path: Path, threads: int, returns_priorities: bool = False) -> Step:
+    """Batches that are ready for an update, and new priorities for each; transitions."""
     compute.set_up(1)
     run = RunDirectory(path)
 
@@ -37,10 +38,13 @@ def batches(path: Path, threads: int) -> Step:
 
     schema, collate = run.facts().schema, algorithm_of(run).collate
     prefetcher = Prefetcher(connect, schema, collate, DEPTH, threads)
+    rng = np.random.default_rng(1)
 
     def step() -> float:
         batch = prefetcher.get(TURN_S)
         assert batch is not None, "no batch came"
+        if returns_priorities:
+            prefetcher.put_priorities(batch.item_ids, rng.random(len(batch.item_ids)))
         return len(batch.item_ids)
 
     return step

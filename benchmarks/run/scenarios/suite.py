@@ -24,16 +24,16 @@ SETTINGS = (
 )  # fmt: skip
 
 
-def both_rates(asker: Asker) -> list[float]:
-    """Env steps and trained samples in a second."""
+def both_rates(asker: Asker, seconds: float, batch: int) -> list[float]:
+    """Env steps, and trained samples of updates of so many, in a second."""
     steps, steps_from = asker.counter(env_steps)
     updates, updates_from = asker.counter(learner_steps)
-    time.sleep(SECONDS)
+    time.sleep(seconds)
     last_updates, updates_to = asker.counter(learner_steps)
     last_steps, steps_to = asker.counter(env_steps)
     return [
         (last_steps - steps) / (steps_to - steps_from),
-        (last_updates - updates) * BATCH / (updates_to - updates_from),
+        (last_updates - updates) * batch / (updates_to - updates_from),
     ]
 
 
@@ -59,7 +59,7 @@ def measure(folder: Path) -> Sequence[Figure]:
                 updating.begin(SECONDS)
                 return [acting.rate(), updating.rate() * BATCH]
 
-        pairs = in_turn(lambda: both_rates(asker), bare)
+        pairs = in_turn(lambda: both_rates(asker, SECONDS, BATCH), bare)
         daemons.check()
     return [
         figure(name, unit, [(value[k], limit[k]) for value, limit in pairs], LIMIT, bar=0.85)
