@@ -26,7 +26,15 @@ def set_up(threads: int) -> None:
 def pick_device(name: str, setting: str = "learner.device") -> torch.device:
     """The device that a setting names; a GPU then multiplies in TF32. Raises `ConfigError`."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        device = _named_device(name, setting)
+    if device.type == "cuda":  # convolutions do so by themselves
+        torch.set_float32_matmul_precision("high")
+    return device
+
+
+def _named_device(name: str, setting: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device)
@@ -34,8 +42,6 @@ def pick_device(name: str, setting: str = "learner.device") -> torch.device:
         raise
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"{setting} = '{name}': {error}") from None
-    if device.type == "cuda":  # convolutions do so by themselves
-        torch.set_float32_matmul_precision("high")
     return device
 
 

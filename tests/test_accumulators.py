@@ -339,8 +339,19 @@ def test_steps_in_memory_stay_bounded_over_a_long_run():
     kept = 0
     for row in zip(random_stream(spec, 0, 3000, rng), short):
         feed(accumulator, [[record] for record in row])
-        kept = max(kept, accumulator.kept_steps)
+        kept = max(kept, accumulator._steps.rows)
     assert 10 <= kept <= 2 * 10 + 5 + 2
+
+
+def test_steps_of_environments_that_fail_at_once_again_and_again_are_forgotten():
+    # Nothing but ignored steps: no transition, and of a stack of 3 two frames before the next.
+    spec, rng = SPECS["frames"], np.random.default_rng(1)
+    accumulator = algorithm(spec, 5).accumulator(1, 10)
+    stream = random_stream(spec, 0, 100, rng)
+    for record in stream:
+        record.ignored, record.life_lost = True, False
+    feed(accumulator, [stream])
+    assert accumulator._steps.rows == 2 and accumulator.flush() == []
 
 
 def test_frame_stacker_pads_with_zeros_at_each_environments_own_start():
@@ -354,6 +365,20 @@ def test_frame_stacker_pads_with_zeros_at_each_environments_own_start():
     assert push([2, 12], [False, False]) == [[0, 1, 2], [0, 11, 12]]
     assert push([3, 13], [True, False]) == [[0, 0, 3], [11, 12, 13]]
     assert push([4, 14], [False, True]) == [[0, 3, 4], [0, 0, 14]]
+
+
+def test_frame_stacker_has_the_last_frames_of_each_environment_over_a_long_time():
+    stacker, depth = FrameStacker(4), 4
+    seen: list[list[int]] = [[], []]
+    for step in range(1, 120):
+        # The first environment begins anew each 19 steps, the second each 7.
+        first = [step % 19 == 1, step % 7 == 1]
+        frame = np.array([step, 128 + step], dtype=np.uint8).reshape(2, 1, 1)
+        stacks = stacker.push(frame, np.array(first))[:, :, 0, 0]
+        for env in range(2):
+            seen[env] = ([] if first[env] else seen[env]) + [128 * env + step]
+            last = seen[env][-depth:]
+            assert stacks[env].tolist() == [0] * (depth - len(last)) + last
 
 
 def test_frame_stacker_passes_vectors_through_when_depth_is_zero():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
+import torch
 
 from apex.config import merge, parse
 from apex.endpoints import Endpoint, Endpoints, LearnerEndpoints, ReplayEndpoints
@@ -546,6 +548,36 @@ def test_prefetcher_asks_for_all_its_batches_before_one_has_come_or_was_learned_
     batch = prefetcher.get(10.0)
     assert batch is not None and set(batch.arrays["action"].tolist()) <= {1, 2, 3}
     suite.until(lambda: prefetcher.ready == 3 and server.table.counters.sampled == 16)
+
+
+def test_prefetcher_hands_over_what_a_transfer_made_and_passes_on_that_memory_ran_out(suite):
+    def transfer(arrays: Arrays) -> dict[str, torch.Tensor]:
+        if len(transferred) == 2:
+            raise torch.OutOfMemoryError("no memory left")
+        transferred.append(threading.current_thread().name)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+    transferred: list[str] = []
+    suite.start(min_size=3)
+    client = suite.producer()
+    prefetcher = Prefetcher(
+        lambda: SampleClient(
+            suite.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 4
+        ),
+        VECTOR_SCHEMA, lambda items: items.columns, 1, 1, transfer,
+    )  # fmt: skip
+    suite.callback(prefetcher.close)
+    suite.until(lambda: client.has_credit)
+    client.insert(vector_chunk([1, 2, 3]))
+    for _ in range(2):
+        suite.until(lambda: prefetcher.ready == 1)
+        batch = prefetcher.get(10.0)
+        assert batch is not None and set(batch.arrays["action"].tolist()) <= {1, 2, 3}
+        assert isinstance(batch.arrays["action"], torch.Tensor)
+    suite.until(lambda: prefetcher.ready == 1)
+    with pytest.raises(torch.OutOfMemoryError):
+        prefetcher.get(10.0)
+    assert all(name.startswith("decode") for name in transferred)
 
 
 def test_corrupt_items_are_left_out_of_their_batch_and_not_sampled_again(suite, monkeypatch):

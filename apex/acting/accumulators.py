@@ -10,12 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from apex import frames
-from apex.acting.frame_window import cut_frames
+from apex.acting.frame_window import Rows, cut_frames
 from apex.types import LEARNER_STEP, Array, Arrays, Chunk, EnvSpec
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -167,9 +166,12 @@ class NStepAccumulator:
         self._age += 1
         self._note(step, begun, ended)
         self._age[step.ignored] = 0
-        done = np.where(ended, self._pending, self._pending == self._n_step)
-        self._pending += begun - done
-        self._finished += done
+        completed = np.where(ended, self._pending, self._pending == self._n_step)
+        self._pending += begun - completed
+        self._finished += completed
+        if step.ignored.any():  # environments that fail at each first step make no transition ever
+            self._untaken[(self._pending == 0) & (self._finished == 0)] = self._steps.rows
+            self._forget([])
         if self._finished.max() < self._chunk_length:
             return []
         full = np.flatnonzero(self._finished >= self._chunk_length).tolist()
@@ -192,11 +194,6 @@ class NStepAccumulator:
         else:
             row["observation"] = step.observations
         self._steps.append(row)
-
-    @property
-    def kept_steps(self) -> int:
-        """Of each environment, for the transitions that are in no chunk yet."""
-        return self._steps.rows
 
     def flush(self) -> list[Chunk]:
         """The items that are finished but not yet in a chunk."""

@@ -88,7 +88,7 @@ class Prefetcher:
     ) -> None:
         self._connect = connect
         self._schema = schema
-        self._collate = lambda items: transfer(collate(items))
+        self._make_arrays = lambda items: transfer(collate(items))
         self._depth = depth
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._ready: queue.SimpleQueue[Future[Batch]] = queue.SimpleQueue()
@@ -159,7 +159,7 @@ class Prefetcher:
                 self._waker.clear()
                 for samples in client.poll():
                     self._ready.put(
-                        self._pool.submit(prepare, samples, self._schema, self._collate)
+                        self._pool.submit(prepare, samples, self._schema, self._make_arrays)
                     )
                 self.table_items = client.table_items
                 self.saved = client.saved

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apex.errors import DeviceMemoryError
 from apex.types import Array, Arrays
 
 
@@ -41,7 +42,14 @@ class Transfer:
         return tensors
 
     def _copy(self, array: Array) -> Tensor:
-        tensor = torch.from_numpy(array).pin_memory().to(self._device, non_blocking=True)
+        try:
+            pinned = torch.from_numpy(array).pin_memory()
+        except RuntimeError as error:
+            raise DeviceMemoryError(
+                f"no pinned memory for a batch: {error} Lower learner.batch_size or "
+                "learner.prefetch, or raise the limit of locked memory"
+            ) from None
+        tensor = pinned.to(self._device, non_blocking=True)
         # It is freed when the training stream has read it, not when this one has written it.
         tensor.record_stream(torch.cuda.default_stream(self._device))
         return tensor

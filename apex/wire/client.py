@@ -76,7 +76,10 @@ class Client:
         self._watch_connection()
         received: list[Received] = []
         while _readable(self._socket):
-            frames = self._next_frames()
+            try:
+                frames = self._next_frames()
+            except zmq.Again:  # the connection has gone, and what it had brought
+                break
             try:
                 item = decode(frames)
             except DecodeError as error:
@@ -93,7 +96,7 @@ class Client:
         return received
 
     def _next_frames(self) -> list[Frame]:
-        """The frames of one message: its header, and views of its buffers."""
+        """The frames of one message: its header, and views of its buffers. Raises `zmq.Again`."""
         frames: list[Frame] = [self._socket.recv(zmq.NOBLOCK)]
         while self._socket.getsockopt(zmq.RCVMORE):
             frames.append(self._socket.recv(copy=False).buffer)

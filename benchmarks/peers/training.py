@@ -14,6 +14,7 @@ from benchmarks.run.figures import Figure, figure, in_turn
 
 SECONDS = 20.0
 REPETITIONS = 3
+FREE = "as fast as it goes"
 KINDS = {"env_steps": "env steps/s", "trained_samples": "trained samples/s"}
 Start = Callable[[], Suite]
 
@@ -32,6 +33,7 @@ def compared(
     loop: str,
     options: dict[str, Any],
     suites: dict[str, Start],
+    unequal: Sequence[str] = (),
     **paths: str,
 ) -> Sequence[Figure]:
     """Each suite beside the peer.
@@ -42,6 +44,7 @@ def compared(
         loop: of the peer.
         options: of its loop; kept with the figures.
         suites: start them, by case.
+        unequal: cases that have no bar, since apex has another ratio of samples to steps there.
         paths: further options, which are not kept.
     """
     shown: list[Figure] = []
@@ -55,7 +58,9 @@ def compared(
             for kind, unit in KINDS.items():
                 both = [(ours[kind], theirs[kind]) for ours, theirs in pairs]
                 named = f"{case}: {kind.replace('_', ' ')}"
-                shown.append(figure(named, unit, both, loop, bar=1.0, options=options))
+                bar = None if case in unequal else 1.0
+                extra = {"options": options, "pairs": both}
+                shown.append(figure(named, unit, both, loop, bar=bar, **extra))
     return shown
 
 
@@ -70,9 +75,7 @@ def dqn_suites(folder: Path, batch: int, samples_per_step: float) -> dict[str, S
     held = [*common, f"replay.samples_per_insert={samples_per_step}", "actor.chunk_length=10",
             "learner.torch_threads=2"]  # fmt: skip
     return {
-        "as fast as it goes": lambda: Suite(
-            prepared(folder / "free", "pong", free), batch, cores.TRAINING
-        ),
+        FREE: lambda: Suite(prepared(folder / "free", "pong", free), batch, cores.TRAINING),
         f"{samples_per_step:g} samples a step": lambda: Suite(
             prepared(folder / "held", "pong", held), batch
         ),
@@ -93,7 +96,7 @@ def impala_suites(folder: Path, unroll: int, batch: int) -> dict[str, Start]:
         f"learner.batch_size={batch // unroll}", "learner.torch_threads=1",
     ]  # fmt: skip
     return {
-        "as fast as it goes": lambda: Suite(
+        FREE: lambda: Suite(
             prepared(folder / "free", "pong-impala", settings), batch, cores.TRAINING
         )
     }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, Protocol
 
 from benchmarks.run import cores
 
@@ -75,6 +75,23 @@ class Worker:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+class Measurable(Protocol):
+    """What works for as long as it is told to."""
+
+    def begin(self, seconds: float) -> None:
+        """Let it work for that long."""
+
+    def rate(self) -> float:
+        """What came of it: work done in a second."""
+
+
+def together(workers: Sequence[Measurable], seconds: float) -> list[float]:
+    """Work done in a second by each, while all work."""
+    for worker in workers:
+        worker.begin(seconds)
+    return [worker.rate() for worker in workers]
 
 
 def _work(

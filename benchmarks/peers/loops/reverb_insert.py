@@ -22,16 +22,11 @@ class Producer:
 
     Args:
         client: of the server.
-        chunk_length: steps whose frames are compressed together; 0: Reverb chooses.
         in_flight: items that may be unconfirmed after a step.
     """
 
-    def __init__(self, client: reverb.Client, chunk_length: int, in_flight: int) -> None:
-        self._writer = client.trajectory_writer(num_keep_alive_refs=FRAMES + chunk_length)
-        if chunk_length:
-            self._writer.configure(
-                ("frame",), num_keep_alive_refs=FRAMES + chunk_length, max_chunk_length=chunk_length
-            )
+    def __init__(self, client: reverb.Client, in_flight: int) -> None:
+        self._writer = client.trajectory_writer(num_keep_alive_refs=FRAMES)
         self._in_flight = in_flight
         self._length = 0
 
@@ -75,10 +70,10 @@ def _rows(recording: str) -> Iterator[tuple[list[dict[str, Any]], list[bool]]]:
         yield rows, (ended[t] | ended[t - 1]).tolist()
 
 
-def inserting(port: int, recording: str, chunk_length: int, in_flight: int, writers: int) -> Step:
+def inserting(port: int, recording: str, in_flight: int, writers: int) -> Step:
     """Producers in turn, as one actor with so many environments has them; items."""
     client = reverb.Client(f"localhost:{port}")
-    producers = [Producer(client, chunk_length, in_flight) for _ in range(writers)]
+    producers = [Producer(client, in_flight) for _ in range(writers)]
     steps = _rows(recording)
 
     def step() -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Samples ready batches from Reverb, by whichever of its ways is chosen."""
+"""Samples ready batches from Reverb."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DTYPES = {"action": tf.int32, "n_step_return": tf.float32, "discount": tf.float3
           "frames": tf.uint8}  # fmt: skip
 
 
-def by_dataset(address: str, batch: int, in_flight: int, workers: int) -> Iterator[Keys]:
+def ready_batches(address: str, batch: int, in_flight: int, workers: int) -> Iterator[Keys]:
     """tf.data: Reverb's sampler in C++, batched there."""
     dataset = reverb.TrajectoryDataset(
         address,
@@ -33,31 +33,13 @@ def by_dataset(address: str, batch: int, in_flight: int, workers: int) -> Iterat
         yield sample.info.key
 
 
-def by_client(address: str, batch: int, in_flight: int, workers: int) -> Iterator[Keys]:
-    """The client's own sampler, stacked by NumPy."""
-    client = reverb.Client(address)
-    while True:
-        samples = list(
-            client.sample(TABLE, batch, emit_timesteps=False, unpack_as_table_signature=False)
-        )
-        columns = zip(*(sample.data for sample in samples))
-        stacked = [np.stack(column) for column in columns]
-        assert len(stacked) == len(SHAPES)
-        yield np.array([sample.info.key for sample in samples])
-
-
-WAYS = {"dataset": by_dataset, "client": by_client}
-
-
-def sampling(
-    port: int, way: str, batch: int, in_flight: int, workers: int, returns_priorities: bool
-) -> Step:
+def sampling(port: int, batch: int, in_flight: int, workers: int, returns_priorities: bool) -> Step:
     """Batches, and new priorities for them where those are wanted; items."""
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     address = f"localhost:{port}"
     client, rng = reverb.Client(address), np.random.default_rng(1)
-    batches = WAYS[way](address, batch, in_flight, workers)
+    batches = ready_batches(address, batch, in_flight, workers)
 
     def step() -> dict[str, float]:
         keys = next(batches).tolist()

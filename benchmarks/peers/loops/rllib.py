@@ -21,7 +21,6 @@ from benchmarks.peers.loops.serve import Step, serve
 
 BUFFER = 20_000
 LEARNING_STARTS = 1_000
-UNROLL = 20
 FILTERS = [[*layer, "valid"] for layer in CONVOLUTIONS]
 
 
@@ -82,7 +81,7 @@ ALGORITHMS = {"dqn": dqn, "impala": impala}
 
 def training(
     algorithm: str, batch: int, samples_per_step: float, runners: int, num_envs: int,
-    fragment: int, learners: int, threads: int, **extra: Any,
+    fragment: int, learners: int, threads: int,
 ) -> Step:  # fmt: skip
     """A training algorithm; env steps and trained samples.
 
@@ -113,7 +112,6 @@ def training(
         .reporting(min_time_s_per_iteration=0.5, min_sample_timesteps_per_iteration=0)
         .debugging(seed=1, log_level="ERROR")
     )
-    config = config.update_from_dict(extra)
     torch.set_num_threads(threads)
     algo = config.build_algo()
     counted = {"env_steps": 0.0, "trained_samples": 0.0}

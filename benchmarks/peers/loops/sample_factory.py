@@ -63,7 +63,7 @@ def train(train_dir: str, rollout: int, batch: int, **settings: Any) -> None:
     """
     told = {
         "env": "atari_pong", "experiment": f"peer_{os.getpid()}", "train_dir": train_dir,
-        "device": "cpu", "async_rl": True, "use_rnn": False, "seed": 1,
+        "device": "cpu", "normalize_input": False, "async_rl": True, "use_rnn": False, "seed": 1,
         "env_frameskip": FRAME_SKIP, "rollout": rollout, "recurrence": 1, "batch_size": batch,
         "num_batches_per_epoch": 1, "num_epochs": 1, "num_policies": 1,
         "train_for_env_steps": 10**12, "save_every_sec": PERIODIC_S,

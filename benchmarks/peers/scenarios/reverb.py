@@ -20,7 +20,7 @@ from benchmarks.run.daemons import Daemons, pong_run
 from benchmarks.run.figures import Figure, figure, in_turn
 from benchmarks.run.pong import CHUNK_LENGTH, NUM_ENVS, algorithm_of, fill, hello
 from benchmarks.run.scenarios.learner_data import BATCH, batches
-from benchmarks.run.workers import Step, Worker
+from benchmarks.run.workers import Step, Worker, together
 
 ITEMS = 100_000
 STEPS = 640
@@ -29,8 +29,8 @@ SECONDS = 3.0
 WAIT_S = 0.1
 BACKLOG = 16
 """Chunks that are made before a producer waits for the server."""
-INSERTING = {"chunk_length": 0, "in_flight": 64, "writers": NUM_ENVS}
-SAMPLING = {"way": "dataset", "batch": BATCH, "in_flight": 64, "workers": 4}
+INSERTING = {"in_flight": 64, "writers": NUM_ENVS}
+SAMPLING = {"batch": BATCH, "in_flight": 64, "workers": 4}
 """Reverb's fastest, of those tried."""
 Measurable = Worker | Peer
 
@@ -102,18 +102,12 @@ def alone(case: str, ours: Measurable, theirs: Measurable, **extra: Any) -> Figu
 
 def at_once(ours: Sequence[Measurable], theirs: Sequence[Measurable]) -> list[Figure]:
     """Inserting and sampling together, by two clients that share a core."""
-    pairs = in_turn(partial(_together, ours), partial(_together, theirs))
+    pairs = in_turn(partial(together, ours, SECONDS), partial(together, theirs, SECONDS))
     return [
         figure(case, "transitions/s", [(value[k], limit[k]) for value, limit in pairs], "Reverb",
                bar=3.0)
         for k, case in enumerate(("inserts at once", "samples at once"))
     ]  # fmt: skip
-
-
-def _together(clients: Sequence[Measurable]) -> list[float]:
-    for client in clients:
-        client.begin(SECONDS)
-    return [client.rate() for client in clients]
 
 
 def measure(folder: Path) -> Sequence[Figure]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.peers.training import compared, dqn_suites
+from benchmarks.peers.training import FREE, compared, dqn_suites
 from benchmarks.run.figures import Figure
 
 BATCH = 32
@@ -20,4 +20,4 @@ def measure(folder: Path) -> Sequence[Figure]:
         "num_envs": 8, "fragment": 4, "learners": 0, "threads": 2,
     }  # fmt: skip
     suites = dqn_suites(folder, BATCH, SAMPLES_PER_STEP)
-    return compared(folder, "torch", "rllib", options, suites)
+    return compared(folder, "torch", "rllib", options, suites, unequal=[FREE])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.peers.training import compared, dqn_suites
+from benchmarks.peers.training import FREE, compared, dqn_suites
 from benchmarks.run.figures import Figure
 
 BATCH = 32
@@ -19,4 +19,4 @@ def measure(folder: Path) -> Sequence[Figure]:
         "threads": 2, "num_envs": 8, "samples_per_step": SAMPLES_PER_STEP, "batch": BATCH
     }  # fmt: skip
     suites = dqn_suites(folder, BATCH, SAMPLES_PER_STEP)
-    return compared(folder, "torch", "sb3", options, suites)
+    return compared(folder, "torch", "sb3", options, suites, unequal=[FREE])

@@ -15,7 +15,7 @@ from apex.acting.agent import Inputs
 from apex.machine import has_gpu
 from apex.run_directory import RunDirectory
 from benchmarks.run import cores
-from benchmarks.run.daemons import Daemon, Daemons, pong_run, until
+from benchmarks.run.daemons import Asker, Daemon, Daemons, pong_run, until
 from benchmarks.run.figures import Figure, figure, in_turn
 from benchmarks.run.pong import algorithm_of
 from benchmarks.run.scenarios.actor import NOT_LEARNING, env_steps
@@ -35,23 +35,33 @@ class Suite:
 
     def __init__(self, run: RunDirectory, actors: int) -> None:
         self._daemons = Daemons(run)
+        self._acting: list[Daemon] = []
+        self._server: Asker | None = None
+        self.batch_mean = 0.0
+        """Environments in a decision of the server, when it was last measured."""
+        try:
+            self._start(run, actors)
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, run: RunDirectory, actors: int) -> None:
         self._daemons.replay(cores.TRAINING)
         self._daemons.learner(cores.TRAINING, ())
-        central = run.config().central
-        self._acting: list[Daemon] = [self._daemons.inference(cores.OTHERS)] if central else []
+        if run.config().central:
+            self._acting.append(self._daemons.inference(cores.OTHERS))
+            self._server = self._daemons.asker("inference.act")
         self._acting += [self._daemons.actor(cores.OTHERS, index=k) for k in range(actors)]
         self._asker = self._daemons.asker("learner.params")
         until(lambda: env_steps(self._asker.status()) > 2000, "the actors step")
-        self._server = self._daemons.asker("inference.act") if central else None
 
     def rate(self) -> float:
         """Env steps a second of all actors."""
         self._daemons.check()
-        return self._asker.rate(env_steps, SECONDS)
-
-    def batch_mean(self) -> float:
-        """Environments in a decision of the server."""
-        return float(self._server.status()["batch_mean"]) if self._server else 0.0
+        rate = self._asker.rate(env_steps, SECONDS)
+        if self._server is not None:
+            self.batch_mean = float(self._server.status()["batch_mean"])
+        return rate
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -65,7 +75,11 @@ class Suite:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._daemons.__exit__(*exception)
+        self.close()
+
+    def close(self) -> None:
+        """End it."""
+        self._daemons.__exit__()
 
 
 def acting(folder: Path, actors: int, envs: int) -> Figure:
@@ -89,9 +103,8 @@ def acting(folder: Path, actors: int, envs: int) -> Figure:
                 return rate
 
             pairs = in_turn(rate_of(central, local), rate_of(local, central))
-            batch_mean = central.batch_mean()
     return figure(f"{actors} actors of {envs} environments", "env steps/s", pairs,
-                  "inference in each actor", batch_mean=batch_mean,
+                  "inference in each actor", batch_mean=central.batch_mean,
                   a_core=round(pairs[-1][0] / len(cores.OTHERS), 1))  # fmt: skip
 
 

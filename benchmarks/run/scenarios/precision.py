@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,9 @@ def updating(path: Path, batch_size: int, way: str) -> Step:
     """The update in another way, on one batch; updates."""
     learner: Any
     learner, batch = bare_learner(path, batch_size)
-    device, context = learner.device, ExitStack()
+    narrow = torch.autocast(learner.device.type, torch.bfloat16, enabled=way == "bfloat16")
     if way == "bfloat16":
-        context.enter_context(torch.autocast(device.type, torch.bfloat16))
+        pass
     elif way == "float32":
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
@@ -37,7 +36,8 @@ def updating(path: Path, batch_size: int, way: str) -> Step:
         learner.network, learner.target = compiled(learner.network), compiled(learner.target)
 
     def step() -> float:
-        learner.update(batch)
+        with narrow:
+            learner.update(batch)
         return 1
 
     return step

@@ -20,7 +20,7 @@ from benchmarks.run.daemons import Daemon, Daemons, pong_run
 from benchmarks.run.exchange import Answerer, exchanging
 from benchmarks.run.figures import Figure, figure, in_turn
 from benchmarks.run.pong import CHUNK_LENGTH, fill, hello, record, samples_of
-from benchmarks.run.workers import Step, Worker
+from benchmarks.run.workers import Step, Worker, together
 
 ITEMS, RECORDED = 100_000, 20_000
 """Transitions that fill the table, and how many of them differ."""
@@ -92,18 +92,12 @@ def alone(case: str, ours: Worker, bare: Worker, goal: float) -> Figure:
 
 def at_once(ours: Sequence[Worker], bare: Sequence[Worker], goal: float) -> list[Figure]:
     """Inserting and sampling together."""
-    pairs = in_turn(partial(_together, ours), partial(_together, bare))
+    pairs = in_turn(partial(together, ours, SECONDS), partial(together, bare, SECONDS))
     shown = []
     for k, name in enumerate(("inserts at once", "samples at once")):
         mine = [(value[k], limit[k]) for value, limit in pairs]
         shown.append(figure(name, "transitions/s", mine, LIMIT, goal=goal))
     return shown
-
-
-def _together(workers: Sequence[Worker]) -> list[float]:
-    for worker in workers:
-        worker.begin(SECONDS)
-    return [worker.rate() for worker in workers]
 
 
 def measure(folder: Path) -> Sequence[Figure]:
