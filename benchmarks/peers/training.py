@@ -59,7 +59,7 @@ def compared(
                 both = [(ours[kind], theirs[kind]) for ours, theirs in pairs]
                 named = f"{case}: {kind.replace('_', ' ')}"
                 bar = None if case in unequal else 1.0
-                extra = {"options": options, "pairs": both}
+                extra = {"options": options, "turns": both}
                 shown.append(figure(named, unit, both, loop, bar=bar, **extra))
     return shown
 
