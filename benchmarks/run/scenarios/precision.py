@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from benchmarks.run.workers import Step, Worker
 BATCHES = (512,) if has_gpu() else (32, 512)
 SECONDS = 5.0
 LIMIT = "the update as the learner makes it"
+MODES = {"compiled": "default", "CUDA graphs": "reduce-overhead"}
+"""Of `torch.compile`."""
 WAYS = ("bfloat16", "compiled", *(("float32", "CUDA graphs") if has_gpu() else ()))
 
 
@@ -26,13 +29,11 @@ def updating(path: Path, batch_size: int, way: str) -> Step:
     learner: Any
     learner, batch = bare_learner(path, batch_size)
     narrow = torch.autocast(learner.device.type, torch.bfloat16, enabled=way == "bfloat16")
-    if way == "bfloat16":
-        pass
-    elif way == "float32":
+    if way == "float32":
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.allow_tf32 = False
-    else:
-        compiled = _compiler(way)
+    elif way in MODES:
+        compiled = partial(torch.compile, mode=MODES[way])
         learner.network, learner.target = compiled(learner.network), compiled(learner.target)
 
     def step() -> float:
@@ -41,11 +42,6 @@ def updating(path: Path, batch_size: int, way: str) -> Step:
         return 1
 
     return step
-
-
-def _compiler(way: str) -> Callable[[Any], Any]:
-    mode = "reduce-overhead" if way == "CUDA graphs" else "default"
-    return lambda network: torch.compile(network, mode=mode)
 
 
 def measure(folder: Path) -> Sequence[Figure]:
