@@ -1,0 +1,85 @@
+/** What an actor reads in a run's directory: addresses, keys, schema and settings. */
+
+import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
+import path from "node:path";
+import { parse } from "smol-toml";
+import { UserError } from "./wire.js";
+
+/**
+ * Where a server is, and the CURVE keys (Z85) that it asks for, or null.
+ * @typedef {{address: string, keys: {serverKey: string, publicKey: string, secretKey: string} | null}} Endpoint
+ *
+ * @typedef {object} Run
+ * @property {string} id `run_id`
+ * @property {string} schemaHash 16 hexadecimal digits
+ * @property {{insert: Endpoint, params: Endpoint}} endpoints
+ * @property {{name: string, dtype: string, shape: number[]}[]} columns of the run's table
+ * @property {{observation_shape: number[], num_actions: number, env_id: string}} env
+ * @property {{nStep: number, discount: number, clipRewards: boolean, numEnvs: number, chunkLength: number, parameterPeriod: number, learnerPatienceS: number}} settings
+ */
+
+/**
+ * Read a run's directory.
+ * @param {string} folder
+ * @returns {Run}
+ * @throws {UserError} a file is missing or cannot be read
+ */
+export function readRun(folder) {
+  const { replay, learner, keys: keysFolder } = readToml(path.join(folder, "endpoints.toml"));
+  const config = readToml(path.join(folder, "config.toml"));
+  const { run_id, env, schema } = readWith(JSON.parse, path.join(folder, "schema.json"));
+  const keys = keysFolder ? readKeys(path.resolve(folder, keysFolder)) : null;
+  const endpoint = (address) => ({ address, keys: address.startsWith("tcp://") ? keys : null });
+  return {
+    id: run_id,
+    schemaHash: schemaHash(schema),
+    endpoints: { insert: endpoint(replay.insert), params: endpoint(learner.params) },
+    columns: schema.columns,
+    env,
+    settings: settingsOf(config),
+  };
+}
+
+/** The first 16 digits of the SHA-256 of the schema's compact JSON, keys in PROTOCOL.md's order. */
+export function schemaHash({ columns, frames }) {
+  const ordered = {
+    columns: columns.map(({ name, dtype, shape }) => ({ name, dtype, shape })),
+    frames: frames && { shape: frames.shape, max_frames: frames.max_frames },
+  };
+  return createHash("sha256").update(JSON.stringify(ordered)).digest("hex").slice(0, 16);
+}
+
+function settingsOf({ algorithm, env, actor }) {
+  if (algorithm.name !== "apex_dqn" || actor.inference !== "local")
+    throw new UserError(
+      `this actor makes items of apex_dqn with local inference; the run has ${algorithm.name} with ${actor.inference} inference`,
+    );
+  return {
+    nStep: algorithm.n_step,
+    discount: algorithm.discount,
+    clipRewards: env.clip_rewards,
+    numEnvs: actor.num_envs,
+    chunkLength: actor.chunk_length,
+    parameterPeriod: actor.parameter_period,
+    learnerPatienceS: actor.learner_patience_s,
+  };
+}
+
+/** The server's public key and the actor's pair. */
+function readKeys(folder) {
+  const server = readToml(path.join(folder, "server.public"));
+  const own = readToml(path.join(folder, "actor.secret"));
+  return { serverKey: server.public, publicKey: own.public, secretKey: own.secret };
+}
+
+const readToml = (file) => readWith(parse, file);
+
+function readWith(parseText, file) {
+  try {
+    return parseText(readFileSync(file, "utf8"));
+  } catch (error) {
+    const reason = error.code === "ENOENT" ? "there is no such file" : error.message.split("\n")[0];
+    throw new UserError(`${file}: ${reason}; --run names the directory of a run`);
+  }
+}
