@@ -159,11 +159,11 @@ def _check_init_from(config: Config, spec: EnvSpec) -> None:
     if not config.run.init_from:
         return
     env = checkpoint.find(Path(config.run.init_from)).manifest.env
-    if (env.policy_shape, env.num_actions) != (spec.policy_shape, spec.num_actions):
+    if (env.policy_shape, env.actions_text) != (spec.policy_shape, spec.actions_text):
         raise ConfigError(
             f"run.init_from: that checkpoint is of {env.env_id} with observations "
-            f"{env.policy_shape} and {env.num_actions} actions, expected {spec.policy_shape} "
-            f"and {spec.num_actions}"
+            f"{env.policy_shape} and {env.actions_text}, expected {spec.policy_shape} "
+            f"and {spec.actions_text}"
         )
 
 

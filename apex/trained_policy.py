@@ -47,7 +47,7 @@ class TrainedPolicy:
         """The next observations begin episodes: a policy with memory forgets those before."""
         self._decision = None
 
-    def act(self, observations: Array, rewards: npt.ArrayLike = 0.0) -> npt.NDArray[np.int64]:
+    def act(self, observations: Array, rewards: npt.ArrayLike = 0.0) -> Array:
         """Greedy actions; a policy with memory goes on from the last call.
 
         Args:
@@ -57,7 +57,7 @@ class TrainedPolicy:
                 that see rewards.
 
         Returns:
-            `[E] int64`, or one action.
+            `[E, *action shape]`, int64 or float32 as the environment takes them, or one action.
         """
         observations = np.asarray(observations, dtype=self.manifest.env.observation_dtype)
         shape = self.manifest.env.policy_shape
@@ -81,7 +81,7 @@ class TrainedPolicy:
         return Inputs(
             np.ascontiguousarray(observations),
             last.core_state if last else np.zeros((count, self.policy.core_size), np.float32),
-            last.actions if last else np.zeros(count, dtype=np.int64),
+            last.actions if last else self.manifest.env.no_actions(count),
             np.broadcast_to(np.asarray(rewards, dtype=np.float32), count),
         )
 

@@ -17,7 +17,6 @@ from apex.algos.apex_dqn import (
     ApexDQN,
     ApexDQNConfig,
     DQNLearner,
-    initial_priorities,
 )
 from apex.algos.registry import check_schema, make_algorithm
 from apex.config import ReplayConfig
@@ -336,7 +335,8 @@ def test_initial_priorities_are_the_actors_absolute_td_errors():
     first = {"q_value": np.array([4.0, 3.0])}
     bootstrap = {"max_q": np.array([2.0, 100.0])}
     # |1 + 0.5 * 2 - 4| and |-2 + 0 - 3|
-    assert initial_priorities(columns, first, bootstrap).tolist() == [2.0, 5.0]
+    algorithm = ApexDQN(ApexDQNConfig(), SPEC)
+    assert algorithm.initial_priorities(columns, first, bootstrap).tolist() == [2.0, 5.0]
 
 
 def test_policy_gives_the_value_of_the_action_that_it_took():

@@ -87,7 +87,7 @@ class Stage:
         """One more actor, greeted."""
         facts = self.facts
         greeting = hello(name, run_id=facts.run_id, schema_hash=facts.schema.hash, epoch=epoch)
-        client = ActClient(self.run.endpoints().of("inference.act"), greeting)
+        client = ActClient(self.run.endpoints().of("inference.act"), greeting, facts.env)
         client.start(int(name[-1]), incarnation=0)
         self.stack.callback(client.close)
         self.clients[name] = client

@@ -23,7 +23,7 @@ class VectorStep:
 
     Args:
         observations: `[E, *observation_shape]`, before the action.
-        actions: `[E]`.
+        actions: `[E, *action shape]`.
         extras: what the policy said besides the action, `[E]` each.
         rewards: `[E] float`, as learned from.
         terminated: `[E]`, the episode ended with this step and has no value beyond.
@@ -35,7 +35,7 @@ class VectorStep:
     """
 
     observations: Array
-    actions: npt.NDArray[np.int64]
+    actions: Array
     extras: Mapping[str, Floats]
     rewards: Floats
     terminated: Bools
@@ -141,6 +141,7 @@ class NStepAccumulator:
         initial_priorities: InitialPriorities,
     ) -> None:
         self._stack = spec.frame_stack
+        self._action_dtype = np.dtype(spec.action_column.dtype)
         self._n_step = n_step
         self._discounts = np.array([discount**k for k in range(n_step + 1)])
         self._chunk_length = chunk_length
@@ -247,7 +248,7 @@ class NStepAccumulator:
             returns += self._discounts[k] * np.where(k < lengths, later, 0.0)
         dead = self._steps.of("dead", env)[ends - 1]
         columns: Arrays = {
-            "action": self._steps.of("action", env)[begins].astype(np.int32),
+            "action": self._steps.of("action", env)[begins].astype(self._action_dtype),
             "n_step_return": returns.astype(np.float32),
             "discount": np.where(dead, 0.0, self._discounts[lengths]).astype(np.float32),
             LEARNER_STEP: self._steps.of(LEARNER_STEP, env)[begins].astype(np.int64),

@@ -16,7 +16,6 @@ from apex.acting.accumulators import Accumulator, VectorStep
 from apex.types import Array, Arrays, Chunk, EnvSpec, StepResult
 
 Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
 
 
 class Inputs(NamedTuple):
@@ -26,8 +25,8 @@ class Inputs(NamedTuple):
     """`[E, *policy_shape]`."""
     core_state: npt.NDArray[np.float32]
     """`[E, core_size]`, recurrent state; zeros where an episode begins."""
-    last_actions: Ints
-    """`[E]`, of the step before; 0 where an episode begins."""
+    last_actions: Array
+    """`[E, *action shape]`, of the step before; 0 where an episode begins."""
     last_rewards: npt.NDArray[np.float32]
     """`[E]`, of the step before, as learned from; 0 where an episode begins."""
 
@@ -40,7 +39,8 @@ class Inputs(NamedTuple):
 class Decision(NamedTuple):
     """What a policy decided for E environments."""
 
-    actions: Ints
+    actions: Array
+    """`[E, *action shape]`, int64 or float32: as the environments take them."""
     core_state: npt.NDArray[np.float32]
     """`[E, core_size]`, after this step."""
     extras: Arrays
@@ -55,8 +55,9 @@ class Decision(NamedTuple):
 class Exploration(Protocol):
     """Chooses actions from what a policy computed, for each environment in its own measure."""
 
-    def __call__(self, values: Array) -> Ints:
-        """Actions `[E]` from action values or logits `[E, A]`."""
+    def __call__(self, values: Array) -> Array:
+        """Actions `[E, *action shape]` from action values or logits `[E, A]`, or from the greedy
+        actions of a deterministic policy."""
 
     def describe(self) -> str:
         """For the log: how much it explores."""
@@ -66,26 +67,22 @@ class JoinedExploration:
     """The explorations of several agents as one.
 
     Args:
-        parts: with the number of environments of each; None: greedy.
+        parts: with the number of environments of each.
     """
 
-    def __init__(self, parts: Sequence[tuple[Exploration | None, int]]) -> None:
+    def __init__(self, parts: Sequence[tuple[Exploration, int]]) -> None:
         self._parts = parts
 
-    def __call__(self, values: Array) -> Ints:
+    def __call__(self, values: Array) -> Array:
         """Each agent's own exploration for its own rows."""
         edges = np.cumsum([0, *(size for _, size in self._parts)])
-        actions = [
-            values[begin : begin + n].argmax(axis=1)
-            if one is None
-            else one(values[begin : begin + n])
-            for (one, n), begin in zip(self._parts, edges)
-        ]
-        return np.concatenate(actions)
+        return np.concatenate(
+            [one(values[begin : begin + n]) for (one, n), begin in zip(self._parts, edges)]
+        )
 
     def describe(self) -> str:
         """That of each."""
-        return ", ".join(one.describe() if one else "greedy" for one, _ in self._parts)
+        return ", ".join(one.describe() for one, _ in self._parts)
 
 
 class ActingPolicy(Protocol):
@@ -172,6 +169,7 @@ class Agent:
         self._clip_rewards = clip_rewards
         self._stacker = FrameStacker(spec.frame_stack)
         self._core_size = core_size
+        self._no_actions = spec.no_actions(num_envs)
         self._observations: Array
         self._ignored: Bools
         self._decision: Decision | None = None
@@ -193,7 +191,7 @@ class Agent:
             observations,
             everywhere,
             np.zeros((self.num_envs, self._core_size), np.float32),
-            np.zeros(self.num_envs, np.int64),
+            self._no_actions,
             np.zeros(self.num_envs, np.float32),
         )
         self._ignored = ~everywhere if ended is None else ended
@@ -216,7 +214,7 @@ class Agent:
         last_rewards = rewards.astype(np.float32)
         if first.any():
             core_state = np.where(first[:, None], np.float32(0), core_state)
-            last_actions = np.where(first, 0, last_actions)
+            last_actions = np.where(_rowwise(first, last_actions), self._no_actions, last_actions)
             last_rewards = np.where(first, np.float32(0), last_rewards)
         self._see(result.observations, first, core_state, last_actions, last_rewards)
 
@@ -225,14 +223,14 @@ class Agent:
         observations: Array,
         first: Bools,
         core_state: npt.NDArray[np.float32],
-        last_actions: Ints,
+        last_actions: Array,
         last_rewards: npt.NDArray[np.float32],
     ) -> None:
         self._observations = observations
         stacks = self._stacker.push(observations, first)
         self.inputs = Inputs(stacks, core_state, last_actions, last_rewards)
 
-    def decide(self, decision: Decision, learner_step: int) -> Ints:
+    def decide(self, decision: Decision, learner_step: int) -> Array:
         """Take what a policy with the parameters of a learner step decided; gives the actions."""
         self._decision, self._learner_step = decision, learner_step
         return decision.actions
@@ -271,6 +269,11 @@ class Agent:
         return self.take_chunks() + (self._accumulator.flush() if self._accumulator else [])
 
 
+def _rowwise(flags: Bools, values: Array) -> Bools:
+    """`[E]` as `[E, 1, ...]`, so that each flag counts for a whole row of `values`."""
+    return flags.reshape(-1, *(1,) * (values.ndim - 1))
+
+
 class LocalDecider:
     """An agent and its policy in one process.
 
@@ -297,7 +300,7 @@ class LocalDecider:
         """The environments have failed."""
         self.agent.cut()
 
-    def decide(self) -> Ints:
+    def decide(self) -> Array:
         """The actions for what was observed last."""
         decision = self._policy.act(self.agent.inputs, self.agent.exploration)
         return self.agent.decide(decision, self.learner_step)

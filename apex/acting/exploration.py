@@ -1,4 +1,4 @@
-"""Exploration: the epsilon ladder of Ape-X, epsilon-greedy actions, and sampled ones."""
+"""Exploration: the ladder of Ape-X; epsilon-greedy, sampled and noisy actions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+
+from apex.types import Array
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -46,9 +48,25 @@ def epsilon_ladder(positions: Floats, size: int, epsilon: float, alpha: float) -
         positions: `[E]`, i, from 0 to N - 1.
         size: N, rungs of the whole ladder.
     """
-    fraction = positions / (size - 1) if size > 1 else np.full_like(positions, 0.5)
-    result: Floats = np.power(epsilon, 1.0 + alpha * fraction)
+    result: Floats = np.power(epsilon, 1.0 + alpha * _fractions(positions, size))
     return result
+
+
+def noise_ladder(positions: Floats, size: int, largest: float, smallest: float) -> Floats:
+    """sigma_i = largest * (smallest / largest)^(i / (N - 1)): equal factors from rung to rung.
+
+    A ladder of one rung has the geometric mean.
+
+    Args:
+        positions: `[E]`, i, from 0 to N - 1.
+        size: N, rungs of the whole ladder.
+    """
+    result: Floats = largest * np.power(smallest / largest, _fractions(positions, size))
+    return result
+
+
+def _fractions(positions: Floats, size: int) -> Floats:
+    return positions / (size - 1) if size > 1 else np.full_like(positions, 0.5)
 
 
 class EpsilonGreedy:
@@ -99,4 +117,33 @@ class Sampled:
         mass = np.cumsum(odds, axis=1)
         points = np.array([generator.random() for generator in self._generators])
         actions: Ints = (mass <= (points * mass[:, -1])[:, None]).sum(axis=1)
+        return actions
+
+
+class GaussianNoise:
+    """Adds normally distributed noise to actions and keeps them within their bounds.
+
+    Args:
+        sigmas: `[E]`, standard deviations, of half the distance between an action's bounds.
+        low, high: `[*action shape]`, the bounds.
+        seeds: one sequence of integers an environment; every environment has its own generator.
+    """
+
+    def __init__(
+        self, sigmas: Floats, low: Array, high: Array, seeds: Sequence[Sequence[int]]
+    ) -> None:
+        self.sigmas = sigmas
+        self._low, self._high = low, high
+        self._half = (high - low) / 2.0
+        self._generators = [np.random.default_rng(list(seed)) for seed in seeds]
+
+    def describe(self) -> str:
+        """The range of sigmas."""
+        return f"noise {self.sigmas.min():.3f} to {self.sigmas.max():.3f}"
+
+    def __call__(self, values: Array) -> Array:
+        """Actions `[E, *action shape]` from greedy ones."""
+        noise = np.stack([one.standard_normal(self._half.shape) for one in self._generators])
+        noise *= self.sigmas.reshape(-1, *(1,) * self._half.ndim) * self._half
+        actions: Array = np.clip(values + noise, self._low, self._high).astype(values.dtype)
         return actions

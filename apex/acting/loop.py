@@ -24,8 +24,8 @@ class Decider(Protocol):
     def begin(self, observations: Array) -> None:
         """Episodes begin everywhere, `[E, *observation_shape]`."""
 
-    def decide(self) -> npt.NDArray[np.int64]:
-        """The actions `[E]` for what was observed last; once for each observation."""
+    def decide(self) -> Array:
+        """The actions `[E, *action shape]` for what was observed last; once for each time."""
 
     def observe(self, result: StepResult) -> None:
         """What came of them."""

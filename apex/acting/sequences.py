@@ -4,13 +4,13 @@ A sequence has L rows. A row is one observation, what was done there and what ca
 row is there for its observation, from which values are bootstrapped. The columns of an item:
 
     observation      [L, ...]  only without frames; with frames they are the item's frames
-    action           [L] int32
+    action           [L, *action shape] int32, or float32 where actions are continuous
     reward           [L] float32, of the action
     discount         [L] float32: gamma, or 0 after a termination or a lost life
     is_first         [L] uint8: the row begins an episode
     is_last          [L] uint8: the final observation of a truncated episode. Nothing was done
                      there: action, reward and discount mean nothing, its value is bootstrapped
-    last_action      int32, last_reward float32: of the row before the first one; 0 at a start
+    last_action      like action, last_reward float32: of the row before the first; 0 at a start
     learner_step     of the parameters that acted in the first row
 
 and those that the algorithm asks for. The final observation of a terminated episode has no value
@@ -56,14 +56,14 @@ class SequenceLayout:
 
     def schema(self, spec: EnvSpec) -> Schema:
         """The columns of an item, as above."""
-        rows = (self.length,)
+        rows, action = (self.length,), spec.action_column
         columns = [
-            Column("action", "int32", rows),
+            Column("action", action.dtype, (*rows, *action.shape)),
             Column("reward", "float32", rows),
             Column("discount", "float32", rows),
             Column("is_first", "uint8", rows),
             Column("is_last", "uint8", rows),
-            Column("last_action", "int32"),
+            Column("last_action", action.dtype, action.shape),
             Column("last_reward", "float32"),
             Column(LEARNER_STEP, "int64"),
             *(Column(c.name, c.dtype, (*rows, *c.shape)) for c in self.row_extras),
@@ -77,7 +77,7 @@ class SequenceLayout:
 
 
 class _Row(NamedTuple):
-    action: int
+    action: Array
     reward: float
     discount: float
     is_first: bool
@@ -104,6 +104,8 @@ class _EnvSequences:
     def __init__(self, spec: EnvSpec, layout: SequenceLayout, chunk_length: int) -> None:
         self._layout = layout
         self._chunk_length = chunk_length
+        self._no_action = spec.no_actions(1)[0]
+        self._action_dtype = spec.action_column.dtype
         self._window = FrameWindow(spec.frame_stack) if spec.frame_stack else None
         self._rows: list[_Row] = []
         """From the row before the unfinished sequence on."""
@@ -137,7 +139,7 @@ class _EnvSequences:
             stack_begin, end = self._window.stack_begin(), self._window.end
         dead = is_last or step.terminated[env] or step.life_lost[env]
         row = _Row(
-            int(step.actions[env]),
+            step.actions[env].copy(),
             0.0 if is_last else float(step.rewards[env]),
             0.0 if dead else self._layout.discount,
             self._starting,
@@ -165,7 +167,7 @@ class _EnvSequences:
             self.finished[: self._chunk_length],
             self.finished[self._chunk_length :],
         )
-        columns = _columns(taken)
+        columns = _columns(taken, self._no_action, self._action_dtype)
         first = {column.name: column.dtype for column in self._layout.first_extras}
         extras = {}
         for k, name in enumerate(extra_names):
@@ -190,16 +192,18 @@ class _EnvSequences:
         return Chunk(columns, initial, cut)
 
 
-def _columns(sequences: Sequence[_Sequence]) -> Arrays:
+def _columns(sequences: Sequence[_Sequence], no_action: Array, action_dtype: str) -> Arrays:
     """The columns that every sequence has."""
-    fields = {"action": np.int32, "reward": np.float32, "discount": np.float32,
-              "is_first": np.uint8, "is_last": np.uint8}  # fmt: skip
+    fields = {"action": action_dtype, "reward": "float32", "discount": "float32",
+              "is_first": "uint8", "is_last": "uint8"}  # fmt: skip
     columns: Arrays = {
         name: np.array([[getattr(row, name) for row in one.rows] for one in sequences], dtype)
         for name, dtype in fields.items()
     }
     before = [one.before for one in sequences]
-    columns["last_action"] = np.array([row.action if row else 0 for row in before], np.int32)
+    columns["last_action"] = np.array(
+        [row.action if row else no_action for row in before], action_dtype
+    )
     columns["last_reward"] = np.array([row.reward if row else 0.0 for row in before], np.float32)
     columns[LEARNER_STEP] = np.array([one.rows[0].learner_step for one in sequences], np.int64)
     if sequences[0].rows[0].observation is not None:

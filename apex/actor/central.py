@@ -22,7 +22,9 @@ class CentralInference:
     learner_step = 0
 
     def __init__(self, service: Service) -> None:
-        self._act = ActClient(service.endpoints.of("inference.act"), service.hello("actor"))
+        self._act = ActClient(
+            service.endpoints.of("inference.act"), service.hello("actor"), service.facts.env
+        )
 
     @property
     def client(self) -> Client:

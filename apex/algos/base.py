@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from apex.acting.accumulators import Accumulator
 from apex.acting.agent import Decision, Exploration, Inputs
-from apex.types import Array, Arrays, EnvSpec, Items, Schema
+from apex.types import ActionKind, Array, Arrays, EnvSpec, Items, Schema
 
 BatchArrays = Mapping[str, Array] | Mapping[str, Tensor]
 """What `Algorithm.collate` gave: `[B, ...]` each, as it was or on the learner's device."""
@@ -105,6 +105,8 @@ class Algorithm(ABC):
 
     Config: ClassVar[type[msgspec.Struct]]
     """The typed `[algorithm]` section; `name` is among its fields."""
+    action_kinds: ClassVar[frozenset[ActionKind]] = frozenset({"discrete"})
+    """The kinds of actions that it can learn."""
 
     def __init__(self, config: Any, spec: EnvSpec) -> None:
         self.config = config

@@ -16,7 +16,7 @@ from apex.algos.optimization import Optimization, OptimizerSection
 from apex.types import EnvSpec
 
 Q_VALUE, MAX_Q = "q_value", "max_q"
-"""A Q-policy's extras: the value of the action that it took, and that of the best one."""
+"""A policy's extras: the value of the action that it took, and that of the one it holds best."""
 
 
 class EpsilonLadder(Protocol):

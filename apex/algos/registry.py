@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from apex.algos.apex_dpg import ApexDPG
 from apex.algos.apex_dqn import ApexDQN
 from apex.algos.base import Algorithm
 from apex.algos.impala import Impala
@@ -13,7 +14,12 @@ from apex.config import convert
 from apex.errors import ConfigError, RunError
 from apex.types import EnvSpec, Schema
 
-ALGORITHMS: dict[str, type[Algorithm]] = {"apex_dqn": ApexDQN, "impala": Impala, "r2d2": R2D2}
+ALGORITHMS: dict[str, type[Algorithm]] = {
+    "apex_dqn": ApexDQN,
+    "apex_dpg": ApexDPG,
+    "impala": Impala,
+    "r2d2": R2D2,
+}
 
 
 def make_algorithm(
@@ -34,6 +40,13 @@ def make_algorithm(
     if kind is None:
         raise ConfigError(
             f"algorithm.name: no '{section['name']}'; there are: {', '.join(ALGORITHMS)}"
+        )
+    if spec.action_kind not in kind.action_kinds:
+        able = [name for name, one in ALGORITHMS.items() if spec.action_kind in one.action_kinds]
+        raise ConfigError(
+            f"algorithm.name: {section['name']} learns {' or '.join(sorted(kind.action_kinds))} "
+            f"actions, {spec.env_id} has {spec.actions_text}; "
+            + (f"algorithms for those: {', '.join(able)}" if able else "none of apex's own can")
         )
     return kind(convert(section, kind.Config, "algorithm"), spec)
 

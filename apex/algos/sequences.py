@@ -88,7 +88,8 @@ class SequenceAlgorithm(Algorithm):
         columns["is_last"] = columns["is_last"].astype(np.bool_)
         for name, last in (("action", "last_action"), ("reward", "last_reward")):
             before = np.concatenate([columns[last][:, None], columns[name][:, :-1]], axis=1)
-            columns[last] = np.where(is_first, before.dtype.type(0), before)
+            before[is_first] = 0
+            columns[last] = before
         if items.frames is not None:
             columns["observation"] = stacked(items.frames, is_first, self.spec.frame_stack)
         columns["probability"] = items.probabilities.astype(np.float32)
@@ -98,14 +99,13 @@ class SequenceAlgorithm(Algorithm):
         """What the schema cannot say: an actor may have sent it all the same."""
         columns, length = items.columns, items.columns["action"].shape[1]
         actions = np.concatenate([columns["action"], columns["last_action"][:, None]], axis=1)
-        bad = ((actions < 0) | (actions >= self.spec.num_actions)).any(axis=1)
+        bad = self.spec.bad_actions(actions).any(axis=1)
         frame_count = self.spec.frame_stack - 1 + length
         if items.frame_count is not None:
             bad |= items.frame_count != frame_count
         if bad.any():
             raise CorruptItemsError(
-                f"expected actions from 0 to {self.spec.num_actions - 1} and {frame_count} frames "
-                "of each item",
+                f"expected {self.spec.actions_text} and {frame_count} frames of each item",
                 items.item_ids[bad].tolist(),
             )
 

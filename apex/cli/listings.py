@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from apex import config as configuration
-from apex.cli.options import json_option, set_option
+from apex.cli.options import complete_preset, complete_run, json_option, set_option
 from apex.endpoints import socket_directory
 from apex.errors import ApexError, RunError
 from apex.files import remove
@@ -30,7 +30,7 @@ def list_presets() -> None:
 
 
 @presets.command(name="show")
-@click.argument("name")
+@click.argument("name", shell_complete=complete_preset)
 @click.option("--resolved", is_flag=True, help="As this machine would run it, all keys.")
 def show_preset(name: str, resolved: bool) -> None:
     """Print a preset."""
@@ -50,7 +50,7 @@ def config() -> None:
 
 @config.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
-@click.option("--preset", help="Check a preset instead of a file.")
+@click.option("--preset", shell_complete=complete_preset, help="Check a preset, not a file.")
 @set_option
 def check(file: Path | None, preset: str | None, settings: tuple[str, ...]) -> None:
     """Check FILE or a preset with settings, the algorithm's section and the environment too."""
@@ -65,7 +65,7 @@ def check(file: Path | None, preset: str | None, settings: tuple[str, ...]) -> N
     checked, spec, schema = check_config(checked)
     click.echo(
         f"good: {checked.algorithm['name']} on {spec.env_id}, observations {spec.policy_shape} "
-        f"{spec.observation_dtype}, {spec.num_actions} actions, schema {schema.hash}"
+        f"{spec.observation_dtype}, {spec.actions_text}, schema {schema.hash}"
     )
 
 
@@ -109,7 +109,13 @@ def _alive(run: RunDirectory) -> bool:
 
 
 @runs.command(name="rm")
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "paths",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+    shell_complete=complete_run,
+)
 def remove_runs(paths: tuple[Path, ...]) -> None:
     """Remove runs with all that they hold; a running one is refused."""
     for path in paths:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import traceback
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -9,8 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from apex.envs.checked import MisbehavedError
+from apex.envs.spaces import env_spec
 from apex.errors import EnvError, EnvFaultError
-from apex.types import MAX_REWARD, Array, EnvSpec, StepResult, good_rewards
+from apex.types import MAX_REWARD, Array, StepResult, good_rewards
+
+log = logging.getLogger("apex.envs")
 
 DEFAULT_FPS = 30.0
 
@@ -47,9 +54,18 @@ class Environments:
         self._vector = vector
         self._squeeze = squeeze
         self.num_envs: int = vector.num_envs
-        self.spec = _spec(vector, env_id, frame_stack, self._squeeze)
+        self.spec = env_spec(
+            vector.single_observation_space, vector.single_action_space, env_id, frame_stack,
+            squeeze=squeeze,
+        )  # fmt: skip
         self._shape = (self.num_envs, *self.spec.observation_shape)
         self._dtype = np.dtype(self.spec.observation_dtype)
+        self._bounds = _finite_bounds(vector.single_observation_space)
+        self._first_action = (
+            int(getattr(vector.single_action_space, "start", 0))
+            if (self.spec.action_kind == "discrete")
+            else 0
+        )
         self._life_loss_ends = life_loss_ends
         self._lives = np.zeros(self.num_envs, dtype=np.int64)
         self._steps = 0
@@ -59,24 +75,32 @@ class Environments:
         try:
             observations, info = self._vector.reset(seed=seed)
         except Exception as error:
-            raise EnvFaultError(f"{self.spec.env_id}: reset raised {_describe(error)}") from error
+            raise EnvFaultError(f"{self.spec.env_id}: reset {_told(error)}") from error
         self._lives = np.asarray(info.get("lives", self._lives)).copy()
         return self._checked(observations)
 
-    def step(self, actions: npt.NDArray[np.int64]) -> StepResult:
+    def step(self, actions: Array) -> StepResult:
         """Step all environments.
+
+        Args:
+            actions: `[E, *action shape]`, discrete ones from 0 on.
 
         Raises:
             EnvFaultError: an environment raised, or returned what is no observation or reward.
         """
         self._steps += 1
         try:
+            if self._first_action:
+                actions = actions + self._first_action
             observations, rewards, terminated, truncated, info = self._vector.step(actions)
         except Exception as error:
-            raise self._fault(f"raised {_describe(error)}") from error
+            raise self._fault(_told(error)) from error
         rewards = np.asarray(rewards, dtype=np.float64)
         if not good_rewards(rewards):
-            raise self._fault(f"returned rewards that are not within ±{MAX_REWARD:g}: {rewards}")
+            raise self._fault(
+                f"returned rewards that are not within ±{MAX_REWARD:g}: {rewards}; look for a "
+                "division by 0 or a state that blew up, and terminate the episode before"
+            )
         lives = self._lives
         if "lives" in info:  # gymnasium marks those that reported theirs in `_lives`
             lives = np.where(info.get("_lives", True), info["lives"], lives)
@@ -97,7 +121,7 @@ class Environments:
         try:
             pictures = self._vector.render()
         except Exception as error:
-            raise EnvFaultError(f"{self.spec.env_id}: render raised {_describe(error)}") from error
+            raise EnvFaultError(f"{self.spec.env_id}: render {_told(error)}") from error
         assert pictures is not None
         return [np.asarray(picture, dtype=np.uint8) for picture in pictures]
 
@@ -113,10 +137,31 @@ class Environments:
         if array.shape != self._shape:
             raise self._fault(f"returned observations {array.shape}, expected {self._shape}")
         if array.dtype != self._dtype:
-            array = array.astype(self._dtype)
+            # What is true or false is seen as the brightest or darkest of an image.
+            array = array * np.uint8(255) if array.dtype == np.bool_ else array.astype(self._dtype)
         if self._dtype.kind == "f" and not np.isfinite(array).all():
-            raise self._fault("returned an observation that is not finite")
+            raise self._fault(
+                "returned an observation that is not finite; look for a division by 0 or a state "
+                "that blew up, and terminate the episode before"
+            )
+        if self._bounds is not None:
+            self._look_beyond(array, *self._bounds)
         return array
+
+    def _look_beyond(self, observations: Array, low: Array, high: Array) -> None:
+        """Say once that observations leave their space; they are learned from all the same."""
+        beyond = (observations < low) | (observations > high)
+        if not beyond.any():
+            return
+        self._bounds = None
+        env, *element = (int(axis[0]) for axis in np.nonzero(beyond))
+        log.warning(
+            "%s: step %d: element %s of an observation is %g, outside its observation_space "
+            "(%g to %g); widen the space or clip the observation. It is learned from as it is, "
+            "and this is said once",
+            self.spec.env_id, self._steps, element, observations[env][tuple(element)],
+            low[tuple(element)], high[tuple(element)],
+        )  # fmt: skip
 
     def _fault(self, what: str) -> EnvFaultError:
         return EnvFaultError(f"{self.spec.env_id}: step {self._steps} {what}")
@@ -126,28 +171,20 @@ class Environments:
         self._vector.close()
 
 
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _told(error: Exception) -> str:
+    """What went wrong, where, and what to do."""
+    if isinstance(error, MisbehavedError):
+        return str(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
+    return f"raised {type(error).__name__}: {error} ({where}); mend it there"
 
 
-def _spec(
-    vector: VectorEnv[Any, Any, Any], env_id: str, frame_stack: int, squeeze: bool
-) -> EnvSpec:
-    observation, action = vector.single_observation_space, vector.single_action_space
-    if not isinstance(observation, gym.spaces.Box):
-        raise EnvError(
-            f"{env_id}: expected a Box observation space, got {observation}; wrap the environment "
-            "with gymnasium.wrappers.FlattenObservation"
-        )
-    if not isinstance(action, gym.spaces.Discrete) or action.start != 0:
-        raise EnvError(
-            f"{env_id}: expected a Discrete action space that starts at 0, got {action}; "
-            "choose an algorithm and an environment that fit"
-        )
-    shape = tuple(observation.shape[1:] if squeeze else observation.shape)
-    is_image = observation.dtype == np.uint8 and len(shape) >= 2
-    dtype = "uint8" if observation.dtype == np.uint8 else "float32"
-    if is_image and len(shape) > 3:
-        raise EnvError(f"{env_id}: expected images of rank 2 or 3, got {shape}")
-    stack = (frame_stack or 1) if is_image else 0
-    return EnvSpec(env_id, shape, dtype, stack, int(action.n))
+def _finite_bounds(space: gym.Space[Any]) -> tuple[Array, Array] | None:
+    """The bounds of observations that are worth a look: of numbers that could lie outside."""
+    if not isinstance(space, gym.spaces.Box) or space.dtype is None or space.dtype.kind != "f":
+        return None
+    if not (np.isfinite(space.low) | np.isfinite(space.high)).any():
+        return None
+    slack = np.float32(1e-5) * np.maximum(1.0, np.abs(np.nan_to_num(space.high, posinf=1.0)))
+    return (space.low - slack).astype(np.float32), (space.high + slack).astype(np.float32)

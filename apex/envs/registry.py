@@ -8,9 +8,12 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from apex import user_code
 from apex.config import EnvConfig
 from apex.envs.atari import make_atari
 from apex.envs.base import Environments
+from apex.envs.checked import Checked
+from apex.envs.spaces import FLATTENED
 from apex.errors import ApexError, EnvError
 from apex.types import FACTORY
 
@@ -24,7 +27,8 @@ def make_environments(
     """Make `num_envs` environments.
 
     Args:
-        config: names the environment by `ALE/Name-v5`, a gymnasium id or `module:Id`.
+        config: names the environment by `ALE/Name-v5`, a gymnasium id, `module:Id` or
+            `path/to/file.py:Id`.
         num_envs: how many are stepped together.
         factory: makes one environment, instead of the id.
         render: whether `Environments.render` will be called.
@@ -38,14 +42,52 @@ def make_environments(
             "only that run's own daemons have it. To play it elsewhere, install a module that "
             'registers it and set env.id = "module:Id"'
         )
-    kwargs = config.kwargs | ({"render_mode": "rgb_array"} if render else {})
-    make = factory or (lambda: gym.make(config.id, **kwargs))
     try:
         if factory is None and config.id.startswith("ALE/"):
             return make_atari(config, num_envs, render=render)
-        vector = SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
-        return Environments(vector, config.id, config.frame_stack, config.life_loss_ends)
+        kwargs = config.kwargs | ({"render_mode": "rgb_array"} if render else {})
+        make = factory or _factory(config.id, kwargs)
+        vector = SyncVectorEnv(
+            [lambda: _guarded(make())] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP
+        )
+        name = config.id.rpartition(":")[2] if user_code.is_reference(config.id) else config.id
+        return Environments(
+            vector,
+            config.id if config.id.startswith(FACTORY) else name,
+            config.frame_stack,
+            config.life_loss_ends,
+        )
     except ApexError:
         raise
     except Exception as error:
         raise EnvError(f"env.id = '{config.id}': {type(error).__name__}: {error}") from error
+
+
+def _factory(env_id: str, kwargs: dict[str, Any]) -> EnvFactory:
+    """Makes an environment by its gymnasium id, or by what a module registers or defines.
+
+    Raises:
+        ConfigError: the module cannot be imported.
+        EnvError: it has nothing of that name.
+    """
+    if not user_code.is_reference(env_id):
+        return lambda: gym.make(env_id, **kwargs)
+    module, name = user_code.load(env_id, "env.id")
+    if name in gym.registry:
+        return lambda: gym.make(name, **kwargs)
+    kind = getattr(module, name, None)
+    if not callable(kind):
+        raise EnvError(
+            f"env.id = '{env_id}': {module.__name__} neither registers '{name}' with gymnasium "
+            "nor has a class or function of that name"
+        )
+    return lambda: kind(**kwargs)
+
+
+def _guarded(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """With vectors for observations that are choices, and a guard around what it returns."""
+    if not isinstance(env, gym.Env):
+        raise EnvError(f"expected a gymnasium.Env, got a {type(env).__name__}")
+    if isinstance(env.observation_space, FLATTENED):
+        env = gym.wrappers.FlattenObservation(env)
+    return Checked(env) if isinstance(env.observation_space, gym.spaces.Box) else env

@@ -9,7 +9,7 @@ import numpy as np
 
 from apex.endpoints import Endpoint
 from apex.errors import SchemaError
-from apex.types import Array, Arrays, StepResult
+from apex.types import Array, Arrays, EnvSpec, StepResult
 from apex.wire.client import Client
 from apex.wire.messages import Act, Actions, Error, Hello, Leave, Welcome
 
@@ -33,13 +33,19 @@ class ActClient:
     Args:
         endpoint: `inference.act`.
         hello: of the actor.
+        spec: of its environments.
         clock: seconds, monotonic.
     """
 
     def __init__(
-        self, endpoint: Endpoint, hello: Hello, clock: Callable[[], float] = time.monotonic
+        self,
+        endpoint: Endpoint,
+        hello: Hello,
+        spec: EnvSpec,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.client = Client(endpoint, hello)
+        self._spec = spec
         self._clock = clock
         self._instance: int | None = None
         self._place = (0, 0)
@@ -70,7 +76,7 @@ class ActClient:
         self._ask(begins=False, arrays=result_to_arrays(result))
 
     def take(self) -> Array:
-        """The actions `[E] int64` for what was observed last; once."""
+        """The actions `[E, *action shape]` for what was observed last; once."""
         actions, self._actions = self._actions, None
         assert actions is not None
         return actions
@@ -80,7 +86,7 @@ class ActClient:
         for received in self.client.receive():
             message = received.message
             if isinstance(message, Actions) and message.seq == self._seq and self._question:
-                self._actions = _actions(received.arrays, len(self._ended))
+                self._actions = _actions(received.arrays, self._spec.no_actions(len(self._ended)))
                 self._question = None
             elif isinstance(message, Welcome):
                 if message.instance != self._instance:
@@ -124,8 +130,8 @@ class ActClient:
         self.client.close()
 
 
-def _actions(arrays: Arrays, num_envs: int) -> Array:
+def _actions(arrays: Arrays, like: Array) -> Array:
     actions = arrays.get("actions")
-    if actions is None or actions.dtype != np.int64 or actions.shape != (num_envs,):
-        raise SchemaError(f"inference.act: expected actions int64 [{num_envs}]")
+    if actions is None or actions.dtype != like.dtype or actions.shape != like.shape:
+        raise SchemaError(f"inference.act: expected actions {like.dtype} {like.shape}")
     return actions

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from apex.acting.agent import Agent, Inputs, JoinedExploration
+from apex.acting.agent import Agent, Exploration, Inputs, JoinedExploration
 from apex.algos.base import Policy
 from apex.config import Config
 from apex.endpoints import Endpoint
@@ -196,7 +196,7 @@ class ActEndpoint:
         members = [self._members[name] for name in names]
         decision = policy.act(
             Inputs.joined([member.agent.inputs for member in members]),
-            JoinedExploration([(member.agent.exploration, self._num_envs) for member in members]),
+            JoinedExploration([(_exploration(member), self._num_envs) for member in members]),
         )
         for number, (name, member) in enumerate(zip(names, members)):
             del self._asking[name]
@@ -218,6 +218,12 @@ class ActEndpoint:
         for member in self._members.values():
             chunks += member.agent.flush()
         return chunks
+
+
+def _exploration(member: _Member) -> Exploration:
+    exploration = member.agent.exploration
+    assert exploration is not None  # `make_agent` gives each its own
+    return exploration
 
 
 def _checked(message: Act, arrays: Arrays, spec: EnvSpec, num_envs: int) -> _Question:

@@ -38,7 +38,7 @@ class ImageTorso(nn.Module):
         super().__init__()
         self._standardize = standardize
         shape = spec.observation_shape
-        self._channels_last = len(shape) == 3 and shape[-1] <= 4
+        self._channels_last = len(shape) == 3 and shape[-1] <= shape[0]
         planes = math.prod(shape) // math.prod(self._image_size(shape))
         channels = spec.frame_stack * planes
         size = self._image_size(shape)

@@ -1,0 +1,99 @@
+"""A guard around an environment of gymnasium's interface: says what is wrong, and what to do."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from apex.types import Array
+
+STEP_RETURNS = "(observation, reward, terminated, truncated, info)"
+RESET_RETURNS = "(observation, info)"
+
+
+class MisbehavedError(Exception):
+    """An environment returned what gymnasium's interface does not allow."""
+
+
+class Checked(gym.Wrapper[Any, Any, Any, Any]):
+    """Refuses what an environment must not return, before it reaches a batch of others.
+
+    Args:
+        env: with a Box observation space.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        assert isinstance(space, gym.spaces.Box)
+        self._shape, self._dtype = space.shape, space.dtype
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """As in gymnasium. Raises `MisbehavedError`."""
+        returned = self.env.reset(**kwargs)
+        if not (isinstance(returned, tuple) and len(returned) == 2):
+            raise MisbehavedError(f"returned {_kind(returned)}; reset must return {RESET_RETURNS}")
+        observation, info = returned
+        return self._checked(observation, info), info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """As in gymnasium. Raises `MisbehavedError`."""
+        returned = self.env.step(action)
+        if not (isinstance(returned, tuple) and len(returned) == 5):
+            old = ", as old gym did" if isinstance(returned, tuple) and len(returned) == 4 else ""
+            raise MisbehavedError(
+                f"returned {_kind(returned)}{old}; step must return {STEP_RETURNS}"
+            )
+        observation, reward, terminated, truncated, info = returned
+        if not isinstance(reward, numbers.Real) and getattr(reward, "shape", None) != ():
+            raise MisbehavedError(
+                f"returned a reward that is {_kind(reward)}; return one number, float(reward)"
+            )
+        for name, flag in (("terminated", terminated), ("truncated", truncated)):
+            if not isinstance(flag, (bool, np.bool_, int)):
+                raise MisbehavedError(
+                    f"returned a `{name}` that is {_kind(flag)}; return True or False"
+                )
+        return self._checked(observation, info), reward, bool(terminated), bool(truncated), info
+
+    def _checked(self, observation: Any, info: Any) -> Any:
+        """The observation in the type of its space."""
+        if not isinstance(info, dict):
+            raise MisbehavedError(f"returned an info that is {_kind(info)}; return a dict")
+        array = np.asarray(observation)
+        if array.shape != self._shape:
+            raise MisbehavedError(
+                f"returned an observation of shape {array.shape}, its observation_space is of "
+                f"{self._shape}; make them agree"
+            )
+        if array.dtype == self._dtype:
+            return array
+        if not _fits(array, self._dtype):
+            raise MisbehavedError(
+                f"returned an observation of {array.dtype} that its observation_space of "
+                f"{self._dtype} cannot hold; scale it and return .astype(np.{self._dtype}), or "
+                "change the space"
+            )
+        return array.astype(self._dtype)
+
+
+def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
+    """Whether an array becomes `dtype` without loss of more than a float's precision."""
+    if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and dtype.kind != "f"):
+        return False
+    if dtype.kind == "f" or np.can_cast(array.dtype, dtype) or not array.size:
+        return True
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return bool(array.min() >= low and array.max() <= high)
+
+
+def _kind(value: Any) -> str:
+    """What a value is, for people to read."""
+    if isinstance(value, tuple):
+        return f"a tuple of {len(value)}"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
+    return f"a {type(value).__name__}" if value is not None else "None"

@@ -1,0 +1,74 @@
+"""What an environment's spaces mean to an algorithm, and those that apex cannot use."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import gymnasium as gym
+import numpy as np
+
+from apex.errors import EnvError
+from apex.types import ActionBounds, Array, EnvSpec
+
+FLATTENED = (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
+"""Observations that become vectors of zeros and ones."""
+
+
+def env_spec(
+    observation: gym.Space[Any],
+    action: gym.Space[Any],
+    env_id: str,
+    frame_stack: int,
+    *,
+    squeeze: bool = False,
+) -> EnvSpec:
+    """The spec of an environment with these spaces.
+
+    Args:
+        observation, action: of one environment.
+        env_id, frame_stack: see `EnvSpec`; a stack is for images alone.
+        squeeze: the first axis of each observation has a length of one, and is dropped.
+
+    Raises:
+        EnvError: apex cannot use them.
+    """
+    if not isinstance(observation, gym.spaces.Box):
+        raise EnvError(
+            f"{env_id}: expected a Box observation space, got {observation}; wrap the environment "
+            "with gymnasium.wrappers.FlattenObservation"
+        )
+    shape = tuple(observation.shape[1:] if squeeze else observation.shape)
+    dtype = "uint8" if observation.dtype in (np.uint8, np.bool_) else "float32"
+    is_image = dtype == "uint8" and len(shape) >= 2
+    if is_image and len(shape) > 3:
+        raise EnvError(f"{env_id}: expected images of rank 2 or 3, got {shape}")
+    stack = (frame_stack or 1) if is_image else 0
+    num_actions, bounds = _actions(action, env_id)
+    return EnvSpec(env_id, shape, dtype, stack, num_actions, bounds)
+
+
+def _actions(space: gym.Space[Any], env_id: str) -> tuple[int, ActionBounds | None]:
+    """How many discrete actions there are, or else what bounds them."""
+    if isinstance(space, gym.spaces.Discrete):
+        return int(space.n), None
+    if isinstance(space, gym.spaces.MultiDiscrete):
+        return 0, _bounds("int64", space.start, space.start + space.nvec - 1)
+    if isinstance(space, gym.spaces.MultiBinary):
+        return 0, _bounds("int64", np.zeros(space.shape), np.ones(space.shape))
+    if not isinstance(space, gym.spaces.Box) or np.dtype(space.dtype).kind != "f":
+        raise EnvError(
+            f"{env_id}: expected actions Discrete, MultiDiscrete, MultiBinary or a Box of floats, "
+            f"got {space}; wrap the environment so that it takes one of them"
+        )
+    if not (space.shape and space.is_bounded("both") and (space.low < space.high).all()):
+        raise EnvError(
+            f"{env_id}: expected actions with a lower and a higher bound each, got {space}; give "
+            "its Box finite bounds, or wrap the environment with "
+            "gymnasium.wrappers.RescaleAction(env, -1, 1)"
+        )
+    return 0, _bounds("float32", space.low, space.high)
+
+
+def _bounds(dtype: Literal["float32", "int64"], low: Array, high: Array) -> ActionBounds:
+    first, last = (tuple(side.astype(np.float64).ravel().tolist()) for side in (low, high))
+    return ActionBounds(dtype, low.shape, first, last)
