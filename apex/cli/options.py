@@ -1,16 +1,84 @@
-"""Options that several commands have."""
+"""Options that several commands have, and what a shell completes in them.
+
+A completion runs at each press of Tab: what it needs beyond the names in a directory is imported
+inside of it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
+from click.shell_completion import CompletionItem
+
+from apex.errors import ApexError
+from apex.run_directory import RunDirectory, all_runs, find_run, runs_root
+
+
+def default_preset() -> str:
+    """The preset of Pong for this machine: the paper's network where a GPU learns, otherwise what
+    two cores learn soonest."""
+    from apex.machine import has_gpu
+
+    return "pong" if has_gpu() else "pong-fast"
+
+
+def complete_preset(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of presets."""
+    from apex.config import preset_names
+
+    return _beginning(incomplete, preset_names())
+
+
+def complete_run(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Directories of runs, newest first; any other directory once none begins like that."""
+    paths = [str(runs_root() / run.path.name) for run in all_runs()]
+    return _beginning(incomplete, paths) or [CompletionItem(incomplete, type="dir")]
+
+
+def complete_log(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of the daemons that have written a log, in the run that `--run` names or the newest."""
+    run = _run_of(context)
+    return _beginning(incomplete, sorted(p.stem for p in run.logs.glob("*.log")) if run else ())
+
+
+def complete_actor(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Names of actors, in the run that `--run` names or the newest."""
+    run = _run_of(context)
+    there = sorted(p.stem for p in run.daemons.glob("actor_*.lock")) if run else ()
+    return _beginning(incomplete, there)
+
+
+def _run_of(context: click.Context) -> RunDirectory | None:
+    try:
+        return find_run(context.params.get("run_path"))
+    except ApexError:
+        return None
+
+
+def _beginning(incomplete: str, names: Iterable[str]) -> list[CompletionItem]:
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
 
 run_option = click.option(
     "--run",
     "run_path",
     type=click.Path(path_type=Path),
+    shell_complete=complete_run,
     help="The run's directory; default: the newest run.",
+)
+
+preset_option = click.option(
+    "--preset", shell_complete=complete_preset, help="A preset; see `apex presets list`."
 )
 
 set_option = click.option(
