@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run-pong learn-pong status logs restart-actor attach stop test test-learning chaos fuzz soak \
-	bench bench-peers check clean
+	bench bench-peers check docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -16,7 +16,7 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 	@echo "making $(VENV) with all that apex needs (about 1.2 GB, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[atari,box2d,dev,plot,video]'
+		--constraint constraints.txt --editable '.[atari,box2d,dev,docs,plot,video]'
 	@touch $(STAMP)
 
 setup: $(STAMP)  ## make .venv with apex in it
@@ -82,11 +82,14 @@ bench-peers: $(STAMP) $(PEER_STAMPS)  ## apex beside its peers (4 GB), 25 minute
 	@$(VENV)/bin/python -m benchmarks.peers $(if $(ONLY),--only $(ONLY)) --out benchmarks/speed
 
 check: $(STAMP)  ## lint, format, types, import layers
-	@$(VENV)/bin/ruff check apex bin benchmarks tests
-	@$(VENV)/bin/ruff format --check apex bin benchmarks tests
+	@$(VENV)/bin/ruff check apex bin benchmarks docs tests
+	@$(VENV)/bin/ruff format --check apex bin benchmarks docs tests
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --config setup.cfg
 
+docs: $(STAMP)  ## build the documentation into site/, links checked; SERVE=1 serves it on loopback
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs $(if $(SERVE),serve,build --strict)
+
 clean:  ## remove what was generated; runs/ stays
-	rm -rf $(VENV) .venv-peers *.egg-info build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers *.egg-info build dist site .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""What the site has besides written pages: the repository's own documents, and references."""
