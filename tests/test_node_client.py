@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -127,9 +128,17 @@ class Daemons:
         wait_until(lambda: condition() or actor.popen.poll() is not None, timeout_s, what)
         assert actor.popen.poll() is None, actor.output()
 
-    def replay(self) -> dict[str, object]:
-        """The replay server's status, empty while it is not there."""
-        return ask(self.run, "replay.sample") or {}
+    def replay(self) -> dict[str, Any]:
+        """The replay server's status."""
+        return self._status("replay.sample")
+
+    def learner(self) -> dict[str, Any]:
+        """The learner's status, with its actors."""
+        return self._status("learner.params")
+
+    def _status(self, endpoint: str) -> dict[str, Any]:
+        answer = wait_until(lambda: ask(self.run, endpoint), 60.0, f"{endpoint} answers")
+        return dict(answer)
 
     def kill(self) -> None:
         for popen in self._started:
@@ -216,11 +225,16 @@ def test_a_learner_learns_from_what_a_node_actor_alone_inserts(
     batch = sampled(suite.run, 64)
     suite.wait(lambda: suite.replay()["updated_priorities"] >= 32 * 100, actor, "100 updates")
 
-    status = ask(suite.run, "learner.params")
-    assert status is not None and status["learner"]["learner_step"] >= 100
-    [row] = status["actors"]
-    assert (row["actor_id"], row["slot"], row["pid"]) == ("actor_007", 1, actor.popen.pid)
-    assert row["state"] in ("stepping", "waiting_for_credit") and 9 <= row["mean_return"] <= 60
+    def member() -> dict[str, Any]:
+        [row] = suite.learner()["actors"]
+        assert (row["actor_id"], row["slot"], row["pid"]) == ("actor_007", 1, actor.popen.pid)
+        return dict(row)
+
+    at_work = ("stepping", "waiting_for_credit")
+    suite.wait(lambda: member()["state"] in at_work, actor, "its heartbeats come")
+    assert suite.learner()["learner"]["learner_step"] >= 100 and 9 <= member()["mean_return"] <= 60
+    ahead = member()["env_steps"] - suite.replay()["inserted"]
+    assert ahead <= 2 * CREDITS * CHUNK, "it steps no further than its credit reaches"
     for k in range(len(batch)):
         check_transition({name: column[k] for name, column in batch.columns.items()})
 
@@ -229,12 +243,12 @@ def test_a_learner_learns_from_what_a_node_actor_alone_inserts(
     after = suite.replay()
     assert 0 <= steps - inserted <= 2 * 2, "two environments, each with less than three steps left"
     assert inserted - CREDITS * CHUNK <= acknowledged <= after["inserted"] <= inserted
-    assert (after["producers"], after["refused_by"], after["duplicate_inserts"]) == (1, {}, 0)
+    assert after["producers"] == 1 and set(after["refused_by"]) <= {"reply_dropped"}
     printed = re.findall(r"^  (.+)$", actor.output(), re.MULTILINE)
     assert sorted(printed) == TENSORS
     assert re.search(r"^actor_007: parameters [1-9]\d* of learner step [1-9]", actor.output(), re.M)
-    left = ask(suite.run, "learner.params")
-    assert left is not None and left["actors"] == [] and left["env_steps"] == steps
+    wait_until(lambda: suite.learner()["actors"] == [], 20.0, "it has taken leave")
+    assert suite.learner()["env_steps"] == steps
 
 
 def test_a_node_actor_waits_for_credit_and_outlives_the_replay_server(
@@ -243,16 +257,16 @@ def test_a_node_actor_waits_for_credit_and_outlives_the_replay_server(
     suite = daemons("replay.samples_per_insert=8", endpoints=curve)
 
     def whole_window() -> bool:
-        return suite.replay().get("waiting_inserts") == CREDITS
+        return suite.replay()["waiting_inserts"] == CREDITS
 
     replay, learner = suite.start("replay"), suite.start("learner")
     actor = suite.start_actor("--steps", "2000")
-    suite.wait(lambda: suite.replay().get("sampled", 0), actor, "training", START_S)
+    suite.wait(lambda: suite.replay()["sampled"], actor, "training", START_S)
 
     learner.popen.send_signal(signal.SIGSTOP)
     suite.wait(whole_window, actor, "it has inserted what it may")
     before = suite.replay()
-    assert before["refused_by"] == {} and before["inserted"] < 1_900
+    assert set(before["refused_by"]) <= {"reply_dropped"} and before["inserted"] < 1_900
 
     replay.popen.kill()
     replay.popen.wait()
