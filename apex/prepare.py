@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -11,13 +12,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from apex import checkpoint, machine
+from apex import checkpoint, machine, user_code
 from apex import config as configuration
 from apex import endpoints as addresses
 from apex.algos.registry import check_schema, make_algorithm
-from apex.config import Config
+from apex.config import Config, EnvConfig
 from apex.envs.registry import make_environments
-from apex.errors import ConfigError
+from apex.errors import ConfigError, EnvError, EnvFaultError, UsageError
 from apex.extensions import NONE, Extensions
 from apex.replay.records import segments
 from apex.run_directory import RunDirectory, runs_root
@@ -26,12 +27,15 @@ from apex.wire.keys import read_secret
 
 log = logging.getLogger("apex.prepare")
 
+DEFAULT_ALGORITHM = "apex_dqn"
 REPLAY_MEMORY_SHARE = 0.5
 """Largest share of the machine's memory that a full table may take."""
 ACTORS_MEMORY_SHARE = 0.25
 """Largest share of the machine's memory that the actors together may take."""
 ACTOR_BYTES = 400e6
 """Resident memory of one actor with torch and eight Atari environments, measured, rounded up."""
+TRIED_STEPS = 3
+"""Of a new run's environment, before anything is started."""
 COMPRESSED_SHARE = 0.27
 """Compressed size of a frame, as a share of its pixels: the worst of the games measured."""
 
@@ -62,6 +66,23 @@ def file_config(path: Path, settings: Sequence[str]) -> Config:
         ConfigError: as `preset_config`.
     """
     return _for_machine(configuration.read_toml(path), settings)
+
+
+def bare_config(settings: Sequence[str]) -> Config:
+    """The defaults of every key, with an environment that the settings name.
+
+    Raises:
+        ConfigError: as `preset_config`.
+        UsageError: no environment is named.
+    """
+    if not any(setting.startswith("env.id=") for setting in settings):
+        raise UsageError("expected --preset NAME, --config FILE or --env ID (or --resume)")
+    return _for_machine({"algorithm": {"name": DEFAULT_ALGORITHM}}, settings)
+
+
+def run_name(config: Config) -> str:
+    """What a run of this configuration is called where it has no preset: its environment."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", user_code.short(config.env.id)).strip("-").lower()
 
 
 def _for_machine(raw: dict[str, Any], settings: Sequence[str]) -> Config:
@@ -119,12 +140,33 @@ def check_config(config: Config, extensions: Extensions = NONE) -> tuple[Config,
         ApexError: the configuration or the environment is unusable.
     """
     configuration.check(config)
-    environments = make_environments(config.env, 1, extensions.make_env)
-    environments.close()
-    spec = environments.spec
+    config = _with_absolute_paths(config)
+    spec = _tried(config.env, extensions)
     algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm)
     section = msgspec.to_builtins(algorithm.config)
     return msgspec.structs.replace(config, algorithm=section), spec, algorithm.schema()
+
+
+def _with_absolute_paths(config: Config) -> Config:
+    """What names a user's own file names it for every daemon, wherever that runs."""
+    algorithm = {**config.algorithm, "name": user_code.absolute(config.algorithm["name"])}
+    env = msgspec.structs.replace(config.env, id=user_code.absolute(config.env.id))
+    return msgspec.structs.replace(config, algorithm=algorithm, env=env)
+
+
+def _tried(env: EnvConfig, extensions: Extensions) -> EnvSpec:
+    """Make the environment and play a few random steps, lest every actor finds the same fault."""
+    environments = make_environments(env, 1, extensions.make_env)
+    spec, rng = environments.spec, np.random.default_rng(0)
+    try:
+        environments.reset(seed=0)
+        for _ in range(TRIED_STEPS):
+            environments.step(spec.random_actions(1, rng))
+    except EnvFaultError as error:
+        raise EnvError(str(error)) from None
+    finally:
+        environments.close()
+    return spec
 
 
 def prepare_run(

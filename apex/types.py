@@ -368,7 +368,7 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """The action space, for people to read."""
         bounds = self.action_bounds
         if bounds is None:
-            return f"{self.num_actions} actions"
+            return f"actions from 0 to {self.num_actions - 1}"
         return f"{self.action_kind} actions {bounds.shape}"
 
     def no_actions(self, count: int) -> Array:
@@ -377,6 +377,16 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if bounds is None:
             return np.zeros(count, dtype=np.int64)
         return np.zeros((count, *bounds.shape), dtype=bounds.dtype)
+
+    def random_actions(self, count: int, rng: np.random.Generator) -> Array:
+        """`[count, *action shape]`, uniform between the bounds."""
+        bounds = self.action_bounds
+        if bounds is None:
+            return rng.integers(self.num_actions, size=count)
+        low, high = (np.reshape(side, bounds.shape) for side in (bounds.low, bounds.high))
+        if bounds.dtype == "int64":
+            return rng.integers(low, high + 1, size=(count, *bounds.shape))
+        return rng.uniform(low, high, size=(count, *bounds.shape)).astype(np.float32)
 
     def bad_actions(self, actions: Array) -> npt.NDArray[np.bool_]:
         """`[...]`, which of the actions `[..., *action shape]` no environment would take."""

@@ -34,6 +34,12 @@ def is_reference(name: str) -> bool:
     return ":" in name
 
 
+def short(reference: str) -> str:
+    """A reference for people to read: without the directories of its file."""
+    module, colon, name = reference.rpartition(":")
+    return f"{Path(module).name if module.endswith('.py') else module}{colon}{name}"
+
+
 def load(reference: str, key: str) -> tuple[ModuleType, str]:
     """Import the module or file of a reference, and give the name that is meant in it.
 

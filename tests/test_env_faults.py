@@ -239,7 +239,7 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], t
     [
         ("raise", "raised ValueError: the cart fell off the table"),
         ("nan", "returned an observation that is not finite"),
-        ("shape", "raised ValueError"),
+        ("shape", "returned an observation of shape"),
         ("reward", "returned rewards that are not within"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import gymnasium as gym
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from apex import user_code
 from apex.acting.agent import Agent, Decision, LocalDecider, greedy
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.config import EnvConfig
 from apex.envs.base import Environments
 from apex.envs.registry import make_environments
 from apex.errors import EnvError, EnvFaultError
+from apex.types import ActionBounds, Column
 
 pytest.importorskip("ale_py")
 ALWAYS_ZERO = np.zeros(2, dtype=np.int64)
@@ -119,22 +122,22 @@ class WithSpaces(Countdown):
 @pytest.mark.parametrize(
     ("observation", "action", "message"),
     [
-        (gym.spaces.Discrete(3), gym.spaces.Discrete(2), "expected a Box observation space"),
         (
             gym.spaces.Dict({"a": gym.spaces.Discrete(3)}),
             gym.spaces.Discrete(2),
             "FlattenObservation",
         ),
-        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, 1, (1,)), "Discrete action space"),
-        (gym.spaces.Box(0, 1, (3,)), gym.spaces.MultiDiscrete([2, 2]), "Discrete action space"),
-        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Discrete(2, start=1), "starts at 0"),
+        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, 9, (1,), int), "a Box of floats"),
+        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, np.inf, (1,)), "RescaleAction"),
+        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(1, 1, (2,)), "a lower and a higher bound"),
+        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Text(3), "expected actions Discrete"),
         (
             gym.spaces.Box(0, 255, (2, 3, 4, 5), np.uint8),
             gym.spaces.Discrete(2),
             "rank 2 or 3",
         ),
     ],
-    ids=["discrete", "dict", "continuous", "multi_discrete", "start_1", "rank_4"],
+    ids=["dict", "integers", "unbounded", "no_room", "text", "rank_4"],
 )
 def test_space_that_apex_cannot_use_is_named(observation, action, message):
     with pytest.raises(EnvError, match=message):
@@ -148,6 +151,11 @@ def test_space_that_apex_cannot_use_is_named(observation, action, message):
         (gym.spaces.Box(0, 255, (8, 9, 3), np.uint8), 4, ((8, 9, 3), "uint8", 4)),
         (gym.spaces.Box(0, 255, (7,), np.uint8), 4, ((7,), "uint8", 0)),
         (gym.spaces.Box(-1, 1, (2, 3), np.float64), 4, ((2, 3), "float32", 0)),
+        (gym.spaces.Box(0, 1, (8, 9, 3), np.bool_), 0, ((8, 9, 3), "uint8", 1)),
+        (gym.spaces.Box(-9, 9, (2,), np.int64), 0, ((2,), "float32", 0)),
+        (gym.spaces.Discrete(3), 0, ((3,), "float32", 0)),
+        (gym.spaces.MultiDiscrete([2, 3]), 0, ((5,), "float32", 0)),
+        (gym.spaces.MultiBinary(4), 0, ((4,), "float32", 0)),
     ],
 )
 def test_spec_tells_images_from_vectors(closing, space, stack, expected):
@@ -212,14 +220,69 @@ class GrowingObservation(Countdown):
         return np.zeros(1 + self.steps)
 
 
+class OldStep(Countdown):
+    def step(self, action):
+        return self.observe(), 1.0, False, {}
+
+
+class OldReset(Countdown):
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observe()
+
+
+class NoReward(Countdown):
+    def step(self, action):
+        return self.observe(), None, False, False, {}
+
+
+class ArrayReward(Countdown):
+    def step(self, action):
+        return self.observe(), np.zeros(1), False, False, {}
+
+
+class NoFlag(Countdown):
+    def step(self, action):
+        return self.observe(), 1.0, None, False, {}
+
+
+class BrightImage(Countdown):
+    """An image between 0 and 1 in a space of uint8: all of it would be rounded to 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gym.spaces.Box(0, 255, (4, 4), np.uint8)
+
+    def observe(self):
+        return np.full((4, 4), 0.5)
+
+
+class TooBright(BrightImage):
+    def observe(self):
+        return np.full((4, 4), 256)
+
+
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
+        (OldStep, "own: step 1 returned a tuple of 4, as old gym did; step must return"),
+        (OldReset, "own: reset returned an array of shape (1,); reset must return (observation"),
+        (NoReward, "own: step 1 returned a reward that is None; return one number"),
+        (ArrayReward, "own: step 1 returned a reward that is an array of shape (1,); return one"),
+        (NoFlag, "own: step 1 returned a `terminated` that is None; return True or False"),
+        (BrightImage, "own: reset returned an observation of float64 that its observation_space"),
+        (TooBright, "own: reset returned an observation of int64 that its observation_space"),
         (NanReward, "own: step 1 returned rewards that are not within"),
         (NanObservation, "own: step 0 returned an observation that is not finite"),
-        (RaisesInStep, "own: step 1 raised RuntimeError: the simulator broke"),
+        (
+            RaisesInStep,
+            "own: step 1 raised RuntimeError: the simulator broke (test_envs.py, line ",
+        ),
         (RaisesInReset, "own: reset raised RuntimeError: the simulator broke"),
-        (GrowingObservation, "own: step 1 "),
+        (
+            GrowingObservation,
+            "own: step 1 returned an observation of shape (2,), its observation_space is of (1,)",
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -234,6 +297,150 @@ def test_fault_of_an_environment_is_named_with_its_step(closing, kind, message):
     with pytest.raises(EnvFaultError) as error:
         play()
     assert str(error.value).startswith(message)
+
+
+class Whole(Countdown):
+    """Observes integers, in a space of uint8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gym.spaces.Box(0, 255, (2, 2), np.uint8)
+
+    def observe(self):
+        return np.full((2, 2), 200 + self.steps)
+
+
+def test_integers_that_fit_their_space_are_taken(closing):
+    environments = own(Whole)
+    closing.append(environments)
+    assert environments.reset(0).dtype == np.uint8
+    assert environments.step(ALWAYS_ZERO).observations[1].tolist() == [[201, 201], [201, 201]]
+
+
+class Switches(Countdown):
+    """Observes truths, and takes actions 3 and 4."""
+
+    action_space = gym.spaces.Discrete(2, start=3)
+
+    def __init__(self) -> None:
+        super().__init__(9)
+        self.observation_space = gym.spaces.Box(0, 1, (2, 2), np.bool_)
+        self._last = 3
+
+    def observe(self):
+        return np.array([[True, False], [self._last == 4, False]])
+
+    def step(self, action):
+        assert action in (3, 4)
+        self._last = action
+        return super().step(action)
+
+
+def test_truths_are_the_brightest_of_an_image_and_actions_count_from_0(closing):
+    environments = own(Switches)
+    closing.append(environments)
+    assert environments.spec.num_actions == 2
+    assert environments.reset(0)[0].tolist() == [[255, 0], [0, 0]]
+    result = environments.step(np.array([0, 1]))
+    assert result.observations.tolist() == [[[255, 0], [0, 0]], [[255, 0], [255, 0]]]
+    assert result.observations.dtype == np.uint8
+
+
+class Wide(Countdown):
+    """Leaves its space at its second step."""
+
+    def __init__(self) -> None:
+        super().__init__(9)
+        self.observation_space = gym.spaces.Box(-1, 1, (1,))
+
+    def observe(self):
+        return np.array([self.steps], dtype=np.float32)
+
+
+def test_an_observation_outside_its_space_is_told_once_and_taken(closing, caplog):
+    environments = own(Wide)
+    closing.append(environments)
+    environments.reset(0)
+    seen = [environments.step(ALWAYS_ZERO).observations[0, 0] for _ in range(3)]
+    assert seen == [1.0, 2.0, 3.0]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "own: step 2: element [0] of an observation is 2, outside" in said
+    assert "widen the space or clip the observation" in said
+
+
+def test_continuous_and_multi_discrete_actions_are_bounded(closing):
+    box = gym.spaces.Box(np.array([-2.0, 0.0]), np.array([2.0, 1.0]), dtype=np.float64)
+    continuous = own(lambda: WithSpaces(gym.spaces.Box(0, 1, (3,)), box)).spec
+    several = own(
+        lambda: WithSpaces(gym.spaces.Box(0, 1, (3,)), gym.spaces.MultiDiscrete([3, 2]))
+    ).spec
+    assert (continuous.num_actions, several.num_actions) == (0, 0)
+    assert (continuous.action_kind, several.action_kind) == ("continuous", "multi-discrete")
+    assert continuous.action_bounds == ActionBounds("float32", (2,), (-2.0, 0.0), (2.0, 1.0))
+    assert several.action_bounds == ActionBounds("int64", (2,), (0.0, 0.0), (2.0, 1.0))
+    assert continuous.action_column == Column("action", "float32", (2,))
+    assert several.action_column == Column("action", "int32", (2,))
+    actions = np.array([[2.0, 0.0], [2.1, 0.5], [0.0, np.nan]], np.float32)
+    assert continuous.bad_actions(actions).tolist() == [False, True, True]
+    assert several.bad_actions(np.array([[2, 1], [3, 0], [0, -1]])).tolist() == [False, True, True]
+
+
+OWN_FILE = """
+import gymnasium as gym
+import numpy as np
+from beside import LENGTH
+
+class Corridor(gym.Env):
+    observation_space = gym.spaces.Box(0, LENGTH, (1,))
+    action_space = gym.spaces.Discrete(2)
+    def __init__(self, length=LENGTH):
+        self.length = length
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(1, np.float32), {}
+    def step(self, action):
+        return np.full(1, self.length, np.float32), 1.0, False, False, {}
+
+gym.register("OwnCorridor-v0", Corridor, kwargs={"length": 3})
+"""
+
+
+@pytest.mark.parametrize(("name", "length"), [("Corridor", 7), ("OwnCorridor-v0", 3)])
+def test_a_file_gives_what_it_registers_or_defines(closing, tmp_path, monkeypatch, name, length):
+    (tmp_path / "file_of_envs.py").write_text(OWN_FILE)
+    (tmp_path / "beside.py").write_text("LENGTH = 7")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    reference = user_code.absolute(f"file_of_envs:{name}")
+    assert reference == f"{tmp_path}/file_of_envs.py:{name}"
+    monkeypatch.chdir("/")
+    try:
+        environments = make_environments(EnvConfig(id=reference), 2)
+        closing.append(environments)
+        assert environments.spec.env_id == f"file_of_envs.py:{name}"
+        environments.reset(0)
+        assert environments.step(ALWAYS_ZERO).observations.tolist() == [[length], [length]]
+        with pytest.raises(EnvError, match="neither registers 'Nothing'"):
+            make_environments(EnvConfig(id=f"{tmp_path}/file_of_envs.py:Nothing"), 1)
+    finally:
+        gym.registry.pop("OwnCorridor-v0", None)
+        for module in ("file_of_envs", "beside"):
+            sys.modules.pop(module, None)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("json.py", "", "another module 'json'.*rename json.py"),
+        ("broken_file.py", "1 / 0", "importing broken_file raised ZeroDivisionError"),
+        ("missing_file.py", None, "no such file"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path, monkeypatch, file, text, message):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    if text is not None:
+        (tmp_path / file).write_text(text)
+    with pytest.raises(EnvError, match=message):
+        make_environments(EnvConfig(id=f"{tmp_path / file}:Any"), 1)
 
 
 class Lives(Countdown):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from apex import user_code
 from apex.algos.apex_dpg import ApexDPG
 from apex.algos.apex_dqn import ApexDQN
 from apex.algos.base import Algorithm
@@ -20,6 +22,57 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "impala": Impala,
     "r2d2": R2D2,
 }
+ENTRY_POINTS = "apex.algorithms"
+"""The group in which an installed package declares algorithms of its own."""
+
+
+def algorithm_class(name: str) -> type[Algorithm]:
+    """The algorithm of a name: apex's own, an installed package's, or `path/to/file.py:Class`.
+
+    Raises:
+        ConfigError: there is none, or it is no algorithm.
+    """
+    if name in ALGORITHMS:
+        return ALGORITHMS[name]
+    installed = _installed()
+    if name in installed:
+        kind = _loaded(installed[name])
+    elif user_code.is_reference(name):
+        module, attribute = user_code.load(name, "algorithm.name")
+        kind = getattr(module, attribute, None)
+        if kind is None:
+            raise ConfigError(f"algorithm.name = '{name}': there is no '{attribute}' in it")
+    else:
+        raise ConfigError(
+            f"algorithm.name: no '{name}'; there are: {', '.join([*ALGORITHMS, *installed])}. "
+            "One of your own is path/to/file.py:Class"
+        )
+    if not (isinstance(kind, type) and issubclass(kind, Algorithm)):
+        raise ConfigError(
+            f"algorithm.name = '{name}': expected a subclass of apex.algos.base.Algorithm, got "
+            f"{kind!r}"
+        )
+    missing = sorted(getattr(kind, "__abstractmethods__", ()))
+    if missing or not hasattr(kind, "Config"):
+        raise ConfigError(
+            f"algorithm.name = '{name}': {kind.__name__} lacks {', '.join(missing or ['Config'])}; "
+            "see apex.algos.base.Algorithm"
+        )
+    return kind
+
+
+def _installed() -> dict[str, EntryPoint]:
+    return {one.name: one for one in entry_points(group=ENTRY_POINTS)}
+
+
+def _loaded(entry_point: EntryPoint) -> Any:
+    try:
+        return entry_point.load()
+    except Exception as error:  # whatever the package's own code raises
+        raise ConfigError(
+            f"algorithm.name = '{entry_point.name}': loading {entry_point.value} raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def make_algorithm(
@@ -30,22 +83,18 @@ def make_algorithm(
     Args:
         section: raw; typed and checked here.
         spec: of the environment.
-        kind: the class, where it is not one of apex's own.
+        kind: the class, where a script brought it.
 
     Raises:
-        ConfigError: an unknown algorithm, key or type.
+        ConfigError: an unknown algorithm, key or type, or one that cannot learn the actions.
     """
-    if kind is None:
-        kind = ALGORITHMS.get(section["name"])
-    if kind is None:
-        raise ConfigError(
-            f"algorithm.name: no '{section['name']}'; there are: {', '.join(ALGORITHMS)}"
-        )
+    kind = kind or algorithm_class(section["name"])
     if spec.action_kind not in kind.action_kinds:
         able = [name for name, one in ALGORITHMS.items() if spec.action_kind in one.action_kinds]
         raise ConfigError(
-            f"algorithm.name: {section['name']} learns {' or '.join(sorted(kind.action_kinds))} "
-            f"actions, {spec.env_id} has {spec.actions_text}; "
+            f"algorithm.name: {user_code.short(section['name'])} learns "
+            f"{' or '.join(sorted(kind.action_kinds))} actions, {spec.env_id} takes "
+            f"{spec.actions_text}; "
             + (f"algorithms for those: {', '.join(able)}" if able else "none of apex's own can")
         )
     return kind(convert(section, kind.Config, "algorithm"), spec)

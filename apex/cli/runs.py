@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from apex.cli.options import json_option, run_option, set_option
+from apex.cli.options import complete_run, json_option, preset_option, run_option, set_option
 from apex.errors import ExitCode, RunError, UsageError
 from apex.run_directory import RunDirectory, all_runs, find_run
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SNAPSHOT_TIMEOUT_S = 60.0
 RESUME_ALONE = (
     "--resume goes on with the run's own configuration, endpoints and parameters; change single "
-    "settings with --set, without --preset, --config, --endpoints, --init-from"
+    "settings with --set, without --preset, --config, --env, --algorithm, --endpoints, --init-from"
 )
 SERIAL_ALONE = (
     "--serial keeps no replay contents and has no daemons: it begins a new run and stays in this "
@@ -59,11 +59,19 @@ def snapshot(run_path: Path | None, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--preset", help="A preset; see `apex presets list`.")
+@preset_option
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file.")
+@click.option("--env", metavar="ID", help="env.id: a gymnasium id, or my_env.py:Name.")
+@click.option("--algorithm", metavar="NAME", help="algorithm.name, or my_algorithm.py:Class.")
 @set_option
 @click.option("--actors", type=click.IntRange(1), help="Actors to start (actor.count).")
-@click.option("--run", "run_path", type=click.Path(path_type=Path), help="The run's directory.")
+@click.option(
+    "--run",
+    "run_path",
+    type=click.Path(path_type=Path),
+    shell_complete=complete_run,
+    help="The run's directory.",
+)
 @click.option(
     "--engine",
     type=click.Choice(["supervisor", "local", "none"]),
@@ -81,6 +89,8 @@ def snapshot(run_path: Path | None, as_json: bool) -> None:
 def run(
     preset: str | None,
     config_file: Path | None,
+    env: str | None,
+    algorithm: str | None,
     settings: tuple[str, ...],
     actors: int | None,
     run_path: Path | None,
@@ -99,6 +109,8 @@ def run(
     from apex.cli.view import watch_run
 
     given = {
+        "env.id": _quoted(env),
+        "algorithm.name": _quoted(algorithm),
         "actor.count": actors,
         "run.seed": seed,
         "learner.device": _quoted(device),
@@ -111,7 +123,7 @@ def run(
     if running is not None:
         click.echo(f"{running.path} is running: showing it", err=True)
         sys.exit(watch_run(running))
-    if resume and (preset or config_file or endpoints or init_from):
+    if resume and (preset or config_file or env or algorithm or endpoints or init_from):
         raise UsageError(RESUME_ALONE)
     if serial and (resume or detach or engine or endpoints):
         raise UsageError(SERIAL_ALONE)
@@ -167,17 +179,26 @@ def _new(
     run_path: Path | None,
     endpoints: Path | None,
 ) -> RunDirectory:
-    from apex.prepare import file_config, new_run_path, prepare_run, preset_config
+    from apex.prepare import (
+        bare_config,
+        file_config,
+        new_run_path,
+        prepare_run,
+        preset_config,
+        run_name,
+    )
     from apex.service import log_to_stderr
 
-    if (preset is None) == (config_file is None):
-        raise UsageError("expected --preset NAME or --config FILE (or --resume)")
+    if preset is not None and config_file is not None:
+        raise UsageError("--preset NAME and --config FILE are two ways to say the same: leave one")
     log_to_stderr("run")
     if preset is not None:
         name, config = preset, preset_config(preset, settings)
-    else:
-        assert config_file is not None
+    elif config_file is not None:
         name, config = config_file.stem, file_config(config_file, settings)
+    else:
+        config = bare_config(settings)
+        name = run_name(config)
     return prepare_run(run_path or new_run_path(name), config, endpoints)
 
 

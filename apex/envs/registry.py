@@ -14,7 +14,7 @@ from apex.envs.atari import make_atari
 from apex.envs.base import Environments
 from apex.envs.checked import Checked
 from apex.envs.spaces import FLATTENED
-from apex.errors import ApexError, EnvError
+from apex.errors import ApexError, ConfigError, EnvError
 from apex.types import FACTORY
 
 EnvFactory = Callable[[], gym.Env[Any, Any]]
@@ -50,13 +50,8 @@ def make_environments(
         vector = SyncVectorEnv(
             [lambda: _guarded(make())] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP
         )
-        name = config.id.rpartition(":")[2] if user_code.is_reference(config.id) else config.id
-        return Environments(
-            vector,
-            config.id if config.id.startswith(FACTORY) else name,
-            config.frame_stack,
-            config.life_loss_ends,
-        )
+        name = user_code.short(config.id)
+        return Environments(vector, name, config.frame_stack, config.life_loss_ends)
     except ApexError:
         raise
     except Exception as error:
@@ -67,12 +62,14 @@ def _factory(env_id: str, kwargs: dict[str, Any]) -> EnvFactory:
     """Makes an environment by its gymnasium id, or by what a module registers or defines.
 
     Raises:
-        ConfigError: the module cannot be imported.
-        EnvError: it has nothing of that name.
+        EnvError: the module cannot be imported, or has nothing of that name.
     """
     if not user_code.is_reference(env_id):
         return lambda: gym.make(env_id, **kwargs)
-    module, name = user_code.load(env_id, "env.id")
+    try:
+        module, name = user_code.load(env_id, "env.id")
+    except ConfigError as error:
+        raise EnvError(str(error)) from None
     if name in gym.registry:
         return lambda: gym.make(name, **kwargs)
     kind = getattr(module, name, None)
@@ -87,7 +84,10 @@ def _factory(env_id: str, kwargs: dict[str, Any]) -> EnvFactory:
 def _guarded(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
     """With vectors for observations that are choices, and a guard around what it returns."""
     if not isinstance(env, gym.Env):
-        raise EnvError(f"expected a gymnasium.Env, got a {type(env).__name__}")
+        raise EnvError(
+            f"expected a gymnasium.Env, got a {type(env).__name__}; derive the class from it, or "
+            "return one from the function"
+        )
     if isinstance(env.observation_space, FLATTENED):
         env = gym.wrappers.FlattenObservation(env)
     return Checked(env) if isinstance(env.observation_space, gym.spaces.Box) else env
