@@ -21,9 +21,8 @@ $(STAMP): setup.cfg constraints.txt pyproject.toml
 
 setup: $(STAMP)  ## make .venv with apex in it
 
-# The paper's network where a GPU learns, otherwise what two cores learn soonest.
 PONG = $(shell $(VENV)/bin/python -c \
-	"from apex.machine import has_gpu; print('pong' if has_gpu() else 'pong-fast')")
+	"from apex.cli.options import default_preset; print(default_preset())")
 
 run-pong: $(STAMP)  ## train Ape-X DQN on Pong; Ctrl-C leaves it running; again: show it
 	@$(APEX) run --preset $(PONG) --show-running

@@ -209,16 +209,9 @@ def resolve(endpoints: Endpoints, run_directory: Path) -> Endpoints:
 
 
 def socket_directory(run_directory: Path) -> Path:
-    """Make the run's private (0700) directory of sockets and return it.
-
-    It lies under `$XDG_RUNTIME_DIR` or the temporary directory, since a run's own path may be
-    longer than a socket's may be; its name is a digest of the run's path.
-    """
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    base = Path(runtime) if runtime and Path(runtime).is_dir() else Path(tempfile.gettempdir())
-    digest = hashlib.sha256(os.fsencode(run_directory.resolve())).hexdigest()[:12]
-    own = base / f"apex-{os.getuid()}"
-    for folder in (own, own / digest):
+    """Make the run's private (0700) directory of sockets and return it."""
+    path = socket_directory_path(run_directory)
+    for folder in (path.parent, path):
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
             status = folder.lstat()
@@ -229,7 +222,19 @@ def socket_directory(run_directory: Path) -> Path:
             raise EndpointError(
                 f"{folder}: cannot be the directory of sockets ({error}); remove what is there"
             ) from None
-    return own / digest
+    return path
+
+
+def socket_directory_path(run_directory: Path) -> Path:
+    """Where the run's directory of sockets lies, or would lie.
+
+    It lies under `$XDG_RUNTIME_DIR` or the temporary directory, since a run's own path may be
+    longer than a socket's may be; its name is a digest of the run's path.
+    """
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    base = Path(runtime) if runtime and Path(runtime).is_dir() else Path(tempfile.gettempdir())
+    digest = hashlib.sha256(os.fsencode(run_directory.resolve())).hexdigest()[:12]
+    return base / f"apex-{os.getuid()}" / digest
 
 
 def _with_ports(addresses: dict[str, str]) -> dict[str, str]:

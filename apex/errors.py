@@ -11,7 +11,7 @@ class ExitCode(enum.IntEnum):
     CLEAN = 0
     USAGE = 2
     DEGRADED = 3
-    """`apex status`: the suite runs, but not all of it."""
+    """`apex status`: the suite runs, but not all of it; `apex doctor`: there is a problem."""
     DOWN = 4
     """`apex status`: neither the learner nor the replay server runs."""
     CRASH = 70

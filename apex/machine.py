@@ -30,6 +30,43 @@ def memory_bytes() -> int:
     return min(available, _v1("memory", "memory.limit_in_bytes") or available)
 
 
+def available_memory_bytes() -> int:
+    """Bytes that are free now or that the kernel would give back, by machine and cgroup."""
+    available = _named_number(Path("/proc/meminfo").read_text(), "MemAvailable:") * 1024
+    for limit_file in _cgroup_files("memory.max"):
+        limit, folder = limit_file.read_text().strip(), limit_file.parent
+        if limit != "max":
+            used = int((folder / "memory.current").read_text())
+            cached = _named_number((folder / "memory.stat").read_text(), "inactive_file")
+            available = min(available, int(limit) - used + cached)
+    limit_v1, used_v1 = (_v1("memory", f"memory.{n}_in_bytes") for n in ("limit", "usage"))
+    if limit_v1 is not None and used_v1 is not None:
+        cached = _named_number(_v1_text("memory", "memory.stat") or "", "total_inactive_file")
+        available = min(available, limit_v1 - used_v1 + cached)
+    return max(0, available)
+
+
+def _named_number(text: str, name: str) -> int:
+    """The number that stands behind a name in a file of such lines; 0 where it is not."""
+    for line in text.splitlines():
+        words = line.split()
+        if words and words[0] == name:
+            return int(words[1])
+    return 0
+
+
+def tasks_left() -> int | None:
+    """Threads that this process's cgroup still lets begin; None where it sets no limit."""
+    found = [
+        (limit_file.read_text().strip(), (limit_file.parent / "pids.current").read_text())
+        for limit_file in _cgroup_files("pids.max")
+    ]
+    limit_v1, used_v1 = _v1_text("pids", "pids.max"), _v1_text("pids", "pids.current")
+    if limit_v1 is not None and used_v1 is not None:
+        found.append((limit_v1.strip(), used_v1))
+    return min((int(most) - int(used) for most, used in found if most != "max"), default=None)
+
+
 def has_gpu() -> bool:
     """Whether a CUDA device is there, asked of the driver (importing torch takes seconds)."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
@@ -47,14 +84,22 @@ def has_gpu() -> bool:
 
 
 def _v1(controller: str, name: str) -> int | None:
-    """A limit of this process's cgroup of version 1, if there is one."""
+    """A number about this process's cgroup of version 1, if there is one."""
+    try:
+        return int(_v1_text(controller, name) or "")
+    except ValueError:
+        return None
+
+
+def _v1_text(controller: str, name: str) -> str | None:
+    """A file of this process's cgroup of version 1, if there is one."""
     try:
         entries = Path("/proc/self/cgroup").read_text().splitlines()
         for _, controllers, path in (entry.split(":", 2) for entry in entries):
             if controller in controllers.split(","):
                 base = Path("/sys/fs/cgroup") / controller
                 own = base / path.lstrip("/") / name
-                return int((own if own.is_file() else base / name).read_text())
+                return (own if own.is_file() else base / name).read_text()
     except (OSError, ValueError):
         pass
     return None

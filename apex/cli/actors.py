@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from apex.cli.options import run_option
+from apex.cli.options import complete_actor, run_option
 from apex.errors import PeerTimeoutError, RunError, UsageError
 from apex.files import FileLock, is_locked
 from apex.run_directory import RunDirectory, find_run
@@ -26,7 +26,7 @@ def actor() -> None:
 
 
 @actor.command()
-@click.argument("actor_id")
+@click.argument("actor_id", shell_complete=complete_actor)
 @run_option
 def restart(actor_id: str, run_path: Path | None) -> None:
     """End ACTOR_ID (actor_003, or 3) in good order; its engine starts it again."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from apex.cli.options import run_option
+from apex.cli.options import complete_log, run_option
 from apex.errors import UsageError
 from apex.run_directory import find_run
 
@@ -17,7 +17,7 @@ POLL_S = 0.2
 
 
 @click.command()
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=complete_log)
 @run_option
 @click.option("-f", "--follow", is_flag=True, help="Go on printing until Ctrl-C.")
 @click.option("-n", "--lines", default=20, show_default=True, help="Last lines of each file.")

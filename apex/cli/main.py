@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from apex import __version__
-from apex.cli import actors, evaluation, keys, listings, logs, plot, runs, statuses
+from apex.cli import actors, doctor, evaluation, keys, listings, logs, plot, runs, statuses
 from apex.errors import ApexError
 from apex.text import printable
 
@@ -40,6 +40,7 @@ for command in (
     runs.snapshot,
     runs.watch,
     statuses.status,
+    doctor.doctor,
     logs.logs,
     actors.actor,
     evaluation.evaluate,

@@ -17,8 +17,7 @@ from apex.run_directory import RunDirectory, all_runs, find_run, runs_root
 
 
 def default_preset() -> str:
-    """The preset of Pong for this machine: the paper's network where a GPU learns, otherwise what
-    two cores learn soonest."""
+    """Pong's preset here: the paper's network where a GPU learns, else what learns soonest."""
     from apex.machine import has_gpu
 
     return "pong" if has_gpu() else "pong-fast"

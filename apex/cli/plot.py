@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from apex.cli.options import complete_run
 from apex.files import check_output
 from apex.run_directory import find_run
 
@@ -17,7 +18,13 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 @click.command(name="plot")
-@click.argument("paths", metavar="[RUN]...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument(
+    "paths",
+    metavar="[RUN]...",
+    nargs=-1,
+    type=click.Path(path_type=Path),
+    shell_complete=complete_run,
+)
 @click.option(
     "--x",
     type=click.Choice(["wall", "env_steps", "learner_step"]),

@@ -1,0 +1,155 @@
+"""The whole examination: which checks there are, and what each is asked about."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from apex import engine, machine
+from apex.doctor import (
+    environment,
+    gpu,
+    limits,
+    memory,
+    packages,
+    processes,
+    runs,
+    sockets,
+    system,
+)
+from apex.doctor.findings import Finding, guarded
+from apex.doctor.subject import Subject, preset_subject, run_subject
+from apex.endpoints import install_root, socket_directory_path
+from apex.run_directory import RunDirectory, all_runs, runs_root
+
+
+def examine(what: str | RunDirectory) -> Iterator[Finding]:
+    """Every finding about this machine, its runs, and a preset or run that is to run here.
+
+    Args:
+        what: a preset's name, or a run.
+    """
+    there = [what] if isinstance(what, RunDirectory) else []
+    yield from guarded("python", _installation)
+    yield from _subject_findings(what)
+    yield from guarded("processes", lambda: processes.check_lost(processes.apex_processes()))
+    yield from guarded("runs", lambda: _all_runs_findings(there))
+
+
+def _installation() -> Iterator[Finding]:
+    """What is installed, whatever is to run."""
+    supported, requirements, _ = packages.own_metadata()
+    yield from packages.check_python(platform.python_version(), supported)
+    yield from packages.check_packages(requirements, packages.look)
+    yield from packages.check_other_apex(packages.look)
+    yield from packages.check_files(install_root())
+
+
+def _subject_findings(what: str | RunDirectory) -> Iterator[Finding]:
+    """What depends on the preset or run."""
+    try:
+        subject = run_subject(what) if isinstance(what, RunDirectory) else preset_subject(what)
+    except Exception as error:
+        found = f"{type(error).__name__}: {error}"
+        remedy = "see the findings about packages and files; then ask again"
+        yield Finding("configuration", "problem", found, "one that can be used", remedy)
+        yield from guarded("torch", lambda: gpu.check_gpu(gpu.facts(), "auto"))
+        return
+    for name, check in _checks(subject):
+        yield from guarded(name, check)
+
+
+def _checks(subject: Subject) -> list[tuple[str, Callable[[], Iterator[Finding]]]]:
+    """The checks of what is to run, with their names, in the order in which they are shown."""
+    config = subject.config
+    return [
+        ("extras", partial(_extras, config.env.id)),
+        ("torch", lambda: gpu.check_gpu(gpu.facts(), config.learner.device)),
+        ("roms", partial(environment.check_roms, config.env.id)),
+        ("environment", partial(_environment, subject)),
+        ("cores", lambda: system.check_cores(config, machine.cores())),
+        ("memory", partial(_memory, subject)),
+        ("disk", partial(_disk, subject)),
+        ("open files", partial(_open_files, subject)),
+        ("threads", partial(_threads, subject)),
+        ("shared memory", partial(_shared_memory, subject)),
+    ]
+
+
+def _extras(env_id: str) -> Iterator[Finding]:
+    _, requirements, extras = packages.own_metadata()
+    needed = environment.extra_of(env_id)
+    yield from packages.check_extras(requirements, extras, packages.look, needed)
+
+
+def _environment(subject: Subject) -> Iterator[Finding]:
+    yield from environment.check_environment(subject.name, subject.environment, subject.failure)
+
+
+def _memory(subject: Subject) -> Iterator[Finding]:
+    if subject.running:
+        yield Finding("memory", "ok", f"{subject.name} runs, and has what it needs")
+    elif subject.schema is None:
+        yield Finding("memory", "note", "not estimated: the environment cannot be made")
+    else:
+        needed = memory.memory_needed(
+            subject.config, subject.schema, subject.parameter_bytes, machine.memory_bytes()
+        )
+        yield from memory.check_memory(needed, machine.available_memory_bytes())
+
+
+def _disk(subject: Subject) -> Iterator[Finding]:
+    folder = _existing(subject.run.path if subject.run is not None else runs_root())
+    if subject.schema is None:
+        yield Finding("disk", "note", "not estimated: the environment cannot be made")
+        return
+    status = os.statvfs(folder)
+    needed = memory.disk_needed(subject.config, subject.schema, subject.parameter_bytes)
+    yield from memory.check_disk(needed, status.f_bavail * status.f_frsize, str(folder))
+
+
+def _existing(path: Path) -> Path:
+    """A directory, or the nearest one above it that is there."""
+    path = path.absolute()
+    return next(one for one in (path, *path.parents) if one.is_dir())
+
+
+def _open_files(subject: Subject) -> Iterator[Finding]:
+    own = limits.limits_of(resource.RLIMIT_NOFILE)
+    privileged = limits.may_raise_limits()
+    yield from limits.check_open_files(subject.config, own, privileged=privileged)
+
+
+def _threads(subject: Subject) -> Iterator[Finding]:
+    if subject.running:
+        yield Finding("threads", "ok", f"{subject.name} runs, and has what it needs")
+        return
+    needed = limits.threads_needed(subject.config, limits.algebra_threads())
+    left = limits.threads_left(privileged=limits.may_raise_limits())
+    yield from limits.check_threads(needed, left)
+
+
+def _shared_memory(subject: Subject) -> Iterator[Finding]:
+    daemons = len(engine.daemon_names(subject.config))
+    yield from limits.check_shared_memory(daemons, limits.shared_memory_free())
+
+
+def _all_runs_findings(there: list[RunDirectory]) -> Iterator[Finding]:
+    """Of the runs under the root, of `there`, and of orphans that live elsewhere."""
+    known = {run.path: run for run in (*all_runs(), *there)}
+    yield from runs.check_all(known.values(), runs_root())
+    for run in known.values():
+        yield from guarded(runs.name_of(run), partial(runs.check_run, run))
+    for path in {one.run for one in processes.apex_processes()} - known.keys():
+        run = RunDirectory(path)
+        yield from guarded(runs.name_of(run), partial(runs.check_orphans, run))
+    newest = max((run.schema_file.stat().st_mtime for run in known.values()), default=0.0)
+    yield from system.check_clock(time.time(), newest)
+    yield from sockets.check_new_sockets(
+        sockets.of_new_runs(), socket_directory_path(runs_root() / "new")
+    )

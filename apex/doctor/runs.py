@@ -1,0 +1,137 @@
+"""Runs: what ended processes left of them, what lives on without an engine, who may read them."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from shlex import quote
+
+from apex import crashes, engine
+from apex.doctor.findings import Finding
+from apex.doctor.processes import describe, holders, is_stopped, parent
+from apex.doctor.sockets import check_keys, check_ports, check_socket_files
+from apex.endpoints import socket_directory_path
+from apex.errors import ApexError
+from apex.files import is_locked
+from apex.run_directory import RunDirectory
+
+
+def check_run(run: RunDirectory) -> Iterator[Finding]:
+    """All that is wrong with one run, or worth knowing of it."""
+    try:
+        run.config()
+        run.facts()
+        endpoints = run.endpoints()
+    except ApexError as error:
+        remedy = f"mend that file, or `apex runs rm {quote(str(run.path))}`"
+        yield Finding(name_of(run), "problem", str(error), "files that can be read", remedy)
+    else:
+        yield from check_socket_files(run, endpoints)
+        yield from check_ports(run, endpoints)
+        yield from check_keys(run, endpoints)
+    yield from check_orphans(run)
+    yield from check_locks(run)
+    yield from check_modes(run)
+
+
+def name_of(run: RunDirectory) -> str:
+    """How findings call a run."""
+    return f"run {run.path}"
+
+
+def check_orphans(run: RunDirectory) -> Iterator[Finding]:
+    """Whether daemons live on whose engine is gone.
+
+    Daemons that were started by hand, without an engine, are none; nor are attached actors, which
+    their own shell keeps alive.
+    """
+    if not run.engine_file.exists() or engine.living_engine(run) is not None:
+        return
+    living = run.living()
+    attaching = {pid for name, pid in living.items() if name.startswith("attach_")}
+    orphans = {
+        name: pid
+        for name, pid in living.items()
+        if pid not in attaching and parent(pid) not in attaching
+    }
+    if not orphans:
+        return
+    stopped = [str(pid) for pid in orphans.values() if is_stopped(pid)]
+    awake = f"kill -CONT {' '.join(stopped)}; " if stopped else ""
+    named = ", ".join(f"{name} (pid {pid})" for name, pid in orphans.items())
+    yield Finding(
+        name_of(run),
+        "problem",
+        f"its engine is gone and {named} {'lives' if len(orphans) == 1 else 'live'} on"
+        + (f", stopped: {', '.join(stopped)}" if stopped else ""),
+        "an engine, or no daemons (they drain within seconds of its death)",
+        f"{awake}apex stop --run {quote(str(run.path))}",
+    )
+
+
+def check_locks(run: RunDirectory) -> Iterator[Finding]:
+    """Whether locks and process ids are those of living processes.
+
+    A lock ends with its holder, so a file that is left does no harm; one that another process
+    holds than the daemon it names keeps that daemon from starting.
+    """
+    left = []
+    for path in sorted(run.daemons.glob("*.lock")):
+        text = path.read_text()
+        pid = int(text) if text.isdigit() else None
+        gone = pid is None or engine.started_ticks(pid) is None
+        if not is_locked(path):
+            record = crashes.read(run.crash_file(path.stem))
+            if gone and not (record is not None and record.clean):
+                left.append(f"{path.stem} (pid {text or 'unknown'})")
+        elif gone:
+            yield _held_by_another(run, path, text)
+    pid_file = run.path / "supervisord.pid"
+    if pid_file.exists() and engine.living_engine(run) is None:
+        left.append(f"supervisord (pid {pid_file.read_text().strip()})")
+    if left:
+        found = f"left by processes that were killed: {', '.join(left)}"
+        remedy = f"none is needed; `apex run --resume --run {quote(str(run.path))}` goes on"
+        yield Finding(name_of(run), "note", found, remedy=remedy)
+
+
+def _held_by_another(run: RunDirectory, path: Path, text: str) -> Finding:
+    holding = holders(str(path))
+    by = ", ".join(map(describe, holding)) or "a process of another user"
+    return Finding(
+        name_of(run),
+        "problem",
+        f"{path} is of pid {text}, which is gone, and is held by {by}",
+        f"{path.stem} itself, or nobody",
+        f"kill {' '.join(map(str, holding))}" if holding else "end that process",
+    )
+
+
+def check_modes(run: RunDirectory) -> Iterator[Finding]:
+    """Whether others can write to the run, or read what lets in to its engine and its sockets."""
+    sockets = socket_directory_path(run.path)
+    forbidden = {run.path: stat.S_IWGRP | stat.S_IWOTH, run.engine_file: 0o077, sockets: 0o077}
+    for path, bits in forbidden.items():
+        try:
+            mode = stat.S_IMODE(path.lstat().st_mode)
+        except FileNotFoundError:
+            continue
+        if mode & bits:
+            found = f"{path} has mode {mode:04o}: others can use it"
+            expected, remedy = f"mode {mode & ~bits:04o}", f"chmod go-rwx {quote(str(path))}"
+            yield Finding(name_of(run), "problem", found, expected, remedy)
+
+
+def check_all(runs: Iterable[RunDirectory], folder: Path) -> Iterator[Finding]:
+    """How many runs there are and how many of them run.
+
+    Args:
+        runs: those that were looked at.
+        folder: where they were looked for.
+    """
+    looked_at = list(runs)
+    alive = [run for run in looked_at if run.living() or engine.living_engine(run) is not None]
+    named = ": " + ", ".join(str(run.path) for run in alive) if alive else ""
+    found = f"{len(looked_at)} in {folder}/, {len(alive)} running{named}"
+    yield Finding("runs", "ok", found)

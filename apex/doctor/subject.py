@@ -1,0 +1,79 @@
+"""What is to run on this machine: a preset, or the configuration of a run that is there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from apex import config as configuration
+from apex.config import Config
+from apex.errors import ApexError
+from apex.run_directory import RunDirectory
+from apex.types import FACTORY, EnvSpec, Schema
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the machine is measured by.
+
+    Args:
+        name: for people: a preset's or a run's.
+        config: as this machine would run it.
+        run: where it runs, or ran; None: it would be a new run.
+        environment: what was made of the environment; empty if nothing was.
+        failure: why the environment or the algorithm cannot be used; empty if they can.
+        schema: of the items, once known.
+        parameter_bytes: of the network, once known.
+    """
+
+    name: str
+    config: Config
+    run: RunDirectory | None = None
+    environment: str = ""
+    failure: str = ""
+    schema: Schema | None = None
+    parameter_bytes: int = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether its daemons run now."""
+        return self.run is not None and bool(self.run.living())
+
+
+def preset_subject(name: str) -> Subject:
+    """A preset, fitted to this machine. Raises `ConfigError`, or `ImportError` without torch."""
+    from apex.prepare import check_config, preset_config
+
+    subject = Subject(f"preset {name}", preset_config(name, []))
+    try:
+        config, spec, schema = check_config(subject.config)
+        return _sized(replace(subject, config=config, schema=schema), spec)
+    except ApexError as error:
+        return replace(subject, failure=str(error))
+
+
+def run_subject(run: RunDirectory) -> Subject:
+    """A run. Raises `ApexError` where its files cannot be used."""
+    from apex.prepare import check_config
+
+    facts = run.facts()
+    subject = Subject(f"run {run.path}", run.config(), run=run, schema=facts.schema)
+    if facts.env.env_id.startswith(FACTORY):
+        return replace(subject, environment=f"{facts.env.env_id}, of a script")
+    try:
+        configuration.check(subject.config)
+        _, spec, _ = check_config(subject.config)
+        return _sized(subject, spec)
+    except ApexError as error:
+        return replace(subject, failure=str(error))
+
+
+def _sized(subject: Subject, spec: EnvSpec) -> Subject:
+    """The subject with what making its environment and its network told."""
+    from apex.algos.registry import make_algorithm
+
+    network = make_algorithm(subject.config.algorithm, spec).policy().network
+    return replace(
+        subject,
+        environment=f"{spec.env_id}, observations {spec.policy_shape} {spec.observation_dtype}",
+        parameter_bytes=sum(p.numel() * p.element_size() for p in network.parameters()),
+    )
