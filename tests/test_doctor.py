@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -479,41 +480,49 @@ def test_socket_path_of_a_new_run_has_107_bytes_at_most() -> None:
 # Completion
 
 
-def completed(*words: str, runs: Path) -> list[str]:
-    """What bash is offered for the last of the words, by apex's own completion function."""
-    script = (
-        'eval "$(_APEX_COMPLETE=bash_source apex)"; '
-        f"COMP_WORDS=({' '.join(words) if words[-1] else ' '.join(words) + chr(39) * 2}); "
-        f"COMP_CWORD={len(words) - 1}; _apex_completion apex; "
-        'printf "%s\\n" "${COMPREPLY[@]}"'
-    )
-    environment = {
-        **os.environ, "APEX_RUNS": str(runs), "PATH": f"{BIN}:{os.environ['PATH']}",
-    }  # fmt: skip
+def completed(*lines: list[str], runs: Path) -> list[list[str]]:
+    """What bash is offered for the last word of each line, by apex's own completion function."""
+    script = ['eval "$(_APEX_COMPLETE=bash_source apex)"']
+    for words in lines:
+        script += [
+            f"COMP_WORDS=({shlex.join(words)}); COMP_CWORD={len(words) - 1}; COMPREPLY=()",
+            '_apex_completion apex; echo "${COMPREPLY[*]}"',
+        ]
     done = subprocess.run(
-        ["bash", "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT,
-        env=environment,
+        ["bash", "-c", "\n".join(script)], capture_output=True, text=True, timeout=120, cwd=ROOT,
+        env={**os.environ, "APEX_RUNS": str(runs), "PATH": f"{BIN}:{os.environ['PATH']}"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    return done.stdout.split()
+    return [line.split() for line in done.stdout.splitlines()]
 
 
 def test_bash_completes_presets_runs_logs_and_actors(tmp_path: Path) -> None:
     if shutil.which("bash") is None:
         pytest.skip("no bash here")
-    one = prepared(tmp_path)
+    one, other = prepared(tmp_path), tmp_path / "other"
     for name in ("learner", "actor_000", "actor_001"):
         (one.logs / f"{name}.log").touch()
         one.lock_file(name).touch()
-    shutil.copytree(one.path, tmp_path / "other")
-    assert completed("apex", "run", "--preset", "pong-f", runs=tmp_path) == ["pong-fast"]
-    assert completed("apex", "doctor", "--preset", "lunar", runs=tmp_path) == ["lunarlander"]
-    assert set(completed("apex", "stop", "--run", "", runs=tmp_path)) == {
-        str(one.path), str(tmp_path / "other"),
-    }  # fmt: skip
-    assert completed("apex", "logs", "--run", str(one.path), "a", runs=tmp_path) == [
-        "actor_000", "actor_001",
-    ]  # fmt: skip
-    assert completed("apex", "logs", "l", runs=tmp_path) == ["learner"]
-    assert completed("apex", "actor", "restart", "", runs=tmp_path) == ["actor_000", "actor_001"]
-    assert "doctor" in completed("apex", "", runs=tmp_path)
+    shutil.copytree(one.path, other)
+    (other / "logs" / "learner.log").unlink()
+    os.utime(other / "schema.json", (1, 1))  # the older one
+    assert completed(
+        ["apex", "doc"],
+        ["apex", "run", "--preset", "pong-f"],
+        ["apex", "doctor", "--preset", "lunar"],
+        ["apex", "stop", "--run", ""],
+        ["apex", "logs", "l"],
+        ["apex", "logs", "--run", str(other), ""],
+        ["apex", "actor", "restart", ""],
+        ["apex", "actor", "restart", "learner"],
+        runs=tmp_path,
+    ) == [
+        ["doctor"],
+        ["pong-fast"],
+        ["lunarlander"],
+        [str(one.path), str(other)],
+        ["learner"],
+        ["actor_000", "actor_001"],
+        ["actor_000", "actor_001"],
+        [],
+    ]
