@@ -241,7 +241,9 @@ def test_supervisord_needs_1024_files_unless_it_may_raise_the_limit() -> None:
     config = parse(preset("cartpole", gpu=False))
     low = limits.Limits(256, 256)
     found = only(limits.check_open_files(config, low, privileged=False))
-    assert found.state == "problem" and "supervisord" in found.found
+    assert found.state == "problem" and found.found.endswith("too few for supervisord")
+    assert found.expected.endswith("supervisord 1,024")
+    assert found.remedy.startswith("ulimit -n 1024 ")
     assert only(limits.check_open_files(config, low, privileged=True)).state == "ok"
     launcher = limits.Limits(10, 4096)
     found = only(limits.check_open_files(config, launcher, privileged=False))

@@ -81,19 +81,18 @@ def check_open_files(config: Config, limits: Limits, *, privileged: bool) -> Ite
     hard limit below that only with the privilege; the launcher keeps the soft limit.
     """
     soft, hard = (float("inf") if n is None else n for n in limits)
-    started = privileged or hard >= SUPERVISOR_MIN_FILES
     daemons = max(hard, SUPERVISOR_MIN_FILES) if privileged else hard
-    allowed = {"supervisord": max(soft, SUPERVISOR_MIN_FILES) if started else hard}
     needed = files_needed(config)
     launcher = needed.pop("launcher")
+    needed["supervisord"] = max(SUPERVISOR_MIN_FILES, needed["supervisord"])
+    allowed = {"supervisord": max(soft, min(daemons, SUPERVISOR_MIN_FILES))}
     short = {n: count for n, count in needed.items() if count > allowed.get(n, daemons)}
-    if not started:
-        short["supervisord"] = SUPERVISOR_MIN_FILES
     found = f"at most {_count(limits.soft)} open files, {_count(limits.hard)} when raised"
     expected = ", ".join(f"{name} {count:,}" for name, count in needed.items())
     if short:
-        most = max(SUPERVISOR_MIN_FILES, *short.values())
-        remedy = f"ulimit -n {most} (beyond the hard limit: LimitNOFILE or limits.conf)"
+        remedy = (
+            f"ulimit -n {max(short.values())} (beyond the hard limit: LimitNOFILE or limits.conf)"
+        )
         lacks = f"{found}: too few for {', '.join(short)}"
         yield Finding("open files", "problem", lacks, expected, remedy)
     elif launcher > soft:
