@@ -13,10 +13,10 @@ help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
 
 $(STAMP): setup.cfg constraints.txt pyproject.toml
-	@echo "making $(VENV) with all that apex needs (about 1.2 GB, once)"
+	@echo "making $(VENV) with all that apex needs (about 2 GB, once)"
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[atari,box2d,dev,docs,plot,video]'
+		--constraint constraints.txt --editable '.[atari,box2d,dev,docs,examples,mujoco,plot,video]'
 	@touch $(STAMP)
 
 setup: $(STAMP)  ## make .venv with apex in it
@@ -81,8 +81,8 @@ bench-peers: $(STAMP) $(PEER_STAMPS)  ## apex beside its peers (4 GB), 25 minute
 	@$(VENV)/bin/python -m benchmarks.peers $(if $(ONLY),--only $(ONLY)) --out benchmarks/speed
 
 check: $(STAMP)  ## lint, format, types, import layers
-	@$(VENV)/bin/ruff check apex bin benchmarks docs tests
-	@$(VENV)/bin/ruff format --check apex bin benchmarks docs tests
+	@$(VENV)/bin/ruff check apex bin benchmarks docs examples tests
+	@$(VENV)/bin/ruff format --check apex bin benchmarks docs examples tests
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --config setup.cfg
 

@@ -17,13 +17,12 @@ from apex.errors import ConfigError
 def absolute(reference: str) -> str:
     """A reference with the path of its file, where it names one from here; others as they are.
 
-    `my_env:Corridor-v0` names the file `my_env.py` where that lies in the working directory, as
-    for `python -m`.
+    `my_env:Corridor-v0` names the file `my_env.py` where that lies in the working directory.
     """
     module, colon, name = reference.rpartition(":")
     if not colon:
         return reference
-    file = Path(module if module.endswith(".py") else module.replace(".", "/") + ".py")
+    file = Path(module if module.endswith(".py") else f"{module}.py")
     if not module.endswith(".py") and not file.is_file():
         return reference
     return f"{file.resolve()}:{name}"

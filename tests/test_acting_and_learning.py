@@ -21,7 +21,15 @@ from apex.algos.registry import make_algorithm
 from apex.algos.sequences import learning_inputs
 from apex.prepare import preset_config
 from apex.types import Arrays, Samples
-from tests.test_inference import ENVS, PixelWalk, Walk, small, walks
+from tests.test_inference import (
+    ENVS,
+    PixelWalk,
+    PulledPixelWalk,
+    PulledWalk,
+    Walk,
+    small,
+    walks,
+)
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
@@ -29,7 +37,7 @@ CPU = torch.device("cpu")
 
 def acted(preset: str, env: type[Walk]) -> Iterator[tuple[np.ndarray, Arrays, Learner]]:
     """Initial priorities, the learner's batch and a fresh learner, for each chunk of an actor."""
-    environments = walks(env, 3 if env is PixelWalk else 0)
+    environments = walks(env, 3 if issubclass(env, PixelWalk) else 0)
     settings = [*small(preset), "algorithm.conv=[[4, 2, 1]]", f"actor.num_envs={ENVS}"]
     config = preset_config(preset, [*settings, "actor.chunk_length=4"])
     torch.manual_seed(3)
@@ -70,3 +78,12 @@ def test_ratios_of_impala_are_one_for_the_policy_that_acted(env):
         )
         _, metrics = learner.update(batch)
         assert float(metrics["rho_mean"]) == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("env", [PulledWalk, PulledPixelWalk])
+def test_priorities_of_a_deterministic_actor_are_those_of_its_learner(env):
+    """Its target network is like the online one, and what it took lies in the items as float32."""
+    for initial, batch, learner in acted("pendulum-dpg", env):
+        learned, _ = learner.update(batch)
+        np.testing.assert_allclose(learned, initial, rtol=1e-3, atol=1e-5)
+        assert len(set(initial.tolist())) == len(initial), "each its own"

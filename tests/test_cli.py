@@ -23,8 +23,9 @@ def apex(*arguments: str, runs: Path | None = None) -> subprocess.CompletedProce
 def test_presets_are_listed_and_shown() -> None:
     listed = apex("presets", "list")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == [
-        "breakout", "cartpole", "cartpole-impala", "cartpole-r2d2", "cartpole-seed",
-        "lunarlander", "pong", "pong-fast", "pong-impala", "pong-r2d2", "pong-seed",
+        "ant-dpg", "breakout", "cartpole", "cartpole-impala", "cartpole-r2d2", "cartpole-seed",
+        "halfcheetah-dpg", "lunarlander", "pendulum-dpg", "pong", "pong-fast", "pong-impala",
+        "pong-r2d2", "pong-seed",
     ]  # fmt: skip
     assert 'id = "ALE/Pong-v5"' in apex("presets", "show", "pong").stdout
     resolved = apex("presets", "show", "pong", "--resolved").stdout
@@ -32,8 +33,9 @@ def test_presets_are_listed_and_shown() -> None:
     unknown = apex("presets", "show", "pang")
     assert unknown.returncode == 78
     assert unknown.stderr == (
-        "apex: no preset 'pang'; there are: breakout, cartpole, cartpole-impala, cartpole-r2d2, "
-        "cartpole-seed, lunarlander, pong, pong-fast, pong-impala, pong-r2d2, pong-seed\n"
+        "apex: no preset 'pang'; there are: ant-dpg, breakout, cartpole, cartpole-impala, "
+        "cartpole-r2d2, cartpole-seed, halfcheetah-dpg, lunarlander, pendulum-dpg, pong, "
+        "pong-fast, pong-impala, pong-r2d2, pong-seed\n"
     )
 
 
@@ -45,7 +47,7 @@ def test_presets_are_listed_and_shown() -> None:
         (["algorithm.n_stepp=3"], "algorithm.n_stepp: unknown key; did you mean 'n_step'?"),
         (["algorithm.name=dqnx"], "algorithm.name: no 'dqnx'"),
         (["env.id=NoSuch-v0"], "env.id = 'NoSuch-v0'"),
-        (["env.id=Pendulum-v1"], "expected a Discrete action space"),
+        (["env.id=Pendulum-v1"], "apex_dqn learns discrete actions, Pendulum-v1 takes"),
         (["env.id=ALE/NoSuch-v5"], "ALE has no game"),
         (["replay.min_size=100000"], "replay.min_size (100000) must not exceed"),
         (["replay.tolerance=1.0"], "could deadlock"),

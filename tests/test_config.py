@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 
 from apex import config as configuration
 from apex.algos.registry import make_algorithm
 from apex.config import Config, dump, load, merge, override, parse, preset, preset_names
 from apex.errors import ConfigError
+from apex.types import ActionBounds
 from tests.builders import env_spec
 
 SMALLEST = {"env": {"id": "CartPole-v1"}, "algorithm": {"name": "apex_dqn"}}
@@ -190,8 +192,9 @@ def test_merge_lays_table_over_table_and_leaves_both_alone():
 
 def test_there_are_the_presets_that_the_readme_names():
     assert preset_names() == [
-        "breakout", "cartpole", "cartpole-impala", "cartpole-r2d2", "cartpole-seed",
-        "lunarlander", "pong", "pong-fast", "pong-impala", "pong-r2d2", "pong-seed",
+        "ant-dpg", "breakout", "cartpole", "cartpole-impala", "cartpole-r2d2", "cartpole-seed",
+        "halfcheetah-dpg", "lunarlander", "pendulum-dpg", "pong", "pong-fast", "pong-impala",
+        "pong-r2d2", "pong-seed",
     ]  # fmt: skip
 
 
@@ -200,6 +203,9 @@ def test_preset_is_valid_on_every_machine(name, gpu):
     config = parse(preset(name, gpu=gpu))
     frames = config.env.id.startswith("ALE")
     spec = env_spec(config.env.frame_size, stack=4) if frames else env_spec((4,), "float32")
+    if name.endswith("dpg"):
+        bounds = ActionBounds("float32", (2,), (-1.0, -1.0), (1.0, 1.0))
+        spec = msgspec.structs.replace(spec, num_actions=0, action_bounds=bounds)
     algorithm = make_algorithm(config.algorithm, spec)
     assert algorithm.config.name == config.algorithm["name"]
 

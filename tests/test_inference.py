@@ -316,7 +316,8 @@ class Walk(gym.Env):
     def step(self, action):
         self._left -= 1
         ended, cut = self._left == 0, self.np_random.random() < 0.05
-        return self._seen(), float(self.np_random.normal() + action), ended, cut and not ended, {}
+        reward = float(self.np_random.normal() + np.sum(action))
+        return self._seen(), reward, ended, cut and not ended, {}
 
 
 class PixelWalk(Walk):
@@ -328,6 +329,35 @@ class PixelWalk(Walk):
         return self.np_random.integers(0, 256, (5, 5), dtype=np.uint8)
 
 
+PULL = gym.spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 5.0], np.float32))
+
+
+class PulledWalk(Walk):
+    """The same with actions of two numbers."""
+
+    action_space = PULL
+
+
+class PulledPixelWalk(PixelWalk):
+    """The same with frames and actions of two numbers."""
+
+    action_space = PULL
+
+
+WALKS = {
+    ("discrete", False): Walk,
+    ("discrete", True): PixelWalk,
+    ("continuous", False): PulledWalk,
+    ("continuous", True): PulledPixelWalk,
+}
+"""By the kind of actions, and whether there are frames."""
+
+
+def walk_for(preset: str, pixels: bool) -> type[Walk]:
+    """The walk that a preset's algorithm can learn."""
+    return WALKS["continuous" if preset == "pendulum-dpg" else "discrete", pixels]
+
+
 def walks(env: type[Walk] = Walk, frame_stack: int = 0) -> Environments:
     vector = SyncVectorEnv([env] * ENVS, autoreset_mode=AutoresetMode.NEXT_STEP)
     return Environments(vector, "Walk-v0", frame_stack, life_loss_ends=False)
@@ -337,6 +367,7 @@ SMALL = {
     "cartpole": {"n_step": 3},
     "cartpole-r2d2": {"burn_in": 2, "unroll_length": 4, "overlap": 2, "n_step": 2, "lstm": 4},
     "cartpole-impala": {"unroll_length": 4, "lstm": 4},
+    "pendulum-dpg": {"n_step": 3},
 }
 
 
@@ -350,14 +381,15 @@ def small(preset: str) -> list[str]:
 def test_items_of_central_inference_are_byte_for_byte_those_of_local_inference(
     tmp_path, preset, pixels
 ):
+    env = walk_for(preset, pixels)
+
     def walk() -> Environments:
-        return walks(PixelWalk, 3) if pixels else walks()
+        return walks(env, 3 if pixels else 0)
 
     settings = [*small(preset), "algorithm.conv=[[4, 2, 1]]"]
     with ExitStack() as stack:
-        make_env = PixelWalk if pixels else None
-        settings += ["env.frame_stack=3"] if pixels else ["env.id=CartPole-v1"]
-        stage = Stage(tmp_path, stack, *settings, preset=preset, make_env=make_env)
+        settings += ["env.frame_stack=3"] if pixels else []
+        stage = Stage(tmp_path, stack, *settings, preset=preset, make_env=env)
         local = stage.make_agent(0, 0)
         loop = ActingLoop(walk(), LocalDecider(stage.policy, local, 7), seed=5)
         for _ in range(120):

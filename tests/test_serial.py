@@ -23,6 +23,7 @@ SETTINGS = {
     "cartpole": ("replay.min_size=200", "run.max_env_steps=1000"),
     "cartpole-impala": ("run.max_env_steps=4000",),
     "cartpole-r2d2": ("replay.min_size=32", "run.max_env_steps=1200"),
+    "pendulum-dpg": ("replay.min_size=200", "run.max_env_steps=1000"),
 }
 
 

@@ -1,0 +1,225 @@
+"""A researcher's own algorithm and environment: found by name, and carried by the whole suite."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import apex
+from apex import checkpoint, frames, user_code
+from apex.algos.apex_dqn import ApexDQN
+from apex.algos.registry import algorithm_class
+from apex.errors import ConfigError, EnvError, UsageError
+from apex.extensions import Extensions
+from apex.prepare import bare_config, file_config, prepare_run, preset_config, run_name
+from apex.serial import SerialRun
+from tests.conftest import ROOT, Suite
+
+EXAMPLES = ROOT / "examples"
+MUNCHAUSEN = f"{EXAMPLES}/munchausen.py:Munchausen"
+
+
+@pytest.fixture
+def own_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test imports from files of its own is forgotten when it ends."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if not (getattr(sys.modules[name], "__file__", None) or "").startswith(sys.prefix):
+            del sys.modules[name]
+
+
+def test_algorithm_of_a_file_is_found_from_anywhere(own_modules, tmp_path, monkeypatch):
+    (tmp_path / "beside.py").write_text("from apex.algos.apex_dqn import ApexDQN")
+    (tmp_path / "own_algo.py").write_text("from beside import ApexDQN\nclass Mine(ApexDQN): pass")
+    monkeypatch.chdir(tmp_path)
+    names = {user_code.absolute(name) for name in ("own_algo.py:Mine", "own_algo:Mine")}
+    assert names == {f"{tmp_path}/own_algo.py:Mine"}
+    assert user_code.absolute("apex_dqn") == "apex_dqn"
+    assert user_code.absolute("apex.algos.impala:Impala") == "apex.algos.impala:Impala"
+    monkeypatch.chdir("/")
+    kind = algorithm_class(f"{tmp_path}/own_algo.py:Mine")
+    assert kind.__name__ == "Mine" and issubclass(kind, ApexDQN)
+    assert algorithm_class("apex.algos.impala:Impala").__name__ == "Impala"
+
+
+def test_algorithm_of_an_installed_package_is_found_by_its_entry_point(
+    own_modules, tmp_path, monkeypatch
+):
+    (tmp_path / "package_of_mine.py").write_text(
+        "from apex.algos.apex_dqn import ApexDQN\nclass Packaged(ApexDQN): pass"
+    )
+    facts = tmp_path / "package_of_mine-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: package-of-mine\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text(
+        "[apex.algorithms]\npackaged = package_of_mine:Packaged\nbroken = package_of_mine:Nothing\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert algorithm_class("packaged").__name__ == "Packaged"
+    with pytest.raises(ConfigError, match="loading package_of_mine:Nothing raised AttributeError"):
+        algorithm_class("broken")
+    with pytest.raises(ConfigError, match=r"there are: apex_dqn, apex_dpg, .*packaged"):
+        algorithm_class("unknown")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("x = 1", "Missing", "there is no 'Missing' in it"),
+        ("Number = 3", "Number", r"expected a subclass of apex\.algos\.base\.Algorithm, got 3"),
+        ("import torch\nclass Net(torch.nn.Module): pass", "Net", "expected a subclass"),
+        (
+            "from apex.algos.transitions import TransitionAlgorithm\n"
+            "class Half(TransitionAlgorithm): pass",
+            "Half",
+            "Half lacks exploration, learner, policy; see",
+        ),
+        ("from nowhere import something", "Any", "No module named 'nowhere'"),
+        ("def broken(:", "Any", "raised SyntaxError"),
+    ],
+)
+def test_what_is_no_algorithm_is_told(own_modules, tmp_path, text, name, message):
+    (tmp_path / "wrong_algo.py").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        algorithm_class(f"{tmp_path}/wrong_algo.py:{name}")
+
+
+def test_run_without_a_preset_takes_its_environments_name():
+    config = bare_config(["env.id=examples/catch.py:Catch", "actor.count=1"])
+    assert (config.algorithm, config.replay.min_size) == ({"name": "apex_dqn"}, 1000)
+    assert run_name(config) == "catch-py-catch"
+    with pytest.raises(UsageError, match="--preset NAME, --config FILE or --env ID"):
+        bare_config(["actor.count=1"])
+
+
+class Falls(gym.Env):
+    """Raises at its second step."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 2:
+            raise ValueError("fell over")
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def test_environment_that_fails_at_once_is_refused_before_anything_starts(tmp_path):
+    config = preset_config("cartpole", [])
+    message = r"step 2 raised ValueError: fell over \(test_own_code.py, line \d+, in step\)"
+    with pytest.raises(EnvError, match=message):
+        prepare_run(tmp_path / "run", config, extensions=Extensions(Falls))
+    assert not (tmp_path / "run").exists()
+
+
+def test_munchausen_learns_cartpole_as_a_whole_suite_and_is_resumed(suite: Suite) -> None:
+    """The issue's own sentence: one file outside the package, and everything works with it."""
+    suite.start(
+        "--algorithm", MUNCHAUSEN, "--env", "CartPole-v1", "--seed", "1", "--actors", "2",
+        "--set", "replay.samples_per_insert=16", "--set", "learner.batch_size=64",
+        "--set", "evaluator.period_s=4", "--set", "evaluator.max_share=0.25",
+        "--set", "evaluator.num_envs=20", "--until-return", "400",
+    )  # fmt: skip
+    suite.wait_for(
+        lambda s: (s["evaluator"]["best_mean_return"] or 0) >= 400, 180.0, "CartPole is learned"
+    )
+    suite.wait_for(lambda s: s["run"]["engine"] is None, 60.0, "the run has ended by itself")
+    done = suite.apex("eval", "--episodes", "5", "--json")
+    assert json.loads(done.stdout)["mean_return"] >= 200, done.stderr
+    assert apex.load_policy(suite.path).act([0.0, 0.0, 0.15, 0.8]) == 1
+    rows = (suite.run.metrics / "learner.jsonl").read_text().splitlines()
+    assert -0.9 <= json.loads(rows[-1])["bonus"] <= 0.0, "its own metric is logged"
+
+    (newest, *_) = sorted(suite.run.checkpoints.glob("step_*"), reverse=True)
+    step = checkpoint.find(newest).manifest.learner_step
+    done = suite.apex("run", "--resume", "--detach", "--set", "run.until_return=501")
+    assert done.returncode == 0, done.stderr
+    suite.wait_for(
+        lambda s: (s["learner"].get("learner_step") or 0) > step + 100, 60.0, "it goes on"
+    )
+    log = (suite.run.logs / "learner.log").read_text()
+    assert f"learner step {step}" in log
+
+
+def test_own_network_plays_an_own_environment_by_central_inference(suite: Suite) -> None:
+    suite.start(
+        "--algorithm", f"{EXAMPLES}/own_network.py:WideDQN", "--env", f"{EXAMPLES}/catch.py:Catch",
+        "--set", "algorithm.width=32", "--set", "actor.inference=central", "--actors", "2",
+        "--set", "replay.min_size=200", "--set", "evaluator.period_s=2", "--engine", "local",
+    )  # fmt: skip
+    status = suite.wait_for(
+        lambda s: (
+            s["run"]["health"] == "healthy" and s["evaluator"]["best_mean_return"] is not None
+        ),
+        90.0,
+        "healthy, and evaluated",
+    )
+    assert status["learner"]["learner_step"] > 0 and status["inference"]["actors"] == 2
+    assert -1.0 <= status["evaluator"]["best_mean_return"] <= 1.0
+    assert suite.run.facts().env.env_id == "catch.py:Catch"
+    suite.apex("stop")
+    policy = apex.load_policy(suite.path)
+    assert policy.policy.network.head[0].out_features == 32
+    assert policy.act([0.0, 0.5, 0.5]) in (0, 1, 2)
+
+
+def test_minatar_is_learned_from_its_truths_as_images(own_modules, tmp_path, monkeypatch):
+    pytest.importorskip("minatar")
+    monkeypatch.chdir(ROOT)
+    settings = ["replay.min_size=300", "run.max_env_steps=1500", "evaluator.enabled=false"]
+    config = file_config(EXAMPLES / "minatar-breakout.toml", settings)
+    run = SerialRun(prepare_run(tmp_path / "run", config))
+    assert "env steps (max_env_steps = 1500)" in run.run() and run._step > 20
+    spec = run._facts.env
+    assert (spec.observation_shape, spec.frame_stack) == ((10, 10, 4), 1)
+    assert spec.observation_dtype == "uint8" and spec.num_actions == 3
+    items = frames.decompress(run.table.sample(64), run._facts.schema)
+    assert set(np.unique(items.frames).tolist()) == {0, 255}
+
+
+SCRIPT = """
+import sys
+import gymnasium
+from apex import launch
+from apex.algos.apex_dqn import ApexDQN
+
+class Narrow(ApexDQN):
+    pass
+
+if __name__ == "__main__":
+    settings = ["replay.min_size=200", "evaluator.enabled=false", "actor.count=1"]
+    launch.run(
+        "cartpole", make_env=lambda: gymnasium.make("Acrobot-v1"), algorithm=Narrow,
+        settings=settings, path=sys.argv[1],
+    )
+"""
+
+
+def test_factory_and_class_of_a_script_reach_the_daemons(suite: Suite, tmp_path) -> None:
+    """Neither lies in a module that a daemon could import."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    subprocess.run([sys.executable, script, suite.path], check=True, timeout=60)
+    status = suite.wait_healthy()
+    assert status["run"]["env_steps"] > 0
+    assert suite.run.facts().env.policy_shape == (6,) and suite.run.facts().env.num_actions == 3
+
+
+def test_examples_are_as_short_as_they_say():
+    lines = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
+    assert lines["munchausen.py"] <= 120
+    body = Path(EXAMPLES / "catch.py").read_text().partition("class Catch")[2]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 30
