@@ -38,6 +38,7 @@ class RunConfig(Section, frozen=True):
     """When the run ends and what it may use."""
 
     seed: NonNegativeInt = 1
+    """Of environments, exploration and initial parameters; each gets its own from it."""
     max_env_steps: NonNegativeInt = 0
     """Environment steps of all actors together after which the run ends; 0: never."""
     max_hours: NonNegativeFloat = 0.0
@@ -60,7 +61,8 @@ class EnvConfig(Section, frozen=True):
     """The environment. Fields from `frame_skip` on are read for Atari (`ALE/...`) only."""
 
     id: str
-    """gymnasium id, `ALE/Name-v5`, or `module:Id` to import a module that registers it."""
+    """gymnasium id, `ALE/Name-v5`, or `module:Id` or `path/to/file.py:Id`, whose module registers
+    or defines it."""
     kwargs: dict[str, Any] = {}
     """Keyword arguments for `gymnasium.make`; Atari takes none."""
     frame_stack: NonNegativeInt = 0
@@ -68,7 +70,9 @@ class EnvConfig(Section, frozen=True):
     clip_rewards: bool = False
     """Clip the rewards that are learned from to [-1, 1]; reported returns stay whole."""
     frame_skip: PositiveInt = 4
+    """Emulator frames of one step, in which the action is repeated."""
     obs_type: Literal["grayscale", "rgb", "ram"] = "grayscale"
+    """What is observed: the screen, or the console's 128 bytes of memory."""
     frame_size: tuple[PositiveInt, PositiveInt] = (84, 84)
     """Height and width in pixels."""
     repeat_action_probability: UnitFloat = 0.0
@@ -80,6 +84,7 @@ class EnvConfig(Section, frozen=True):
     life_loss_ends: bool = False
     """Learn from a lost life as from an episode's end; the episode itself goes on."""
     full_action_space: bool = False
+    """All 18 actions of the console instead of those that matter in the game."""
     max_episode_frames: PositiveInt = 108_000
     """Emulator frames after which an episode is truncated."""
 
@@ -115,7 +120,9 @@ class InferenceConfig(Section, frozen=True):
     device: str = "auto"
     """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`."""
     torch_threads: PositiveInt = 1
+    """Cores on which one call of the network computes, without a GPU."""
     nice: NonNegativeInt = 10
+    """Added to the process's niceness when it begins to decide."""
 
 
 class ReplayConfig(Section, frozen=True):
@@ -126,6 +133,7 @@ class ReplayConfig(Section, frozen=True):
     min_size: PositiveInt = 1_000
     """Items before the first sample is served."""
     selector: Literal["prioritized", "uniform", "fifo"] = "prioritized"
+    """How items are chosen: by priority^alpha, all alike, or the oldest first."""
     priority_exponent: UnitFloat = 0.6
     """alpha of the prioritized selector."""
     max_times_sampled: NonNegativeInt = 0
@@ -147,12 +155,15 @@ class LearnerConfig(Section, frozen=True):
     """The process that learns."""
 
     batch_size: PositiveInt = 32
+    """Items of one learner step."""
     prefetch: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
     """Batches that are requested or waiting decoded."""
     decode_threads: PositiveInt = 1
+    """Threads that decompress frames and collate batches."""
     device: str = "auto"
     """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`."""
     torch_threads: PositiveInt = 1
+    """Cores on which one learner step computes, without a GPU."""
     nice: NonNegativeInt = 10
     """Added to the process's niceness when it begins to learn: who restarts goes first."""
     pin: bool = True
@@ -161,14 +172,18 @@ class LearnerConfig(Section, frozen=True):
     publish_period: PositiveInt = 25
     """Learner steps between two publications of parameters."""
     checkpoint_period_s: PositiveFloat = 120.0
+    """Seconds between two checkpoints: what a learner that is killed may lose of its learning."""
     keep_checkpoints: PositiveInt = 3
+    """Newest checkpoints that are kept, beside the best one."""
     metrics_period_s: PositiveFloat = 10.0
+    """Seconds between two lines of metrics."""
 
 
 class EvaluatorConfig(Section, frozen=True):
     """Greedy episodes with the newest parameters: the learning curve."""
 
     enabled: bool = True
+    """Whether there is an evaluator: without one, only actors report returns, and they explore."""
     episodes: PositiveInt = 20
     """Whole episodes of one evaluation."""
     num_envs: PositiveInt = 4
@@ -179,6 +194,7 @@ class EvaluatorConfig(Section, frozen=True):
     max_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
     """Largest share of the run's cores that evaluations may take on average."""
     nice: NonNegativeInt = 15
+    """Added to the process's niceness: evaluations take what is left over."""
 
 
 class Config(Section, frozen=True):

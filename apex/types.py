@@ -315,13 +315,21 @@ class ActionBounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         dtype: `float32` (gymnasium's Box) or `int64` (MultiDiscrete, MultiBinary).
         shape: of one action.
-        low, high: of each number, in row-major order.
+        low: of each number, in row-major order.
+        high: likewise.
     """
 
     dtype: Literal["float32", "int64"]
     shape: tuple[int, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+
+    def arrays(self) -> tuple[Array, Array]:
+        """Both bounds, `[*shape]` of `dtype` each."""
+        low, high = (
+            np.array(side, self.dtype).reshape(self.shape) for side in (self.low, self.high)
+        )
+        return low, high
 
 
 ActionKind: TypeAlias = Literal["discrete", "continuous", "multi-discrete"]
@@ -383,7 +391,7 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bounds = self.action_bounds
         if bounds is None:
             return rng.integers(self.num_actions, size=count)
-        low, high = (np.reshape(side, bounds.shape) for side in (bounds.low, bounds.high))
+        low, high = bounds.arrays()
         if bounds.dtype == "int64":
             return rng.integers(low, high + 1, size=(count, *bounds.shape))
         return rng.uniform(low, high, size=(count, *bounds.shape)).astype(np.float32)
@@ -393,8 +401,8 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bounds = self.action_bounds
         if bounds is None:
             return (actions < 0) | (actions >= self.num_actions)
-        low, high = (np.reshape(side, bounds.shape) for side in (bounds.low, bounds.high))
-        good = (actions >= low.astype(actions.dtype)) & (actions <= high.astype(actions.dtype))
+        low, high = bounds.arrays()
+        good = (actions >= low) & (actions <= high)
         numbers = tuple(range(-len(bounds.shape), 0))
         bad: npt.NDArray[np.bool_] = np.logical_not(good.all(axis=numbers))
         return bad

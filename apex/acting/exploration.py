@@ -125,7 +125,8 @@ class GaussianNoise:
 
     Args:
         sigmas: `[E]`, standard deviations, of half the distance between an action's bounds.
-        low, high: `[*action shape]`, the bounds.
+        low: `[*action shape]`, the lower bounds.
+        high: `[*action shape]`, the higher ones.
         seeds: one sequence of integers an environment; every environment has its own generator.
     """
 

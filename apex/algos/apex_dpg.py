@@ -36,6 +36,7 @@ class ApexDPGConfig(TransitionSection, frozen=True):
     learning_rate: PositiveFloat = 1e-4
     """Of the critic."""
     actor_learning_rate: PositiveFloat = 1e-4
+    """Of the actor; it falls as that of the critic."""
     action_gradient_clip: PositiveFloat = 1.0
     """Largest magnitude of each element of dQ/da, by which the actor is changed."""
     loss: Literal["squared", "huber"] = "squared"
@@ -46,7 +47,9 @@ class ApexDPGConfig(TransitionSection, frozen=True):
     smallest_noise: PositiveFloat = 0.3
     """The smallest of the ladder; that of the paper has one rung."""
     actor_hidden: Widths = (300, 200)
+    """Widths of the actor's fully connected layers."""
     critic_hidden: Widths = (400, 300)
+    """Widths of the critic's fully connected layers."""
 
 
 class ApexDPG(TransitionAlgorithm):
@@ -61,9 +64,8 @@ class ApexDPG(TransitionAlgorithm):
     ) -> GaussianNoise:
         bounds = self.spec.action_bounds
         assert bounds is not None
-        low, high = (np.reshape(side, bounds.shape) for side in (bounds.low, bounds.high))
         sigmas = noise_ladder(positions, ladder_size, self.config.noise, self.config.smallest_noise)
-        return GaussianNoise(sigmas, low, high, seeds)
+        return GaussianNoise(sigmas, *bounds.arrays(), seeds)
 
     def network(self) -> DeterministicNetwork:
         """Actor and critic with fresh parameters."""

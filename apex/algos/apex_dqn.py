@@ -30,8 +30,11 @@ class ApexDQNConfig(TransitionSection, frozen=True):
 
     name: str = "apex_dqn"
     loss: Literal["squared", "huber"] = "squared"
+    """Of the TD error."""
     epsilon: PositiveFloat = 0.4
+    """The largest of the ladder of epsilons."""
     epsilon_alpha: NonNegativeFloat = 7.0
+    """How steeply the others fall: the smallest is epsilon^(1 + alpha)."""
     hidden: tuple[PositiveInt, ...] = ()
     """Widths of the layers that both dueling streams share."""
     stream_hidden: tuple[PositiveInt, ...] = (512,)

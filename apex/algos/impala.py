@@ -39,12 +39,15 @@ class ImpalaConfig(SequenceSection, frozen=True):
     unroll_length: PositiveInt = 20
     """T, steps that are learned from in one item."""
     discount: UnitFloat = 0.99
+    """gamma."""
     rho_clip: PositiveFloat = 1.0
     """rho-bar of V-trace."""
     c_clip: PositiveFloat = 1.0
     """c-bar of V-trace, at most rho-bar."""
     baseline_cost: NonNegativeFloat = 0.5
+    """Weight of the value's loss beside the policy's."""
     entropy_cost: NonNegativeFloat = 0.01
+    """Weight of the policy's entropy: how much it is kept from deciding early."""
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     learning_rate: PositiveFloat = 0.0006
     final_learning_rate_fraction: UnitFloat = 0.0

@@ -18,14 +18,19 @@ class OptimizerSection(Section, frozen=True):
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     """`rmsprop` is the papers': without momentum, its epsilon inside the root."""
     learning_rate: PositiveFloat = 0.00025 / 4
+    """Of the first learner step."""
     learning_rate_decay_steps: NonNegativeInt = 0
     """Learner steps in which it falls in a straight line to its final fraction; 0: it does not."""
     final_learning_rate_fraction: UnitFloat = 0.1
     """Of `learning_rate`, what is left from `learning_rate_decay_steps` on."""
     rmsprop_decay: UnitFloat = 0.95
+    """Of both moving averages of RMSProp."""
     rmsprop_centered: bool = True
+    """Whether the gradient's mean is taken off its mean square."""
     optimizer_epsilon: PositiveFloat = 1.5e-7
+    """Added inside the root (RMSProp) or to it (Adam)."""
     max_gradient_norm: PositiveFloat = 40.0
+    """The gradient is shortened to this length."""
 
 
 class Optimization:

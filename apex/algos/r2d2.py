@@ -47,14 +47,19 @@ class R2D2Config(SequenceSection, frozen=True):
     overlap: NonNegativeInt = 40
     """Steps of one item's unroll that the next item's unroll has too."""
     n_step: PositiveInt = 5
+    """Rewards of each target."""
     discount: UnitFloat = 0.997
+    """gamma."""
     priority_eta: UnitFloat = 0.9
     """Share of the largest TD error in a sequence's priority; the rest is the mean's."""
     importance_sampling_exponent: NonNegativeFloat = 0.6
+    """beta: how far the learner makes up for what prioritized sampling favours; 0: not at all."""
     target_update_period: PositiveInt = 2500
     """Learner steps between two copies of the online to the target network."""
     epsilon: PositiveFloat = 0.4
+    """The largest of the ladder of epsilons."""
     epsilon_alpha: NonNegativeFloat = 7.0
+    """How steeply the others fall: the smallest is epsilon^(1 + alpha)."""
     optimizer: Literal["rmsprop", "adam"] = "adam"
     learning_rate: PositiveFloat = 1e-4
     optimizer_epsilon: PositiveFloat = 1e-3

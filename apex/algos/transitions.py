@@ -23,6 +23,7 @@ class TransitionSection(OptimizerSection, frozen=True):
     n_step: PositiveInt = 3
     """Rewards of a transition."""
     discount: UnitFloat = 0.99
+    """gamma."""
     importance_sampling_exponent: NonNegativeFloat = 0.4
     """beta: how far the learner makes up for what prioritized sampling favours; 0: not at all."""
     target_update_period: PositiveInt = 2500
