@@ -15,7 +15,7 @@ from apex.acting.agent import Decision, Exploration, Inputs
 from apex.acting.exploration import GaussianNoise, noise_ladder
 from apex.algos.base import BatchArrays, Learner, Policy
 from apex.algos.optimization import Optimization
-from apex.algos.q_learning import MAX_Q, Q_VALUE
+from apex.algos.q_learning import MAX_Q, Q_VALUE, OnlineAndTarget
 from apex.algos.transitions import TransitionAlgorithm, TransitionSection
 from apex.config import PositiveFloat, PositiveInt
 from apex.networks.deterministic import DeterministicLayers, DeterministicNetwork
@@ -107,15 +107,18 @@ class DeterministicPolicy(Policy):
         return Decision(actions, inputs.core_state, extras)
 
 
-class DPGLearner(Learner):
+class DPGLearner(OnlineAndTarget):
     """Learns the critic by its TD error, and the actor by the critic.
 
     Args:
         online: actor and critic that are trained and published.
-        target: another such pair; it starts as a copy, and is one again after each period.
+        target: another such pair.
         config: of the algorithm.
         device: where both are.
     """
+
+    network: DeterministicNetwork
+    target: DeterministicNetwork
 
     def __init__(
         self,
@@ -124,10 +127,7 @@ class DPGLearner(Learner):
         config: ApexDPGConfig,
         device: torch.device,
     ) -> None:
-        self.network: DeterministicNetwork = online.to(device)
-        self.target = target.to(device).requires_grad_(False)
-        self.target.load_state_dict(online.state_dict())
-        self.device = device
+        super().__init__(online, target, config.target_update_period, device)
         self._config = config
         actor = msgspec.structs.replace(config, learning_rate=config.actor_learning_rate)
         self._critic = Optimization(self.network.critic, config)
@@ -139,8 +139,7 @@ class DPGLearner(Learner):
         tensors = self.tensors(batch)
         td_errors, metrics = self._improve_critic(tensors)
         metrics |= self._improve_actor(tensors["observation"])
-        if self._critic.updates % self._config.target_update_period == 0:
-            self.target.load_state_dict(self.network.state_dict())
+        self.follow(self._critic.updates)
         return td_errors.abs().double().cpu().numpy(), metrics
 
     def _improve_critic(
@@ -183,20 +182,11 @@ class DPGLearner(Learner):
             "action_saturation": (taken.detach().abs() > 0.97).float().mean(),
         }
 
-    def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
-        self.network.load_state_dict(parameters)
-        self.target.load_state_dict(parameters)
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "online": self.network.state_dict(),
-            "target": self.target.state_dict(),
-            "critic": self._critic.state_dict(),
-            "actor": self._actor.state_dict(),
-        }
+        optimizations = {"critic": self._critic.state_dict(), "actor": self._actor.state_dict()}
+        return {**super().state_dict(), **optimizations}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._critic.load_state_dict(state["critic"])
         self._actor.load_state_dict(state["actor"])
-        self.network.load_state_dict(state["online"])
-        self.target.load_state_dict(state["target"])
+        super().load_state_dict(state)

@@ -43,14 +43,54 @@ def ladder_exploration(
     return EpsilonGreedy(epsilons, spec.num_actions, seeds)
 
 
-class TargetNetworkLearner(Learner):
+class OnlineAndTarget(Learner):
     """An online network that is trained and published, and a target network that follows it.
 
     Args:
         online: the network.
         target: another one of its kind; it starts as a copy.
-        config: of the optimizer.
         target_update_period: learner steps between two copies of the online to the target network.
+        device: where both are.
+    """
+
+    def __init__(
+        self,
+        online: nn.Module,
+        target: nn.Module,
+        target_update_period: int,
+        device: torch.device,
+    ) -> None:
+        self.network = online.to(device)
+        self.target = target.to(device).requires_grad_(False)
+        self.target.load_state_dict(online.state_dict())
+        self.device = device
+        self._target_update_period = target_update_period
+
+    def follow(self, learner_step: int) -> None:
+        """Copy the online to the target network where a period ends with this step."""
+        if learner_step % self._target_update_period == 0:
+            self.target.load_state_dict(self.network.state_dict())
+
+    def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
+        self.network.load_state_dict(parameters)
+        self.target.load_state_dict(parameters)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"online": self.network.state_dict(), "target": self.target.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["online"])
+        self.target.load_state_dict(state["target"])
+
+
+class TargetNetworkLearner(OnlineAndTarget):
+    """An online network with one loss, and its target network.
+
+    Args:
+        online: the network.
+        target: another one of its kind.
+        config: of the optimizer.
+        target_update_period: see `OnlineAndTarget`.
         device: where both are.
     """
 
@@ -62,11 +102,7 @@ class TargetNetworkLearner(Learner):
         target_update_period: int,
         device: torch.device,
     ) -> None:
-        self.network = online.to(device)
-        self.target = target.to(device).requires_grad_(False)
-        self.target.load_state_dict(online.state_dict())
-        self.device = device
-        self._target_update_period = target_update_period
+        super().__init__(online, target, target_update_period, device)
         self._optimization = Optimization(self.network, config)
 
     def descend(self, loss: Tensor) -> dict[str, float | Tensor]:
@@ -76,22 +112,12 @@ class TargetNetworkLearner(Learner):
             What is logged of the step.
         """
         metrics = self._optimization.step(loss)
-        if self._optimization.updates % self._target_update_period == 0:
-            self.target.load_state_dict(self.network.state_dict())
+        self.follow(self._optimization.updates)
         return metrics
 
-    def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
-        self.network.load_state_dict(parameters)
-        self.target.load_state_dict(parameters)
-
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "online": self.network.state_dict(),
-            "target": self.target.state_dict(),
-            **self._optimization.state_dict(),
-        }
+        return {**super().state_dict(), **self._optimization.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._optimization.load_state_dict(state)
-        self.network.load_state_dict(state["online"])
-        self.target.load_state_dict(state["target"])
+        super().load_state_dict(state)

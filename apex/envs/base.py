@@ -13,7 +13,7 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from apex.envs.checked import MisbehavedError
-from apex.envs.spaces import env_spec
+from apex.envs.spaces import env_spec, first_action
 from apex.errors import EnvError, EnvFaultError
 from apex.types import MAX_REWARD, Array, StepResult, good_rewards
 
@@ -61,11 +61,7 @@ class Environments:
         self._shape = (self.num_envs, *self.spec.observation_shape)
         self._dtype = np.dtype(self.spec.observation_dtype)
         self._bounds = _finite_bounds(vector.single_observation_space)
-        self._first_action = (
-            int(getattr(vector.single_action_space, "start", 0))
-            if (self.spec.action_kind == "discrete")
-            else 0
-        )
+        self._first_action = first_action(vector.single_action_space)
         self._life_loss_ends = life_loss_ends
         self._lives = np.zeros(self.num_envs, dtype=np.int64)
         self._steps = 0
@@ -123,7 +119,7 @@ class Environments:
         except Exception as error:
             raise EnvFaultError(f"{self.spec.env_id}: render {_told(error)}") from error
         assert pictures is not None
-        return [np.asarray(picture, dtype=np.uint8) for picture in pictures]
+        return [_picture(np.asarray(one)) for one in pictures]
 
     @property
     def frames_per_second(self) -> float:
@@ -169,6 +165,13 @@ class Environments:
     def close(self) -> None:
         """Close all environments."""
         self._vector.close()
+
+
+def _picture(pixels: Array) -> npt.NDArray[np.uint8]:
+    """Pixels as uint8; some environments give numbers between 0 and 1."""
+    if pixels.dtype.kind == "f":
+        pixels = np.rint(np.clip(pixels, 0.0, 1.0) * 255.0)
+    return pixels.astype(np.uint8)
 
 
 def _told(error: Exception) -> str:

@@ -39,8 +39,8 @@ def make_environments(
     if factory is None and config.id.startswith(FACTORY):
         raise EnvError(
             f"{config.id} came from a script by apex.launch.run(make_env=…) and is not kept; "
-            "only that run's own daemons have it. To play it elsewhere, install a module that "
-            'registers it and set env.id = "module:Id"'
+            "only that run's own daemons have it. To play it elsewhere, put it into a file and "
+            'start the run with env.id = "path/to/file.py:Name"'
         )
     try:
         if factory is None and config.id.startswith("ALE/"):

@@ -47,6 +47,11 @@ def env_spec(
     return EnvSpec(env_id, shape, dtype, stack, num_actions, bounds)
 
 
+def first_action(space: gym.Space[Any]) -> int:
+    """What a discrete environment calls its first action: algorithms count from 0."""
+    return int(space.start) if isinstance(space, gym.spaces.Discrete) else 0
+
+
 def _actions(space: gym.Space[Any], env_id: str) -> tuple[int, ActionBounds | None]:
     """How many discrete actions there are, or else what bounds them."""
     if isinstance(space, gym.spaces.Discrete):
