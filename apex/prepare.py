@@ -81,8 +81,9 @@ def bare_config(settings: Sequence[str]) -> Config:
 
 
 def run_name(config: Config) -> str:
-    """What a run of this configuration is called where it has no preset: its environment."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", user_code.short(config.env.id)).strip("-").lower()
+    """What a run is called where its environment is no preset's: after the environment."""
+    name = user_code.short(config.env.id).rpartition(":")[2]
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
 
 
 def _for_machine(raw: dict[str, Any], settings: Sequence[str]) -> Config:

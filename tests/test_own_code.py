@@ -8,17 +8,20 @@ import sys
 from pathlib import Path
 
 import gymnasium as gym
+import msgspec
 import numpy as np
 import pytest
 
 import apex
 from apex import checkpoint, frames, user_code
+from apex.acting.agent import Inputs
 from apex.algos.apex_dqn import ApexDQN
 from apex.algos.registry import algorithm_class
 from apex.errors import ConfigError, EnvError, UsageError
 from apex.extensions import Extensions
 from apex.prepare import bare_config, file_config, prepare_run, preset_config, run_name
 from apex.serial import SerialRun
+from apex.types import Column
 from tests.conftest import ROOT, Suite
 
 EXAMPLES = ROOT / "examples"
@@ -95,7 +98,7 @@ def test_what_is_no_algorithm_is_told(own_modules, tmp_path, text, name, message
 def test_run_without_a_preset_takes_its_environments_name():
     config = bare_config(["env.id=examples/catch.py:Catch", "actor.count=1"])
     assert (config.algorithm, config.replay.min_size) == ({"name": "apex_dqn"}, 1000)
-    assert run_name(config) == "catch-py-catch"
+    assert run_name(config) == "catch"
     with pytest.raises(UsageError, match="--preset NAME, --config FILE or --env ID"):
         bare_config(["actor.count=1"])
 
@@ -174,6 +177,72 @@ def test_own_network_plays_an_own_environment_by_central_inference(suite: Suite)
     policy = apex.load_policy(suite.path)
     assert policy.policy.network.head[0].out_features == 32
     assert policy.act([0.0, 0.5, 0.5]) in (0, 1, 2)
+
+
+class Pair(gym.Env):
+    """Two choices at once: the reward counts those that are what was seen."""
+
+    observation_space = gym.spaces.MultiDiscrete([3, 2])
+    action_space = gym.spaces.MultiDiscrete([3, 2])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._wanted = self.np_random.integers(0, [3, 2])
+        return self._wanted, {}
+
+    def step(self, action):
+        reward = float((action == self._wanted).sum())
+        self._wanted = self.np_random.integers(0, [3, 2])
+        return self._wanted, reward, self.np_random.random() < 0.1, False, {}
+
+
+class Joint(ApexDQN):
+    """Ape-X DQN that takes each pair of choices as one of six actions."""
+
+    action_kinds = frozenset({"multi-discrete"})
+
+    def network(self):
+        spec = msgspec.structs.replace(self.spec, num_actions=6, action_bounds=None)
+        return ApexDQN(self.config, spec).network()
+
+    def exploration(self, positions, ladder_size, seeds):
+        spec = msgspec.structs.replace(self.spec, num_actions=6, action_bounds=None)
+        return ApexDQN(self.config, spec).exploration(positions, ladder_size, seeds)
+
+    def policy(self):
+        policy = super().policy()
+        act = policy.act
+
+        def act_in_pairs(inputs, exploration):
+            decision = act(inputs, exploration)
+            pairs = np.stack(np.divmod(decision.actions, 2), axis=1)
+            return decision._replace(actions=pairs)
+
+        policy.act = act_in_pairs
+        return policy
+
+    def collate(self, items):
+        columns = super().collate(items)
+        return {**columns, "action": columns["action"] @ np.array([2, 1])}
+
+
+def test_several_choices_are_carried_for_an_algorithm_that_learns_them(tmp_path):
+    config = preset_config(
+        "cartpole",
+        ["replay.min_size=200", "run.max_env_steps=8000", "evaluator.enabled=false",
+         "algorithm.discount=0.0", "algorithm.n_step=1", "algorithm.learning_rate=3e-3"],
+    )  # fmt: skip
+    extensions = Extensions(Pair, Joint)
+    directory = prepare_run(tmp_path / "run", config, extensions=extensions)
+    spec = directory.facts().env
+    assert (spec.action_kind, spec.policy_shape) == ("multi-discrete", (5,))
+    assert spec.action_column == Column("action", "int32", (2,))
+    run = SerialRun(directory, extensions)
+    run.run()
+    policy = run.policy
+    seen = np.eye(5, dtype=np.float32)[[[0, 3], [1, 4], [2, 3]]].sum(axis=1)
+    inputs = Inputs(seen, np.zeros((3, 0), np.float32), spec.no_actions(3), np.zeros(3, np.float32))
+    assert policy.act(inputs, None).actions.tolist() == [[0, 0], [1, 1], [2, 0]]
 
 
 def test_minatar_is_learned_from_its_truths_as_images(own_modules, tmp_path, monkeypatch):

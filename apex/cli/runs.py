@@ -193,12 +193,14 @@ def _new(
         raise UsageError("--preset NAME and --config FILE are two ways to say the same: leave one")
     log_to_stderr("run")
     if preset is not None:
-        name, config = preset, preset_config(preset, settings)
+        config = preset_config(preset, settings)
     elif config_file is not None:
-        name, config = config_file.stem, file_config(config_file, settings)
+        config = file_config(config_file, settings)
     else:
         config = bare_config(settings)
-        name = run_name(config)
+    named = preset or (config_file.stem if config_file else None)
+    own_env = any(setting.startswith("env.id=") for setting in settings)
+    name = named if named and not own_env else run_name(config)
     return prepare_run(run_path or new_run_path(name), config, endpoints)
 
 

@@ -48,7 +48,7 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
                 f"returned {_kind(returned)}{old}; step must return {STEP_RETURNS}"
             )
         observation, reward, terminated, truncated, info = returned
-        if not isinstance(reward, numbers.Real) and getattr(reward, "shape", None) != ():
+        if type(reward) is not float and not _is_number(reward):
             raise MisbehavedError(
                 f"returned a reward that is {_kind(reward)}; return one number, float(reward)"
             )
@@ -63,7 +63,7 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         """The observation in the type of its space."""
         if not isinstance(info, dict):
             raise MisbehavedError(f"returned an info that is {_kind(info)}; return a dict")
-        array = np.asarray(observation)
+        array: Array = np.asarray(observation)
         if array.shape != self._shape:
             raise MisbehavedError(
                 f"returned an observation of shape {array.shape}, its observation_space is of "
@@ -78,6 +78,10 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
                 "change the space"
             )
         return array.astype(self._dtype)
+
+
+def _is_number(reward: Any) -> bool:
+    return isinstance(reward, numbers.Real) or getattr(reward, "shape", None) == ()
 
 
 def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
