@@ -17,12 +17,13 @@ from apex import config as configuration
 from apex import endpoints as addresses
 from apex.algos.registry import check_schema, make_algorithm
 from apex.config import Config, EnvConfig
+from apex.env_spec import EnvSpec
 from apex.envs.registry import make_environments
 from apex.errors import ConfigError, EnvError, EnvFaultError, UsageError
 from apex.extensions import NONE, Extensions
 from apex.replay.records import segments
 from apex.run_directory import RunDirectory, runs_root
-from apex.types import EnvSpec, Schema
+from apex.types import Schema
 from apex.wire.keys import read_secret
 
 log = logging.getLogger("apex.prepare")

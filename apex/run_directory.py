@@ -13,9 +13,10 @@ from apex import config as configuration
 from apex import endpoints as addresses
 from apex.config import Config
 from apex.endpoints import Endpoints
+from apex.env_spec import EnvSpec
 from apex.errors import RunError
 from apex.files import is_locked, replace_file
-from apex.types import FACTORY, EnvSpec, Schema
+from apex.types import FACTORY, Schema
 
 
 class RunFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

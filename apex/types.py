@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -307,109 +307,3 @@ class StepResult:
     terminated: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]
     life_lost: npt.NDArray[np.bool_]
-
-
-class ActionBounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Actions of several numbers, each between bounds of its own, both inclusive.
-
-    Args:
-        dtype: `float32` (gymnasium's Box) or `int64` (MultiDiscrete, MultiBinary).
-        shape: of one action.
-        low: of each number, in row-major order.
-        high: likewise.
-    """
-
-    dtype: Literal["float32", "int64"]
-    shape: tuple[int, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-
-    def arrays(self) -> tuple[Array, Array]:
-        """Both bounds, `[*shape]` of `dtype` each."""
-        low, high = (
-            np.array(side, self.dtype).reshape(self.shape) for side in (self.low, self.high)
-        )
-        return low, high
-
-
-ActionKind: TypeAlias = Literal["discrete", "continuous", "multi-discrete"]
-
-
-class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an algorithm must know of an environment to build its network.
-
-    Args:
-        env_id: gymnasium id, for people to read.
-        observation_shape: of one observation as the environment gives it; for images one frame.
-        observation_dtype: NumPy name.
-        frame_stack: consecutive frames that make one input of the policy; 0 for observations
-            that are no images, which are stored as array columns.
-        num_actions: size of a discrete action space, whose actions are 0 to `num_actions` - 1; 0
-            where `action_bounds` says what actions are.
-        action_bounds: of actions that are more than one choice; None: they are discrete.
-    """
-
-    env_id: str
-    observation_shape: tuple[int, ...]
-    observation_dtype: str
-    frame_stack: int
-    num_actions: int
-    action_bounds: ActionBounds | None = None
-
-    @property
-    def action_kind(self) -> ActionKind:
-        """What kind of actions there are."""
-        if self.action_bounds is None:
-            return "discrete"
-        return "continuous" if self.action_bounds.dtype == "float32" else "multi-discrete"
-
-    @property
-    def action_column(self) -> Column:
-        """An action as items hold it; environments take integers as int64."""
-        if self.action_bounds is None:
-            return Column("action", "int32")
-        dtype = "float32" if self.action_kind == "continuous" else "int32"
-        return Column("action", dtype, self.action_bounds.shape)
-
-    @property
-    def actions_text(self) -> str:
-        """The action space, for people to read."""
-        bounds = self.action_bounds
-        if bounds is None:
-            return f"actions from 0 to {self.num_actions - 1}"
-        return f"{self.action_kind} actions {bounds.shape}"
-
-    def no_actions(self, count: int) -> Array:
-        """Zeros `[count, *action shape]` of the dtype that environments take."""
-        bounds = self.action_bounds
-        if bounds is None:
-            return np.zeros(count, dtype=np.int64)
-        return np.zeros((count, *bounds.shape), dtype=bounds.dtype)
-
-    def random_actions(self, count: int, rng: np.random.Generator) -> Array:
-        """`[count, *action shape]`, uniform between the bounds."""
-        bounds = self.action_bounds
-        if bounds is None:
-            return rng.integers(self.num_actions, size=count)
-        low, high = bounds.arrays()
-        if bounds.dtype == "int64":
-            return rng.integers(low, high + 1, size=(count, *bounds.shape))
-        return rng.uniform(low, high, size=(count, *bounds.shape)).astype(np.float32)
-
-    def bad_actions(self, actions: Array) -> npt.NDArray[np.bool_]:
-        """`[...]`, which of the actions `[..., *action shape]` no environment would take."""
-        bounds = self.action_bounds
-        if bounds is None:
-            return (actions < 0) | (actions >= self.num_actions)
-        low, high = bounds.arrays()
-        good = (actions >= low) & (actions <= high)
-        numbers = tuple(range(-len(bounds.shape), 0))
-        bad: npt.NDArray[np.bool_] = np.logical_not(good.all(axis=numbers))
-        return bad
-
-    @property
-    def policy_shape(self) -> tuple[int, ...]:
-        """Shape of what the policy sees for one environment."""
-        if self.frame_stack:
-            return (self.frame_stack, *self.observation_shape)
-        return self.observation_shape

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from apex import frames
-from apex.types import Chunk, Column, EnvSpec, FrameRanges, FramesColumn, Schema
+from apex.env_spec import EnvSpec
+from apex.types import Chunk, Column, FrameRanges, FramesColumn, Schema
 from apex.wire.messages import Hello
 
 VECTOR_SCHEMA = Schema((Column("action", "int32"), Column("learner_step", "int64")))

@@ -13,7 +13,8 @@ from apex import frames
 from apex.acting.accumulators import NStepAccumulator, VectorStep
 from apex.acting.agent import FrameStacker
 from apex.algos.apex_dqn import ApexDQN, ApexDQNConfig
-from apex.types import Chunk, EnvSpec, Samples
+from apex.env_spec import EnvSpec
+from apex.types import Chunk, Samples
 from tests.builders import env_spec
 
 torch.set_num_threads(1)

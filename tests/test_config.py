@@ -10,8 +10,8 @@ import pytest
 from apex import config as configuration
 from apex.algos.registry import make_algorithm
 from apex.config import Config, dump, load, merge, override, parse, preset, preset_names
+from apex.env_spec import ActionBounds
 from apex.errors import ConfigError
-from apex.types import ActionBounds
 from tests.builders import env_spec
 
 SMALLEST = {"env": {"id": "CartPole-v1"}, "algorithm": {"name": "apex_dqn"}}

@@ -14,10 +14,11 @@ from apex import user_code
 from apex.acting.agent import Agent, Decision, LocalDecider, greedy
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.config import EnvConfig
+from apex.env_spec import ActionBounds
 from apex.envs.base import Environments
 from apex.envs.registry import make_environments
 from apex.errors import EnvError, EnvFaultError
-from apex.types import ActionBounds, Column
+from apex.types import Column
 
 pytest.importorskip("ale_py")
 ALWAYS_ZERO = np.zeros(2, dtype=np.int64)

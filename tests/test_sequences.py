@@ -14,8 +14,9 @@ from apex.acting.accumulators import VectorStep
 from apex.algos.impala import Impala, ImpalaConfig
 from apex.algos.r2d2 import R2D2, R2D2Config
 from apex.algos.sequences import SequenceAlgorithm, stacked
+from apex.env_spec import EnvSpec
 from apex.errors import CorruptItemsError
-from apex.types import Chunk, EnvSpec, Items, Samples
+from apex.types import Chunk, Items, Samples
 from tests.builders import env_spec
 
 torch.set_num_threads(1)

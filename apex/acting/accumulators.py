@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from apex import frames
 from apex.acting.frame_window import Rows, cut_frames
-from apex.types import LEARNER_STEP, Array, Arrays, Chunk, EnvSpec
+from apex.env_spec import EnvSpec
+from apex.types import LEARNER_STEP, Array, Arrays, Chunk
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]

@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.acting.accumulators import Accumulator, VectorStep
-from apex.types import Array, Arrays, Chunk, EnvSpec, StepResult
+from apex.env_spec import EnvSpec
+from apex.types import Array, Arrays, Chunk, StepResult
 
 Bools = npt.NDArray[np.bool_]
 

@@ -28,7 +28,8 @@ import numpy.typing as npt
 
 from apex.acting.accumulators import VectorStep
 from apex.acting.frame_window import FrameRange, FrameWindow
-from apex.types import LEARNER_STEP, Array, Arrays, Chunk, Column, EnvSpec, FramesColumn, Schema
+from apex.env_spec import EnvSpec
+from apex.types import LEARNER_STEP, Array, Arrays, Chunk, Column, FramesColumn, Schema
 
 SequencePriorities = Callable[[Arrays, Arrays], npt.NDArray[np.float64]]
 """The columns of M sequences, and the policy's extras in each row, `[M, L, ...]` each, to `[M]`;

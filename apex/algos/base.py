@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from apex.acting.accumulators import Accumulator
 from apex.acting.agent import Decision, Exploration, Inputs
-from apex.types import ActionKind, Array, Arrays, EnvSpec, Items, Schema
+from apex.env_spec import ActionKind, EnvSpec
+from apex.types import Array, Arrays, Items, Schema
 
 BatchArrays = Mapping[str, Array] | Mapping[str, Tensor]
 """What `Algorithm.collate` gave: `[B, ...]` each, as it was or on the learner's device."""

@@ -13,8 +13,9 @@ from apex.algos.base import Algorithm
 from apex.algos.impala import Impala
 from apex.algos.r2d2 import R2D2
 from apex.config import convert
+from apex.env_spec import EnvSpec
 from apex.errors import ConfigError, RunError
-from apex.types import EnvSpec, Schema
+from apex.types import Schema
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "apex_dqn": ApexDQN,

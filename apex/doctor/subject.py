@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 from apex import config as configuration
 from apex.config import Config
+from apex.env_spec import EnvSpec
 from apex.errors import ApexError
 from apex.run_directory import RunDirectory
-from apex.types import FACTORY, EnvSpec, Schema
+from apex.types import FACTORY, Schema
 
 
 @dataclass(frozen=True)

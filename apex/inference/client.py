@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 
 from apex.endpoints import Endpoint
+from apex.env_spec import EnvSpec
 from apex.errors import SchemaError
-from apex.types import Array, Arrays, EnvSpec, StepResult
+from apex.types import Array, Arrays, StepResult
 from apex.wire.client import Client
 from apex.wire.messages import Act, Actions, Error, Hello, Leave, Welcome
 

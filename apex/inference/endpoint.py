@@ -15,10 +15,11 @@ from apex.acting.agent import Agent, Exploration, Inputs, JoinedExploration
 from apex.algos.base import Policy
 from apex.config import Config
 from apex.endpoints import Endpoint
+from apex.env_spec import EnvSpec
 from apex.errors import SchemaError
 from apex.inference.client import FLAGS
 from apex.run_directory import RunFacts
-from apex.types import MAX_REWARD, Array, Arrays, Chunk, EnvSpec, StepResult, good_rewards
+from apex.types import MAX_REWARD, Array, Arrays, Chunk, StepResult, good_rewards
 from apex.wire.messages import Ack, Act, Actions, Leave, Shutdown, Status, StatusReply, Welcome
 from apex.wire.server import Request, Server
 

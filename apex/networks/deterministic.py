@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from apex.env_spec import EnvSpec
 from apex.networks.torsos import ConvLayers, ImageTorso, VectorTorso, mlp
-from apex.types import EnvSpec
 
 
 @dataclass(frozen=True)

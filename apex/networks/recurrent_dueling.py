@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from apex.env_spec import EnvSpec
 from apex.networks.cores import SequenceInputs
 from apex.networks.sequence import Layers, SequenceNetwork
 from apex.networks.torsos import mlp
 from apex.ops.q_learning import dueling_values
-from apex.types import EnvSpec
 
 
 class RecurrentDuelingQNetwork(SequenceNetwork):

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from apex.env_spec import EnvSpec
 from apex.errors import ConfigError
-from apex.types import EnvSpec
 
 ConvLayers = Sequence[tuple[int, int, int]]
 """Output channels, kernel size and stride of each convolution."""

@@ -13,8 +13,8 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecFrameStack
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 
+from apex.env_spec import EnvSpec
 from apex.networks.dueling import DuelingQNetwork
-from apex.types import EnvSpec
 from benchmarks.peers.loops.pong import CONVOLUTIONS, STREAM_WIDTH
 from benchmarks.peers.loops.serve import Step, serve
 
