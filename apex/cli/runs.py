@@ -140,7 +140,8 @@ def run(
 
 
 def _quoted(text: str | None) -> str | None:
-    return None if text is None else f'"{text}"'
+    """As TOML writes a string, which JSON's strings are too."""
+    return None if text is None else json.dumps(text, ensure_ascii=False)
 
 
 def _absolute(path: str | None) -> str | None:
