@@ -272,20 +272,30 @@ def run(
     from apex.prepare import new_run_path, prepare_run, preset_config
 
     if isinstance(config, str):
-        name, config = config, preset_config(config, settings)
+        name, config = config, preset_config(config, settings, algorithm)
     elif settings:
         raise UsageError("settings go with a preset's name; change the Config itself instead")
     else:
         name = str(config.algorithm.get("name", "run"))
-    if make_env is not None:
-        env_id = FACTORY + getattr(make_env, "__name__", type(make_env).__name__)
-        env = msgspec.structs.replace(config.env, id=env_id)
-        config = msgspec.structs.replace(config, env=env)
     extensions = Extensions(make_env, algorithm)
+    config = _named(config, extensions)
     target = Path(path) if path is not None else new_run_path(name)
     directory = prepare_run(target, config, extensions=extensions)
     _start(directory, _packed(extensions) if extensions != NONE else b"")
     return directory
+
+
+def _named(config: Config, extensions: Extensions) -> Config:
+    """A configuration that says which of its parts a script brought: those are not kept."""
+    if extensions.make_env is not None:
+        make_env = extensions.make_env
+        env_id = FACTORY + getattr(make_env, "__name__", type(make_env).__name__)
+        env = msgspec.structs.replace(config.env, id=env_id)
+        config = msgspec.structs.replace(config, env=env)
+    if extensions.algorithm is not None:
+        section = {**config.algorithm, "name": FACTORY + extensions.algorithm.__name__}
+        config = msgspec.structs.replace(config, algorithm=section)
+    return config
 
 
 def _start(directory: RunDirectory, payload: bytes) -> None:

@@ -15,14 +15,15 @@ import numpy as np
 from apex import checkpoint, machine, user_code
 from apex import config as configuration
 from apex import endpoints as addresses
-from apex.algos.registry import check_schema, make_algorithm
-from apex.config import Config, EnvConfig
+from apex.algos.base import Algorithm
+from apex.algos.registry import algorithm_class, check_schema, make_algorithm
+from apex.config import Config
 from apex.env_spec import EnvSpec
-from apex.envs.registry import make_environments
-from apex.errors import ConfigError, EnvError, EnvFaultError, UsageError
+from apex.errors import ConfigError, UsageError
 from apex.extensions import NONE, Extensions
 from apex.replay.records import segments
 from apex.run_directory import RunDirectory, runs_root
+from apex.trial import STEPS, try_algorithm, try_environment
 from apex.types import Schema
 from apex.wire.keys import read_secret
 
@@ -35,8 +36,6 @@ ACTORS_MEMORY_SHARE = 0.25
 """Largest share of the machine's memory that the actors together may take."""
 ACTOR_BYTES = 400e6
 """Resident memory of one actor with torch and eight Atari environments, measured, rounded up."""
-TRIED_STEPS = 3
-"""Of a new run's environment, before anything is started."""
 COMPRESSED_SHARE = 0.27
 """Compressed size of a frame, as a share of its pixels: the worst of the games measured."""
 
@@ -51,13 +50,43 @@ def new_run_path(name: str) -> Path:
     return path
 
 
-def preset_config(name: str, settings: Sequence[str]) -> Config:
+def preset_config(
+    name: str, settings: Sequence[str], algorithm: type[Algorithm] | None = None
+) -> Config:
     """A preset as this machine can run it, with `--set` settings applied.
+
+    Another algorithm than the preset's takes those of its settings that it knows.
+
+    Args:
+        name: of the preset.
+        settings: like `--set`.
+        algorithm: a script's own, instead of the preset's.
 
     Raises:
         ConfigError: an unknown preset, key or type, or values that do not go together.
     """
-    return _for_machine(configuration.preset_table(name), settings)
+    table = configuration.preset_table(name)
+    own = configuration.override({}, settings).get("algorithm", {}).get("name")
+    if algorithm is None and own not in (None, table["algorithm"]["name"]):
+        algorithm = algorithm_class(user_code.absolute(own))
+    if algorithm is not None:
+        table = _lent(table, algorithm)
+    return _for_machine(table, settings)
+
+
+def _lent(preset: dict[str, Any], algorithm: type[Algorithm]) -> dict[str, Any]:
+    """A preset for another algorithm: without the settings that are none of its own."""
+    known = {field.name for field in msgspec.structs.fields(algorithm.Config)}
+    strange: set[str] = set()
+    for part in (preset, *(preset.get(overlay, {}) for overlay in configuration.OVERLAYS)):
+        section = part.get("algorithm", {})
+        for key in section.keys() - known:
+            del section[key]
+            strange.add(key)
+    if strange:
+        text = ", ".join(sorted(strange))
+        log.info("settings of the preset that %s does not have: %s", algorithm.__name__, text)
+    return preset
 
 
 def file_config(path: Path, settings: Sequence[str]) -> Config:
@@ -76,15 +105,34 @@ def bare_config(settings: Sequence[str]) -> Config:
         ConfigError: as `preset_config`.
         UsageError: no environment is named.
     """
-    if not any(setting.startswith("env.id=") for setting in settings):
+    if not names_environment(settings):
         raise UsageError("expected --preset NAME, --config FILE or --env ID (or --resume)")
     return _for_machine({"algorithm": {"name": DEFAULT_ALGORITHM}}, settings)
+
+
+def any_config(preset: str | None, file: Path | None, settings: Sequence[str]) -> Config:
+    """What a command line names: a preset, a file, or an environment with defaults.
+
+    Raises:
+        ConfigError: as `preset_config`.
+        UsageError: both of a preset and a file, or nothing at all.
+    """
+    if preset is not None and file is not None:
+        raise UsageError("--preset NAME and --config FILE are two ways to say the same: leave one")
+    if preset is not None:
+        return preset_config(preset, settings)
+    return file_config(file, settings) if file is not None else bare_config(settings)
+
+
+def names_environment(settings: Sequence[str]) -> bool:
+    """Whether settings say which environment it is."""
+    return "id" in configuration.override({}, settings).get("env", {})
 
 
 def run_name(config: Config) -> str:
     """What a run is called where its environment is no preset's: after the environment."""
     name = user_code.short(config.env.id).rpartition(":")[2]
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "run"
 
 
 def _for_machine(raw: dict[str, Any], settings: Sequence[str]) -> Config:
@@ -131,44 +179,30 @@ def item_bytes(schema: Schema) -> float:
     return overhead + columns + frames
 
 
-def check_config(config: Config, extensions: Extensions = NONE) -> tuple[Config, EnvSpec, Schema]:
-    """Make the environment once to learn its spaces, and type the algorithm's section.
+def check_config(
+    config: Config, extensions: Extensions = NONE, *, steps: int = STEPS
+) -> tuple[Config, EnvSpec, Schema]:
+    """Try the environment and the algorithm, and type the algorithm's section.
+
+    Args:
+        config: of the run.
+        extensions: what a script brought.
+        steps: of the environment that are played.
 
     Returns:
         The configuration with all of the algorithm's keys, the environment, and the schema of
         the items that the algorithm makes of it.
 
     Raises:
-        ApexError: the configuration or the environment is unusable.
+        ApexError: the configuration, the environment or the algorithm is unusable.
     """
     configuration.check(config)
-    config = _with_absolute_paths(config)
-    spec = _tried(config.env, extensions)
+    config = user_code.with_absolute_paths(config)
+    spec, observation = try_environment(config.env, extensions, steps=steps)
     algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm)
+    try_algorithm(algorithm, observation)
     section = msgspec.to_builtins(algorithm.config)
     return msgspec.structs.replace(config, algorithm=section), spec, algorithm.schema()
-
-
-def _with_absolute_paths(config: Config) -> Config:
-    """What names a user's own file names it for every daemon, wherever that runs."""
-    algorithm = {**config.algorithm, "name": user_code.absolute(config.algorithm["name"])}
-    env = msgspec.structs.replace(config.env, id=user_code.absolute(config.env.id))
-    return msgspec.structs.replace(config, algorithm=algorithm, env=env)
-
-
-def _tried(env: EnvConfig, extensions: Extensions) -> EnvSpec:
-    """Make the environment and play a few random steps, lest every actor finds the same fault."""
-    environments = make_environments(env, 1, extensions.make_env)
-    spec, rng = environments.spec, np.random.default_rng(0)
-    try:
-        environments.reset(seed=0)
-        for _ in range(TRIED_STEPS):
-            environments.step(spec.random_actions(1, rng))
-    except EnvFaultError as error:
-        raise EnvError(str(error)) from None
-    finally:
-        environments.close()
-    return spec
 
 
 def prepare_run(
@@ -203,11 +237,15 @@ def _check_init_from(config: Config, spec: EnvSpec) -> None:
     if not config.run.init_from:
         return
     env = checkpoint.find(Path(config.run.init_from)).manifest.env
-    if (env.policy_shape, env.actions_text) != (spec.policy_shape, spec.actions_text):
+    _check_like(env, spec, "run.init_from")
+
+
+def _check_like(found: EnvSpec, expected: EnvSpec, key: str) -> None:
+    """Raise unless one environment's observations and actions are like another's."""
+    if (found.policy_shape, found.actions_text) != (expected.policy_shape, expected.actions_text):
         raise ConfigError(
-            f"run.init_from: that checkpoint is of {env.env_id} with observations "
-            f"{env.policy_shape} and {env.actions_text}, expected {spec.policy_shape} "
-            f"and {spec.actions_text}"
+            f"{key}: {found.env_id} has observations {found.policy_shape} and "
+            f"{found.actions_text}, expected {expected.policy_shape} and {expected.actions_text}"
         )
 
 
@@ -218,9 +256,13 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
         ConfigError: a setting does not fit.
         RunError: the run cannot go on: its items would change, or it came from a script.
     """
-    facts = run.check_kept_environment()
+    facts = run.check_kept()
     raw: dict[str, Any] = configuration.read_toml(run.config_file)
     config = fit_to_cores(configuration.parse(configuration.override(raw, settings)))
+    config = user_code.with_absolute_paths(config)
+    if config.env != run.config().env:
+        spec, _ = try_environment(config.env, NONE)
+        _check_like(spec, facts.env, "env.id")
     before = run.config().replay.capacity
     if not segments(run.replay) or config.replay.durability == "off":
         config = fit_to_memory(config, facts.schema)

@@ -71,18 +71,19 @@ class RunDirectory:
         except msgspec.MsgspecError as error:
             raise RunError(f"{self.schema_file}: {error}; make the run anew") from None
 
-    def check_kept_environment(self) -> RunFacts:
-        """The facts of a run whose environment can be made anew from its configuration.
+    def check_kept(self) -> RunFacts:
+        """The facts of a run whose parts can all be made anew from its configuration.
 
         Raises:
-            RunError: the environment came from a script's factory.
+            RunError: the environment or the algorithm came from a script.
         """
         facts = self.facts()
-        if facts.env.env_id.startswith(FACTORY):
-            raise RunError(
-                f"{self.path} plays an environment of a script ({facts.env.env_id}), which is "
-                "not kept; only the script can start such a run"
-            )
+        for part in (facts.env.env_id, str(self.config().algorithm["name"])):
+            if part.startswith(FACTORY):
+                raise RunError(
+                    f"{self.path} has {part.removeprefix(FACTORY)} of a script, which is not "
+                    "kept; only the script can start such a run"
+                )
         return facts
 
     @property

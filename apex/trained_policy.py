@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apex import checkpoint
+from apex import config as configuration
 from apex.acting.agent import Decision, Inputs, greedy
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
@@ -20,6 +21,7 @@ from apex.envs.registry import make_environments
 from apex.errors import UsageError
 from apex.extensions import NONE, Extensions
 from apex.types import Array
+from apex.user_code import with_absolute_paths
 
 
 def evaluation_env(env: EnvConfig) -> EnvConfig:
@@ -32,12 +34,16 @@ class TrainedPolicy:
 
     Args:
         source: the checkpoint.
-        extensions: where the run had an algorithm of the user's own.
+        extensions: where a script brought the run's algorithm.
+        settings: like `--set`, over the run's configuration: where its files are now, say.
     """
 
-    def __init__(self, source: Checkpoint, extensions: Extensions = NONE) -> None:
+    def __init__(
+        self, source: Checkpoint, extensions: Extensions = NONE, settings: Sequence[str] = ()
+    ) -> None:
         self.manifest = source.manifest
-        self.config: Config = convert(source.manifest.config, Config, str(source.path))
+        raw = configuration.override(source.manifest.config, settings)
+        self.config = with_absolute_paths(convert(raw, Config, str(source.path)))
         algorithm = make_algorithm(self.config.algorithm, self.manifest.env, extensions.algorithm)
         self.policy: Policy = algorithm.policy()
         self.policy.load(source.parameters())
@@ -105,10 +111,16 @@ class TrainedPolicy:
             environments.close()
 
 
-def load_policy(path: Path | str) -> TrainedPolicy:
+def load_policy(path: Path | str, settings: Sequence[str] = ()) -> TrainedPolicy:
     """The policy of a checkpoint, or of a run's best one.
+
+    Args:
+        path: of a checkpoint or run.
+        settings: like `--set`, over the run's configuration, such as
+            `algorithm.name=new/place/of/my_algorithm.py:Class`.
 
     Raises:
         CheckpointError: there is none, or it is corrupt.
+        ConfigError: its algorithm is not found.
     """
-    return TrainedPolicy(checkpoint.find(Path(path)))
+    return TrainedPolicy(checkpoint.find(Path(path)), settings=settings)

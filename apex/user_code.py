@@ -1,4 +1,4 @@
-"""A user's own files: `my_algorithm.py:Munchausen` and `my_env:Corridor-v0` by name.
+"""A user's own files: `my_algorithm.py:Munchausen` and `my_env.py:Corridor` by name.
 
 Both configuration keys that name code, `algorithm.name` and `env.id`, are read here. A reference
 to a file is kept with its absolute path, so that every daemon of a run finds the same one.
@@ -6,26 +6,55 @@ to a file is kept with its absolute path, so that every daemon of a run finds th
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import sys
+import sysconfig
+import traceback
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+import msgspec
+
+from apex.config import Config
 from apex.errors import ConfigError
+from apex.types import FACTORY
+
+NOT_THE_USERS = tuple(
+    f"{Path(folder).resolve()}/"
+    for folder in (
+        str(Path(__file__).parent),
+        *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
+    )
+)
+"""Where code lies that a user cannot mend: apex, installed packages, Python's own."""
 
 
 def absolute(reference: str) -> str:
     """A reference with the path of its file, where it names one from here; others as they are.
 
     `my_env:Corridor-v0` names the file `my_env.py` where that lies in the working directory.
+
+    Raises:
+        ConfigError: a file, but nothing in it.
     """
     module, colon, name = reference.rpartition(":")
-    if not colon:
+    if reference.endswith(".py"):
+        raise ConfigError(f"{reference}: say what is meant in that file: {reference}:Name")
+    if not colon or reference.startswith(FACTORY):
         return reference
     file = Path(module if module.endswith(".py") else f"{module}.py")
     if not module.endswith(".py") and not file.is_file():
         return reference
     return f"{file.resolve()}:{name}"
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """What names a user's own file names it for every daemon, wherever that runs."""
+    algorithm = {**config.algorithm, "name": absolute(config.algorithm["name"])}
+    env = msgspec.structs.replace(config.env, id=absolute(config.env.id))
+    return msgspec.structs.replace(config, algorithm=algorithm, env=env)
 
 
 def is_reference(name: str) -> bool:
@@ -42,8 +71,6 @@ def short(reference: str) -> str:
 def load(reference: str, key: str) -> tuple[ModuleType, str]:
     """Import the module or file of a reference, and give the name that is meant in it.
 
-    The file's directory is where its own imports are looked for, too.
-
     Args:
         reference: `module:Name` or `path/to/file.py:Name`.
         key: of the configuration, for the error.
@@ -53,31 +80,55 @@ def load(reference: str, key: str) -> tuple[ModuleType, str]:
     """
     module, _, name = reference.rpartition(":")
     try:
-        return _import_file(Path(module)) if module.endswith(".py") else _import(module), name
-    except ConfigError as error:
-        raise ConfigError(f"{key} = '{reference}': {error}") from None
-
-
-def _import(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(name)
+        if not module.endswith(".py"):
+            return importlib.import_module(module), name
+        return _import_file(Path(module)), name
+    except FileNotFoundError as error:
+        remedy = f"if it lies elsewhere now, say so: --set {key}=path/to/file.py:{name}"
+        raise ConfigError(f"{key} = '{reference}': {error}; {remedy}") from None
     except Exception as error:  # whatever the user's own code raises
-        raise ConfigError(
-            f"importing {name} raised {type(error).__name__}: {error}; name a file "
-            "(path/to/file.py:Name), or a module that Python finds"
-        ) from error
+        raise ConfigError(f"{key} = '{reference}': importing it {told(error)}") from error
 
 
 def _import_file(file: Path) -> ModuleType:
+    """A file as a module of a name of its own: others may have a file called the same.
+
+    What it imports is looked for beside it first.
+    """
+    file = file.resolve()
     if not file.is_file():
-        raise ConfigError(f"{file}: no such file")
-    folder = str(file.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    module = _import(file.stem)
-    if Path(module.__file__ or "").resolve() != file.resolve():
-        raise ConfigError(
-            f"there is another module '{file.stem}' ({module.__file__ or 'built in'}): rename "
-            f"{file.name}"
-        )
+        raise FileNotFoundError("there is no such file")
+    name = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    folder = str(file.parent)
+    sys.path[:] = [folder, *(path for path in sys.path if path != folder)]
+    spec = spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
+
+
+def told(error: Exception, otherwise: str = "") -> str:
+    """What was raised, and where in the user's own code.
+
+    Args:
+        error: as it was caught.
+        otherwise: the remedy where none of the user's code is on the way to it.
+    """
+    what = f"raised {type(error).__name__}: {error}"
+    own = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(("<", *NOT_THE_USERS))
+    ]
+    if not own:
+        return f"{what}; {otherwise}" if otherwise else what
+    frame = own[-1]
+    place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
+    return f"{what} ({place}); mend it there"

@@ -58,7 +58,7 @@ class MunchausenPolicy(Policy):
     """Acts on Q-values; the values that it notes are what initial priorities are made of."""
 
     def __init__(self, network):
-        self.network = network
+        self.network = network.eval()
 
     @torch.inference_mode()
     def act(self, inputs, exploration):

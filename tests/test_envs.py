@@ -131,6 +131,12 @@ class WithSpaces(Countdown):
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, 9, (1,), int), "a Box of floats"),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, np.inf, (1,)), "RescaleAction"),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(1, 1, (2,)), "a lower and a higher bound"),
+        (
+            gym.spaces.Box(0, 1, (3,)),
+            gym.spaces.Box(-1e300, 1e300, (2,), np.float64),
+            "a lower and a higher bound",
+        ),
+        (gym.spaces.Box(0, 1, ()), gym.spaces.Discrete(2), "ReshapeObservation"),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Text(3), "expected actions Discrete"),
         (
             gym.spaces.Box(0, 255, (2, 3, 4, 5), np.uint8),
@@ -138,7 +144,7 @@ class WithSpaces(Countdown):
             "rank 2 or 3",
         ),
     ],
-    ids=["dict", "integers", "unbounded", "no_room", "text", "rank_4"],
+    ids=["dict", "integers", "unbounded", "no_room", "huge", "number", "text", "rank_4"],
 )
 def test_space_that_apex_cannot_use_is_named(observation, action, message):
     with pytest.raises(EnvError, match=message):
@@ -420,20 +426,18 @@ def test_a_file_gives_what_it_registers_or_defines(closing, tmp_path, monkeypatc
         assert environments.spec.env_id == f"file_of_envs.py:{name}"
         environments.reset(0)
         assert environments.step(ALWAYS_ZERO).observations.tolist() == [[length], [length]]
-        with pytest.raises(EnvError, match="neither registers 'Nothing'"):
+        with pytest.raises(EnvError, match="neither defines 'Nothing' nor registers it"):
             make_environments(EnvConfig(id=f"{tmp_path}/file_of_envs.py:Nothing"), 1)
     finally:
         gym.registry.pop("OwnCorridor-v0", None)
-        for module in ("file_of_envs", "beside"):
-            sys.modules.pop(module, None)
+        sys.modules.pop("beside", None)
 
 
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("json.py", "", "another module 'json'.*rename json.py"),
-        ("broken_file.py", "1 / 0", "importing broken_file raised ZeroDivisionError"),
-        ("missing_file.py", None, "no such file"),
+        ("broken_file.py", "x = 1\n1 / 0", r"raised ZeroDivisionError.*broken_file.py, line 2"),
+        ("missing_file.py", None, "no such file; if it lies elsewhere now, say so: --set env.id="),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path, monkeypatch, file, text, message):
@@ -442,6 +446,99 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, monkeypatch, file, text, 
         (tmp_path / file).write_text(text)
     with pytest.raises(EnvError, match=message):
         make_environments(EnvConfig(id=f"{tmp_path / file}:Any"), 1)
+
+
+def test_files_of_one_name_are_two_modules_and_find_what_lies_beside_them(tmp_path, monkeypatch):
+    """Even one that is called like a module of Python's own."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "json.py").write_text(f"from beside_{folder} import WHO")
+        (tmp_path / folder / f"beside_{folder}.py").write_text(f"WHO = '{folder}'")
+    found = [user_code.load(f"{tmp_path}/{f}/json.py:WHO", "env.id")[0].WHO for f in ("one", "two")]
+    assert found == ["one", "two"]
+    import json
+
+    assert json.loads("[1]") == [1]
+
+
+class Greedy(Countdown):
+    """Changes the action that it is given, in place."""
+
+    action_space = gym.spaces.Box(-0.1, 0.1, (1,), np.float64)
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        action *= 100.0
+        return super().step(action)
+
+
+def test_environments_get_actions_of_their_own_within_bounds_that_float32_cannot_hold(closing):
+    environments = own(Greedy)
+    closing.append(environments)
+    environments.reset(0)
+    low, high = environments.spec.action_bounds.arrays()
+    assert float(high[0]) > 0.1 and not environments.spec.bad_actions(np.stack([low, high])).any()
+    actions = np.stack([low, high])
+    environments.step(actions)
+    assert actions.tolist() == np.stack([low, high]).tolist()
+
+
+class WrongChoice(Countdown):
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gym.spaces.MultiDiscrete([3, 2])
+
+    def observe(self):
+        return np.array([self.steps + 2, 0])
+
+
+def test_a_choice_that_is_none_is_told(closing):
+    environments = own(WrongChoice)
+    closing.append(environments)
+    assert environments.reset(0)[0].tolist() == [0, 0, 1, 1, 0]
+    with pytest.raises(EnvFaultError, match=r"step 1 returned the observation \[3 0\], its"):
+        environments.step(ALWAYS_ZERO)
+
+
+class Far(Countdown):
+    """Observes integers beyond its space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gym.spaces.Box(0, 9, (1,), np.int64)
+
+    def observe(self):
+        return np.array([77])
+
+
+def test_integers_outside_their_space_are_told(closing, caplog):
+    environments = own(Far)
+    closing.append(environments)
+    assert environments.reset(0).tolist() == [[77.0], [77.0]]
+    assert "step 0: element [0] of an observation is 77, outside" in caplog.text
+
+
+def test_a_registered_environment_that_steps_as_old_gym_did_is_told_what_to_return(closing):
+    gym.register("OldStep-v0", OldStep)
+    try:
+        environments = make_environments(EnvConfig(id="OldStep-v0"), 2)
+        closing.append(environments)
+        environments.reset(0)
+        with pytest.raises(EnvFaultError, match=r"step\(action\) must return \(observation, rew"):
+            environments.step(ALWAYS_ZERO)
+    finally:
+        gym.registry.pop("OldStep-v0", None)
+
+
+def test_largest_floats_as_bounds_are_no_bounds_worth_a_word(closing, caplog):
+    huge = np.finfo(np.float32).max
+    environments = own(
+        lambda: WithSpaces(gym.spaces.Box(-huge, huge, (1,)), gym.spaces.Discrete(2))
+    )
+    closing.append(environments)
+    environments.reset(0)
+    assert not caplog.records
 
 
 class Lives(Countdown):

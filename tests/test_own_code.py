@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import gymnasium as gym
@@ -13,14 +15,22 @@ import numpy as np
 import pytest
 
 import apex
-from apex import checkpoint, frames, user_code
+from apex import checkpoint, frames, launch, user_code
 from apex.acting.agent import Inputs
 from apex.algos.apex_dqn import ApexDQN
 from apex.algos.registry import algorithm_class
-from apex.errors import ConfigError, EnvError, UsageError
+from apex.errors import ConfigError, EnvError, RunError, UsageError
 from apex.extensions import Extensions
-from apex.prepare import bare_config, file_config, prepare_run, preset_config, run_name
+from apex.prepare import (
+    bare_config,
+    file_config,
+    prepare_run,
+    preset_config,
+    resume_run,
+    run_name,
+)
 from apex.serial import SerialRun
+from apex.trained_policy import TrainedPolicy
 from apex.types import Column
 from tests.conftest import ROOT, Suite
 
@@ -29,13 +39,13 @@ MUNCHAUSEN = f"{EXAMPLES}/munchausen.py:Munchausen"
 
 
 @pytest.fixture
-def own_modules(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test imports from files of its own is forgotten when it ends."""
+def own_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """What a test imports from files of its own, and the paths to them, are forgotten."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    before = set(sys.modules)
     yield
-    for name in set(sys.modules) - before:
-        if not (getattr(sys.modules[name], "__file__", None) or "").startswith(sys.prefix):
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if file.startswith((f"{tmp_path}/", f"{EXAMPLES}/")):
             del sys.modules[name]
 
 
@@ -83,7 +93,7 @@ def test_algorithm_of_an_installed_package_is_found_by_its_entry_point(
             "from apex.algos.transitions import TransitionAlgorithm\n"
             "class Half(TransitionAlgorithm): pass",
             "Half",
-            "Half lacks exploration, learner, policy; see",
+            r"Half lacks exploration, learner, policy, Config \(a subclass",
         ),
         ("from nowhere import something", "Any", "No module named 'nowhere'"),
         ("def broken(:", "Any", "raised SyntaxError"),
@@ -101,6 +111,105 @@ def test_run_without_a_preset_takes_its_environments_name():
     assert run_name(config) == "catch"
     with pytest.raises(UsageError, match="--preset NAME, --config FILE or --env ID"):
         bare_config(["actor.count=1"])
+
+
+WRONG = """
+import torch
+from apex.algos.apex_dqn import ApexDQN
+class Raises(ApexDQN):
+    def network(self):
+        raise ValueError("no such layer")
+class Narrow(ApexDQN):
+    def network(self):
+        return torch.nn.Linear(3, 2)
+class NoLearner(ApexDQN):
+    def learner(self, device):
+        return None
+class WrongActions(ApexDQN):
+    def policy(self):
+        policy = super().policy()
+        act = policy.act
+        policy.act = lambda i, e: act(i, e)._replace(actions=torch.zeros(1))
+        return policy
+class NoSection(ApexDQN):
+    Config = dict
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "Raises",
+            r"CartPole-v1, .*raised ValueError: no such layer \(wrong_parts.py, line 6, in ne",
+        ),
+        ("Narrow", r"observations \(4,\): it raised RuntimeError: mat1 and mat2 shapes"),
+        ("NoLearner", r"expected learner\(\) to give an apex.algos.base.Learner, got a NoneType"),
+        (
+            "WrongActions",
+            r"decided on actions torch.float32 .*, expected a NumPy array int64 \(1,\)",
+        ),
+        ("NoSection", "NoSection lacks Config"),
+    ],
+)
+def test_an_algorithm_that_cannot_work_is_told_before_anything_starts(
+    own_modules, tmp_path, name, message
+):
+    (tmp_path / "wrong_parts.py").write_text(WRONG)
+    settings = [f"algorithm.name={tmp_path}/wrong_parts.py:{name}"]
+    with pytest.raises(ConfigError, match=message):
+        prepare_run(tmp_path / "run", preset_config("cartpole", settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_preset_lends_what_the_algorithm_knows(own_modules, caplog):
+    caplog.set_level("INFO")
+    config = preset_config("cartpole", [f"algorithm.name={MUNCHAUSEN}", "algorithm.n_step=2"])
+    assert (config.algorithm["n_step"], config.algorithm["hidden"]) == (2, [128])
+    assert not {"loss", "stream_hidden"} & config.algorithm.keys()
+    assert (
+        "settings of the preset that Munchausen does not have: loss, stream_hidden" in caplog.text
+    )
+    with pytest.raises(ConfigError, match=r"algorithm\.loss: unknown key"):
+        settings = [f"algorithm.name={MUNCHAUSEN}", "algorithm.loss=huber"]
+        prepare_run(EXAMPLES / "none", preset_config("cartpole", settings))
+
+
+def test_a_run_whose_algorithm_came_from_a_script_is_neither_resumed_nor_played(tmp_path):
+    class Scripted(ApexDQN):
+        """Lies in no file."""
+
+    settings = ["replay.min_size=100", "run.max_env_steps=300", "evaluator.enabled=false"]
+    extensions = Extensions(algorithm=Scripted)
+    config = launch._named(preset_config("cartpole", settings), extensions)
+    run = prepare_run(tmp_path / "run", config, extensions=extensions)
+    assert run.config().algorithm["name"] == "factory:Scripted"
+    SerialRun(run, extensions).run()
+    with pytest.raises(RunError, match="has Scripted of a script, which is not kept"):
+        resume_run(run, [])
+    with pytest.raises(ConfigError, match=r"Scripted came from a script .*--algorithm file.py:Cl"):
+        apex.load_policy(run.path)
+    policy = TrainedPolicy(checkpoint.find(run.path), extensions)
+    assert policy.act([0.0, 0.0, 0.15, 0.8]) in (0, 1)
+
+
+def test_what_moved_is_found_again_by_a_setting(own_modules, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(EXAMPLES / "own_network.py", tmp_path / "first.py")
+    settings = ["replay.min_size=100", "run.max_env_steps=300", "evaluator.enabled=false",
+                "algorithm.name=first.py:WideDQN"]  # fmt: skip
+    run = prepare_run(tmp_path / "run", preset_config("cartpole", settings))
+    SerialRun(run).run()
+    (tmp_path / "first.py").rename(tmp_path / "second.py")
+    with pytest.raises(ConfigError, match=r"no such file.*say so: --set algorithm.name=path/to/f"):
+        apex.load_policy(run.path)
+    policy = apex.load_policy(run.path, ["algorithm.name=second.py:WideDQN"])
+    assert policy.act([0.0, 0.0, 0.15, 0.8]) in (0, 1)
+
+    resume_run(run, ["algorithm.name=second.py:WideDQN"])
+    assert run.config().algorithm["name"] == f"{tmp_path}/second.py:WideDQN"
+    with pytest.raises(ConfigError, match=r"env\.id: Acrobot-v1 has observations \(6,\)"):
+        resume_run(run, ["env.id=Acrobot-v1"])
 
 
 class Falls(gym.Env):

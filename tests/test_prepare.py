@@ -111,7 +111,7 @@ def test_environment_of_a_script_is_not_taken_for_a_registered_one(tmp_path: Pat
     config = prepare.preset_config("cartpole", ["env.id=factory:cartpole"])
     run = prepare.prepare_run(tmp_path / "run", config, extensions=Extensions(make_env=cartpole))
     assert load(run.config_file).env.id == "factory:cartpole"
-    with pytest.raises(RunError, match="environment of a script"):
+    with pytest.raises(RunError, match="has cartpole of a script"):
         prepare.resume_run(run, [])
     with pytest.raises(EnvError, match="came from a script"):
         make_environments(config.env, 1)
@@ -126,6 +126,6 @@ def test_init_from_is_checked_before_anything_starts(tmp_path: Path) -> None:
         prepare.preset_config("cartpole", ["env.id=Acrobot-v1"]),
         run=msgspec.structs.replace(config.run, init_from=str(pretrained)),
     )
-    with pytest.raises(ConfigError, match=r"is of CartPole-v1 with observations \(4,\)"):
+    with pytest.raises(ConfigError, match=r"init_from: CartPole-v1 has observations \(4,\)"):
         prepare.prepare_run(tmp_path / "two", other)
     assert not (tmp_path / "one").exists() and not (tmp_path / "two").exists()

@@ -138,7 +138,12 @@ class DPGLearner(OnlineAndTarget):
     ) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
         tensors = self.tensors(batch)
         td_errors, metrics = self._improve_critic(tensors)
-        metrics |= self._improve_actor(tensors["observation"])
+        actor_metrics = self._improve_actor(tensors["observation"])
+        metrics = {
+            **metrics,
+            **actor_metrics,
+            "skipped_updates": float(self._critic.skipped + self._actor.skipped),
+        }
         self.follow(self._critic.updates)
         return td_errors.abs().double().cpu().numpy(), metrics
 

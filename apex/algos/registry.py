@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+import msgspec
+
 from apex import user_code
 from apex.algos.apex_dpg import ApexDPG
 from apex.algos.apex_dqn import ApexDQN
@@ -15,7 +17,7 @@ from apex.algos.r2d2 import R2D2
 from apex.config import convert
 from apex.env_spec import EnvSpec
 from apex.errors import ConfigError, RunError
-from apex.types import Schema
+from apex.types import FACTORY, Schema
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "apex_dqn": ApexDQN,
@@ -35,6 +37,11 @@ def algorithm_class(name: str) -> type[Algorithm]:
     """
     if name in ALGORITHMS:
         return ALGORITHMS[name]
+    if name.startswith(FACTORY):
+        raise ConfigError(
+            f"{name.removeprefix(FACTORY)} came from a script by apex.launch.run(algorithm=…) and "
+            "is not kept; put it into a file and start the run with --algorithm file.py:Class"
+        )
     installed = _installed()
     if name in installed:
         kind = _loaded(installed[name])
@@ -54,12 +61,20 @@ def algorithm_class(name: str) -> type[Algorithm]:
             f"{kind!r}"
         )
     missing = sorted(getattr(kind, "__abstractmethods__", ()))
-    if missing or not hasattr(kind, "Config"):
+    if not _is_section(getattr(kind, "Config", None)):
+        missing.append("Config (a subclass of apex.config.Section with a field `name`)")
+    if missing:
         raise ConfigError(
-            f"algorithm.name = '{name}': {kind.__name__} lacks {', '.join(missing or ['Config'])}; "
-            "see apex.algos.base.Algorithm"
+            f"algorithm.name = '{name}': {kind.__name__} lacks {', '.join(missing)}; see "
+            "apex.algos.base.Algorithm"
         )
     return kind
+
+
+def _is_section(kind: object) -> bool:
+    if not (isinstance(kind, type) and issubclass(kind, msgspec.Struct)):
+        return False
+    return any(field.name == "name" for field in msgspec.structs.fields(kind))
 
 
 def _installed() -> dict[str, EntryPoint]:
@@ -71,8 +86,8 @@ def _loaded(entry_point: EntryPoint) -> Any:
         return entry_point.load()
     except Exception as error:  # whatever the package's own code raises
         raise ConfigError(
-            f"algorithm.name = '{entry_point.name}': loading {entry_point.value} raised "
-            f"{type(error).__name__}: {error}"
+            f"algorithm.name = '{entry_point.name}': loading {entry_point.value} "
+            f"{user_code.told(error)}"
         ) from error
 
 

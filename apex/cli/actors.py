@@ -92,7 +92,7 @@ def attach(count: int, run_path: Path | None) -> None:
     config = run.config()
     if engine.living_engine(run) is None and not run.living():
         raise RunError(f"{run.path} is down; start it with `apex run --resume`")
-    run.check_kept_environment()
+    run.check_kept()
     log_to_stderr("attach")
     lock = FileLock(run.lock_file(f"attach_{os.getpid()}"))
     if not lock.acquire():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from apex.cli.options import json_option, run_option
+from apex.cli.options import json_option, run_option, set_option
 from apex.errors import UsageError
 from apex.run_directory import find_run
 
@@ -24,6 +24,7 @@ def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", type=click.IntRange(0), default=1, show_default=True),
         click.option("--pretrained", metavar="NAME", help="A checkpoint that ships with apex."),
         run_option,
+        set_option,
         click.argument("checkpoint", required=False, type=click.Path(path_type=Path)),
     ):
         command = option(command)
@@ -38,12 +39,13 @@ def evaluate(
     checkpoint: Path | None,
     run_path: Path | None,
     pretrained: str | None,
+    settings: tuple[str, ...],
     episodes: int,
     seed: int,
     as_json: bool,
 ) -> None:
     """Play greedy whole episodes with CHECKPOINT, a run's or its file (default: newest run's)."""
-    policy = _policy(checkpoint, run_path, pretrained)
+    policy = _policy(checkpoint, run_path, pretrained, settings)
     returns = policy.play(episodes, seed)
     mean = sum(returns) / len(returns)
     if as_json:
@@ -64,6 +66,7 @@ def enjoy(
     checkpoint: Path | None,
     run_path: Path | None,
     pretrained: str | None,
+    settings: tuple[str, ...],
     episodes: int,
     seed: int,
     video: Path | None,
@@ -75,7 +78,7 @@ def enjoy(
         film.check_video(video)
     elif not sys.stdout.isatty():
         raise UsageError("expected a terminal to play in; --video FILE.mp4 writes a film instead")
-    policy = _policy(checkpoint, run_path, pretrained)
+    policy = _policy(checkpoint, run_path, pretrained, settings)
     scenes = film.play(policy, episodes, seed)
     returns = film.show(scenes) if video is None else film.write_video(video, scenes)
     what = "" if video is None else f"wrote {video}: "
@@ -85,7 +88,10 @@ def enjoy(
 
 
 def _policy(
-    checkpoint: Path | None, run_path: Path | None, pretrained: str | None
+    checkpoint: Path | None,
+    run_path: Path | None,
+    pretrained: str | None,
+    settings: Sequence[str],
 ) -> TrainedPolicy:
     if sum(given is not None for given in (checkpoint, run_path, pretrained)) > 1:
         raise UsageError("expected one of CHECKPOINT, --run and --pretrained")
@@ -94,8 +100,8 @@ def _policy(
 
     compute.set_up(threads=1)
     if pretrained is not None:
-        return load_policy(_pretrained(pretrained))
-    return load_policy(checkpoint or find_run(run_path).path)
+        return load_policy(_pretrained(pretrained), settings)
+    return load_policy(checkpoint or find_run(run_path).path, settings)
 
 
 def _pretrained(name: str) -> Path:

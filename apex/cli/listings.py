@@ -9,7 +9,14 @@ from pathlib import Path
 import click
 
 from apex import config as configuration
-from apex.cli.options import complete_preset, complete_run, json_option, set_option
+from apex.cli.options import (
+    complete_preset,
+    complete_run,
+    json_option,
+    own_code_options,
+    own_code_settings,
+    set_option,
+)
 from apex.endpoints import socket_directory
 from apex.errors import ApexError, RunError
 from apex.files import remove
@@ -51,17 +58,19 @@ def config() -> None:
 @config.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @click.option("--preset", shell_complete=complete_preset, help="Check a preset, not a file.")
+@own_code_options
 @set_option
-def check(file: Path | None, preset: str | None, settings: tuple[str, ...]) -> None:
-    """Check FILE or a preset with settings, the algorithm's section and the environment too."""
-    from apex.prepare import check_config, file_config, preset_config
+def check(
+    file: Path | None,
+    preset: str | None,
+    env: str | None,
+    algorithm: str | None,
+    settings: tuple[str, ...],
+) -> None:
+    """Check FILE, a preset or defaults with settings: environment and algorithm are tried."""
+    from apex.prepare import any_config, check_config
 
-    if preset is not None:
-        checked = preset_config(preset, settings)
-    elif file is not None:
-        checked = file_config(file, settings)
-    else:
-        raise click.UsageError("expected FILE or --preset NAME")
+    checked = any_config(preset, file, [*settings, *own_code_settings(env, algorithm)])
     checked, spec, schema = check_config(checked)
     click.echo(
         f"good: {checked.algorithm['name']} on {spec.env_id}, observations {spec.policy_shape} "

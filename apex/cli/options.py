@@ -6,8 +6,10 @@ inside of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -79,6 +81,27 @@ run_option = click.option(
 preset_option = click.option(
     "--preset", shell_complete=complete_preset, help="A preset; see `apex presets list`."
 )
+
+
+def own_code_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--env` and `--algorithm`."""
+    algorithm = click.option(
+        "--algorithm", metavar="NAME", help="algorithm.name, or my_algorithm.py:Class."
+    )
+    env = click.option("--env", metavar="ID", help="env.id: a gymnasium id, or my_env.py:Name.")
+    return env(algorithm(command))
+
+
+def own_code_settings(env: str | None, algorithm: str | None) -> list[str]:
+    """What `--env` and `--algorithm` say, as `--set` would."""
+    given = {"env.id": env, "algorithm.name": algorithm}
+    return [f"{key}={quoted(value)}" for key, value in given.items() if value is not None]
+
+
+def quoted(text: str) -> str:
+    """As TOML writes a string, which JSON's strings are too."""
+    return json.dumps(text, ensure_ascii=False)
+
 
 set_option = click.option(
     "--set",

@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from apex.cli.options import complete_run, json_option, preset_option, run_option, set_option
+from apex.cli.options import (
+    complete_run,
+    json_option,
+    own_code_options,
+    own_code_settings,
+    preset_option,
+    quoted,
+    run_option,
+    set_option,
+)
 from apex.errors import ExitCode, RunError, UsageError
 from apex.run_directory import RunDirectory, all_runs, find_run
 
@@ -61,8 +70,7 @@ def snapshot(run_path: Path | None, as_json: bool) -> None:
 @click.command()
 @preset_option
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file.")
-@click.option("--env", metavar="ID", help="env.id: a gymnasium id, or my_env.py:Name.")
-@click.option("--algorithm", metavar="NAME", help="algorithm.name, or my_algorithm.py:Class.")
+@own_code_options
 @set_option
 @click.option("--actors", type=click.IntRange(1), help="Actors to start (actor.count).")
 @click.option(
@@ -109,16 +117,14 @@ def run(
     from apex.cli.view import watch_run
 
     given = {
-        "env.id": _quoted(env),
-        "algorithm.name": _quoted(algorithm),
         "actor.count": actors,
         "run.seed": seed,
-        "learner.device": _quoted(device),
-        "run.init_from": _quoted(_absolute(init_from)),
+        "learner.device": quoted(device) if device else None,
+        "run.init_from": quoted(str(Path(init_from).resolve())) if init_from else None,
         "run.until_return": until_return,
     }
     options = [f"{key}={value}" for key, value in given.items() if value is not None]
-    all_settings = [*settings, *options]
+    all_settings = [*settings, *own_code_settings(env, algorithm), *options]
     running = _running(preset) if show_running else None
     if running is not None:
         click.echo(f"{running.path} is running: showing it", err=True)
@@ -137,15 +143,6 @@ def run(
     _start(directory, engine or "supervisor")
     if engine != "none" and not detach:
         sys.exit(watch_run(directory))
-
-
-def _quoted(text: str | None) -> str | None:
-    """As TOML writes a string, which JSON's strings are too."""
-    return None if text is None else json.dumps(text, ensure_ascii=False)
-
-
-def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).resolve())
 
 
 def _running(preset: str | None) -> RunDirectory | None:
@@ -180,28 +177,13 @@ def _new(
     run_path: Path | None,
     endpoints: Path | None,
 ) -> RunDirectory:
-    from apex.prepare import (
-        bare_config,
-        file_config,
-        new_run_path,
-        prepare_run,
-        preset_config,
-        run_name,
-    )
+    from apex.prepare import any_config, names_environment, new_run_path, prepare_run, run_name
     from apex.service import log_to_stderr
 
-    if preset is not None and config_file is not None:
-        raise UsageError("--preset NAME and --config FILE are two ways to say the same: leave one")
     log_to_stderr("run")
-    if preset is not None:
-        config = preset_config(preset, settings)
-    elif config_file is not None:
-        config = file_config(config_file, settings)
-    else:
-        config = bare_config(settings)
+    config = any_config(preset, config_file, settings)
     named = preset or (config_file.stem if config_file else None)
-    own_env = any(setting.startswith("env.id=") for setting in settings)
-    name = named if named and not own_env else run_name(config)
+    name = named if named and not names_environment(settings) else run_name(config)
     return prepare_run(run_path or new_run_path(name), config, endpoints)
 
 

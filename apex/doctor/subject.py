@@ -46,7 +46,7 @@ def preset_subject(name: str) -> Subject:
 
     subject = Subject(f"preset {name}", preset_config(name, []))
     try:
-        config, spec, schema = check_config(subject.config)
+        config, spec, schema = check_config(subject.config, steps=0)
         return _sized(replace(subject, config=config, schema=schema), spec)
     except ApexError as error:
         return replace(subject, failure=str(error))
@@ -62,7 +62,7 @@ def run_subject(run: RunDirectory) -> Subject:
         return replace(subject, environment=f"{facts.env.env_id}, of a script")
     try:
         configuration.check(subject.config)
-        _, spec, _ = check_config(subject.config)
+        _, spec, _ = check_config(subject.config, steps=0)
         return _sized(subject, spec)
     except ApexError as error:
         return replace(subject, failure=str(error))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -12,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from apex.envs.checked import MisbehavedError
-from apex.envs.spaces import env_spec, first_action
+from apex import user_code
+from apex.envs.checked import INTERFACE, MisbehavedError
+from apex.envs.spaces import as_taken, env_spec
 from apex.errors import EnvError, EnvFaultError
 from apex.types import MAX_REWARD, Array, StepResult, good_rewards
 
@@ -61,7 +60,6 @@ class Environments:
         self._shape = (self.num_envs, *self.spec.observation_shape)
         self._dtype = np.dtype(self.spec.observation_dtype)
         self._bounds = _finite_bounds(vector.single_observation_space)
-        self._first_action = first_action(vector.single_action_space)
         self._life_loss_ends = life_loss_ends
         self._lives = np.zeros(self.num_envs, dtype=np.int64)
         self._steps = 0
@@ -70,9 +68,9 @@ class Environments:
         """Begin an episode in each environment: `[E, *observation_shape]`."""
         try:
             observations, info = self._vector.reset(seed=seed)
+            self._lives = self._lives_of(info).copy()
         except Exception as error:
             raise EnvFaultError(f"{self.spec.env_id}: reset {_told(error)}") from error
-        self._lives = np.asarray(info.get("lives", self._lives)).copy()
         return self._checked(observations)
 
     def step(self, actions: Array) -> StepResult:
@@ -86,9 +84,9 @@ class Environments:
         """
         self._steps += 1
         try:
-            if self._first_action:
-                actions = actions + self._first_action
-            observations, rewards, terminated, truncated, info = self._vector.step(actions)
+            taken = as_taken(actions, self._vector.single_action_space)
+            observations, rewards, terminated, truncated, info = self._vector.step(taken)
+            lives = self._lives_of(info)
         except Exception as error:
             raise self._fault(_told(error)) from error
         rewards = np.asarray(rewards, dtype=np.float64)
@@ -97,12 +95,16 @@ class Environments:
                 f"returned rewards that are not within ±{MAX_REWARD:g}: {rewards}; look for a "
                 "division by 0 or a state that blew up, and terminate the episode before"
             )
-        lives = self._lives
-        if "lives" in info:  # gymnasium marks those that reported theirs in `_lives`
-            lives = np.where(info.get("_lives", True), info["lives"], lives)
         lost = (lives < self._lives) & ~terminated & self._life_loss_ends
         self._lives = lives
         return StepResult(self._checked(observations), rewards, terminated, truncated, lost)
+
+    def _lives_of(self, info: dict[str, Any]) -> npt.NDArray[np.int64]:
+        """What each environment has left, where it says so; gymnasium marks those in `_lives`."""
+        if "lives" not in info:
+            return self._lives
+        reported = np.asarray(info["lives"], dtype=np.int64)
+        return np.where(info.get("_lives", True), reported, self._lives)
 
     def render(self) -> list[npt.NDArray[np.uint8]]:
         """One picture of each environment, `[H, W, 3]`, as it is after the last step.
@@ -153,8 +155,8 @@ class Environments:
         env, *element = (int(axis[0]) for axis in np.nonzero(beyond))
         log.warning(
             "%s: step %d: element %s of an observation is %g, outside its observation_space "
-            "(%g to %g); widen the space or clip the observation. It is learned from as it is, "
-            "and this is said once",
+            "(%g to %g); if it is yours, widen the space or clip the observation. It is learned "
+            "from as it is, and this is said once",
             self.spec.env_id, self._steps, element, observations[env][tuple(element)],
             low[tuple(element)], high[tuple(element)],
         )  # fmt: skip
@@ -178,16 +180,14 @@ def _told(error: Exception) -> str:
     """What went wrong, where, and what to do."""
     if isinstance(error, MisbehavedError):
         return str(error)
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    where = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
-    return f"raised {type(error).__name__}: {error} ({where}); mend it there"
+    return user_code.told(error, INTERFACE)
 
 
 def _finite_bounds(space: gym.Space[Any]) -> tuple[Array, Array] | None:
-    """The bounds of observations that are worth a look: of numbers that could lie outside."""
-    if not isinstance(space, gym.spaces.Box) or space.dtype is None or space.dtype.kind != "f":
+    """Bounds of observations, with some slack, where numbers of their type could lie outside."""
+    if not isinstance(space, gym.spaces.Box) or space.dtype is None or space.dtype.kind not in "fi":
         return None
-    if not (np.isfinite(space.low) | np.isfinite(space.high)).any():
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    if not (np.isfinite(low) | np.isfinite(high)).any():
         return None
-    slack = np.float32(1e-5) * np.maximum(1.0, np.abs(np.nan_to_num(space.high, posinf=1.0)))
-    return (space.low - slack).astype(np.float32), (space.high + slack).astype(np.float32)
+    return low - 1e-5 * np.maximum(1.0, np.abs(low)), high + 1e-5 * np.maximum(1.0, np.abs(high))

@@ -12,6 +12,10 @@ from apex.types import Array
 
 STEP_RETURNS = "(observation, reward, terminated, truncated, info)"
 RESET_RETURNS = "(observation, info)"
+INTERFACE = (
+    f"step(action) must return {STEP_RETURNS}, reset(*, seed=None, options=None) {RESET_RETURNS}, "
+    "and actions and observations must be of their spaces"
+)
 
 
 class MisbehavedError(Exception):
@@ -22,14 +26,14 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
     """Refuses what an environment must not return, before it reaches a batch of others.
 
     Args:
-        env: with a Box observation space.
+        env: as its user made it.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
         super().__init__(env)
-        space = env.observation_space
-        assert isinstance(space, gym.spaces.Box)
-        self._shape, self._dtype = space.shape, space.dtype
+        self._space = env.observation_space
+        self._is_box = isinstance(self._space, gym.spaces.Box)
+        self._shape, self._dtype = self._space.shape, np.dtype(self._space.dtype)
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """As in gymnasium. Raises `MisbehavedError`."""
@@ -53,7 +57,7 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
                 f"returned a reward that is {_kind(reward)}; return one number, float(reward)"
             )
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
-            if not isinstance(flag, (bool, np.bool_, int)):
+            if not isinstance(flag, (bool, np.bool_, int)) and getattr(flag, "shape", None) != ():
                 raise MisbehavedError(
                     f"returned a `{name}` that is {_kind(flag)}; return True or False"
                 )
@@ -63,6 +67,13 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         """The observation in the type of its space."""
         if not isinstance(info, dict):
             raise MisbehavedError(f"returned an info that is {_kind(info)}; return a dict")
+        if not self._is_box:
+            if not self._space.contains(observation):
+                raise MisbehavedError(
+                    f"returned the observation {observation}, its observation_space is "
+                    f"{self._space}; make them agree"
+                )
+            return observation
         array: Array = np.asarray(observation)
         if array.shape != self._shape:
             raise MisbehavedError(

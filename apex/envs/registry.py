@@ -55,7 +55,8 @@ def make_environments(
     except ApexError:
         raise
     except Exception as error:
-        raise EnvError(f"env.id = '{config.id}': {type(error).__name__}: {error}") from error
+        remedy = "let it take render_mode=None, and render() return pictures" if render else ""
+        raise EnvError(f"env.id = '{config.id}': it {user_code.told(error, remedy)}") from error
 
 
 def _factory(env_id: str, kwargs: dict[str, Any]) -> EnvFactory:
@@ -70,15 +71,17 @@ def _factory(env_id: str, kwargs: dict[str, Any]) -> EnvFactory:
         module, name = user_code.load(env_id, "env.id")
     except ConfigError as error:
         raise EnvError(str(error)) from None
-    if name in gym.registry:
-        return lambda: gym.make(name, **kwargs)
     kind = getattr(module, name, None)
-    if not callable(kind):
+    if callable(kind):
+        return lambda: kind(**kwargs)
+    try:
+        gym.spec(name)
+    except gym.error.Error as error:
         raise EnvError(
-            f"env.id = '{env_id}': {module.__name__} neither registers '{name}' with gymnasium "
-            "nor has a class or function of that name"
-        )
-    return lambda: kind(**kwargs)
+            f"env.id = '{user_code.short(env_id)}': it neither defines '{name}' nor registers it "
+            f"with gymnasium ({error})"
+        ) from None
+    return lambda: gym.make(name, **kwargs)
 
 
 def _guarded(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
@@ -88,6 +91,6 @@ def _guarded(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
             f"expected a gymnasium.Env, got a {type(env).__name__}; derive the class from it, or "
             "return one from the function"
         )
-    if isinstance(env.observation_space, FLATTENED):
-        env = gym.wrappers.FlattenObservation(env)
-    return Checked(env) if isinstance(env.observation_space, gym.spaces.Box) else env
+    choices = isinstance(env.observation_space, FLATTENED)
+    checked = Checked(env)
+    return gym.wrappers.FlattenObservation(checked) if choices else checked

@@ -39,6 +39,11 @@ def env_spec(
             "with gymnasium.wrappers.FlattenObservation"
         )
     shape = tuple(observation.shape[1:] if squeeze else observation.shape)
+    if not shape:
+        raise EnvError(
+            f"{env_id}: expected observations with an axis, got single numbers ({observation}); "
+            "wrap the environment with gymnasium.wrappers.ReshapeObservation(env, (1,))"
+        )
     dtype = "uint8" if observation.dtype in (np.uint8, np.bool_) else "float32"
     is_image = dtype == "uint8" and len(shape) >= 2
     if is_image and len(shape) > 3:
@@ -48,9 +53,19 @@ def env_spec(
     return EnvSpec(env_id, shape, dtype, stack, num_actions, bounds)
 
 
-def first_action(space: gym.Space[Any]) -> int:
-    """What a discrete environment calls its first action: algorithms count from 0."""
-    return int(space.start) if isinstance(space, gym.spaces.Discrete) else 0
+def as_taken(actions: Array, space: gym.Space[Any]) -> Array:
+    """Actions as environments take them, in arrays of their own: some change what they are given.
+
+    Args:
+        actions: `[E, *action shape]`; discrete ones count from 0, as for algorithms.
+        space: of one environment.
+    """
+    taken: Array = actions.copy()
+    if isinstance(space, gym.spaces.Discrete):
+        taken += int(space.start)
+    elif isinstance(space, gym.spaces.Box):  # float32 may have rounded a bound outwards
+        taken = np.clip(taken.astype(space.dtype), space.low, space.high)
+    return taken
 
 
 def _actions(space: gym.Space[Any], env_id: str) -> tuple[int, ActionBounds | None]:
@@ -66,13 +81,16 @@ def _actions(space: gym.Space[Any], env_id: str) -> tuple[int, ActionBounds | No
             f"{env_id}: expected actions Discrete, MultiDiscrete, MultiBinary or a Box of floats, "
             f"got {space}; wrap the environment so that it takes one of them"
         )
-    if not (space.shape and space.is_bounded("both") and (space.low < space.high).all()):
+    with np.errstate(over="ignore"):
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        widths = high - low
+    if not (space.shape and (widths > 0).all() and np.isfinite(widths).all()):
         raise EnvError(
             f"{env_id}: expected actions with a lower and a higher bound each, got {space}; give "
             "its Box finite bounds, or wrap the environment with "
             "gymnasium.wrappers.RescaleAction(env, -1, 1)"
         )
-    return 0, _bounds("float32", space.low, space.high)
+    return 0, _bounds("float32", low, high)
 
 
 def _bounds(dtype: Literal["float32", "int64"], low: Array, high: Array) -> ActionBounds:
