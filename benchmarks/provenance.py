@@ -14,7 +14,7 @@ from typing import Any
 from apex import machine
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "pyzmq", "lz4", "msgspec")
+PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "mujoco", "pyzmq", "lz4", "msgspec")
 
 
 def provenance() -> dict[str, Any]:
