@@ -40,6 +40,7 @@ def played(suite: Suite) -> float:
 
 
 @LEARN_TIMEOUT
+@pytest.mark.learning
 def test_cartpole_is_learned_by_central_inference(suite: Suite) -> None:
     learn(suite, "cartpole-seed", 400.0)
     assert played(suite) >= 200

@@ -238,6 +238,8 @@ def test_a_learner_learns_from_what_a_node_actor_alone_inserts(
     for k in range(len(batch)):
         check_transition({name: column[k] for name, column in batch.columns.items()})
 
+    newer = re.compile(r"^actor_007: parameters [1-9]\d* of learner step [1-9]", re.MULTILINE)
+    suite.wait(lambda: newer.search(actor.output()), actor, "newer parameters", START_S)
     actor.end()
     steps, inserted, acknowledged = actor.sums()
     after = suite.replay()
@@ -246,7 +248,6 @@ def test_a_learner_learns_from_what_a_node_actor_alone_inserts(
     assert after["producers"] == 1 and set(after["refused_by"]) <= {"reply_dropped"}
     printed = re.findall(r"^  (.+)$", actor.output(), re.MULTILINE)
     assert sorted(printed) == TENSORS
-    assert re.search(r"^actor_007: parameters [1-9]\d* of learner step [1-9]", actor.output(), re.M)
     wait_until(lambda: suite.learner()["actors"] == [], 20.0, "it has taken leave")
     assert suite.learner()["env_steps"] == steps
 

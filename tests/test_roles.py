@@ -12,6 +12,7 @@ import pytest
 import zmq
 
 from apex.acting.agent import Agent, Decision, Exploration, Inputs
+from apex.acting.exploration import Sampled
 from apex.algos.base import Policy
 from apex.config import merge, parse
 from apex.endpoints import Endpoints, InferenceEndpoints, LearnerEndpoints, ReplayEndpoints
@@ -96,7 +97,8 @@ class House:
         )  # fmt: skip
         self.acts = ActEndpoint(
             self.endpoints.of("inference.act"), config, facts,
-            lambda slot, incarnation: Agent(facts.env, 2, 0), status=dict, stop=lambda: None,
+            lambda slot, incarnation: Agent(facts.env, 2, 0, exploration=Sampled([(0,), (1,)])),
+            status=dict, stop=lambda: None,
         )  # fmt: skip
         stack.callback(self.acts.server.close)
         self.learner.start()
