@@ -107,7 +107,7 @@ def start_detached(run: RunDirectory, engine: EngineName, timeout_s: float = 20.
     if record is not None:
         return record
     tail = log_path.read_text(errors="replace").strip().splitlines()[-5:]
-    raise RunError(f"the engine '{engine}' did not start; {log_path} ends:\n" + "\n".join(tail))
+    raise RunError(f"the engine '{engine}' did not start; {log_path} ends: {' | '.join(tail)}")
 
 
 def await_daemons(

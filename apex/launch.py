@@ -247,7 +247,7 @@ class Launcher:
 
 
 def run(
-    config: Config | str,
+    config: Config | str | Path,
     *,
     make_env: EnvFactory | None = None,
     algorithm: type[Algorithm] | None = None,
@@ -257,10 +257,10 @@ def run(
     """Start a suite in the background from a script or a notebook.
 
     Args:
-        config: a configuration, or the name of a preset.
+        config: a configuration, the name of a preset, or the path of a file (`Path` or `….toml`).
         make_env: makes one environment, instead of `env.id`.
         algorithm: an `Algorithm` of your own, instead of `algorithm.name`.
-        settings: like `--set`, with a preset's name.
+        settings: like `--set`, over a preset or a file.
         path: the run's directory; default: a new one under `runs/`.
 
     Returns:
@@ -269,14 +269,18 @@ def run(
     Raises:
         ApexError: the configuration or the environment cannot be used.
     """
-    from apex.prepare import new_run_path, prepare_run, preset_config
+    from apex.prepare import file_config, new_run_path, prepare_run, preset_config
 
-    if isinstance(config, str):
-        name, config = config, preset_config(config, settings, algorithm)
-    elif settings:
-        raise UsageError("settings go with a preset's name; change the Config itself instead")
-    else:
+    if isinstance(config, Config):
+        if settings:
+            raise UsageError(
+                "settings go with a preset or a file; change the Config itself instead"
+            )
         name = str(config.algorithm.get("name", "run"))
+    elif isinstance(config, Path) or config.endswith(".toml"):
+        name, config = Path(config).stem, file_config(Path(config), settings)
+    else:
+        name, config = config, preset_config(config, settings, algorithm)
     extensions = Extensions(make_env, algorithm)
     config = _named(config, extensions)
     target = Path(path) if path is not None else new_run_path(name)

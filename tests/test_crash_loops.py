@@ -8,17 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import Suite
-from tests.test_suite import ENGINES
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 def test_a_daemon_that_is_killed_again_and_again_is_given_up_and_the_status_says_so(
-    suite: Suite, small: tuple[str, ...], engine: str
+    suite: Suite, small: tuple[str, ...]
 ) -> None:
-    suite.start(*small, "--engine", engine, "--set", "run.max_crashes=3")
+    suite.start(*small, "--set", "run.max_crashes=3")
     suite.wait_healthy()
     killed: list[int] = []
     for _ in range(3):

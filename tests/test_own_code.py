@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -367,34 +366,6 @@ def test_minatar_is_learned_from_its_truths_as_images(own_modules, tmp_path, mon
     assert spec.observation_dtype == "uint8" and spec.num_actions == 3
     items = frames.decompress(run.table.sample(64), run._facts.schema)
     assert set(np.unique(items.frames).tolist()) == {0, 255}
-
-
-SCRIPT = """
-import sys
-import gymnasium
-from apex import launch
-from apex.algos.apex_dqn import ApexDQN
-
-class Narrow(ApexDQN):
-    pass
-
-if __name__ == "__main__":
-    settings = ["replay.min_size=200", "evaluator.enabled=false", "actor.count=1"]
-    launch.run(
-        "cartpole", make_env=lambda: gymnasium.make("Acrobot-v1"), algorithm=Narrow,
-        settings=settings, path=sys.argv[1],
-    )
-"""
-
-
-def test_factory_and_class_of_a_script_reach_the_daemons(suite: Suite, tmp_path) -> None:
-    """Neither lies in a module that a daemon could import."""
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    subprocess.run([sys.executable, script, suite.path], check=True, timeout=60)
-    status = suite.wait_healthy()
-    assert status["run"]["env_steps"] > 0
-    assert suite.run.facts().env.policy_shape == (6,) and suite.run.facts().env.num_actions == 3
 
 
 def test_examples_are_as_short_as_they_say():

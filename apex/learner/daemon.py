@@ -37,6 +37,8 @@ from apex.types import good_priorities
 log = logging.getLogger("apex.learner")
 
 BATCH_WAIT_S = 0.2
+END_LOOK_S = 1.0
+"""Between two looks at whether the run is at its end."""
 SWITCH_INTERVAL_S = 1e-4
 """After which a thread that brings batches gives the interpreter's lock back to training; with
 Python's own 5 ms a small network made 11 % fewer updates."""
@@ -167,6 +169,7 @@ class LearnerDaemon:
         os.nice(self._config.learner.nice)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
         cores.take()
+        next_look = 0.0
         next_metrics = time.monotonic() + self._config.learner.metrics_period_s
         next_checkpoint = time.monotonic() + self._config.learner.checkpoint_period_s
         orderly = False
@@ -177,6 +180,8 @@ class LearnerDaemon:
                 if now >= next_metrics:
                     next_metrics = now + self._config.learner.metrics_period_s
                     self._write_metrics()
+                if now >= next_look:
+                    next_look = now + END_LOOK_S
                     self._check_end()
                 if now >= next_checkpoint or self._snapshots.asked:
                     next_checkpoint = now + self._config.learner.checkpoint_period_s
