@@ -448,6 +448,18 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, monkeypatch, file, text, 
         make_environments(EnvConfig(id=f"{tmp_path / file}:Any"), 1)
 
 
+def test_an_environment_that_takes_no_render_mode_is_told_what_a_film_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "blind_env.py").write_text(OWN_FILE.replace("length=LENGTH", ""))
+    (tmp_path / "beside.py").write_text("LENGTH = 7")
+    with pytest.raises(
+        EnvError, match=r"unexpected keyword argument 'render_mode'; let it take re"
+    ):
+        make_environments(EnvConfig(id=f"{tmp_path}/blind_env.py:Corridor"), 1, render=True)
+    gym.registry.pop("OwnCorridor-v0", None)
+    sys.modules.pop("beside", None)
+
+
 def test_files_of_one_name_are_two_modules_and_find_what_lies_beside_them(tmp_path, monkeypatch):
     """Even one that is called like a module of Python's own."""
     monkeypatch.setattr(sys, "path", list(sys.path))

@@ -55,7 +55,9 @@ def make_environments(
     except ApexError:
         raise
     except Exception as error:
-        remedy = "let it take render_mode=None, and render() return pictures" if render else ""
+        remedy = "let it take render_mode=None, and render() return pictures"
+        if not (render and isinstance(error, TypeError)):
+            remedy = ""
         raise EnvError(f"env.id = '{config.id}': it {user_code.told(error, remedy)}") from error
 
 
