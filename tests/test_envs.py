@@ -453,7 +453,7 @@ def test_an_environment_that_takes_no_render_mode_is_told_what_a_film_needs(tmp_
     (tmp_path / "blind_env.py").write_text(OWN_FILE.replace("length=LENGTH", ""))
     (tmp_path / "beside.py").write_text("LENGTH = 7")
     with pytest.raises(
-        EnvError, match=r"unexpected keyword argument 'render_mode'; let it take re"
+        EnvError, match=r"keyword argument 'render_mode'; let it take re"
     ):
         make_environments(EnvConfig(id=f"{tmp_path}/blind_env.py:Corridor"), 1, render=True)
     gym.registry.pop("OwnCorridor-v0", None)
