@@ -21,7 +21,7 @@ from apex.acting.agent import LocalDecider, greedy
 from apex.acting.exploration import environments_seed
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.agents import make_agent
-from apex.algos.base import Algorithm
+from apex.algos.base import Algorithm, learn
 from apex.algos.registry import make_algorithm
 from apex.checkpoint import Manifest
 from apex.envs.registry import make_environments
@@ -168,7 +168,7 @@ class SerialRun:
     def _update(self) -> None:
         samples = self.table.sample(self.config.learner.batch_size)
         batch = prepare(samples, self._facts.schema, self._collate)
-        priorities, self._values = self._learner.update(batch.arrays)
+        priorities, self._values = learn(self._learner, batch.arrays, len(batch.item_ids))
         if not good_priorities(priorities).all():
             raise DivergedError(
                 f"the loss at learner step {self._step} is not finite: lower "

@@ -6,6 +6,7 @@ Whatever every actor and the learner would stumble over is told at once, in one 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,10 @@ from apex.types import Array
 log = logging.getLogger("apex.trial")
 
 STEPS = 3
+NO_PLACE = (
+    "look at what its policy and exploration give: arrays with a row for each environment, actions "
+    "as the environment takes them"
+)
 
 
 def try_environment(
@@ -55,32 +60,32 @@ def try_environment(
 
 
 def try_algorithm(algorithm: Algorithm, observation: Array) -> None:
-    """Let the algorithm's policy decide once, and make its learner.
+    """Let the algorithm's policy decide, greedily and exploring, and make its learner.
 
     Raises:
         ConfigError: one of them cannot be made, or the policy's decision is none.
     """
-    name = user_code.short(algorithm.config.name)
+    name, spec = user_code.short(algorithm.config.name), algorithm.spec
     try:
-        policy = algorithm.policy()
-        agent = Agent(algorithm.spec, 1, policy.core_size)
-        agent.begin(observation)
-        actions = policy.act(_copied(agent.inputs), None).actions
+        decisions = _decisions(algorithm, np.concatenate([observation, observation]))
         learner = algorithm.learner(torch.device("cpu"))
     except ApexError:
         raise
     except Exception as error:  # whatever the user's own code raises
         raise ConfigError(
-            f"algorithm '{name}' on {algorithm.spec.env_id}, observations "
-            f"{algorithm.spec.policy_shape}: it {user_code.told(error)}"
+            f"algorithm '{name}' on {spec.env_id}, observations {spec.policy_shape}: it "
+            f"{user_code.told(error, NO_PLACE)}"
         ) from error
-    expected = algorithm.spec.no_actions(1)
-    if getattr(actions, "dtype", None) != expected.dtype or actions.shape != expected.shape:
-        found = f"{getattr(actions, 'dtype', type(actions).__name__)} {np.shape(actions)}"
-        raise ConfigError(
-            f"algorithm '{name}': its policy decided on actions {found}, expected a NumPy array "
-            f"{expected.dtype} {expected.shape}: {algorithm.spec.actions_text} of one environment"
-        )
+    expected = spec.no_actions(2)
+    for how, actions in decisions.items():
+        is_like = getattr(actions, "dtype", None) == expected.dtype
+        if not is_like or actions.shape != expected.shape or spec.bad_actions(actions).any():
+            found = f"{getattr(actions, 'dtype', type(actions).__name__)} {np.shape(actions)}"
+            raise ConfigError(
+                f"algorithm '{name}': its policy, {how}, decided on actions {found} {actions}, "
+                f"expected a NumPy array {expected.dtype} {expected.shape}: {spec.actions_text} of "
+                "two environments"
+            )
     if not isinstance(learner, Learner):
         raise ConfigError(
             f"algorithm '{name}': expected learner() to give an apex.algos.base.Learner, got a "
@@ -88,5 +93,14 @@ def try_algorithm(algorithm: Algorithm, observation: Array) -> None:
         )
 
 
-def _copied(inputs: Inputs) -> Inputs:
-    return Inputs.joined([inputs])
+def _decisions(algorithm: Algorithm, observations: Array) -> dict[str, Any]:
+    """What the policy does in two environments, by how it decides."""
+    policy = algorithm.policy()
+    agent = Agent(algorithm.spec, 2, policy.core_size)
+    agent.begin(observations)
+    inputs = Inputs.joined([agent.inputs])
+    exploration = algorithm.exploration(np.arange(2.0), 2, [(0,), (1,)])
+    return {
+        "greedy": policy.act(inputs, None).actions,
+        "exploring": policy.act(inputs, exploration).actions,
+    }

@@ -385,3 +385,28 @@ def test_frame_stacker_has_the_last_frames_of_each_environment_over_a_long_time(
 def test_frame_stacker_passes_vectors_through_when_depth_is_zero():
     observations = np.arange(6.0).reshape(2, 3)
     assert FrameStacker(0).push(observations, np.array([True, False])) is observations
+
+
+def test_frames_of_an_episode_that_was_cut_before_its_first_step_are_in_no_chunk():
+    """A fault of one environment cuts all others, also those that have just begun."""
+    spec = env_spec((2, 2), stack=2)
+    made = algorithm(spec, n_step=1)
+    accumulator = made.accumulator(1, chunk_length=4)
+    no = np.zeros(1, dtype=np.bool_)
+    chunks: list[Chunk] = []
+    # Two steps and a cut, a cut at once, two steps and a cut: the frame 40 makes no transition.
+    for value, ignored in [(10, False), (20, False), (30, True), (40, True), (50, False),
+                           (60, False), (70, True)]:  # fmt: skip
+        chunks += accumulator.add(
+            VectorStep(
+                np.full((1, 2, 2), value, np.uint8), np.array([1]),
+                {"q_value": np.zeros(1), "max_q": np.zeros(1)}, np.ones(1), no, no, no,
+                np.array([ignored]), 0,
+            )
+        )  # fmt: skip
+    (chunk,) = chunks
+    chunk.check(made.schema())
+    samples = Samples(np.arange(4), np.ones(4), chunk.columns, chunk.frames)
+    items = frames.decompress(samples, made.schema())
+    seen = [row[:count, 0, 0].tolist() for row, count in zip(items.frames, items.frame_count)]
+    assert seen == [[0, 10, 20], [10, 20, 30], [0, 50, 60], [50, 60, 70]]

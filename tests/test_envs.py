@@ -17,7 +17,7 @@ from apex.config import EnvConfig
 from apex.env_spec import ActionBounds
 from apex.envs.base import Environments
 from apex.envs.registry import make_environments
-from apex.errors import EnvError, EnvFaultError
+from apex.errors import ConfigError, EnvError, EnvFaultError
 from apex.types import Column
 
 pytest.importorskip("ale_py")
@@ -452,9 +452,7 @@ def test_an_environment_that_takes_no_render_mode_is_told_what_a_film_needs(tmp_
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "blind_env.py").write_text(OWN_FILE.replace("length=LENGTH", ""))
     (tmp_path / "beside.py").write_text("LENGTH = 7")
-    with pytest.raises(
-        EnvError, match=r"keyword argument 'render_mode'; let it take re"
-    ):
+    with pytest.raises(EnvError, match=r"keyword argument 'render_mode'; let it take re"):
         make_environments(EnvConfig(id=f"{tmp_path}/blind_env.py:Corridor"), 1, render=True)
     gym.registry.pop("OwnCorridor-v0", None)
     sys.modules.pop("beside", None)
@@ -494,6 +492,15 @@ def test_environments_get_actions_of_their_own_within_bounds_that_float32_cannot
     actions = np.stack([low, high])
     environments.step(actions)
     assert actions.tolist() == np.stack([low, high]).tolist()
+
+
+@pytest.mark.parametrize("actions", [[0, 2], [-1, 0]])
+def test_an_action_that_is_none_is_the_algorithms_fault(closing, actions):
+    environments = own(Countdown)
+    closing.append(environments)
+    environments.reset(0)
+    with pytest.raises(ConfigError, match=r"the algorithm decided on the action (2|-1), own takes"):
+        environments.step(np.array(actions))
 
 
 class WrongChoice(Countdown):

@@ -12,6 +12,7 @@ import gymnasium as gym
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 import apex
 from apex import checkpoint, frames, launch, user_code
@@ -130,6 +131,16 @@ class WrongActions(ApexDQN):
         act = policy.act
         policy.act = lambda i, e: act(i, e)._replace(actions=torch.zeros(1))
         return policy
+class Explores(ApexDQN):
+    def exploration(self, positions, ladder_size, seeds):
+        return lambda values: values.argmax()
+class Seven(ApexDQN):
+    def network(self):
+        net = torch.nn.Linear(4, 7)
+        torch.nn.init.constant_(net.bias, 0.0)
+        with torch.no_grad():
+            net.bias[6] = 100.0
+        return net
 class NoSection(ApexDQN):
     Config = dict
 """
@@ -146,8 +157,13 @@ class NoSection(ApexDQN):
         ("NoLearner", r"expected learner\(\) to give an apex.algos.base.Learner, got a NoneType"),
         (
             "WrongActions",
-            r"decided on actions torch.float32 .*, expected a NumPy array int64 \(1,\)",
+            r"decided on actions torch.float32 .*, expected a NumPy array int64 \(2,\)",
         ),
+        (
+            "Explores",
+            r"has no len\(\); look at what its policy and exploration give",
+        ),
+        ("Seven", r"its policy, greedy, decided on actions int64 \(2,\) \[6 6\]"),
         ("NoSection", "NoSection lacks Config"),
     ],
 )
@@ -159,6 +175,52 @@ def test_an_algorithm_that_cannot_work_is_told_before_anything_starts(
     with pytest.raises(ConfigError, match=message):
         prepare_run(tmp_path / "run", preset_config("cartpole", settings))
     assert not (tmp_path / "run").exists()
+
+
+class Means(ApexDQN):
+    """Its learner gives one priority for all."""
+
+    def learner(self, device):
+        learner = super().learner(device)
+        update = learner.update
+
+        def mean(batch):
+            priorities, metrics = update(batch)
+            return priorities.mean(), metrics
+
+        learner.update = mean
+        return learner
+
+
+class Tensors(ApexDQN):
+    """Its learner gives float32 tensors, and metrics that still have their gradient."""
+
+    def learner(self, device):
+        learner = super().learner(device)
+        update = learner.update
+
+        def as_tensors(batch):
+            priorities, metrics = update(batch)
+            weight = next(learner.network.parameters()).sum()
+            return torch.from_numpy(priorities).float(), {**metrics, "weight": weight}
+
+        learner.update = as_tensors
+        return learner
+
+
+def test_priorities_are_taken_in_any_type_but_one_for_each_item(tmp_path):
+    settings = ["replay.min_size=100", "run.max_env_steps=400", "evaluator.enabled=false"]
+    config = preset_config("cartpole", settings)
+    good = Extensions(algorithm=Tensors)
+    run = SerialRun(prepare_run(tmp_path / "good", config, extensions=good), good)
+    assert (
+        "env steps" in run.run()
+        and run._step > 10
+        and isinstance(run._values["loss"], torch.Tensor)
+    )
+    bad = Extensions(algorithm=Means)
+    with pytest.raises(ConfigError, match=r"DQNLearner.update gave priorities \(\), expected .*64"):
+        SerialRun(prepare_run(tmp_path / "bad", config, extensions=bad), bad).run()
 
 
 def test_a_preset_lends_what_the_algorithm_knows(own_modules, caplog):

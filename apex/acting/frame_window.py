@@ -35,8 +35,16 @@ def cut_frames(kept: list[bytes], first: Rows, last: Rows, padding: Rows) -> Fra
     """
     begin = int(first.min())
     kept = kept[begin : int(last.max()) + 1]
+    places = first - begin
+    edges = np.zeros(len(kept) + 1, dtype=np.int64)
+    np.add.at(edges, places, 1)
+    np.add.at(edges, last + 1 - begin, -1)
+    used = np.cumsum(edges[:-1]) > 0
+    if not used.all():  # an episode that was cut before its first transition
+        kept = [frame for frame, wanted in zip(kept, used) if wanted]
+        places = np.cumsum(used)[places] - 1
     return FrameRanges(
-        first_frame=(first - begin).astype(np.int32),
+        first_frame=places.astype(np.int32),
         frame_count=(last - first + 1).astype(np.int32),
         pad_count=padding.astype(np.int32),
         frame_lengths=np.array([len(frame) for frame in kept], dtype=np.int32),

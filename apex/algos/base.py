@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from apex.acting.accumulators import Accumulator
 from apex.acting.agent import Decision, Exploration, Inputs
 from apex.env_spec import ActionKind, EnvSpec
+from apex.errors import ConfigError
 from apex.types import Array, Arrays, Items, Schema
 
 BatchArrays = Mapping[str, Array] | Mapping[str, Tensor]
@@ -94,6 +95,29 @@ class Learner(ABC):
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state_dict`."""
+
+
+def learn(
+    learner: Learner, batch: BatchArrays, batch_size: int
+) -> tuple[npt.NDArray[np.float64], dict[str, float | Tensor]]:
+    """One update, and what came of it in the form that daemons rely on.
+
+    Returns:
+        New priorities `[B] float64`, and metrics without gradients.
+
+    Raises:
+        ConfigError: the learner gave something else than a priority for each item.
+    """
+    given, metrics = learner.update(batch)
+    priorities = given.detach().cpu() if isinstance(given, Tensor) else given
+    array = np.asarray(priorities, dtype=np.float64)
+    if array.shape != (batch_size,):
+        raise ConfigError(
+            f"{type(learner).__name__}.update gave priorities {array.shape}, expected one for each "
+            f"item of the batch, ({batch_size},)"
+        )
+    detached = {k: v.detach() if isinstance(v, Tensor) else v for k, v in metrics.items()}
+    return array, detached
 
 
 class Algorithm(ABC):

@@ -113,7 +113,11 @@ def make_algorithm(
             f"{spec.actions_text}; "
             + (f"algorithms for those: {', '.join(able)}" if able else "none of apex's own can")
         )
-    return kind(convert(section, kind.Config, "algorithm"), spec)
+    try:
+        config = convert(section, kind.Config, "algorithm")
+    except ConfigError as error:
+        raise ConfigError(f"{error} (of {user_code.short(section['name'])})") from None
+    return kind(config, spec)
 
 
 def check_schema(algorithm: Algorithm, schema: Schema) -> None:

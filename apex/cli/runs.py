@@ -226,7 +226,9 @@ def stop(run_path: Path | None) -> None:
 
     directory = find_run(run_path)
     if not directory.living() and engine.living_engine(directory) is None:
-        click.echo(f"{directory.path} was not running", err=True)
+        alive = [one for one in all_runs() if one.living() or engine.living_engine(one)]
+        others = "".join(f"; running: {one.path}, end it with --run" for one in alive)
+        click.echo(f"{directory.path} was not running{others}", err=True)
         return
     killed = engine.stop(directory)
     if killed:

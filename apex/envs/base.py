@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from apex import user_code
 from apex.envs.checked import INTERFACE, MisbehavedError
 from apex.envs.spaces import as_taken, env_spec
-from apex.errors import EnvError, EnvFaultError
+from apex.errors import ConfigError, EnvError, EnvFaultError
 from apex.types import MAX_REWARD, Array, StepResult, good_rewards
 
 log = logging.getLogger("apex.envs")
@@ -80,8 +80,15 @@ class Environments:
             actions: `[E, *action shape]`, discrete ones from 0 on.
 
         Raises:
+            ConfigError: an action is none: the algorithm is wrong, not the environment.
             EnvFaultError: an environment raised, or returned what is no observation or reward.
         """
+        bad = self.spec.bad_actions(actions)
+        if bad.any():
+            raise ConfigError(
+                f"the algorithm decided on the action {actions[bad][0]}, {self.spec.env_id} takes "
+                f"{self.spec.actions_text}; look at its network's outputs and its exploration"
+            )
         self._steps += 1
         try:
             taken = as_taken(actions, self._vector.single_action_space)

@@ -18,7 +18,7 @@ from torch import Tensor
 from zlib_ng import zlib_ng
 
 from apex import checkpoint, compute, cores, params
-from apex.algos.base import Algorithm
+from apex.algos.base import Algorithm, learn
 from apex.algos.registry import check_schema, make_algorithm
 from apex.checkpoint import Checkpoint, Manifest
 from apex.errors import ConfigError, DivergedError
@@ -205,7 +205,7 @@ class LearnerDaemon:
         self._update(batch)
 
     def _update(self, batch: Batch) -> None:
-        priorities, self._last_values = self._learner.update(batch.arrays)
+        priorities, self._last_values = learn(self._learner, batch.arrays, len(batch.item_ids))
         good = good_priorities(priorities)
         if not good.all() and (not good.any() or not self._network_is_finite()):
             self._go_back()

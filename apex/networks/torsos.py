@@ -77,7 +77,7 @@ def _convolutions(
         if min(pixels) < 1:
             raise ConfigError(
                 f"algorithm.conv: frames of {size} pixels are too small for the layers "
-                f"{list(layers)}"
+                f"{list(layers)}; take smaller ones, such as algorithm.conv = [[32, 3, 1]]"
             )
     return nn.Sequential(*modules), channels, pixels
 
