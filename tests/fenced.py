@@ -150,6 +150,8 @@ class Terminal:
         self.process = subprocess.Popen(
             [setsid, "--ctty", *command],
             cwd=folder, env=environment, stdin=inside, stdout=inside, stderr=inside,
+            # A shell starts what it puts into the background with Ctrl-C ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         os.close(inside)
         self._written = b""

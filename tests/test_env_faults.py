@@ -170,7 +170,6 @@ import time
 from pathlib import Path
 
 import gymnasium as gym
-import numpy as np
 
 
 class Faulty(gym.Env):
@@ -200,8 +199,6 @@ class Faulty(gym.Env):
                 pass
             if self._how == "raise":
                 raise ValueError("the cart fell off the table")
-            if self._how == "nan":
-                observation = observation * np.nan
             if self._how == "hang":
                 self._down.touch()
                 time.sleep(1000)
@@ -230,17 +227,10 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], t
     return settings
 
 
-@pytest.mark.parametrize(
-    ("how", "said"),
-    [
-        ("raise", "raised ValueError: the cart fell off the table"),
-        ("nan", "returned an observation that is not finite"),
-    ],
-)
 def test_an_actor_lives_through_a_fault_and_says_so(
-    suite: Suite, small: tuple[str, ...], faulty: Any, how: str, said: str
+    suite: Suite, small: tuple[str, ...], faulty: Any
 ) -> None:
-    suite.start(*small, *faulty(how))
+    suite.start(*small, *faulty("raise"))
     status = suite.wait_for(
         lambda s: (
             sum(row["env_faults"] for row in s["actors"]) == 1 and s["run"]["health"] == "healthy"
@@ -251,7 +241,10 @@ def test_an_actor_lives_through_a_fault_and_says_so(
     hit = next(row for row in status["actors"] if row["env_faults"])
     steps = hit["env_steps"]
     text = (suite.run.logs / f"{hit['actor_id']}.log").read_text()
-    assert "faulty_env:Faulty-v0: step" in text and said in text
+    assert (
+        "faulty_env:Faulty-v0: step" in text
+        and "raised ValueError: the cart fell off the table" in text
+    )
     assert text.count("started, pid") == 1 and "Traceback" not in text
     suite.wait_for(
         lambda s: all(row["env_steps"] > steps for row in s["actors"]), 30.0, "both actors step on"

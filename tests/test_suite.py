@@ -22,13 +22,11 @@ from tests.conftest import APEX, ROOT, Suite, wait_until
 ENGINES = ["supervisor", "local"]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_suite_lives_through_kills_and_ends_whole(
-    suite: Suite, small: tuple[str, ...], engine: str
-) -> None:
-    suite.start(*small, "--engine", engine)
+def test_suite_lives_through_kills_and_ends_whole(suite: Suite, small: tuple[str, ...]) -> None:
+    """Of supervisord; test_inference.py kills a daemon of the launcher."""
+    suite.start(*small)
     before = suite.wait_healthy()
-    assert before["run"]["engine"] == engine
+    assert before["run"]["engine"] == "supervisor"
     daemons = suite.run.living().values()
     assert [os.getsid(pid) for pid in daemons] == list(daemons), "each leads a session"
     assert suite.apex("status").returncode == 0
