@@ -54,10 +54,10 @@ def make_batch(spec: EnvSpec = SPEC, size: int = 8) -> dict[str, torch.Tensor]:
 def test_loss_pushes_actions_along_the_clipped_gradient_of_the_value():
     actions = torch.tensor([[0.5, -0.5], [0.0, 0.1]], requires_grad=True)
     loss = deterministic_policy_gradient_loss(actions, torch.tensor([[3.0, -0.25], [0, 9]]), 1.0)
-    # Half the squared step: (1 + 0.0625) / 2 and 1 / 2.
-    assert loss.tolist() == pytest.approx([0.53125, 0.5])
+    # Half the squared step, none of them beyond the bound 1: (0.25 + 0.0625) / 2 and 0.81 / 2.
+    assert loss.tolist() == pytest.approx([0.15625, 0.405])
     loss.sum().backward()
-    assert torch.allclose(actions.grad, torch.tensor([[-1.0, 0.25], [0.0, -1.0]]))
+    assert torch.allclose(actions.grad, torch.tensor([[-0.5, 0.25], [0.0, -0.9]]))
 
 
 def test_td_error_ends_at_a_termination_and_flows_into_the_first_value_alone():

@@ -12,10 +12,11 @@ def deterministic_policy_gradient_loss(
     """A loss whose gradient by the actions is -clip(dQ/da), so that descending it ascends Q.
 
     Silver et al., 2014, equation 9; clipped element by element as in Horgan et al., 2018,
-    appendix D.
+    appendix D. No step leads beyond the bounds: one that did would press a tanh into saturation,
+    from which it hardly comes back.
 
     Args:
-        actions: `[B, A]`, the policy's own; gradients flow into these alone.
+        actions: `[B, A]`, the policy's own, between -1 and 1; gradients flow into these alone.
         value_gradients: `[B, A]`, dQ(s, a)/da at these actions.
         clip: largest magnitude of an element.
 
@@ -24,7 +25,7 @@ def deterministic_policy_gradient_loss(
     """
     assert actions.shape == value_gradients.shape and actions.ndim == 2
     step = value_gradients.clamp(-clip, clip)
-    target = (actions + step).detach()
+    target = (actions + step).clamp(-1.0, 1.0).detach()
     return 0.5 * (target - actions).square().sum(dim=1)
 
 
