@@ -25,7 +25,7 @@ class Decider(Protocol):
         """Episodes begin everywhere, `[E, *observation_shape]`."""
 
     def decide(self) -> Array:
-        """The actions `[E, *action shape]` for what was observed last; once for each time."""
+        """The actions `[E, *action shape]` for the last observations; asked once for each."""
 
     def observe(self, result: StepResult) -> None:
         """What came of them."""
