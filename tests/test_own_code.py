@@ -177,35 +177,35 @@ def test_an_algorithm_that_cannot_work_is_told_before_anything_starts(
     assert not (tmp_path / "run").exists()
 
 
-class Means(ApexDQN):
-    """Its learner gives one priority for all."""
+class Answers(ApexDQN):
+    """Its learner's answers are given in another form."""
+
+    @staticmethod
+    def form(learner, priorities, metrics):
+        raise NotImplementedError
 
     def learner(self, device):
         learner = super().learner(device)
         update = learner.update
-
-        def mean(batch):
-            priorities, metrics = update(batch)
-            return priorities.mean(), metrics
-
-        learner.update = mean
+        learner.update = lambda batch: self.form(learner, *update(batch))
         return learner
 
 
-class Tensors(ApexDQN):
-    """Its learner gives float32 tensors, and metrics that still have their gradient."""
+class Means(Answers):
+    """One priority for all."""
 
-    def learner(self, device):
-        learner = super().learner(device)
-        update = learner.update
+    @staticmethod
+    def form(learner, priorities, metrics):
+        return priorities.mean(), metrics
 
-        def as_tensors(batch):
-            priorities, metrics = update(batch)
-            weight = next(learner.network.parameters()).sum()
-            return torch.from_numpy(priorities).float(), {**metrics, "weight": weight}
 
-        learner.update = as_tensors
-        return learner
+class Tensors(Answers):
+    """float32 tensors, and a metric that still has its gradient."""
+
+    @staticmethod
+    def form(learner, priorities, metrics):
+        weight = next(learner.network.parameters()).sum()
+        return torch.from_numpy(priorities).float(), {**metrics, "weight": weight}
 
 
 def test_priorities_are_taken_in_any_type_but_one_for_each_item(tmp_path):
