@@ -43,9 +43,9 @@ def try_environment(
     spec, rng = environments.spec, np.random.default_rng(0)
     observation = np.zeros((1, *spec.observation_shape), spec.observation_dtype)
     try:
-        for step in range(steps):
-            if step == 0:
-                observation = environments.reset(seed=0)
+        if steps:
+            observation = environments.reset(seed=0)
+        for _ in range(steps):
             observation = environments.step(spec.random_actions(1, rng)).observations
     except EnvFaultError as error:
         raise EnvError(str(error)) from None
