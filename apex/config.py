@@ -230,8 +230,9 @@ class Config(Section, frozen=True):
 def check(config: Config) -> None:
     """Raise `ConfigError` when values that are each valid do not go together."""
     replay, evaluator = config.replay, config.evaluator
-    if "name" not in config.algorithm:
-        raise ConfigError('algorithm.name is missing; presets use name = "apex_dqn"')
+    if not isinstance(name := config.algorithm.get("name"), str):
+        found = "nothing" if name is None else repr(name)
+        raise ConfigError(f'algorithm.name: expected a string, such as "apex_dqn", got {found}')
     if replay.min_size > replay.capacity:
         raise ConfigError(
             f"replay.min_size ({replay.min_size}) must not exceed replay.capacity "

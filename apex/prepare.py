@@ -67,7 +67,7 @@ def preset_config(
     """
     table = configuration.preset_table(name)
     own = configuration.override({}, settings).get("algorithm", {}).get("name")
-    if algorithm is None and own not in (None, table["algorithm"]["name"]):
+    if algorithm is None and isinstance(own, str) and own != table["algorithm"]["name"]:
         algorithm = algorithm_class(user_code.absolute(own))
     if algorithm is not None:
         table = _lent(table, algorithm)

@@ -50,6 +50,7 @@ def test_presets_are_listed_and_shown() -> None:
         (["learner.batch_size=many"], "learner.batch_size: Expected `int`"),
         (["algorithm.n_stepp=3"], "algorithm.n_stepp: unknown key; did you mean 'n_step'?"),
         (["algorithm.name=dqnx"], "algorithm.name: no 'dqnx'"),
+        (["algorithm.name=3"], 'algorithm.name: expected a string, such as "apex_dqn", got 3'),
         (["env.id=NoSuch-v0"], "env.id = 'NoSuch-v0'"),
         (["env.id=Pendulum-v1"], "apex_dqn learns discrete actions, Pendulum-v1 takes"),
         (["env.id=ALE/NoSuch-v5"], "ALE has no game"),
