@@ -15,6 +15,7 @@ from apex.cli.main import main
 from apex.config import preset_names
 from apex.prepare import prepare_run, preset_config
 from tests.conftest import APEX, ROOT
+from tests.fixtures.texts import check_status_keys
 
 
 def apex(*arguments: str, runs: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -133,6 +134,7 @@ def test_status_of_a_run_that_is_down_exits_4_with_every_field(tmp_path: Path) -
     }  # fmt: skip
     assert status["evaluator"].keys() >= {"episodes", "mean_return", "best_mean_return"}
     assert status["learner"]["pid"] is None
+    check_status_keys(status, "down")
 
 
 def test_runs_are_found_listed_and_removed(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from apex.types import Chunk, StepResult
 from apex.wire.messages import Act
 from tests.builders import hello, wait_until
 from tests.conftest import Suite
+from tests.fixtures.texts import check_status_keys
 from tests.services import prepared
 
 torch.set_num_threads(1)
@@ -443,6 +444,7 @@ def test_a_killed_inference_server_is_back_within_ten_seconds_and_training_goes_
     for row in first["actors"]:
         maps = Path(f"/proc/{row['pid']}/maps").read_text()
         assert "libzmq" in maps and "libtorch" not in maps, "an actor needs no torch"
+    check_status_keys(suite.status(), "central")
     killed = first["inference"]["pid"]
     os.kill(killed, signal.SIGKILL)
     at = time.monotonic()

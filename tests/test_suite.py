@@ -18,6 +18,7 @@ from apex.crashes import age_s
 from apex.engine import living_engine
 from apex.errors import ExitCode
 from tests.conftest import APEX, ROOT, Suite, wait_until
+from tests.fixtures.texts import check_status_keys
 
 ENGINES = ["supervisor", "local"]
 
@@ -30,6 +31,7 @@ def test_suite_lives_through_kills_and_ends_whole(suite: Suite, small: tuple[str
     daemons = suite.run.living().values()
     assert [os.getsid(pid) for pid in daemons] == list(daemons), "each leads a session"
     assert suite.apex("status").returncode == 0
+    check_status_keys(suite.status(), "local")
 
     killed = before["actors"][0]["pid"]
     os.kill(killed, signal.SIGKILL)
