@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from apex import params
-from apex.env_spec import EnvSpec
+from apex.envs.spec import EnvSpec
 from apex.errors import CheckpointError
-from apex.files import fsync_path, remove, replace_directory, write_synced, writer_problem
+from apex.host.files import fsync_path, remove, replace_directory, write_synced, writer_problem
 
 log = logging.getLogger("apex.checkpoint")
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import os
 
-from apex import machine
-from apex.config import Config
-from apex.endpoints import socket_directory
-from apex.files import FileLock
+from apex.config.sections import Config
+from apex.host import hardware
+from apex.host.files import FileLock
+from apex.host.paths import socket_directory
 from apex.run_directory import RunDirectory
 
 log = logging.getLogger("apex.cores")
@@ -33,7 +33,7 @@ def reserve(run: RunDirectory, config: Config) -> None:
     os.environ.pop(LEARNER_CORES, None)
     available = sorted(os.sched_getaffinity(0))
     wanted = config.learner.torch_threads
-    if not config.learner.pin or machine.cores() < len(available) or wanted >= len(available):
+    if not config.learner.pin or hardware.cores() < len(available) or wanted >= len(available):
         return
     folder = socket_directory(run.path).parent
     locks: dict[int, FileLock] = {}
@@ -66,7 +66,7 @@ def take() -> None:
 
 def of_run() -> int:
     """Cores that this run has, its learner's included, as seen by a process that keeps off them."""
-    return machine.cores() + len(_reserved())
+    return hardware.cores() + len(_reserved())
 
 
 def _reserved() -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from apex.errors import NOT_RESTARTED, ExitCode
-from apex.files import overwrite_file, replace_file
+from apex.host.files import overwrite_file, replace_file
 
 log = logging.getLogger("apex")
 

@@ -19,10 +19,10 @@ from typing import Literal
 import msgspec
 
 from apex import cores
-from apex.config import Config
-from apex.endpoints import install_root, socket_directory
+from apex.config.sections import Config
 from apex.errors import RunError
-from apex.files import remove, replace_file
+from apex.host.files import remove, replace_file
+from apex.host.paths import install_root, socket_directory
 from apex.run_directory import RunDirectory
 from apex.service import ENGINE_PID
 

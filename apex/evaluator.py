@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 
-from apex import checkpoint, compute, cores, params
+from apex import checkpoint, cores, params
 from apex.acting.agent import greedy
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
@@ -19,9 +19,10 @@ from apex.checkpoint import Manifest
 from apex.envs.recreation import Recreation, close
 from apex.envs.registry import make_environments
 from apex.errors import EnvFaultError
-from apex.extensions import NONE, Extensions
+from apex.host import process_tuning
 from apex.learner.client import LearnerClient
 from apex.metrics import MetricsLog
+from apex.plugins import NONE, Extensions
 from apex.publications import Publication
 from apex.service import Service, daemon_command
 from apex.trained_policy import evaluation_env
@@ -232,7 +233,7 @@ class EvaluatorDaemon:
 def body(service: Service, extensions: Extensions = NONE) -> None:
     """Evaluate until asked to stop."""
     os.nice(service.config.evaluator.nice)
-    compute.set_up(threads=1)
+    process_tuning.set_up(threads=1)
     EvaluatorDaemon(service, extensions).run()
 
 

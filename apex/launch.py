@@ -29,12 +29,11 @@ import multiprocess
 import multiprocess.connection
 
 from apex import engine
-from apex.config import Config
+from apex.config.sections import Config
 from apex.errors import NOT_RESTARTED, ApexError, EnvError, RunError, UsageError
-from apex.extensions import NONE, Extensions
+from apex.plugins import FACTORY, NONE, Extensions
 from apex.run_directory import RunDirectory, find_run
 from apex.service import Service, log_to_stderr, serve
-from apex.types import FACTORY
 
 if TYPE_CHECKING:  # every child imports this module: the replay server must not import torch
     from apex.algos.base import Algorithm

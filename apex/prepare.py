@@ -12,19 +12,20 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from apex import checkpoint, machine, user_code
-from apex import config as configuration
-from apex import endpoints as addresses
+from apex import checkpoint, plugins
 from apex.algos.base import Algorithm
 from apex.algos.registry import algorithm_class, check_schema, make_algorithm
-from apex.config import Config
-from apex.env_spec import EnvSpec
+from apex.config import loading, sections
+from apex.config.sections import Config
+from apex.data.schema import Schema
+from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError, UsageError
-from apex.extensions import NONE, Extensions
+from apex.host import hardware
+from apex.plugins import NONE, Extensions
 from apex.replay.records import segments
 from apex.run_directory import RunDirectory, runs_root
 from apex.trial import STEPS, try_algorithm, try_environment
-from apex.types import Schema
+from apex.wire import endpoints as addresses
 from apex.wire.keys import read_secret
 
 log = logging.getLogger("apex.prepare")
@@ -65,10 +66,10 @@ def preset_config(
     Raises:
         ConfigError: an unknown preset, key or type, or values that do not go together.
     """
-    table = configuration.preset_table(name)
-    own = configuration.override({}, settings).get("algorithm", {}).get("name")
+    table = loading.preset_table(name)
+    own = loading.override({}, settings).get("algorithm", {}).get("name")
     if algorithm is None and isinstance(own, str) and own != table["algorithm"]["name"]:
-        algorithm = algorithm_class(user_code.absolute(own))
+        algorithm = algorithm_class(plugins.absolute(own))
     if algorithm is not None:
         table = _lent(table, algorithm)
     return _for_machine(table, settings)
@@ -78,7 +79,7 @@ def _lent(preset: dict[str, Any], algorithm: type[Algorithm]) -> dict[str, Any]:
     """A preset for another algorithm: without the settings that are none of its own."""
     known = {field.name for field in msgspec.structs.fields(algorithm.Config)}
     strange: set[str] = set()
-    for part in (preset, *(preset.get(overlay, {}) for overlay in configuration.OVERLAYS)):
+    for part in (preset, *(preset.get(overlay, {}) for overlay in loading.OVERLAYS)):
         section = part.get("algorithm", {})
         for key in section.keys() - known:
             del section[key]
@@ -95,7 +96,7 @@ def file_config(path: Path, settings: Sequence[str]) -> Config:
     Raises:
         ConfigError: as `preset_config`.
     """
-    return _for_machine(configuration.read_toml(path), settings)
+    return _for_machine(loading.read_toml(path), settings)
 
 
 def bare_config(settings: Sequence[str]) -> Config:
@@ -126,36 +127,36 @@ def any_config(preset: str | None, file: Path | None, settings: Sequence[str]) -
 
 def names_environment(settings: Sequence[str]) -> bool:
     """Whether settings say which environment it is."""
-    return "id" in configuration.override({}, settings).get("env", {})
+    return "id" in loading.override({}, settings).get("env", {})
 
 
 def run_name(config: Config) -> str:
     """What a run is called where its environment is no preset's: after the environment."""
-    name = user_code.short(config.env.id).rpartition(":")[2]
+    name = plugins.short(config.env.id).rpartition(":")[2]
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "run"
 
 
 def _for_machine(raw: dict[str, Any], settings: Sequence[str]) -> Config:
     """Lay the part for this machine and the settings over a raw table, and check it."""
-    raw = configuration.override(raw, settings)
-    gpu = machine.has_gpu() and raw.get("learner", {}).get("device") != "cpu"
-    raw = configuration.override(configuration.overlaid(raw, gpu=gpu), settings)
-    return fit_to_cores(configuration.parse(raw))
+    raw = loading.override(raw, settings)
+    gpu = hardware.has_gpu() and raw.get("learner", {}).get("device") != "cpu"
+    raw = loading.override(loading.overlaid(raw, gpu=gpu), settings)
+    return fit_to_cores(loading.parse(raw))
 
 
 def fit_to_cores(config: Config) -> Config:
     """Fill in `actor.count = 0`: one a core but one, as far as memory goes, at least two."""
     if config.actor.count:
         return config
-    fitting = int(machine.memory_bytes() * ACTORS_MEMORY_SHARE / ACTOR_BYTES)
-    count = max(2, min(machine.cores() - 1, fitting))
+    fitting = int(hardware.memory_bytes() * ACTORS_MEMORY_SHARE / ACTOR_BYTES)
+    count = max(2, min(hardware.cores() - 1, fitting))
     actor = msgspec.structs.replace(config.actor, count=count)
     return msgspec.structs.replace(config, actor=actor)
 
 
 def fit_to_memory(config: Config, schema: Schema) -> Config:
     """Lower `replay.capacity` where a full table would not fit this machine's memory."""
-    affordable = int(machine.memory_bytes() * REPLAY_MEMORY_SHARE / item_bytes(schema))
+    affordable = int(hardware.memory_bytes() * REPLAY_MEMORY_SHARE / item_bytes(schema))
     if config.replay.capacity <= affordable:
         return config
     log.warning(
@@ -196,8 +197,8 @@ def check_config(
     Raises:
         ApexError: the configuration, the environment or the algorithm is unusable.
     """
-    configuration.check(config)
-    config = user_code.with_absolute_paths(config)
+    sections.check(config)
+    config = plugins.with_absolute_paths(config)
     spec, observation = try_environment(config.env, extensions, steps=steps)
     algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm)
     try_algorithm(algorithm, observation)
@@ -226,7 +227,7 @@ def prepare_run(
         endpoints.of("inference.act")
     config, spec, schema = check_config(config, extensions)
     config = fit_to_memory(config, schema)
-    configuration.check(config)
+    sections.check(config)
     _check_init_from(config, spec)
     run.create(config, addresses.resolve(endpoints, run.path), spec, schema)
     return run
@@ -257,9 +258,9 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
         RunError: the run cannot go on: its items would change, or it came from a script.
     """
     facts = run.check_kept()
-    raw: dict[str, Any] = configuration.read_toml(run.config_file)
-    config = fit_to_cores(configuration.parse(configuration.override(raw, settings)))
-    config = user_code.with_absolute_paths(config)
+    raw: dict[str, Any] = loading.read_toml(run.config_file)
+    config = fit_to_cores(loading.parse(loading.override(raw, settings)))
+    config = plugins.with_absolute_paths(config)
     if config.env != run.config().env:
         spec, _ = try_environment(config.env, NONE)
         _check_like(spec, facts.env, "env.id")
@@ -271,7 +272,7 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
             f"replay.capacity: {run.replay} holds a table of {before} items, not of "
             f"{config.replay.capacity}; leave it, or remove that directory to start empty"
         )
-    configuration.check(config)
+    sections.check(config)
     check_schema(make_algorithm(config.algorithm, facts.env), facts.schema)
     run.write_config(config)
     return config

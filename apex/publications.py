@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from apex.files import replace_file
+from apex.host.files import replace_file
 
 log = logging.getLogger("apex.learner")
 

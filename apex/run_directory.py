@@ -9,14 +9,15 @@ from pathlib import Path
 
 import msgspec
 
-from apex import config as configuration
-from apex import endpoints as addresses
-from apex.config import Config
-from apex.endpoints import Endpoints
-from apex.env_spec import EnvSpec
+from apex.config import loading
+from apex.config.sections import Config
+from apex.data.schema import Schema
+from apex.envs.spec import EnvSpec
 from apex.errors import RunError
-from apex.files import is_locked, replace_file
-from apex.types import FACTORY, Schema
+from apex.host.files import is_locked, replace_file
+from apex.plugins import FACTORY
+from apex.wire import endpoints as addresses
+from apex.wire.endpoints import Endpoints
 
 
 class RunFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -53,7 +54,7 @@ class RunDirectory:
 
     def config(self) -> Config:
         """The resolved configuration. Raises `ConfigError`."""
-        return configuration.load(self.config_file)
+        return loading.load(self.config_file)
 
     def endpoints(self) -> Endpoints:
         """The resolved addresses. Raises `EndpointError`."""
@@ -140,7 +141,7 @@ class RunDirectory:
 
     def write_config(self, config: Config) -> None:
         """Replace the resolved configuration."""
-        replace_file(self.config_file, configuration.dump(config).encode())
+        replace_file(self.config_file, loading.dump(config).encode())
 
 
 def runs_root() -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from zlib_ng import zlib_ng
 
-from apex import checkpoint, compute, params
+from apex import checkpoint, params
 from apex.acting.agent import LocalDecider, greedy
 from apex.acting.exploration import environments_seed
 from apex.acting.loop import ActingLoop, play_episodes
@@ -24,17 +24,18 @@ from apex.algos.agents import make_agent
 from apex.algos.base import Algorithm, learn
 from apex.algos.registry import make_algorithm
 from apex.checkpoint import Manifest
+from apex.data.chunks import good_priorities
 from apex.envs.registry import make_environments
 from apex.errors import DivergedError
 from apex.evaluator import EVALUATION_SEED, evaluation_values
-from apex.extensions import NONE, Extensions
+from apex.host import process_tuning
 from apex.learner.prefetcher import prepare
 from apex.metrics import MetricsLog
+from apex.plugins import NONE, Extensions
 from apex.publications import Publication
 from apex.replay.table import make_table
 from apex.run_directory import RunDirectory
 from apex.trained_policy import evaluation_env
-from apex.types import good_priorities
 
 log = logging.getLogger("apex.serial")
 
@@ -76,11 +77,11 @@ class SerialRun:
         self.config = config = run.config()
         self._run, self._facts, self._clock = run, run.facts(), clock
         self._extensions = extensions
-        compute.set_up(config.learner.torch_threads)
+        process_tuning.set_up(config.learner.torch_threads)
         torch.manual_seed(config.run.seed)
         algorithm = make_algorithm(config.algorithm, self._facts.env, extensions.algorithm)
         self._collate = algorithm.collate
-        self._learner = algorithm.learner(compute.pick_device(config.learner.device))
+        self._learner = algorithm.learner(process_tuning.pick_device(config.learner.device))
         if config.run.init_from:
             source = checkpoint.find(Path(config.run.init_from))
             self._learner.load_parameters(source.parameters())

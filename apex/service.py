@@ -19,13 +19,13 @@ from typing import Any, NoReturn
 
 import click
 
-from apex.config import Config
+from apex.config.sections import Config
 from apex.crashes import CrashHistory
-from apex.endpoints import Endpoints
 from apex.errors import ApexError, ExitCode, GaveUpError, RunError, StopAskedError, UsageError
-from apex.files import FileLock
+from apex.host.escaping import printable
+from apex.host.files import FileLock
 from apex.run_directory import RunDirectory, RunFacts
-from apex.text import printable
+from apex.wire.endpoints import Endpoints
 from apex.wire.messages import Hello, Role
 from apex.wire.sockets import terminate_context
 

@@ -12,8 +12,8 @@ from supervisor.options import ServerOptions
 from supervisor.poller import Poller
 
 from apex import engine
-from apex.endpoints import install_root
 from apex.errors import ApexError
+from apex.host.paths import install_root
 from apex.run_directory import find_run
 
 POLL_S = 0.1

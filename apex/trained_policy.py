@@ -10,18 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from apex import checkpoint
-from apex import config as configuration
 from apex.acting.agent import Decision, Inputs, greedy
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
 from apex.algos.registry import make_algorithm
 from apex.checkpoint import Checkpoint
-from apex.config import Config, EnvConfig, convert
+from apex.config import loading
+from apex.config.loading import convert
+from apex.config.sections import Config, EnvConfig
+from apex.data.schema import Array
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
-from apex.extensions import NONE, Extensions
-from apex.types import Array
-from apex.user_code import with_absolute_paths
+from apex.plugins import NONE, Extensions, with_absolute_paths
 
 
 def evaluation_env(env: EnvConfig) -> EnvConfig:
@@ -42,7 +42,7 @@ class TrainedPolicy:
         self, source: Checkpoint, extensions: Extensions = NONE, settings: Sequence[str] = ()
     ) -> None:
         self.manifest = source.manifest
-        raw = configuration.override(source.manifest.config, settings)
+        raw = loading.override(source.manifest.config, settings)
         self.config = with_absolute_paths(convert(raw, Config, str(source.path)))
         algorithm = make_algorithm(self.config.algorithm, self.manifest.env, extensions.algorithm)
         self.policy: Policy = algorithm.policy()

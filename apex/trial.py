@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from apex import user_code
+from apex import plugins
 from apex.acting.agent import Agent, Inputs
 from apex.algos.base import Algorithm, Learner
-from apex.config import EnvConfig
-from apex.env_spec import EnvSpec
+from apex.config.sections import EnvConfig
+from apex.data.schema import Array
 from apex.envs.recreation import close
 from apex.envs.registry import make_environments
+from apex.envs.spec import EnvSpec
 from apex.errors import ApexError, ConfigError, EnvError, EnvFaultError
-from apex.extensions import Extensions
-from apex.types import Array
+from apex.plugins import Extensions
 
 log = logging.getLogger("apex.trial")
 
@@ -65,7 +65,7 @@ def try_algorithm(algorithm: Algorithm, observation: Array) -> None:
     Raises:
         ConfigError: one of them cannot be made, or the policy's decision is none.
     """
-    name, spec = user_code.short(algorithm.config.name), algorithm.spec
+    name, spec = plugins.short(algorithm.config.name), algorithm.spec
     try:
         decisions = _decisions(algorithm, np.concatenate([observation, observation]))
         learner = algorithm.learner(torch.device("cpu"))
@@ -74,7 +74,7 @@ def try_algorithm(algorithm: Algorithm, observation: Array) -> None:
     except Exception as error:  # whatever the user's own code raises
         raise ConfigError(
             f"algorithm '{name}' on {spec.env_id}, observations {spec.policy_shape}: it "
-            f"{user_code.told(error, NO_PLACE)}"
+            f"{plugins.told(error, NO_PLACE)}"
         ) from error
     expected = spec.no_actions(2)
     for how, actions in decisions.items():

@@ -25,7 +25,7 @@ import click
 from apex import curves, engine
 from apex.curves import Curve
 from apex.errors import RunError
-from apex.files import replace_file
+from apex.host.files import replace_file
 from apex.run_directory import RunDirectory, runs_root
 from benchmarks.provenance import provenance
 

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from apex import machine
+from apex.host import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "mujoco", "pyzmq", "lz4", "msgspec")
@@ -25,8 +25,8 @@ def provenance() -> dict[str, Any]:
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "machine": f"{model}, {machine.cores()} cores, {machine.memory_bytes() / 2**30:.0f} GiB, "
-        + ("with a GPU" if machine.has_gpu() else "no GPU"),
+        "machine": f"{model}, {hardware.cores()} cores, {hardware.memory_bytes() / 2**30:.0f} GiB, "
+        + ("with a GPU" if hardware.has_gpu() else "no GPU"),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "-s") else ""),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},

@@ -23,13 +23,14 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from apex import engine, frames
+from apex import engine
 from apex.cli.statuses import ask
-from apex.endpoints import install_root
+from apex.data import frame_compression
+from apex.data.chunks import Chunk, FrameRanges
+from apex.host.paths import install_root
 from apex.prepare import prepare_run, preset_config
 from apex.replay.client import InsertClient
 from apex.run_directory import RunDirectory
-from apex.types import Chunk, FrameRanges
 from apex.wire.messages import Hello
 from apex.wire.sockets import Poller
 from benchmarks.provenance import provenance
@@ -56,7 +57,7 @@ def chunk(run: RunDirectory, rng: np.random.Generator) -> Chunk:
     for _ in range(ITEMS + STACK_AND_STEPS - 1):
         frame = np.zeros(schema.frames.frame_bytes, dtype=np.uint8)
         frame[:FRAME_BYTES] = rng.integers(0, 256, FRAME_BYTES)
-        blocks.append(frames.compress(frame))
+        blocks.append(frame_compression.compress(frame))
     columns = {
         column.name: np.zeros((ITEMS, *column.shape), column.dtype) for column in schema.columns
     }

@@ -6,7 +6,7 @@ apex run --algorithm examples/own_network.py:WideDQN --preset cartpole
 from torch import Tensor, nn
 
 from apex.algos.apex_dqn import ApexDQN, ApexDQNConfig
-from apex.config import PositiveInt
+from apex.config.sections import PositiveInt
 from apex.networks.torsos import ImageTorso, VectorTorso
 
 

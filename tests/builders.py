@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from apex import frames
-from apex.env_spec import EnvSpec
-from apex.types import Chunk, Column, FrameRanges, FramesColumn, Schema
+from apex.data import frame_compression
+from apex.data.chunks import Chunk, FrameRanges
+from apex.data.schema import Column, FramesColumn, Schema
+from apex.envs.spec import EnvSpec
 from apex.wire.messages import Hello
 
 VECTOR_SCHEMA = Schema((Column("action", "int32"), Column("learner_step", "int64")))
@@ -39,7 +40,7 @@ def frame_chunk(actions: Sequence[int], frames_an_item: int = 3) -> Chunk:
     """
     items = len(actions)
     blocks = [
-        frames.compress(np.full((4, 4), (10 * actions[0] + k) % 256, dtype=np.uint8))
+        frame_compression.compress(np.full((4, 4), (10 * actions[0] + k) % 256, dtype=np.uint8))
         for k in range(items + frames_an_item - 1)
     ]
     ranges = FrameRanges(

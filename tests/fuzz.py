@@ -21,10 +21,10 @@ import click
 import msgspec
 import numpy as np
 
+from apex.data.chunk_bytes import chunk_from_arrays, chunk_to_arrays
+from apex.data.schema import Schema
 from apex.errors import DecodeError, SchemaError
-from apex.replay.payload import chunk_from_arrays, chunk_to_arrays
 from apex.replay.records import Inserted, Opening, ProducerMark, encode_record, record_at
-from apex.types import Schema
 from apex.wire import messages
 from apex.wire.codec import decode, encode
 from benchmarks.provenance import provenance

@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from apex.data.chunks import Chunk
 from apex.replay.client import InsertClient
 from apex.replay.keeper import TableKeeper
 from apex.replay.records import Inserted, Record, Segment, read
 from apex.replay.server import make_table
 from apex.run_directory import RunDirectory
-from apex.types import Chunk
 from apex.wire.messages import Hello
 from apex.wire.sockets import Poller
 

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 
 from apex.envs.registry import EnvFactory
-from apex.extensions import Extensions
+from apex.plugins import Extensions
 from apex.prepare import prepare_run, preset_config
 from apex.run_directory import RunDirectory
 from apex.service import Service

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from apex import frames
 from apex.acting.accumulators import NStepAccumulator, VectorStep
 from apex.acting.agent import FrameStacker
 from apex.algos.apex_dqn import ApexDQN, ApexDQNConfig
-from apex.env_spec import EnvSpec
-from apex.types import Chunk, Samples
+from apex.data import frame_compression
+from apex.data.chunks import Chunk, Samples
+from apex.envs.spec import EnvSpec
 from tests.builders import env_spec
 
 torch.set_num_threads(1)
@@ -142,7 +142,7 @@ def collated(agent: ApexDQN, chunk: Chunk) -> dict[str, np.ndarray]:
     """A chunk as the learner's update sees it."""
     count = len(chunk)
     samples = Samples(np.arange(count), np.ones(count), chunk.columns, chunk.frames)
-    batch = agent.collate(frames.decompress(samples, agent.schema()))
+    batch = agent.collate(frame_compression.decompress(samples, agent.schema()))
     acted = chunk.columns["learner_step"]
     return {**batch, "priority": chunk.priorities, "learner_step": acted}
 
@@ -407,6 +407,6 @@ def test_frames_of_an_episode_that_was_cut_before_its_first_step_are_in_no_chunk
     (chunk,) = chunks
     chunk.check(made.schema())
     samples = Samples(np.arange(4), np.ones(4), chunk.columns, chunk.frames)
-    items = frames.decompress(samples, made.schema())
+    items = frame_compression.decompress(samples, made.schema())
     seen = [row[:count, 0, 0].tolist() for row, count in zip(items.frames, items.frame_count)]
     assert seen == [[0, 10, 20], [10, 20, 30], [0, 50, 60], [50, 60, 70]]

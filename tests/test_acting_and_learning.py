@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from apex import frames
 from apex.acting.agent import LocalDecider
 from apex.acting.loop import ActingLoop
 from apex.algos.agents import make_agent
 from apex.algos.base import Learner
 from apex.algos.registry import make_algorithm
 from apex.algos.sequences import learning_inputs
+from apex.data import frame_compression
+from apex.data.chunks import Samples
+from apex.data.schema import Arrays
 from apex.prepare import preset_config
-from apex.types import Arrays, Samples
 from tests.test_inference import (
     ENVS,
     PixelWalk,
@@ -51,7 +52,7 @@ def acted(preset: str, env: type[Walk]) -> Iterator[tuple[np.ndarray, Arrays, Le
     assert len(chunks) > 5
     for chunk in chunks:
         samples = Samples(np.arange(len(chunk)), np.ones(len(chunk)), chunk.columns, chunk.frames)
-        batch = algorithm.collate(frames.decompress(samples, algorithm.schema()))
+        batch = algorithm.collate(frame_compression.decompress(samples, algorithm.schema()))
         learner = algorithm.learner(CPU)
         learner.load_parameters(policy.network.state_dict())
         yield chunk.priorities, batch, learner

@@ -18,7 +18,7 @@ from apex.acting.exploration import EpsilonGreedy
 from apex.actor import daemon
 from apex.actor.daemon import ActorDaemon
 from apex.envs.registry import EnvFactory
-from apex.extensions import Extensions
+from apex.plugins import Extensions
 from apex.publications import Publication
 from apex.run_directory import RunDirectory
 from tests.services import ThreeLives, prepared, service_of

@@ -12,10 +12,10 @@ from apex.acting.agent import Inputs
 from apex.acting.exploration import GaussianNoise, noise_ladder
 from apex.algos.apex_dpg import ApexDPG, ApexDPGConfig, DPGLearner
 from apex.algos.registry import make_algorithm
-from apex.env_spec import ActionBounds, EnvSpec
+from apex.data.chunks import Items
+from apex.envs.spec import ActionBounds, EnvSpec
 from apex.errors import ConfigError, CorruptItemsError
 from apex.ops.deterministic_policy_gradient import deterministic_policy_gradient_loss, td_error
-from apex.types import Items
 from tests.builders import env_spec
 
 torch.set_num_threads(1)

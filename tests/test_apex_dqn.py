@@ -19,12 +19,12 @@ from apex.algos.apex_dqn import (
     DQNLearner,
 )
 from apex.algos.registry import check_schema, make_algorithm
-from apex.config import ReplayConfig
-from apex.env_spec import EnvSpec
+from apex.config.sections import ReplayConfig
+from apex.data.chunks import Items
+from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError, CorruptItemsError, RunError
 from apex.networks.dueling import DuelingQNetwork
 from apex.ops.optimizers import RMSProp
-from apex.types import Items
 from tests.builders import env_spec
 
 torch.set_num_threads(1)

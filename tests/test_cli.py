@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from apex.cli.main import main
-from apex.config import preset_names
+from apex.config.loading import preset_names
 from apex.prepare import prepare_run, preset_config
 from tests.conftest import APEX, ROOT
 from tests.fixtures.texts import check_status_keys

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from apex.buffers import Buffer
+from apex.data.array_bytes import Buffer
 from apex.errors import DecodeError
 from apex.wire import messages
 from apex.wire.codec import decode, encode

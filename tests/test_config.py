@@ -7,10 +7,11 @@ import itertools
 import msgspec
 import pytest
 
-from apex import config as configuration
 from apex.algos.registry import make_algorithm
-from apex.config import Config, dump, load, merge, override, parse, preset, preset_names
-from apex.env_spec import ActionBounds
+from apex.config import sections as configuration
+from apex.config.loading import dump, load, merge, override, parse, preset, preset_names
+from apex.config.sections import Config
+from apex.envs.spec import ActionBounds
 from apex.errors import ConfigError
 from tests.builders import env_spec
 

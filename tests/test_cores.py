@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from apex import cores, machine, prepare
-from apex.files import FileLock
+from apex import cores, prepare
+from apex.host import hardware
+from apex.host.files import FileLock
 from apex.run_directory import RunDirectory
 
 Reserve = Callable[..., tuple[int, ...]]
@@ -21,7 +22,7 @@ def affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, set[i
     state = {"allowed": {2, 3, 5}}
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(state["allowed"]))
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, to: state.update(allowed=set(to)))
-    monkeypatch.setattr(machine, "cores", lambda: 3)
+    monkeypatch.setattr(hardware, "cores", lambda: 3)
     monkeypatch.setattr(cores, "_held", [])
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv(cores.LEARNER_CORES, "")
@@ -44,10 +45,10 @@ def test_first_free_core_is_reserved_and_children_keep_off_it(reserve, affinity)
 
 
 def test_cores_of_the_run_include_the_reserved_one(reserve, affinity, monkeypatch):
-    monkeypatch.setattr(machine, "cores", lambda: len(affinity["allowed"]))
+    monkeypatch.setattr(hardware, "cores", lambda: len(affinity["allowed"]))
     assert cores.of_run() == 3
     reserve()
-    assert machine.cores() == 2 and cores.of_run() == 3
+    assert hardware.cores() == 2 and cores.of_run() == 3
 
 
 def test_training_thread_takes_what_was_reserved(reserve, affinity):
@@ -79,10 +80,10 @@ def test_none_is_reserved_by_these_settings(reserve, affinity, settings, monkeyp
 
 
 def test_none_is_reserved_on_one_core_or_under_a_quota(reserve, affinity, monkeypatch):
-    monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(hardware, "cores", lambda: 2)
     assert reserve() == ()
     affinity["allowed"] = {5}
-    monkeypatch.setattr(machine, "cores", lambda: 1)
+    monkeypatch.setattr(hardware, "cores", lambda: 1)
     assert reserve() == () and affinity["allowed"] == {5}
 
 

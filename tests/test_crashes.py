@@ -7,9 +7,10 @@ import os
 import pytest
 import torch
 
-from apex import compute, crashes
+from apex import crashes
 from apex.crashes import CrashHistory
 from apex.errors import DeviceMemoryError, ExitCode
+from apex.host import process_tuning
 from tests.builders import fill, mount_tmpfs, unmount
 
 
@@ -95,7 +96,7 @@ def test_a_record_that_is_damaged_is_none(path):
 
 def test_a_device_without_memory_left_is_an_error_of_its_own():
     expected = pytest.raises(DeviceMemoryError, match=r"8 GiB.*learner\.batch_size")
-    with expected, compute.memory_errors():
+    with expected, process_tuning.memory_errors():
         raise torch.OutOfMemoryError("tried to allocate 8 GiB.")
     assert DeviceMemoryError.exit_code == 81
 

@@ -18,7 +18,8 @@ import pytest
 
 from apex.algos.registry import ALGORITHMS
 from apex.cli.main import main
-from apex.config import Config, preset_names
+from apex.config.loading import preset_names
+from apex.config.sections import Config
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.timeout(600)
@@ -173,8 +174,8 @@ def test_python_api_has_what_a_researcher_uses(site: Path):
         ("acting", "apex.acting.agent.Inputs.last_rewards"),
         ("ops", "apex.ops.vtrace.vtrace"),
         ("networks", "apex.networks.dueling.DuelingQNetwork"),
-        ("types", "apex.types.Schema"),
-        ("endpoints", "apex.endpoints.load"),
+        ("types", "apex.data.schema.Schema"),
+        ("endpoints", "apex.wire.endpoints.load"),
         ("errors", "apex.errors.ExitCode.HANG"),
     ):
         assert f'id="{anchor}"' in (site / "api" / f"{page}.html").read_text(encoding="utf-8")

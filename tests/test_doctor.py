@@ -18,14 +18,15 @@ from typing import Any
 import click
 import pytest
 
-from apex import engine, machine
+from apex import engine
 from apex.cli.doctor import lines_of, summary
-from apex.config import parse, preset
+from apex.config.loading import parse, preset
+from apex.data.schema import Column, FramesColumn, Schema
 from apex.doctor import environment, gpu, limits, memory, packages, processes, runs, sockets, system
 from apex.doctor.findings import Finding, guarded
 from apex.errors import ExitCode
+from apex.host import hardware
 from apex.prepare import prepare_run, preset_config
-from apex.types import Column, FramesColumn, Schema
 from apex.wire.keys import make_folder
 from tests.conftest import APEX, ROOT, Suite, wait_until
 from tests.services import prepared
@@ -314,15 +315,15 @@ def test_need_beyond_what_is_free_is_a_problem_that_states_the_numbers() -> None
 def test_memory_of_a_cgroup_counts_what_its_page_cache_would_give_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert 0 < machine.available_memory_bytes() <= machine.memory_bytes()
+    assert 0 < hardware.available_memory_bytes() <= hardware.memory_bytes()
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("900\n")
     (tmp_path / "memory.stat").write_text("anon 600\ninactive_file 200\n")
     (tmp_path / "pids.max").write_text("64\n")
     (tmp_path / "pids.current").write_text("60\n")
-    monkeypatch.setattr(machine, "_cgroup_files", lambda name: [tmp_path / name])
-    assert machine.available_memory_bytes() == 300
-    assert machine.tasks_left() == 4
+    monkeypatch.setattr(hardware, "_cgroup_files", lambda name: [tmp_path / name])
+    assert hardware.available_memory_bytes() == 300
+    assert hardware.tasks_left() == 4
 
 
 def test_cores_and_clock() -> None:

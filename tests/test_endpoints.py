@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import zmq
 
-from apex import endpoints
-from apex.endpoints import Endpoint, Endpoints, dump, load, resolve
 from apex.errors import EndpointError
-from apex.files import FileLock
+from apex.host import paths
+from apex.host.files import FileLock
+from apex.wire import endpoints
+from apex.wire.endpoints import Endpoint, Endpoints, dump, load, resolve
 from apex.wire.server import Server
 from apex.wire.sockets import bound_router, context
 
@@ -164,10 +165,10 @@ def test_same_address_twice_is_refused(tmp_path):
 
 
 def test_socket_directory_is_made_private_again_when_it_was_opened(runtime, tmp_path):
-    folder = endpoints.socket_directory(tmp_path)
+    folder = paths.socket_directory(tmp_path)
     folder.chmod(0o777)
     folder.parent.chmod(0o755)
-    assert endpoints.socket_directory(tmp_path) == folder
+    assert paths.socket_directory(tmp_path) == folder
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(folder.parent.stat().st_mode) == 0o700
 
@@ -178,7 +179,7 @@ def test_socket_directory_of_another_user_is_refused(runtime, tmp_path):
     folder.mkdir()
     os.chown(folder, 12345, 12345)
     with pytest.raises(EndpointError, match="of your own"):
-        endpoints.socket_directory(tmp_path)
+        paths.socket_directory(tmp_path)
 
 
 def test_link_in_place_of_the_socket_directory_is_refused(runtime, tmp_path):
@@ -186,20 +187,20 @@ def test_link_in_place_of_the_socket_directory_is_refused(runtime, tmp_path):
     elsewhere.mkdir()
     (runtime / f"apex-{os.getuid()}").symlink_to(elsewhere)
     with pytest.raises(EndpointError, match="of your own"):
-        endpoints.socket_directory(tmp_path)
+        paths.socket_directory(tmp_path)
 
 
 def test_file_in_place_of_the_socket_directory_is_refused(runtime, tmp_path):
     (runtime / f"apex-{os.getuid()}").write_text("")
     with pytest.raises(EndpointError, match="apex-"):
-        endpoints.socket_directory(tmp_path)
+        paths.socket_directory(tmp_path)
 
 
 def test_temporary_directory_serves_where_the_runtime_directory_is_not_there(tmp_path, monkeypatch):
     """As after `su`, where XDG_RUNTIME_DIR names a directory that was never made."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "gone"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    assert endpoints.socket_directory(tmp_path).parent == tmp_path / f"apex-{os.getuid()}"
+    assert paths.socket_directory(tmp_path).parent == tmp_path / f"apex-{os.getuid()}"
 
 
 def bind(address: str) -> Server:

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from apex import user_code
+from apex import plugins
 from apex.acting.agent import Agent, Decision, LocalDecider, greedy
 from apex.acting.loop import ActingLoop, play_episodes
-from apex.config import EnvConfig
-from apex.env_spec import ActionBounds
+from apex.config.sections import EnvConfig
+from apex.data.schema import Column
 from apex.envs.base import Environments
 from apex.envs.registry import make_environments
+from apex.envs.spec import ActionBounds
 from apex.errors import ConfigError, EnvError, EnvFaultError
-from apex.types import Column
 
 pytest.importorskip("ale_py")
 ALWAYS_ZERO = np.zeros(2, dtype=np.int64)
@@ -417,7 +417,7 @@ def test_a_file_gives_what_it_registers_or_defines(closing, tmp_path, monkeypatc
     (tmp_path / "beside.py").write_text("LENGTH = 7")
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
-    reference = user_code.absolute(f"file_of_envs:{name}")
+    reference = plugins.absolute(f"file_of_envs:{name}")
     assert reference == f"{tmp_path}/file_of_envs.py:{name}"
     monkeypatch.chdir("/")
     try:
@@ -465,7 +465,7 @@ def test_files_of_one_name_are_two_modules_and_find_what_lies_beside_them(tmp_pa
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "json.py").write_text(f"from beside_{folder} import WHO")
         (tmp_path / folder / f"beside_{folder}.py").write_text(f"WHO = '{folder}'")
-    found = [user_code.load(f"{tmp_path}/{f}/json.py:WHO", "env.id")[0].WHO for f in ("one", "two")]
+    found = [plugins.load(f"{tmp_path}/{f}/json.py:WHO", "env.id")[0].WHO for f in ("one", "two")]
     assert found == ["one", "two"]
     import json
 

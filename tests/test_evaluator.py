@@ -15,7 +15,7 @@ import torch
 from apex import checkpoint, evaluator, params
 from apex.algos.registry import make_algorithm
 from apex.evaluator import EvaluatorDaemon
-from apex.extensions import Extensions
+from apex.plugins import Extensions
 from apex.publications import Publication
 from apex.run_directory import RunDirectory
 from apex.trained_policy import evaluation_env

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from apex import files
-from apex.files import FileLock, is_locked, replace_directory, replace_file
+from apex.host import files
+from apex.host.files import FileLock, is_locked, replace_directory, replace_file
 
 
 def test_replaced_file_holds_the_new_content_and_leaves_nothing_else(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_lock_is_seen_by_others_and_gone_with_its_holder(tmp_path: Path) -> None
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from apex.files import FileLock\n"
+            "import sys; from pathlib import Path; from apex.host.files import FileLock\n"
             f"assert FileLock(Path({str(path)!r})).acquire(); print('held', flush=True)\n"
             "sys.stdin.read()",
         ],

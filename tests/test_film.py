@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from apex import film
-from apex.config import EnvConfig
+from apex.config.sections import EnvConfig
 from apex.envs.registry import make_environments
 from apex.errors import EnvFaultError, UsageError
 from apex.film import Scene

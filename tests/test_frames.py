@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from apex import frames
+from apex.data import frame_compression
+from apex.data.chunks import FrameRanges, Samples
+from apex.data.schema import Column, FramesColumn, Schema
 from apex.errors import SchemaError
-from apex.types import Column, FrameRanges, FramesColumn, Samples, Schema
 
 RANGES = [(0, 3, 0), (2, 2, 1), (4, 1, 2), (1, 3, 0), (3, 2, 0)]
 """First frame, count and padding of five items; at most three frames an item."""
@@ -42,8 +43,8 @@ def test_rows_are_padding_then_frames_then_zeros(shape, kind):
         else np.full(shape, 10 + k, dtype=np.uint8)
         for k in range(5)
     ]
-    blocks = [frames.compress(picture) for picture in pictures]
-    items = frames.decompress(samples(blocks), schema(shape))
+    blocks = [frame_compression.compress(picture) for picture in pictures]
+    items = frame_compression.decompress(samples(blocks), schema(shape))
     assert items.frames.shape == (5, 3, *shape)
     expected = np.zeros((5, 3, *shape), dtype=np.uint8)
     for row, (first, count, pad) in enumerate(RANGES):
@@ -57,7 +58,7 @@ def test_a_frame_is_its_size_in_four_bytes_and_a_raw_lz4_block():
     import lz4.block
 
     picture = np.arange(36, dtype=np.uint8).reshape(6, 6)
-    data = frames.compress(picture)
+    data = frame_compression.compress(picture)
     assert int.from_bytes(data[:4], "little") == len(data) - 4
     assert lz4.block.decompress(data[4:], uncompressed_size=36) == picture.tobytes()
 
@@ -65,20 +66,20 @@ def test_a_frame_is_its_size_in_four_bytes_and_a_raw_lz4_block():
 @pytest.mark.parametrize(
     "bad",
     [
-        frames.compress(np.zeros(35, dtype=np.uint8)),
-        frames.compress(np.zeros(37, dtype=np.uint8)),
+        frame_compression.compress(np.zeros(35, dtype=np.uint8)),
+        frame_compression.compress(np.zeros(37, dtype=np.uint8)),
         b"\x10\0\0\0" + b"\xff" * 16,
     ],
     ids=["too_short", "too_long", "no_lz4"],
 )
 def test_frame_that_is_no_frame_is_an_error(bad):
-    blocks = [frames.compress(np.full((6, 6), k, dtype=np.uint8)) for k in range(5)]
+    blocks = [frame_compression.compress(np.full((6, 6), k, dtype=np.uint8)) for k in range(5)]
     blocks[3] = bad
     with pytest.raises(SchemaError, match="36 bytes in each of 15 frames"):
-        frames.decompress(samples(blocks), schema((6, 6)))
+        frame_compression.decompress(samples(blocks), schema((6, 6)))
 
 
-TWO_BLOCKS = 2 * frames.compress(np.zeros(36, dtype=np.uint8))
+TWO_BLOCKS = 2 * frame_compression.compress(np.zeros(36, dtype=np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ TWO_BLOCKS = 2 * frames.compress(np.zeros(36, dtype=np.uint8))
     ids=["end_mark", "too_long", "no_size", "cut_off", "two_blocks"],
 )
 def test_frame_that_is_not_one_block_is_refused_before_it_is_decompressed(bad, words):
-    blocks = [frames.compress(np.full((6, 6), k, dtype=np.uint8)) for k in range(5)]
+    blocks = [frame_compression.compress(np.full((6, 6), k, dtype=np.uint8)) for k in range(5)]
     blocks[3] = bad
     with pytest.raises(SchemaError, match=words):
         samples(blocks).frames.check(5, schema((6, 6)).frames)
@@ -103,7 +104,9 @@ def test_frame_that_is_not_one_block_is_refused_before_it_is_decompressed(bad, w
     ("items", "words"), [(2, "a frame belongs to no item"), (1, "5 for 1 items of 3 at most")]
 )
 def test_frames_of_no_item_are_refused(items, words):
-    ranges = samples([frames.compress(np.full((6, 6), k, dtype=np.uint8)) for k in range(5)]).frames
+    ranges = samples(
+        [frame_compression.compress(np.full((6, 6), k, dtype=np.uint8)) for k in range(5)]
+    ).frames
     few = ranges.take(np.arange(len(ranges.first_frame)) < items)
     with pytest.raises(SchemaError, match=words):
         few.check(items, schema((6, 6)).frames)
@@ -113,4 +116,4 @@ def test_frame_beyond_the_formats_blocks_is_refused():
     huge = schema((2048, 2048))
     blocks = [b"\x01\0\0\0\0"] * 5
     with pytest.raises(SchemaError, match="less than 4 MiB"):
-        frames.decompress(samples(blocks), huge)
+        frame_compression.decompress(samples(blocks), huge)

@@ -19,14 +19,15 @@ from apex.acting.agent import LocalDecider
 from apex.acting.loop import ActingLoop
 from apex.algos.agents import make_agent
 from apex.algos.registry import make_algorithm
+from apex.data.chunk_bytes import chunk_to_arrays
+from apex.data.chunks import Chunk
 from apex.envs.base import Environments
 from apex.envs.registry import EnvFactory
+from apex.envs.spec import StepResult
 from apex.errors import EndpointError, SchemaError
 from apex.inference.client import ActClient
 from apex.inference.endpoint import ActEndpoint
 from apex.prepare import prepare_run, preset_config
-from apex.replay.payload import chunk_to_arrays
-from apex.types import Chunk, StepResult
 from apex.wire.messages import Act
 from tests.builders import hello, wait_until
 from tests.conftest import Suite

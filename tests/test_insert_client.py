@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from apex.config import merge, parse
-from apex.endpoints import Endpoint, Endpoints, LearnerEndpoints, ReplayEndpoints
+from apex.config.loading import merge, parse
+from apex.data.chunks import Items, Samples
+from apex.data.schema import Arrays
 from apex.errors import CorruptItemsError, RefusedError
 from apex.learner.prefetcher import Prefetcher
 from apex.replay import insert_endpoint
 from apex.replay.client import InsertClient, SampleClient
 from apex.replay.server import ReplayServer
 from apex.run_directory import RunFacts
-from apex.types import Arrays, Items, Samples
 from apex.wire.client import Client
+from apex.wire.endpoints import Endpoint, Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.wire.messages import Error, Insert, InsertAck, Sample, Status, UpdatePriorities
 from tests.builders import VECTOR_SCHEMA, env_spec, hello, vector_chunk, wait_until
 

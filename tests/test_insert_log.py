@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from apex.data.chunk_bytes import chunk_to_arrays
 from apex.replay import insert_log, records
 from apex.replay.insert_log import InsertLog
-from apex.replay.payload import chunk_to_arrays
 from apex.replay.records import Damage, Inserted, Opening, ProducerMark, Record, read, segments
 from tests.builders import VECTOR_SCHEMA, vector_chunk
 

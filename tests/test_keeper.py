@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apex.config import ReplayConfig
+from apex.config.sections import ReplayConfig
+from apex.data.schema import Schema
 from apex.errors import ConfigError
 from apex.replay import keeper as keeper_module
 from apex.replay import recovery
@@ -20,7 +21,6 @@ from apex.replay.records import ProducerMark, segments
 from apex.replay.selectors import make_selector
 from apex.replay.table import Table
 from apex.run_directory import RunFacts
-from apex.types import Schema
 from tests.builders import (
     FRAME_SCHEMA,
     VECTOR_SCHEMA,

@@ -51,7 +51,7 @@ def test_loaded_modules_are_seen():
         ("apex.envs.registry", {"torch", "zmq"}),
         ("apex.replay.table", {"torch", "zmq", "gymnasium"}),
         ("apex.algos.registry", {"zmq", "gymnasium"}),
-        ("apex.config", {"torch", "zmq", "gymnasium", "numpy"}),
+        ("apex.config.sections", {"torch", "zmq", "gymnasium", "numpy"}),
     ],
 )
 def test_module_loads_without_what_its_layer_must_not_know(module, absent):

@@ -16,7 +16,6 @@ import torch
 from apex import checkpoint
 from apex.algos.registry import make_algorithm
 from apex.cli.statuses import alarms
-from apex.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.errors import ConfigError, DivergedError
 from apex.learner.client import LearnerClient
 from apex.learner.daemon import LearnerDaemon
@@ -24,6 +23,7 @@ from apex.learner.params_server import ParamsServer
 from apex.learner.prefetcher import Batch
 from apex.publications import Publication, PublicationBoard
 from apex.run_directory import RunDirectory, RunFacts
+from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.wire.messages import EvaluationReport, Heartbeat
 from apex.wire.sockets import Poller
 from tests.builders import VECTOR_SCHEMA, env_spec, hello, wait_until

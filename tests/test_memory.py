@@ -17,12 +17,12 @@ from apex.acting.agent import Agent, Decision, Inputs, LocalDecider
 from apex.acting.loop import ActingLoop
 from apex.algos.registry import make_algorithm
 from apex.cli.statuses import ask
+from apex.data.chunk_bytes import chunk_to_arrays
+from apex.data.chunks import Chunk
 from apex.envs.registry import make_environments
 from apex.prepare import prepare_run, preset_config
 from apex.replay.client import InsertClient
-from apex.replay.payload import chunk_to_arrays
 from apex.run_directory import RunDirectory
-from apex.types import Chunk
 from apex.wire.messages import Hello
 from apex.wire.sockets import Poller
 from tests.conftest import ROOT, Suite, wait_until

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 from apex.cli.statuses import ask
+from apex.data.chunks import Samples
 from apex.prepare import prepare_run, preset_config
 from apex.replay.client import SampleClient
 from apex.run_directory import RunDirectory
-from apex.types import Samples
 from apex.wire import keys
 from apex.wire.messages import Hello
 from tests.conftest import ROOT, wait_until

@@ -23,15 +23,15 @@ from apex.acting.agent import Agent, LocalDecider
 from apex.acting.loop import ActingLoop
 from apex.algos import apex_dqn
 from apex.algos.apex_dqn import ApexDQN, ApexDQNConfig
-from apex.config import parse
-from apex.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
+from apex.config.loading import parse
+from apex.data.chunks import Chunk, Samples
 from apex.envs.base import Environments
 from apex.learner.prefetcher import Batch, prepare
 from apex.replay.client import InsertClient, SampleClient
 from apex.replay.server import ReplayServer
 from apex.replay.table import TableCounters
 from apex.run_directory import RunFacts
-from apex.types import Chunk, Samples
+from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from tests.builders import hello, wait_until
 from tests.reference import Oracle, Settings, Stream, Transition, q_values
 

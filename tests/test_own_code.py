@@ -15,12 +15,14 @@ import pytest
 import torch
 
 import apex
-from apex import checkpoint, frames, launch, user_code
+from apex import checkpoint, launch, plugins
 from apex.acting.agent import Inputs
 from apex.algos.apex_dqn import ApexDQN
 from apex.algos.registry import algorithm_class
+from apex.data import frame_compression
+from apex.data.schema import Column
 from apex.errors import ConfigError, EnvError, RunError, UsageError
-from apex.extensions import Extensions
+from apex.plugins import Extensions
 from apex.prepare import (
     bare_config,
     file_config,
@@ -31,7 +33,6 @@ from apex.prepare import (
 )
 from apex.serial import SerialRun
 from apex.trained_policy import TrainedPolicy
-from apex.types import Column
 from tests.conftest import ROOT, Suite
 
 EXAMPLES = ROOT / "examples"
@@ -53,10 +54,10 @@ def test_algorithm_of_a_file_is_found_from_anywhere(own_modules, tmp_path, monke
     (tmp_path / "beside.py").write_text("from apex.algos.apex_dqn import ApexDQN")
     (tmp_path / "own_algo.py").write_text("from beside import ApexDQN\nclass Mine(ApexDQN): pass")
     monkeypatch.chdir(tmp_path)
-    names = {user_code.absolute(name) for name in ("own_algo.py:Mine", "own_algo:Mine")}
+    names = {plugins.absolute(name) for name in ("own_algo.py:Mine", "own_algo:Mine")}
     assert names == {f"{tmp_path}/own_algo.py:Mine"}
-    assert user_code.absolute("apex_dqn") == "apex_dqn"
-    assert user_code.absolute("apex.algos.impala:Impala") == "apex.algos.impala:Impala"
+    assert plugins.absolute("apex_dqn") == "apex_dqn"
+    assert plugins.absolute("apex.algos.impala:Impala") == "apex.algos.impala:Impala"
     monkeypatch.chdir("/")
     kind = algorithm_class(f"{tmp_path}/own_algo.py:Mine")
     assert kind.__name__ == "Mine" and issubclass(kind, ApexDQN)
@@ -426,7 +427,7 @@ def test_minatar_is_learned_from_its_truths_as_images(own_modules, tmp_path, mon
     spec = run._facts.env
     assert (spec.observation_shape, spec.frame_stack) == ((10, 10, 4), 1)
     assert spec.observation_dtype == "uint8" and spec.num_actions == 3
-    items = frames.decompress(run.table.sample(64), run._facts.schema)
+    items = frame_compression.decompress(run.table.sample(64), run._facts.schema)
     assert set(np.unique(items.frames).tolist()) == {0, 255}
 
 

@@ -8,11 +8,12 @@ import gymnasium as gym
 import msgspec
 import pytest
 
-from apex import machine, prepare
-from apex.config import load
+from apex import prepare
+from apex.config.loading import load
 from apex.envs.registry import make_environments
 from apex.errors import CheckpointError, ConfigError, EndpointError, EnvError, RunError
-from apex.extensions import Extensions
+from apex.host import hardware
+from apex.plugins import Extensions
 
 
 def cartpole() -> gym.Env:
@@ -25,15 +26,15 @@ def cartpole() -> gym.Env:
 def test_actor_count_follows_cores_and_memory(
     monkeypatch: pytest.MonkeyPatch, cores: int, memory: float, count: int
 ) -> None:
-    monkeypatch.setattr(machine, "cores", lambda: cores)
-    monkeypatch.setattr(machine, "memory_bytes", lambda: int(memory))
+    monkeypatch.setattr(hardware, "cores", lambda: cores)
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: int(memory))
     assert prepare.preset_config("pong", ["actor.count=0"]).actor.count == count
 
 
 def test_replay_capacity_is_lowered_to_half_of_the_memory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(machine, "memory_bytes", lambda: 400_000_000)
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: 400_000_000)
     config = prepare.preset_config("pong", [])
     run = prepare.prepare_run(tmp_path / "run", config)
     # 100 bytes, four columns of 20, and 27 % of 84 x 84 pixels an item.
@@ -43,7 +44,7 @@ def test_replay_capacity_is_lowered_to_half_of_the_memory(
 def test_part_for_the_machine_goes_with_the_gpu_and_the_device(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(machine, "has_gpu", lambda: True)
+    monkeypatch.setattr(hardware, "has_gpu", lambda: True)
     assert prepare.preset_config("breakout", []).learner.batch_size == 512
     assert prepare.preset_config("breakout", ["learner.device=cpu"]).learner.batch_size == 64
     assert prepare.preset_config("breakout", ["learner.batch_size=7"]).learner.batch_size == 7
@@ -53,7 +54,7 @@ def test_part_for_the_machine_goes_with_the_gpu_and_the_device(
         "[gpu.learner]\nbatch_size = 99\n[cpu.learner]\nbatch_size = 11\n"
     )
     assert prepare.file_config(own, []).learner.batch_size == 99
-    monkeypatch.setattr(machine, "has_gpu", lambda: False)
+    monkeypatch.setattr(hardware, "has_gpu", lambda: False)
     assert prepare.file_config(own, []).learner.batch_size == 11
 
 

@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from apex.config import Config, parse
+from apex.config.loading import parse
+from apex.config.sections import Config
 from apex.replay.rate_limiter import RateLimiter
 
 

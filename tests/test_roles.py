@@ -14,18 +14,19 @@ import zmq
 from apex.acting.agent import Agent, Decision, Exploration, Inputs
 from apex.acting.exploration import Sampled
 from apex.algos.base import Policy
-from apex.config import merge, parse
-from apex.endpoints import Endpoints, InferenceEndpoints, LearnerEndpoints, ReplayEndpoints
+from apex.config.loading import merge, parse
+from apex.data.chunk_bytes import chunk_to_arrays
+from apex.data.schema import Array
+from apex.envs.spec import StepResult
 from apex.inference.client import result_to_arrays
 from apex.inference.endpoint import ActEndpoint
 from apex.learner.params_server import ParamsServer
 from apex.publications import PublicationBoard
-from apex.replay.payload import chunk_to_arrays
 from apex.replay.server import ReplayServer
 from apex.run_directory import RunFacts
 from apex.service import EventFormatter
-from apex.types import Array, StepResult
 from apex.wire.codec import decode, encode
+from apex.wire.endpoints import Endpoints, InferenceEndpoints, LearnerEndpoints, ReplayEndpoints
 from apex.wire.messages import (
     Act,
     Actions,

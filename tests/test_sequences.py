@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from apex import frames
 from apex.acting.accumulators import VectorStep
 from apex.algos.impala import Impala, ImpalaConfig
 from apex.algos.r2d2 import R2D2, R2D2Config
 from apex.algos.sequences import SequenceAlgorithm, stacked
-from apex.env_spec import EnvSpec
+from apex.data import frame_compression
+from apex.data.chunks import Chunk, Items, Samples
+from apex.envs.spec import EnvSpec
 from apex.errors import CorruptItemsError
-from apex.types import Chunk, Items, Samples
 from tests.builders import env_spec
 
 torch.set_num_threads(1)
@@ -143,7 +143,7 @@ def agents(kind: str, spec: EnvSpec) -> SequenceAlgorithm:
 def collated(agent: SequenceAlgorithm, chunk: Chunk) -> dict[str, np.ndarray]:
     count = len(chunk)
     samples = Samples(np.arange(count), np.ones(count), chunk.columns, chunk.frames)
-    return agent.collate(frames.decompress(samples, agent.schema()))
+    return agent.collate(frame_compression.decompress(samples, agent.schema()))
 
 
 @pytest.mark.parametrize(

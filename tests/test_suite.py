@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from apex import machine
 from apex.cli.statuses import STARTING_S, gather
 from apex.crashes import age_s
 from apex.engine import living_engine
 from apex.errors import ExitCode
+from apex.host import hardware
 from tests.conftest import APEX, ROOT, Suite, wait_until
 from tests.fixtures.texts import check_status_keys
 
@@ -218,7 +218,7 @@ def test_training_thread_has_a_core_that_all_others_of_the_run_keep_off(
     assert engine is not None
     learner, available = status["learner"]["pid"], os.sched_getaffinity(0)
     training = os.sched_getaffinity(learner)  # of its first thread, which trains
-    alone = machine.cores() == len(available) > 1
+    alone = hardware.cores() == len(available) > 1
     assert training <= available and len(training) == (1 if alone else len(available))
     others = [
         int(t.name) for t in Path(f"/proc/{learner}/task").iterdir() if t.name != f"{learner}"

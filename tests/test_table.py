@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from apex import frames
+from apex.data import frame_compression
+from apex.data.chunks import Chunk, FrameRanges
+from apex.data.schema import Column, FramesColumn, Schema
 from apex.errors import CorruptItemsError, EmptyTableError, SchemaError
 from apex.replay.rate_limiter import RateLimiter
 from apex.replay.selectors import make_selector
 from apex.replay.table import Table
-from apex.types import Chunk, Column, FrameRanges, FramesColumn, Schema
 from tests.builders import FRAME_SCHEMA, VECTOR_SCHEMA, frame_chunk, vector_chunk
 
 
@@ -140,7 +141,7 @@ def test_sampled_frames_are_those_that_were_inserted():
     table = make_table(capacity=6, schema=FRAME_SCHEMA)
     for first in (1, 4, 7):
         table.insert(frame_chunk([first, first + 1, first + 2]))
-    items = frames.decompress(table.sample(64), FRAME_SCHEMA)
+    items = frame_compression.decompress(table.sample(64), FRAME_SCHEMA)
     assert set(items.columns["action"].tolist()) == {4, 5, 6, 7, 8, 9}
     for action, pixels, count in zip(items.columns["action"], items.frames, items.frame_count):
         chunk_start = 4 if action < 7 else 7
@@ -174,7 +175,7 @@ def atari_like_frames(count: int) -> list[bytes]:
         frame[:10, 20:60] = rng.integers(0, 255, (10, 40), dtype=np.uint8)
         for row, column in rng.integers(12, 76, (8, 2)):
             frame[row : row + 8, column : column + 4] = 200
-        blocks.append(frames.compress(frame))
+        blocks.append(frame_compression.compress(frame))
     return blocks
 
 
@@ -251,7 +252,9 @@ def with_blob(blob: bytes) -> Chunk:
 
 def test_items_whose_frames_are_corrupt_or_bombs_are_named_when_decompressed():
     table = make_table(capacity=8, schema=FRAME_SCHEMA)
-    bomb = frames.compress(np.zeros(4_000, dtype=np.uint8))  # each for a frame of 16 bytes
+    bomb = frame_compression.compress(
+        np.zeros(4_000, dtype=np.uint8)
+    )  # each for a frame of 16 bytes
     noise = b"\x10\0\0\0" + b"\xff" * 16
     for chunk in (frame_chunk([1]), with_blob(noise * 3), with_blob(bomb * 3)):
         chunk.check(FRAME_SCHEMA)
@@ -259,7 +262,9 @@ def test_items_whose_frames_are_corrupt_or_bombs_are_named_when_decompressed():
     samples = table.sample(32)
     assert set(samples.item_ids.tolist()) == {0, 1, 2}
     with pytest.raises(CorruptItemsError, match="frame") as error:
-        frames.decompress(samples, FRAME_SCHEMA)
+        frame_compression.decompress(samples, FRAME_SCHEMA)
     assert set(error.value.item_ids) == {1, 2}
     table.update_priorities(np.array([1, 2]), np.zeros(2))
-    assert frames.decompress(table.sample(32), FRAME_SCHEMA).item_ids.tolist() == [0] * 32
+    assert (
+        frame_compression.decompress(table.sample(32), FRAME_SCHEMA).item_ids.tolist() == [0] * 32
+    )

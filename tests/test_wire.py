@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import zmq
 
-from apex.endpoints import Endpoint
+from apex.data.schema import Array
 from apex.errors import PeerTimeoutError, RefusedError
-from apex.types import Array
 from apex.wire import client as wire_client
 from apex.wire.client import Client
 from apex.wire.codec import Received, decode, encode
+from apex.wire.endpoints import Endpoint
 from apex.wire.messages import (
     Ack,
     Error,

@@ -9,10 +9,11 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from apex import frames
 from apex.acting.frame_window import Rows, cut_frames
-from apex.env_spec import EnvSpec
-from apex.types import LEARNER_STEP, Array, Arrays, Chunk
+from apex.data import frame_compression
+from apex.data.chunks import Chunk
+from apex.data.schema import LEARNER_STEP, Array, Arrays
+from apex.envs.spec import EnvSpec
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -192,7 +193,7 @@ class NStepAccumulator:
         }
         if self._stack:
             for compressed, frame in zip(self._steps.frames, step.observations):
-                compressed.append(frames.compress(frame))
+                compressed.append(frame_compression.compress(frame))
         else:
             row["observation"] = step.observations
         self._steps.append(row)

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.acting.accumulators import Accumulator, VectorStep
-from apex.env_spec import EnvSpec
-from apex.types import Array, Arrays, Chunk, StepResult
+from apex.data.chunks import Chunk
+from apex.data.schema import Array, Arrays
+from apex.envs.spec import EnvSpec, StepResult
 
 Bools = npt.NDArray[np.bool_]
 

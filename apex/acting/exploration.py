@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from apex.types import Array
+from apex.data.schema import Array
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

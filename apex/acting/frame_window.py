@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from apex import frames
-from apex.types import Array, FrameRanges
+from apex.data import frame_compression
+from apex.data.chunks import FrameRanges
+from apex.data.schema import Array
 
 Rows = npt.NDArray[np.int64]
 
@@ -76,7 +77,7 @@ class FrameWindow:
 
     def append(self, frame: Array) -> None:
         """Take the next frame of the episode."""
-        self._frames.append(frames.compress(frame))
+        self._frames.append(frame_compression.compress(frame))
         self._in_episode += 1
 
     def begin_episode(self) -> None:

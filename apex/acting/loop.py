@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from apex.data.schema import Array
+from apex.envs.spec import StepResult
 from apex.errors import EnvFaultError
-from apex.types import Array, StepResult
 
 if TYPE_CHECKING:  # who only names these types needs no gymnasium
     from apex.envs.base import Environments

@@ -28,8 +28,9 @@ import numpy.typing as npt
 
 from apex.acting.accumulators import VectorStep
 from apex.acting.frame_window import FrameRange, FrameWindow
-from apex.env_spec import EnvSpec
-from apex.types import LEARNER_STEP, Array, Arrays, Chunk, Column, FramesColumn, Schema
+from apex.data.chunks import Chunk
+from apex.data.schema import LEARNER_STEP, Array, Arrays, Column, FramesColumn, Schema
+from apex.envs.spec import EnvSpec
 
 SequencePriorities = Callable[[Arrays, Arrays], npt.NDArray[np.float64]]
 """The columns of M sequences, and the policy's extras in each row, `[M, L, ...]` each, to `[M]`;

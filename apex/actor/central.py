@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from apex.data.schema import Array
+from apex.envs.spec import StepResult
 from apex.inference.client import ActClient
 from apex.publications import Publication
 from apex.service import Service
-from apex.types import Array, StepResult
 from apex.wire.client import Client
 from apex.wire.messages import Phase
 

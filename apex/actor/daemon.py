@@ -16,14 +16,14 @@ import numpy as np
 
 from apex.acting.exploration import environments_seed
 from apex.acting.loop import ActingLoop, Decider
-from apex.config import Config
+from apex.config.sections import Config
 from apex.envs.base import Environments
 from apex.envs.recreation import Recreation, close
 from apex.envs.registry import make_environments
 from apex.errors import ApexError, EnvFaultError, PeerTimeoutError, UsageError
-from apex.extensions import NONE, Extensions
 from apex.learner.client import LearnerClient
 from apex.metrics import MetricsLog, Rate
+from apex.plugins import NONE, Extensions
 from apex.publications import Publication
 from apex.run_directory import RunDirectory
 from apex.service import Service, run_from_options, run_options, serve

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from apex import compute, params
+from apex import params
 from apex.acting.agent import LocalDecider
 from apex.algos.agents import make_agent
 from apex.algos.registry import check_schema, make_algorithm
-from apex.extensions import Extensions
+from apex.data.chunks import Chunk
+from apex.data.schema import Array
+from apex.envs.spec import StepResult
+from apex.host import process_tuning
 from apex.learner.client import LearnerClient
+from apex.plugins import Extensions
 from apex.publications import Publication
 from apex.replay.client import InsertClient
 from apex.service import Service
-from apex.types import Array, Chunk, StepResult
 from apex.wire.client import Client
 from apex.wire.messages import Phase
 
@@ -29,7 +32,7 @@ class LocalInference:
     """
 
     def __init__(self, service: Service, extensions: Extensions, learner: LearnerClient) -> None:
-        compute.set_up(service.config.actor.torch_threads)
+        process_tuning.set_up(service.config.actor.torch_threads)
         facts = service.facts
         self._config = service.config
         self._algorithm = make_algorithm(self._config.algorithm, facts.env, extensions.algorithm)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from apex.acting.agent import Agent
 from apex.acting.exploration import ladder_positions, place_seeds
 from apex.algos.base import Algorithm
-from apex.config import Config
+from apex.config.sections import Config
 
 
 def make_agent(

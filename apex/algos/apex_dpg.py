@@ -17,7 +17,7 @@ from apex.algos.base import BatchArrays, Learner, Policy
 from apex.algos.optimization import Optimization
 from apex.algos.q_learning import MAX_Q, Q_VALUE, OnlineAndTarget
 from apex.algos.transitions import TransitionAlgorithm, TransitionSection
-from apex.config import PositiveFloat, PositiveInt
+from apex.config.sections import PositiveFloat, PositiveInt
 from apex.networks.deterministic import DeterministicLayers, DeterministicNetwork
 from apex.ops.deterministic_policy_gradient import deterministic_policy_gradient_loss, td_error
 from apex.ops.q_learning import huber_loss, importance_weights, squared_loss

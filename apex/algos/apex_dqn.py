@@ -15,7 +15,7 @@ from apex.acting.exploration import EpsilonGreedy
 from apex.algos.base import BatchArrays, Learner, Policy
 from apex.algos.q_learning import MAX_Q, Q_VALUE, TargetNetworkLearner, ladder_exploration
 from apex.algos.transitions import TransitionAlgorithm, TransitionSection
-from apex.config import NonNegativeFloat, PositiveFloat, PositiveInt
+from apex.config.sections import NonNegativeFloat, PositiveFloat, PositiveInt
 from apex.networks.dueling import DuelingQNetwork
 from apex.ops.q_learning import (
     double_q_td_error,

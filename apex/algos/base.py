@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from apex.acting.accumulators import Accumulator
 from apex.acting.agent import Decision, Exploration, Inputs
-from apex.env_spec import ActionKind, EnvSpec
+from apex.data.chunks import Items
+from apex.data.schema import Array, Arrays, Schema
+from apex.envs.spec import ActionKind, EnvSpec
 from apex.errors import ConfigError
-from apex.types import Array, Arrays, Items, Schema
 
 BatchArrays = Mapping[str, Array] | Mapping[str, Tensor]
 """What `Algorithm.collate` gave: `[B, ...]` each, as it was or on the learner's device."""

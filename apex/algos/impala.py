@@ -23,11 +23,11 @@ from apex.algos.sequences import (
     core_state_column,
     learning_inputs,
 )
-from apex.config import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
+from apex.config.sections import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
+from apex.data.schema import Arrays, Column
 from apex.networks.actor_critic import ActorCriticNetwork
 from apex.ops.policy_gradient import entropy, policy_gradient_loss
 from apex.ops.vtrace import importance_ratios, vtrace
-from apex.types import Arrays, Column
 
 BEHAVIOUR_LOGITS = "behaviour_logits"
 

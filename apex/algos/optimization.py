@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from apex.config import NonNegativeInt, PositiveFloat, Section, UnitFloat
+from apex.config.sections import NonNegativeInt, PositiveFloat, Section, UnitFloat
 from apex.ops.optimizers import RMSProp
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apex.acting.exploration import EpsilonGreedy, epsilon_ladder
 from apex.algos.base import Learner
 from apex.algos.optimization import Optimization, OptimizerSection
-from apex.env_spec import EnvSpec
+from apex.envs.spec import EnvSpec
 
 Q_VALUE, MAX_Q = "q_value", "max_q"
 """A policy's extras: the value of the action that it took, and that of the one it holds best."""

@@ -22,18 +22,18 @@ from apex.algos.sequences import (
     core_state_column,
     learning_inputs,
 )
-from apex.config import (
+from apex.config.sections import (
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     UnitFloat,
 )
+from apex.data.schema import Arrays
 from apex.networks.cores import SequenceInputs
 from apex.networks.recurrent_dueling import RecurrentDuelingQNetwork
 from apex.ops.q_learning import importance_weights, n_step_targets, sequence_priorities
 from apex.ops.value_rescale import rescale, unrescale
-from apex.types import Arrays
 
 
 class R2D2Config(SequenceSection, frozen=True):

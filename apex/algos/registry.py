@@ -8,16 +8,17 @@ from typing import Any
 
 import msgspec
 
-from apex import user_code
+from apex import plugins
 from apex.algos.apex_dpg import ApexDPG
 from apex.algos.apex_dqn import ApexDQN
 from apex.algos.base import Algorithm
 from apex.algos.impala import Impala
 from apex.algos.r2d2 import R2D2
-from apex.config import convert
-from apex.env_spec import EnvSpec
+from apex.config.loading import convert
+from apex.data.schema import Schema
+from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError, RunError
-from apex.types import FACTORY, Schema
+from apex.plugins import FACTORY
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "apex_dqn": ApexDQN,
@@ -45,8 +46,8 @@ def algorithm_class(name: str) -> type[Algorithm]:
     installed = _installed()
     if name in installed:
         kind = _loaded(installed[name])
-    elif user_code.is_reference(name):
-        module, attribute = user_code.load(name, "algorithm.name")
+    elif plugins.is_reference(name):
+        module, attribute = plugins.load(name, "algorithm.name")
         kind = getattr(module, attribute, None)
         if kind is None:
             raise ConfigError(f"algorithm.name = '{name}': there is no '{attribute}' in it")
@@ -62,7 +63,7 @@ def algorithm_class(name: str) -> type[Algorithm]:
         )
     missing = sorted(getattr(kind, "__abstractmethods__", ()))
     if not _is_section(getattr(kind, "Config", None)):
-        missing.append("Config (a subclass of apex.config.Section with a field `name`)")
+        missing.append("Config (a subclass of apex.config.sections.Section with a field `name`)")
     if missing:
         raise ConfigError(
             f"algorithm.name = '{name}': {kind.__name__} lacks {', '.join(missing)}; see "
@@ -87,7 +88,7 @@ def _loaded(entry_point: EntryPoint) -> Any:
     except Exception as error:  # whatever the package's own code raises
         raise ConfigError(
             f"algorithm.name = '{entry_point.name}': loading {entry_point.value} "
-            f"{user_code.told(error)}"
+            f"{plugins.told(error)}"
         ) from error
 
 
@@ -108,7 +109,7 @@ def make_algorithm(
     if spec.action_kind not in kind.action_kinds:
         able = [name for name, one in ALGORITHMS.items() if spec.action_kind in one.action_kinds]
         raise ConfigError(
-            f"algorithm.name: {user_code.short(section['name'])} learns "
+            f"algorithm.name: {plugins.short(section['name'])} learns "
             f"{' or '.join(sorted(kind.action_kinds))} actions, {spec.env_id} takes "
             f"{spec.actions_text}; "
             + (f"algorithms for those: {', '.join(able)}" if able else "none of apex's own can")
@@ -116,7 +117,7 @@ def make_algorithm(
     try:
         config = convert(section, kind.Config, "algorithm")
     except ConfigError as error:
-        raise ConfigError(f"{error} (of {user_code.short(section['name'])})") from None
+        raise ConfigError(f"{error} (of {plugins.short(section['name'])})") from None
     return kind(config, spec)
 
 

@@ -14,11 +14,12 @@ from apex.acting.agent import Inputs
 from apex.acting.sequences import SequenceAccumulator, SequenceLayout
 from apex.algos.base import Algorithm
 from apex.algos.optimization import OptimizerSection
-from apex.config import NonNegativeInt, PositiveInt
+from apex.config.sections import NonNegativeInt, PositiveInt
+from apex.data.chunks import Items
+from apex.data.schema import LEARNER_STEP, Array, Arrays, Column, Schema
 from apex.errors import CorruptItemsError
 from apex.networks.cores import SequenceInputs
 from apex.networks.sequence import Layers
-from apex.types import LEARNER_STEP, Array, Arrays, Column, Items, Schema
 
 CORE_STATE = "core_state"
 

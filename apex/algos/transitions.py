@@ -12,9 +12,10 @@ from apex.acting.accumulators import NStepAccumulator
 from apex.algos.base import Algorithm
 from apex.algos.optimization import OptimizerSection
 from apex.algos.q_learning import MAX_Q, Q_VALUE
-from apex.config import NonNegativeFloat, PositiveInt, UnitFloat
+from apex.config.sections import NonNegativeFloat, PositiveInt, UnitFloat
+from apex.data.chunks import Items
+from apex.data.schema import LEARNER_STEP, Array, Arrays, Column, FramesColumn, Schema
 from apex.errors import CorruptItemsError
-from apex.types import LEARNER_STEP, Array, Arrays, Column, FramesColumn, Items, Schema
 
 
 class TransitionSection(OptimizerSection, frozen=True):

@@ -12,7 +12,7 @@ import click
 
 from apex.cli.options import complete_actor, run_option
 from apex.errors import PeerTimeoutError, RunError, UsageError
-from apex.files import FileLock, is_locked
+from apex.host.files import FileLock, is_locked
 from apex.run_directory import RunDirectory, find_run
 
 DRAIN_S = 8.0

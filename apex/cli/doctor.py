@@ -12,8 +12,8 @@ import click
 
 from apex.cli.options import default_preset, json_option, preset_option, run_option
 from apex.errors import ExitCode, UsageError
+from apex.host.escaping import printable
 from apex.run_directory import find_run
-from apex.text import printable
 
 if TYPE_CHECKING:
     from apex.doctor.findings import Finding
@@ -34,7 +34,7 @@ def doctor(preset: str | None, run_path: Path | None, as_json: bool) -> None:
     `make run-pong` runs) or a run (--run), and at all runs. Exit status: 0, or 3 when there is a
     problem.
     """
-    from apex.config import preset_text
+    from apex.config.loading import preset_text
 
     if preset is not None and run_path is not None:
         raise UsageError("expected --preset NAME or --run DIR, not both")

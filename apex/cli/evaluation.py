@@ -95,10 +95,10 @@ def _policy(
 ) -> TrainedPolicy:
     if sum(given is not None for given in (checkpoint, run_path, pretrained)) > 1:
         raise UsageError("expected one of CHECKPOINT, --run and --pretrained")
-    from apex import compute
+    from apex.host import process_tuning
     from apex.trained_policy import load_policy
 
-    compute.set_up(threads=1)
+    process_tuning.set_up(threads=1)
     if pretrained is not None:
         return load_policy(_pretrained(pretrained), settings)
     return load_policy(checkpoint or find_run(run_path).path, settings)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from apex import config as configuration
 from apex.cli.options import (
     complete_preset,
     complete_run,
@@ -17,9 +16,10 @@ from apex.cli.options import (
     own_code_settings,
     set_option,
 )
-from apex.endpoints import socket_directory
+from apex.config import loading
 from apex.errors import ApexError, RunError
-from apex.files import remove
+from apex.host.files import remove
+from apex.host.paths import socket_directory
 from apex.run_directory import RunDirectory, all_runs, runs_root
 
 
@@ -31,8 +31,8 @@ def presets() -> None:
 @presets.command(name="list")
 def list_presets() -> None:
     """One preset a line, with its first sentence."""
-    for name in configuration.preset_names():
-        first = configuration.preset_text(name).splitlines()[0].lstrip("# ")
+    for name in loading.preset_names():
+        first = loading.preset_text(name).splitlines()[0].lstrip("# ")
         click.echo(f"{name:<12} {first}")
 
 
@@ -42,12 +42,12 @@ def list_presets() -> None:
 def show_preset(name: str, resolved: bool) -> None:
     """Print a preset."""
     if not resolved:
-        click.echo(configuration.preset_text(name), nl=False)
+        click.echo(loading.preset_text(name), nl=False)
         return
     from apex.prepare import check_config, preset_config
 
     config, _, _ = check_config(preset_config(name, []))
-    click.echo(configuration.dump(config), nl=False)
+    click.echo(loading.dump(config), nl=False)
 
 
 @click.group()

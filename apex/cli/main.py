@@ -10,7 +10,7 @@ import click
 from apex import __version__
 from apex.cli import actors, doctor, evaluation, keys, listings, logs, plot, runs, statuses
 from apex.errors import ApexError
-from apex.text import printable
+from apex.host.escaping import printable
 
 
 class ApexGroup(click.Group):

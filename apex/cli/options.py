@@ -20,7 +20,7 @@ from apex.run_directory import RunDirectory, all_runs, find_run, runs_root
 
 def default_preset() -> str:
     """Pong's preset here: the paper's network where a GPU learns, else what learns soonest."""
-    from apex.machine import has_gpu
+    from apex.host.hardware import has_gpu
 
     return "pong" if has_gpu() else "pong-fast"
 
@@ -29,7 +29,7 @@ def complete_preset(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Names of presets."""
-    from apex.config import preset_names
+    from apex.config.loading import preset_names
 
     return _beginning(incomplete, preset_names())
 

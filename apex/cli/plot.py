@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from apex.cli.options import complete_run
-from apex.files import check_output
+from apex.host.files import check_output
 from apex.run_directory import find_run
 
 if TYPE_CHECKING:

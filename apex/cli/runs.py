@@ -148,7 +148,7 @@ def run(
 def _running(preset: str | None) -> RunDirectory | None:
     """The newest run with living daemons whose environment is the preset's."""
     from apex import engine
-    from apex.config import preset as load_preset
+    from apex.config.loading import preset as load_preset
 
     wanted = load_preset(preset, gpu=False)["env"]["id"] if preset else None
     for candidate in all_runs():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from apex.text import printable
+from apex.host.escaping import printable
 
 
 def describe(status: dict[str, Any]) -> str:

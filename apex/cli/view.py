@@ -10,7 +10,7 @@ import click
 
 from apex.cli.status_text import duration
 from apex.cli.statuses import gather
-from apex.config import RunConfig
+from apex.config.sections import RunConfig
 from apex.errors import ExitCode
 from apex.run_directory import RunDirectory
 

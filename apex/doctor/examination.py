@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from apex import engine, machine
+from apex import engine
 from apex.doctor import (
     environment,
     gpu,
@@ -24,7 +24,8 @@ from apex.doctor import (
 )
 from apex.doctor.findings import Finding, guarded
 from apex.doctor.subject import Subject, preset_subject, run_subject
-from apex.endpoints import install_root, socket_directory_path
+from apex.host import hardware
+from apex.host.paths import install_root, socket_directory_path
 from apex.run_directory import RunDirectory, all_runs, runs_root
 
 
@@ -72,7 +73,7 @@ def _checks(subject: Subject) -> list[tuple[str, Callable[[], Iterator[Finding]]
         ("torch", lambda: gpu.check_gpu(gpu.facts(), config.learner.device)),
         ("roms", partial(environment.check_roms, config.env.id)),
         ("environment", partial(_environment, subject)),
-        ("cores", lambda: system.check_cores(config, machine.cores())),
+        ("cores", lambda: system.check_cores(config, hardware.cores())),
         ("memory", partial(_memory, subject)),
         ("disk", partial(_disk, subject)),
         ("open files", partial(_open_files, subject)),
@@ -98,9 +99,9 @@ def _memory(subject: Subject) -> Iterator[Finding]:
         yield Finding("memory", "note", "not estimated: the environment cannot be made")
     else:
         needed = memory.memory_needed(
-            subject.config, subject.schema, subject.parameter_bytes, machine.memory_bytes()
+            subject.config, subject.schema, subject.parameter_bytes, hardware.memory_bytes()
         )
-        yield from memory.check_memory(needed, machine.available_memory_bytes())
+        yield from memory.check_memory(needed, hardware.available_memory_bytes())
 
 
 def _disk(subject: Subject) -> Iterator[Finding]:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from apex import machine
 from apex.doctor.findings import Finding
+from apex.host import hardware
 
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 NVIDIA, DISPLAY_CLASSES = "0x10de", ("0x0300", "0x0302")
@@ -41,7 +41,7 @@ def facts() -> GpuFacts:
     return GpuFacts(
         cards=_cards(PCI_DEVICES),
         driver=_driver_cuda(),
-        visible=machine.has_gpu(),
+        visible=hardware.has_gpu(),
         hidden=os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"),
         torch=torch.__version__,
         build=torch.version.cuda,

@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from apex import engine, machine
-from apex.config import Config
+from apex import engine
+from apex.config.sections import Config
 from apex.doctor.findings import Finding, megabytes
+from apex.host import hardware
 
 FILES_OF_DAEMON = 64
 """Open files of a daemon besides its connections: 17 to 36 were measured, rounded up."""
@@ -161,7 +162,7 @@ def threads_left(*, privileged: bool) -> dict[str, int | None]:
     kernel = int(Path("/proc/sys/kernel/threads-max").read_text())
     return {
         "RLIMIT_NPROC": None if user is None else max(0, user - user_threads()),
-        "the cgroup's pids.max": machine.tasks_left(),
+        "the cgroup's pids.max": hardware.tasks_left(),
         "kernel.threads-max": kernel - _all_threads(),
     }
 

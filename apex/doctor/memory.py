@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from apex import engine
-from apex.config import Config
+from apex.config.sections import Config
+from apex.data.schema import Schema
 from apex.doctor.findings import Finding, megabytes
-from apex.types import Schema
 
 ENGINE_BYTES = 50e6
 """supervisord: 43 MB."""

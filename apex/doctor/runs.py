@@ -11,9 +11,9 @@ from apex import crashes, engine
 from apex.doctor.findings import Finding
 from apex.doctor.processes import describe, holders, is_stopped, parent
 from apex.doctor.sockets import check_keys, check_ports, check_socket_files
-from apex.endpoints import socket_directory_path
 from apex.errors import ApexError
-from apex.files import is_locked
+from apex.host.files import is_locked
+from apex.host.paths import socket_directory_path
 from apex.run_directory import RunDirectory
 
 

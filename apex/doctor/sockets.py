@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from shlex import quote
 
-from apex import endpoints as addresses
 from apex.doctor.findings import Finding
 from apex.doctor.processes import describe, listeners
-from apex.endpoints import IPC_MAX_BYTES, SOCKETS, Endpoints
 from apex.errors import EndpointError
-from apex.files import is_locked, writer_problem
+from apex.host.files import is_locked, writer_problem
 from apex.run_directory import RunDirectory
+from apex.wire import endpoints as addresses
+from apex.wire.endpoints import IPC_MAX_BYTES, SOCKETS, Endpoints
 
 
 def check_new_sockets(endpoints: Endpoints, folder: Path) -> Iterator[Finding]:

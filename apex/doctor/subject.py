@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from apex import config as configuration
-from apex.config import Config
-from apex.env_spec import EnvSpec
+from apex.config import sections
+from apex.config.sections import Config
+from apex.data.schema import Schema
+from apex.envs.spec import EnvSpec
 from apex.errors import ApexError
+from apex.plugins import FACTORY
 from apex.run_directory import RunDirectory
-from apex.types import FACTORY, Schema
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def run_subject(run: RunDirectory) -> Subject:
     if facts.env.env_id.startswith(FACTORY):
         return replace(subject, environment=f"{facts.env.env_id}, of a script")
     try:
-        configuration.check(subject.config)
+        sections.check(subject.config)
         _, spec, _ = check_config(subject.config, steps=0)
         return _sized(subject, spec)
     except ApexError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import datetime, timezone
 
-from apex.config import Config
+from apex.config.sections import Config
 from apex.doctor.findings import Finding
 
 CLOCK_SLACK_S = 60.0

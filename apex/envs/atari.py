@@ -9,7 +9,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from apex.config import EnvConfig
+from apex.config.sections import EnvConfig
 from apex.envs.base import Environments
 from apex.errors import EnvError, EnvFaultError
 

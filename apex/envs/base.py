@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from apex import user_code
+from apex import plugins
+from apex.data.schema import Array
 from apex.envs.checked import INTERFACE, MisbehavedError
 from apex.envs.spaces import as_taken, env_spec
+from apex.envs.spec import MAX_REWARD, StepResult, good_rewards
 from apex.errors import ConfigError, EnvError, EnvFaultError
-from apex.types import MAX_REWARD, Array, StepResult, good_rewards
 
 log = logging.getLogger("apex.envs")
 
@@ -187,7 +188,7 @@ def _told(error: Exception) -> str:
     """What went wrong, where, and what to do."""
     if isinstance(error, MisbehavedError):
         return str(error)
-    return user_code.told(error, INTERFACE)
+    return plugins.told(error, INTERFACE)
 
 
 def _finite_bounds(space: gym.Space[Any]) -> tuple[Array, Array] | None:

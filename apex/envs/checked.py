@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from apex.types import Array
+from apex.data.schema import Array
 
 STEP_RETURNS = "(observation, reward, terminated, truncated, info)"
 RESET_RETURNS = "(observation, info)"

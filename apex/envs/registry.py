@@ -8,14 +8,14 @@ from typing import Any
 import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from apex import user_code
-from apex.config import EnvConfig
+from apex import plugins
+from apex.config.sections import EnvConfig
 from apex.envs.atari import make_atari
 from apex.envs.base import Environments
 from apex.envs.checked import Checked
 from apex.envs.spaces import FLATTENED
 from apex.errors import ApexError, ConfigError, EnvError
-from apex.types import FACTORY
+from apex.plugins import FACTORY
 
 EnvFactory = Callable[[], gym.Env[Any, Any]]
 """A user's own environment: called once for each environment."""
@@ -50,7 +50,7 @@ def make_environments(
         vector = SyncVectorEnv(
             [lambda: _guarded(make())] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP
         )
-        name = user_code.short(config.id)
+        name = plugins.short(config.id)
         return Environments(vector, name, config.frame_stack, config.life_loss_ends)
     except ApexError:
         raise
@@ -58,7 +58,7 @@ def make_environments(
         remedy = "let it take render_mode=None, and render() return pictures"
         if not (render and isinstance(error, TypeError)):
             remedy = ""
-        raise EnvError(f"env.id = '{config.id}': it {user_code.told(error, remedy)}") from error
+        raise EnvError(f"env.id = '{config.id}': it {plugins.told(error, remedy)}") from error
 
 
 def _factory(env_id: str, kwargs: dict[str, Any]) -> EnvFactory:
@@ -67,10 +67,10 @@ def _factory(env_id: str, kwargs: dict[str, Any]) -> EnvFactory:
     Raises:
         EnvError: the module cannot be imported, or has nothing of that name.
     """
-    if not user_code.is_reference(env_id):
+    if not plugins.is_reference(env_id):
         return lambda: gym.make(env_id, **kwargs)
     try:
-        module, name = user_code.load(env_id, "env.id")
+        module, name = plugins.load(env_id, "env.id")
     except ConfigError as error:
         raise EnvError(str(error)) from None
     kind = getattr(module, name, None)
@@ -80,7 +80,7 @@ def _factory(env_id: str, kwargs: dict[str, Any]) -> EnvFactory:
         gym.spec(name)
     except gym.error.Error as error:
         raise EnvError(
-            f"env.id = '{user_code.short(env_id)}': it neither defines '{name}' nor registers it "
+            f"env.id = '{plugins.short(env_id)}': it neither defines '{name}' nor registers it "
             f"with gymnasium ({error})"
         ) from None
     return lambda: gym.make(name, **kwargs)

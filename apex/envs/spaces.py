@@ -7,9 +7,9 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 
-from apex.env_spec import ActionBounds, EnvSpec
+from apex.data.schema import Array
+from apex.envs.spec import ActionBounds, EnvSpec
 from apex.errors import EnvError
-from apex.types import Array
 
 FLATTENED = (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
 """Observations that become vectors of zeros and ones."""

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from apex.endpoints import Endpoint
-from apex.env_spec import EnvSpec
+from apex.data.schema import Array, Arrays
+from apex.envs.spec import EnvSpec, StepResult
 from apex.errors import SchemaError
-from apex.types import Array, Arrays, StepResult
 from apex.wire.client import Client
+from apex.wire.endpoints import Endpoint
 from apex.wire.messages import Act, Actions, Error, Hello, Leave, Welcome
 
 RESEND_S = 2.0

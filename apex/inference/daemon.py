@@ -9,17 +9,18 @@ from collections import deque
 from functools import partial
 from typing import Any
 
-from apex import compute, params
+from apex import params
 from apex.algos.agents import make_agent
 from apex.algos.base import Algorithm
 from apex.algos.registry import check_schema, make_algorithm
-from apex.extensions import NONE, Extensions
+from apex.data.chunks import Chunk
+from apex.host import process_tuning
 from apex.inference.endpoint import ActEndpoint
 from apex.learner.client import LearnerClient
 from apex.metrics import MetricsLog, Rate
+from apex.plugins import NONE, Extensions
 from apex.replay.client import InsertClient
 from apex.service import Service, daemon_command
-from apex.types import Chunk
 from apex.wire.sockets import Poller, connections
 
 log = logging.getLogger("apex.inference")
@@ -43,7 +44,7 @@ class InferenceDaemon:
         config = service.config
         self._service = service
         self._policy = algorithm.policy()
-        self._policy.to(compute.pick_device(config.inference.device, "inference.device"))
+        self._policy.to(process_tuning.pick_device(config.inference.device, "inference.device"))
         self._learner_step = 0
         hello = service.hello("inference")
         self._learner = LearnerClient(service.endpoints.of("learner.params"), hello)
@@ -164,11 +165,11 @@ class InferenceDaemon:
 
 def body(service: Service, extensions: Extensions = NONE) -> None:
     """Decide until asked to stop."""
-    compute.set_up(service.config.inference.torch_threads)
+    process_tuning.set_up(service.config.inference.torch_threads)
     facts = service.facts
     algorithm = make_algorithm(service.config.algorithm, facts.env, extensions.algorithm)
     check_schema(algorithm, facts.schema)
-    with compute.memory_errors():
+    with process_tuning.memory_errors():
         InferenceDaemon(service, algorithm).run()
 
 

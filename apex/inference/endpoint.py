@@ -13,13 +13,14 @@ import numpy as np
 
 from apex.acting.agent import Agent, Exploration, Inputs, JoinedExploration
 from apex.algos.base import Policy
-from apex.config import Config
-from apex.endpoints import Endpoint
-from apex.env_spec import EnvSpec
+from apex.config.sections import Config
+from apex.data.chunks import Chunk
+from apex.data.schema import Array, Arrays
+from apex.envs.spec import MAX_REWARD, EnvSpec, StepResult, good_rewards
 from apex.errors import SchemaError
 from apex.inference.client import FLAGS
 from apex.run_directory import RunFacts
-from apex.types import MAX_REWARD, Array, Arrays, Chunk, StepResult, good_rewards
+from apex.wire.endpoints import Endpoint
 from apex.wire.messages import Ack, Act, Actions, Leave, Shutdown, Status, StatusReply, Welcome
 from apex.wire.server import Request, Server
 

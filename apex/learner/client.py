@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from zlib_ng import zlib_ng
 
-from apex.endpoints import Endpoint
 from apex.publications import Publication
 from apex.wire.client import Client
+from apex.wire.endpoints import Endpoint
 from apex.wire.messages import (
     Ack,
     EvaluationReport,

@@ -17,22 +17,23 @@ import torch
 from torch import Tensor
 from zlib_ng import zlib_ng
 
-from apex import checkpoint, compute, cores, params
+from apex import checkpoint, cores, params
 from apex.algos.base import Algorithm, learn
 from apex.algos.registry import check_schema, make_algorithm
 from apex.checkpoint import Checkpoint, Manifest
+from apex.data.chunks import good_priorities
 from apex.errors import ConfigError, DivergedError
-from apex.extensions import NONE, Extensions
-from apex.files import replace_file
+from apex.host import process_tuning
+from apex.host.files import replace_file
 from apex.learner.params_server import ParamsServer
 from apex.learner.prefetcher import Batch, Prefetcher
 from apex.learner.snapshots import Snapshots
 from apex.learner.transfer import transfer_to
 from apex.metrics import MetricsLog, Rate
+from apex.plugins import NONE, Extensions
 from apex.publications import Publication, PublicationBoard, VersionCounter
 from apex.replay.client import SampleClient
 from apex.service import ENGINE_PID, Service, daemon_command
-from apex.types import good_priorities
 
 log = logging.getLogger("apex.learner")
 
@@ -52,9 +53,9 @@ class LearnerDaemon:
         self._service = service
         self._config = config
         self._folder = service.run.checkpoints
-        compute.set_up(config.learner.torch_threads)
+        process_tuning.set_up(config.learner.torch_threads)
         torch.manual_seed(config.run.seed)
-        self._device = compute.pick_device(config.learner.device)
+        self._device = process_tuning.pick_device(config.learner.device)
         self._learner = algorithm.learner(self._device)
         self._step = 0
         self._train_s = 0.0
@@ -388,7 +389,7 @@ def body(service: Service, extensions: Extensions = NONE) -> None:
     facts = service.facts
     algorithm = make_algorithm(service.config.algorithm, facts.env, extensions.algorithm)
     check_schema(algorithm, facts.schema)
-    with compute.memory_errors():
+    with process_tuning.memory_errors():
         LearnerDaemon(service, algorithm).run()
 
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from apex.checkpoint import ActorRecord
-from apex.endpoints import Endpoints
 from apex.learner.membership import Membership
 from apex.publications import PublicationBoard
 from apex.run_directory import RunFacts
+from apex.wire.endpoints import Endpoints
 from apex.wire.messages import (
     Ack,
     EvaluationReport,

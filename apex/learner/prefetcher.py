@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from apex import frames
+from apex.data import frame_compression
+from apex.data.chunks import Items, Samples
+from apex.data.schema import LEARNER_STEP, Arrays, Schema
 from apex.errors import ApexError, CorruptItemsError, SchemaError
 from apex.replay.client import SampleClient
-from apex.types import LEARNER_STEP, Arrays, Items, Samples, Schema
 from apex.wire.messages import SnapshotReply
 from apex.wire.sockets import Poller, Waker
 
@@ -50,7 +51,7 @@ def prepare(
     corrupt: list[int] = []
     while True:
         try:
-            items = frames.decompress(samples, schema)
+            items = frame_compression.decompress(samples, schema)
             arrays = collate(items)
         except CorruptItemsError as error:
             corrupt += error.item_ids

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apex.data.schema import Array, Arrays
 from apex.errors import DeviceMemoryError
-from apex.types import Array, Arrays
 
 
 def transfer_to(device: torch.device) -> Callable[[Arrays], Mapping[str, Any]]:

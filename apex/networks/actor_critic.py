@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from apex.env_spec import EnvSpec
+from apex.envs.spec import EnvSpec
 from apex.networks.cores import SequenceInputs
 from apex.networks.sequence import Layers, SequenceNetwork
 

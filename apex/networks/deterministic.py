@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from apex.env_spec import EnvSpec
+from apex.envs.spec import EnvSpec
 from apex.networks.torsos import ConvLayers, ImageTorso, VectorTorso, mlp
 
 

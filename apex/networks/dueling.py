@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from apex.env_spec import EnvSpec
+from apex.envs.spec import EnvSpec
 from apex.networks.torsos import ConvLayers, ImageTorso, VectorTorso, mlp
 from apex.ops.q_learning import dueling_values
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from apex.env_spec import EnvSpec
+from apex.envs.spec import EnvSpec
 from apex.networks.cores import SequenceInputs
 from apex.networks.sequence import Layers, SequenceNetwork
 from apex.networks.torsos import mlp

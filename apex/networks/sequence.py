@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from apex.env_spec import EnvSpec
+from apex.envs.spec import EnvSpec
 from apex.networks.cores import SequenceInputs, make_core
 from apex.networks.torsos import ConvLayers, ImageTorso, VectorTorso, mlp
 

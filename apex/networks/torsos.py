@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from apex.env_spec import EnvSpec
+from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError
 
 ConvLayers = Sequence[tuple[int, int, int]]

@@ -10,11 +10,12 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from apex.endpoints import Endpoint
+from apex.data.chunk_bytes import chunk_to_arrays, samples_from_arrays
+from apex.data.chunks import Chunk, Samples
+from apex.data.schema import Arrays
 from apex.errors import SchemaError
-from apex.replay.payload import chunk_to_arrays, samples_from_arrays
-from apex.types import Arrays, Chunk, Samples
 from apex.wire.client import Client
+from apex.wire.endpoints import Endpoint
 from apex.wire.messages import (
     Error,
     Hello,

@@ -6,13 +6,13 @@ import logging
 from collections import deque
 from dataclasses import dataclass
 
-from apex.endpoints import Endpoint
+from apex.data.chunk_bytes import chunk_from_arrays
+from apex.data.chunks import Chunk
 from apex.errors import RefusedError, SchemaError
 from apex.metrics import Rate
 from apex.replay.keeper import TableKeeper
-from apex.replay.payload import chunk_from_arrays
 from apex.run_directory import RunFacts
-from apex.types import Chunk
+from apex.wire.endpoints import Endpoint
 from apex.wire.messages import Insert, InsertAck, Welcome
 from apex.wire.server import Peer, Request, Server
 

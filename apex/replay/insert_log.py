@@ -13,10 +13,10 @@ from pathlib import Path
 
 import msgspec
 
-from apex.buffers import Frame, declare
-from apex.files import fsync_path
+from apex.data.array_bytes import Frame, declare
+from apex.data.schema import Array
+from apex.host.files import fsync_path
 from apex.replay.records import Inserted, Opening, Served, encode_record, segments
-from apex.types import Array
 
 log = logging.getLogger("apex.replay")
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import msgspec
 
-from apex.config import ReplayConfig
-from apex.files import fsync_path
+from apex.config.sections import ReplayConfig
+from apex.data.chunk_bytes import chunk_to_arrays
+from apex.data.chunks import Chunk, Samples
+from apex.host.files import fsync_path
 from apex.replay import recovery
 from apex.replay.insert_log import InsertLog
-from apex.replay.payload import chunk_to_arrays
 from apex.replay.records import Inserted, Opening, ProducerMark, Served
 from apex.replay.recovery import LogReader
 from apex.replay.table import Table, TableState
 from apex.run_directory import RunFacts
-from apex.types import Chunk, Samples
 
 log = logging.getLogger("apex.replay")
 

@@ -23,9 +23,9 @@ from typing import NamedTuple, TypeAlias
 import msgspec
 from zlib_ng import zlib_ng
 
-from apex.buffers import Buffer, Frame, restore
+from apex.data.array_bytes import Buffer, Frame, restore
+from apex.data.schema import Arrays
 from apex.errors import DecodeError
-from apex.types import Arrays
 
 log = logging.getLogger("apex.replay")
 

@@ -10,10 +10,12 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from apex.buffers import declare
+from apex.data.array_bytes import declare
+from apex.data.chunk_bytes import chunk_from_arrays
+from apex.data.chunks import Chunk
+from apex.data.schema import Arrays, Schema
 from apex.errors import ConfigError, SchemaError
-from apex.files import replace_file
-from apex.replay.payload import chunk_from_arrays
+from apex.host.files import replace_file
 from apex.replay.records import (
     Damage,
     Inserted,
@@ -28,7 +30,6 @@ from apex.replay.records import (
     segments,
 )
 from apex.replay.table import TableState
-from apex.types import Arrays, Chunk, Schema
 
 log = logging.getLogger("apex.replay")
 

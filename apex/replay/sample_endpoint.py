@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from apex.endpoints import Endpoint
+from apex.data.chunk_bytes import samples_to_arrays
+from apex.data.schema import Arrays
 from apex.errors import EmptyTableError
 from apex.metrics import Rate
 from apex.replay.keeper import TableKeeper
-from apex.replay.payload import samples_to_arrays
 from apex.run_directory import RunFacts
-from apex.types import Arrays
+from apex.wire.endpoints import Endpoint
 from apex.wire.messages import (
     Ack,
     Sample,

@@ -10,8 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from apex.config import Config
-from apex.endpoints import Endpoints
+from apex.config.sections import Config
 from apex.errors import StopAskedError
 from apex.metrics import MetricsLog
 from apex.replay.insert_endpoint import InsertEndpoint
@@ -20,6 +19,7 @@ from apex.replay.sample_endpoint import SampleEndpoint
 from apex.replay.table import make_table
 from apex.run_directory import RunFacts
 from apex.service import Service, daemon_command
+from apex.wire.endpoints import Endpoints
 from apex.wire.sockets import Poller, connections
 
 log = logging.getLogger("apex.replay")

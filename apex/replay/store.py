@@ -9,7 +9,8 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from apex.types import Arrays, Chunk, FrameRanges, Schema
+from apex.data.chunks import Chunk, FrameRanges
+from apex.data.schema import Arrays, Schema
 
 Slots = npt.NDArray[np.int64]
 EDGE = "I"

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from apex.config import Config
+from apex.config.sections import Config
+from apex.data.chunks import Chunk, FrameRanges, Samples, good_priorities
+from apex.data.schema import Arrays, Schema
 from apex.replay.rate_limiter import RateLimiter
 from apex.replay.selectors import Fifo, Selector, make_selector
 from apex.replay.store import Store
-from apex.types import Arrays, Chunk, FrameRanges, Samples, Schema, good_priorities
 
 Ids = npt.NDArray[np.int64]
 NO_ITEM = -1

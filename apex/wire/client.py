@@ -9,11 +9,11 @@ from collections.abc import Callable, Mapping
 import zmq  # noqa: TID251
 from zmq.utils.monitor import recv_monitor_message  # noqa: TID251
 
-from apex.buffers import Frame
-from apex.endpoints import Endpoint
+from apex.data.array_bytes import Frame
+from apex.data.schema import Array
 from apex.errors import DecodeError, PeerTimeoutError, RefusedError
-from apex.types import Array
 from apex.wire.codec import Received, decode, encode
+from apex.wire.endpoints import Endpoint
 from apex.wire.messages import Error, Hello, Message, Welcome
 from apex.wire.sockets import HANDSHAKE_FAILURES, connected_dealer
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from apex.buffers import Frame, declare, restore
+from apex.data.array_bytes import Frame, declare, restore
+from apex.data.schema import Array, Arrays
 from apex.errors import DecodeError
-from apex.types import Array, Arrays
 from apex.wire.messages import PROTOCOL_VERSION, AnyMessage, Message
 
 MAX_HEADER_BYTES = 1024 * 1024
@@ -39,7 +39,7 @@ def encode(message: Message, arrays: Mapping[str, Array] | None = None) -> list[
 
     Args:
         message: the header; its `buffers` are declared here.
-        arrays: as `apex.buffers.declare` takes them.
+        arrays: as `apex.data.array_bytes.declare` takes them.
 
     Returns:
         The frames to send; buffer frames are views of the arrays' memory.

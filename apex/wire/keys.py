@@ -25,9 +25,9 @@ import msgspec
 import tomli_w
 import zmq  # noqa: TID251
 
-from apex.config import read_toml
+from apex.config.loading import read_toml
 from apex.errors import ConfigError, EndpointError, UsageError
-from apex.files import replace_file, writer_problem
+from apex.host.files import replace_file, writer_problem
 from apex.wire.messages import NAME_PATTERN, Role
 
 log = logging.getLogger("apex.wire")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from apex.buffers import Buffer
+from apex.data.array_bytes import Buffer
 
 PROTOCOL_VERSION = 4
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 import zmq  # noqa: TID251
 
-from apex.endpoints import Endpoint
+from apex.data.schema import Array, Arrays
 from apex.errors import DecodeError, RefusedError
-from apex.types import Array, Arrays
 from apex.wire.codec import decode, encode
+from apex.wire.endpoints import Endpoint
 from apex.wire.messages import AnyMessage, Error, Hello, Message, Role, Welcome
 from apex.wire.sockets import bound_router
 

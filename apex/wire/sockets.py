@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 
 import zmq  # noqa: TID251
 
-from apex.endpoints import Endpoint
 from apex.errors import EndpointError
-from apex.files import FileLock
+from apex.host.files import FileLock
+from apex.wire.endpoints import Endpoint
 from apex.wire.gate import Anyone, Gate, KeyHolders, Policy, SameUser
 from apex.wire.keys import client_keys, read_secret
 from apex.wire.messages import Role

@@ -10,9 +10,10 @@ import numpy as np
 
 from apex.acting.accumulators import VectorStep
 from apex.algos.q_learning import MAX_Q, Q_VALUE
+from apex.data.chunks import Chunk
+from apex.data.schema import Array
 from apex.envs.registry import make_environments
 from apex.run_directory import RunDirectory
-from apex.types import Array, Chunk
 from benchmarks.run.pong import CHUNK_LENGTH, NUM_ENVS, algorithm_of
 
 COLUMNS = ("frames", "actions", "rewards", "terminated", "truncated")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from apex import machine
+from apex.host import hardware
 from benchmarks.provenance import provenance
 from benchmarks.run import plot, scenarios
 from benchmarks.run.figures import line, save
@@ -23,7 +23,7 @@ EVERYTHING = scenarios.NAMES + scenarios.ON_DEMAND
 def main(only: str | None, out: Path | None) -> None:
     """See `--help`."""
     where_from = provenance()  # before the first result changes the checkout
-    names = EVERYTHING if machine.has_gpu() else scenarios.NAMES
+    names = EVERYTHING if hardware.has_gpu() else scenarios.NAMES
     for name in [only] if only else names:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="apex-bench-") as folder:

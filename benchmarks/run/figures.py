@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from apex.files import replace_file
+from apex.host.files import replace_file
 
 REPETITIONS = 5
 

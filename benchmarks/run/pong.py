@@ -11,19 +11,20 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from apex import compute
 from apex.acting.agent import Agent, Decision, Exploration, Inputs, LocalDecider
 from apex.acting.loop import ActingLoop
 from apex.algos.apex_dqn import ApexDQN, QPolicy
 from apex.algos.base import Algorithm, Learner
 from apex.algos.q_learning import MAX_Q, Q_VALUE
 from apex.algos.registry import make_algorithm
+from apex.data.chunks import Chunk, Samples
+from apex.data.schema import Arrays
 from apex.envs.registry import make_environments
+from apex.host import process_tuning
 from apex.learner.prefetcher import prepare
 from apex.replay.client import InsertClient
 from apex.replay.store import Store
 from apex.run_directory import RunDirectory
-from apex.types import Arrays, Chunk, Samples
 from apex.wire.messages import Hello
 from apex.wire.sockets import Poller
 from benchmarks.run.daemons import until
@@ -146,7 +147,7 @@ def bare_stepping(path: Path) -> Step:
 
 def bare_acting(path: Path) -> Step:
     """ALE's vector environment, which stacks the frames, and the run's network; env steps."""
-    compute.set_up(1)
+    process_tuning.set_up(1)
     environments = _environments(4)
     policy = algorithm_of(RunDirectory(path)).policy()
     observations = environments.reset(seed=1)[0]
@@ -163,9 +164,9 @@ def bare_acting(path: Path) -> Step:
 
 def bare_learner(path: Path, batch_size: int) -> tuple[Learner, dict[str, Tensor]]:
     """The run's learner, and a batch that lies on its device."""
-    compute.set_up(1)
+    process_tuning.set_up(1)
     run = RunDirectory(path)
-    learner = algorithm_of(run).learner(compute.pick_device(run.config().learner.device))
+    learner = algorithm_of(run).learner(process_tuning.pick_device(run.config().learner.device))
     return learner, learner.tensors(batch_of(run, batch_size))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from apex.actor import daemon
-from apex.extensions import Extensions
+from apex.plugins import Extensions
 from apex.run_directory import RunDirectory
 from apex.service import serve
 from benchmarks.run.pong import RandomDQN

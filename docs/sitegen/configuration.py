@@ -11,9 +11,10 @@ from typing import Any
 import msgspec
 from msgspec import inspect as types
 
-from apex import config as configuration
 from apex.algos.registry import ALGORITHMS
-from apex.config import OVERLAYS, Config
+from apex.config import loading
+from apex.config.loading import OVERLAYS
+from apex.config.sections import Config
 from sitegen.documentation import attribute_docs
 from sitegen.markdown import table
 
@@ -49,7 +50,7 @@ def page() -> str:
     for name, algorithm in ALGORITHMS.items():
         text = f"{doc(algorithm)} {doc(algorithm.Config)}"
         parts.append(section(f"[algorithm] {name}", text, algorithm.Config))
-    parts += [PRESETS, table(PRESET_HEAD, map(preset_row, configuration.preset_names()))]
+    parts += [PRESETS, table(PRESET_HEAD, map(preset_row, loading.preset_names()))]
     return "\n".join(parts)
 
 
@@ -129,12 +130,12 @@ def _bounded(name: str, kind: types.IntType | types.FloatType) -> str:
 
 def preset_row(name: str) -> tuple[str, ...]:
     """Name, what it is, algorithm, environment, and what it sets, folded."""
-    raw = configuration.preset_table(name)
+    raw = loading.preset_table(name)
     algorithm = raw["algorithm"]["name"]
     kinds = {**plain_sections(), "algorithm": ALGORITHMS[algorithm].Config}
     lines = list(changes(raw, kinds))
     folded = f"<details><summary>{len(lines)} keys</summary>{'<br>'.join(lines)}</details>"
-    about = opening_comment(configuration.preset_text(name))
+    about = opening_comment(loading.preset_text(name))
     return f"`{name}`", about, f"`{algorithm}`", f"`{raw['env']['id']}`", folded
 
 

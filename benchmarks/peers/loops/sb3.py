@@ -13,7 +13,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecFrameStack
 from stable_baselines3.dqn.policies import DQNPolicy, QNetwork
 
-from apex.env_spec import EnvSpec
+from apex.envs.spec import EnvSpec
 from apex.networks.dueling import DuelingQNetwork
 from benchmarks.peers.loops.pong import CONVOLUTIONS, STREAM_WIDTH
 from benchmarks.peers.loops.serve import Step, serve

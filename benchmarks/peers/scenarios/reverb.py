@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from apex import compute
+from apex.data.chunks import Chunk
+from apex.host import process_tuning
 from apex.replay.client import InsertClient
 from apex.run_directory import RunDirectory
-from apex.types import Chunk
 from apex.wire.sockets import Poller
 from benchmarks.peers.processes import Peer
 from benchmarks.peers.recording import chunks_of, record, vector_steps
@@ -37,7 +37,7 @@ Measurable = Worker | Peer
 
 def inserting(path: Path, recording: Path) -> Step:
     """An actor without environments and policy, which inserts as fast as it may; transitions."""
-    compute.set_up(1)
+    process_tuning.set_up(1)
     run = RunDirectory(path)
     sent: deque[int] = deque()
     acknowledged = 0

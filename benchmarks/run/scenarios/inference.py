@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from apex import compute
 from apex.acting.agent import Inputs
-from apex.machine import has_gpu
+from apex.host import process_tuning
+from apex.host.hardware import has_gpu
 from apex.run_directory import RunDirectory
 from benchmarks.run import cores
 from benchmarks.run.daemons import Asker, Daemon, Daemons, pong_run, until
@@ -110,7 +110,7 @@ def acting(folder: Path, actors: int, envs: int) -> Figure:
 
 def deciding(path: Path, batch_size: int, device: str) -> Step:
     """Decisions of the run's policy for random frames; environments."""
-    compute.set_up(1)
+    process_tuning.set_up(1)
     policy = algorithm_of(RunDirectory(path)).policy()
     policy.to(torch.device(device))
     frames = np.random.default_rng(1).integers(0, 256, (batch_size, 4, 84, 84), dtype=np.uint8)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from apex.machine import has_gpu
-from apex.types import Chunk
+from apex.data.chunks import Chunk
+from apex.host.hardware import has_gpu
 from benchmarks.run import cores
 from benchmarks.run.daemons import Daemons, pong_run, until
 from benchmarks.run.figures import Figure, figure, in_turn

@@ -8,8 +8,8 @@ from pathlib import Path
 import lz4.frame
 import numpy as np
 
-from apex import compute
-from apex.frames import lz4_frame
+from apex.data.frame_compression import lz4_frame
+from apex.host import process_tuning
 from apex.learner.prefetcher import Prefetcher
 from apex.replay.client import SampleClient
 from apex.run_directory import RunDirectory
@@ -29,7 +29,7 @@ TURN_S = 10.0
 
 def batches(path: Path, threads: int, returns_priorities: bool = False) -> Step:
     """Batches that are ready for an update, and new priorities for each; transitions."""
-    compute.set_up(1)
+    process_tuning.set_up(1)
     run = RunDirectory(path)
 
     def connect() -> SampleClient:
@@ -52,7 +52,7 @@ def batches(path: Path, threads: int, returns_priorities: bool = False) -> Step:
 
 def decompression(path: Path) -> Step:
     """LZ4 and nothing else; transitions."""
-    compute.set_up(1)
+    process_tuning.set_up(1)
     run = RunDirectory(path)
     spec = run.facts().schema.frames
     ranges = samples_of(run, BATCH).frames

@@ -11,7 +11,8 @@ from pathlib import Path
 import zmq  # noqa: TID251
 from zlib_ng import zlib_ng
 
-from apex import compute, params
+from apex import params
+from apex.host import process_tuning
 from apex.learner.client import LearnerClient
 from apex.learner.params_server import ParamsServer
 from apex.publications import Publication, PublicationBoard
@@ -65,7 +66,7 @@ class Members:
 def publish(path: Path, pipe: Connection) -> None:
     """A process that publishes the network anew whenever it is told to."""
     cores.start_on(cores.AVAILABLE)
-    compute.set_up(1)
+    process_tuning.set_up(1)
     run, board = RunDirectory(path), PublicationBoard()
     network = algorithm_of(run).policy().network
     server = ParamsServer(
@@ -89,7 +90,7 @@ def _told(pipe: Connection) -> Iterator[int]:
 
 def using(path: Path) -> Step:
     """Publications that all clients act by."""
-    compute.set_up(1)
+    process_tuning.set_up(1)
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
     context.Process(target=publish, args=(path, theirs), daemon=True).start()
@@ -127,7 +128,7 @@ def moving(address: str) -> Step:
 
 def fetching(path: Path) -> Step:
     """Clients that ask as actors do."""
-    compute.set_up(1)
+    process_tuning.set_up(1)
     members = Members(RunDirectory(path))
     asked = 0.0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from apex.machine import has_gpu
+from apex.host.hardware import has_gpu
 from benchmarks.run import cores
 from benchmarks.run.daemons import pong_run
 from benchmarks.run.figures import Figure, figure, in_turn

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from apex.data.chunk_bytes import chunk_to_arrays, samples_to_arrays
+from apex.data.chunks import Chunk
 from apex.replay.client import InsertClient, SampleClient
-from apex.replay.payload import chunk_to_arrays, samples_to_arrays
 from apex.run_directory import RunDirectory
-from apex.types import Chunk
 from apex.wire.codec import encode
 from apex.wire.messages import Insert, SampleReply
 from apex.wire.sockets import Poller

@@ -11,15 +11,17 @@ import importlib
 import sys
 import sysconfig
 import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import msgspec
 
-from apex.config import Config
+from apex.config.sections import Config
 from apex.errors import ConfigError
-from apex.types import FACTORY
 
 NOT_THE_USERS = tuple(
     f"{Path(folder).resolve()}/"
@@ -132,3 +134,26 @@ def told(error: Exception, otherwise: str = "") -> str:
     frame = own[-1]
     place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
     return f"{what} ({place}); mend it there"
+
+
+@dataclass(frozen=True)
+class Extensions:
+    """What replaces the parts that a configuration can only name.
+
+    Args:
+        make_env: makes one environment, instead of `env.id`.
+        algorithm: the class, instead of `algorithm.name`.
+    """
+
+    make_env: Callable[..., Any] | None = None
+    algorithm: type[Any] | None = None
+
+
+NONE = Extensions()
+
+
+"""Import a user's own environment or algorithm by reference: `my_file.py:Name`."""
+
+
+FACTORY = "factory:"
+"""Begins the id of an environment that came from a script's factory."""

@@ -14,16 +14,9 @@ import lz4.frame
 import numpy as np
 import numpy.typing as npt
 
+from apex.data.chunks import BLOCK_HEADER, FrameRanges, Items, Samples, frame_block_bound
+from apex.data.schema import FramesColumn, Schema
 from apex.errors import CorruptItemsError, SchemaError
-from apex.types import (
-    BLOCK_HEADER,
-    FrameRanges,
-    FramesColumn,
-    Items,
-    Samples,
-    Schema,
-    frame_block_bound,
-)
 
 END_MARK = bytes(4)
 BLOCK_SIZES = {

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from apex.types import Array, Column
+from apex.data.schema import Array, Column
 
 
 class ActionBounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -115,3 +116,31 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.frame_stack:
             return (self.frame_stack, *self.observation_shape)
         return self.observation_shape
+
+
+MAX_REWARD = 1e30
+"""In magnitude; sums of such fit a float32."""
+
+
+def good_rewards(rewards: npt.NDArray[np.float64]) -> bool:
+    """Whether all are numbers that can be learned from."""
+    return bool((np.abs(rewards) <= MAX_REWARD).all())
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step of E environments gave, `[E]` each.
+
+    Args:
+        observations: `[E, *observation_shape]`.
+        rewards: `[E] float64`, neither clipped nor scaled.
+        terminated: the episode ended, and has no value beyond.
+        truncated: the episode was cut; its value goes on.
+        life_lost: learn as if terminated, though the episode goes on.
+    """
+
+    observations: Array
+    rewards: npt.NDArray[np.float64]
+    terminated: npt.NDArray[np.bool_]
+    truncated: npt.NDArray[np.bool_]
+    life_lost: npt.NDArray[np.bool_]

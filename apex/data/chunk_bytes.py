@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from apex.data.chunks import Chunk, FrameRanges, Samples
+from apex.data.schema import Array, Arrays
 from apex.errors import SchemaError
-from apex.types import Array, Arrays, Chunk, FrameRanges, Samples
 
 COLUMN = "column."
 FRAME_ARRAYS = ("first_frame", "frame_count", "pad_count", "frame_lengths")

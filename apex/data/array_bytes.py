@@ -9,8 +9,8 @@ from typing import TypeAlias
 import msgspec
 import numpy as np
 
+from apex.data.schema import Array, Arrays
 from apex.errors import DecodeError
-from apex.types import Array, Arrays
 
 MAX_BUFFERS = 64
 DTYPES = frozenset({"uint8", "int32", "int64", "float32", "float64"})

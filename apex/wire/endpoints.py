@@ -1,14 +1,10 @@
-"""The addresses of the daemons: read from an endpoints file, resolved, and nowhere else."""
+"""Addresses of the daemons: read from an endpoints file and resolved."""
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import os
 import socket
-import stat
-import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +12,9 @@ from typing import Any, NamedTuple
 import msgspec
 import tomli_w
 
-from apex.config import read_toml
+from apex.config.loading import read_toml
 from apex.errors import ConfigError, EndpointError
+from apex.host.paths import install_root, socket_directory
 
 IPC_MAX_BYTES = 107
 """Longest path of a unix socket on Linux, in bytes."""
@@ -90,14 +87,6 @@ class Endpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def default_file() -> Path:
     """`deploy/endpoints.toml` of the checkout or of the installed distribution."""
     return install_root() / "deploy" / "endpoints.toml"
-
-
-def install_root() -> Path:
-    """Holds `bin/` and `deploy/`: the checkout, or `share/apex-suite` of the environment."""
-    checkout = Path(__file__).resolve().parent.parent
-    if (checkout / "deploy").is_dir():
-        return checkout
-    return Path(sys.prefix) / "share" / "apex-suite"
 
 
 def load(path: Path) -> Endpoints:
@@ -206,35 +195,6 @@ def resolve(endpoints: Endpoints, run_directory: Path) -> Endpoints:
     )
     _check_all(resolved)
     return resolved
-
-
-def socket_directory(run_directory: Path) -> Path:
-    """Make the run's private (0700) directory of sockets and return it."""
-    path = socket_directory_path(run_directory)
-    for folder in (path.parent, path):
-        try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            status = folder.lstat()
-            if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-                raise FileExistsError("it is not a directory of your own")
-            folder.chmod(0o700)
-        except OSError as error:
-            raise EndpointError(
-                f"{folder}: cannot be the directory of sockets ({error}); remove what is there"
-            ) from None
-    return path
-
-
-def socket_directory_path(run_directory: Path) -> Path:
-    """Where the run's directory of sockets lies, or would lie.
-
-    It lies under `$XDG_RUNTIME_DIR` or the temporary directory, since a run's own path may be
-    longer than a socket's may be; its name is a digest of the run's path.
-    """
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    base = Path(runtime) if runtime and Path(runtime).is_dir() else Path(tempfile.gettempdir())
-    digest = hashlib.sha256(os.fsencode(run_directory.resolve())).hexdigest()[:12]
-    return base / f"apex-{os.getuid()}" / digest
 
 
 def _with_ports(addresses: dict[str, str]) -> dict[str, str]:

@@ -1,111 +1,22 @@
-"""The data that every process shares: schema, chunks of items, samples of items."""
+"""Chunks of items as they are inserted, and samples of items as they are served."""
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from apex.data.schema import Arrays, FramesColumn, Schema
 from apex.errors import SchemaError
-
-Array: TypeAlias = npt.NDArray[Any]
-Arrays: TypeAlias = dict[str, Array]
-
-LEARNER_STEP = "learner_step"
-"""The one column that every schema has: the learner step of the parameters that acted."""
-
-FACTORY = "factory:"
-"""Begins the id of an environment that came from a script's factory."""
 
 MAX_PRIORITY = 1e12
 """What is beyond it is no TD error of a network that learns."""
-
-COLUMN_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
-
-
-MAX_REWARD = 1e30
-"""In magnitude; sums of such fit a float32."""
-
-
-def good_rewards(rewards: npt.NDArray[np.float64]) -> bool:
-    """Whether all are numbers that can be learned from."""
-    return bool((np.abs(rewards) <= MAX_REWARD).all())
 
 
 def good_priorities(priorities: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
     """Which of them are priorities; NaN is none."""
     return (priorities >= 0) & (priorities <= MAX_PRIORITY)
-
-
-class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One array column of an item: each item holds one array of `shape` and `dtype`."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...] = ()
-
-
-class FramesColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The image observations of an item: up to `max_frames` consecutive uint8 frames.
-
-    Args:
-        shape: of one frame.
-        max_frames: most frames of an item, its padding included.
-    """
-
-    shape: tuple[int, ...]
-    max_frames: int
-
-    @property
-    def frame_bytes(self) -> int:
-        """Bytes of one frame when decompressed."""
-        return int(np.prod(self.shape, dtype=np.int64))
-
-
-class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an item of the table consists of; the replay server knows no more than this."""
-
-    columns: tuple[Column, ...]
-    frames: FramesColumn | None = None
-
-    def __post_init__(self) -> None:
-        names = [column.name for column in self.columns]
-        if len(set(names)) != len(names):
-            raise SchemaError(f"schema: column names must differ, got {names}")
-        if LEARNER_STEP not in names:
-            raise SchemaError(f"schema: the column '{LEARNER_STEP}' (int64) is required")
-        for column in self.columns:
-            if column.dtype not in COLUMN_DTYPES:
-                raise SchemaError(
-                    f"schema: column '{column.name}' has dtype '{column.dtype}', "
-                    f"expected one of {', '.join(COLUMN_DTYPES)}"
-                )
-
-    @property
-    def hash(self) -> str:
-        """16 hexadecimal digits that differ when anything in the schema differs."""
-        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:16]
-
-    def check_columns(self, columns: Arrays, rows: int) -> None:
-        """Raise `SchemaError` unless `columns` are exactly the schema's, with `rows` items each."""
-        expected = {column.name for column in self.columns}
-        if columns.keys() != expected:
-            raise SchemaError(
-                f"expected the columns {sorted(expected)}, got {sorted(columns.keys())}"
-            )
-        for column in self.columns:
-            array = columns[column.name]
-            if array.dtype != column.dtype or array.shape != (rows, *column.shape):
-                raise SchemaError(
-                    f"column '{column.name}': expected {column.dtype} {(rows, *column.shape)}, "
-                    f"got {array.dtype} {array.shape}"
-                )
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise SchemaError(f"column '{column.name}' has a value that is not finite")
 
 
 BLOCK_HEADER = 4
@@ -288,22 +199,3 @@ class Items:
 
     def __len__(self) -> int:
         return len(self.item_ids)
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What a step of E environments gave, `[E]` each.
-
-    Args:
-        observations: `[E, *observation_shape]`.
-        rewards: `[E] float64`, neither clipped nor scaled.
-        terminated: the episode ended, and has no value beyond.
-        truncated: the episode was cut; its value goes on.
-        life_lost: learn as if terminated, though the episode goes on.
-    """
-
-    observations: Array
-    rewards: npt.NDArray[np.float64]
-    terminated: npt.NDArray[np.bool_]
-    truncated: npt.NDArray[np.bool_]
-    life_lost: npt.NDArray[np.bool_]

@@ -1,0 +1,1 @@
+"""The data that processes exchange: schemas, chunks, bytes."""

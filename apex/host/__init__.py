@@ -1,0 +1,1 @@
+"""The machine: files, hardware, how a process uses them."""
