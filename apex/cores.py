@@ -13,7 +13,7 @@ from apex.config.sections import Config
 from apex.host import hardware
 from apex.host.files import FileLock
 from apex.host.paths import socket_directory
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 
 log = logging.getLogger("apex.cores")
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.errors import RunError, UsageError
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 
 log = logging.getLogger("apex.curves")
 

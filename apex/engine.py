@@ -23,7 +23,7 @@ from apex.config.sections import Config
 from apex.errors import RunError
 from apex.host.files import remove, replace_file
 from apex.host.paths import install_root, socket_directory
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.service import ENGINE_PID
 
 EngineName = Literal["supervisor", "local"]

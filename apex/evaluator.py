@@ -10,20 +10,22 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 
-from apex import checkpoint, cores, params
+from apex import cores
 from apex.acting.agent import greedy
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
 from apex.algos.registry import make_algorithm
-from apex.checkpoint import Manifest
 from apex.envs.recreation import Recreation, close
 from apex.envs.registry import make_environments
 from apex.errors import EnvFaultError
 from apex.host import process_tuning
 from apex.learner.client import LearnerClient
 from apex.metrics import MetricsLog
+from apex.networks import parameters
 from apex.plugins import NONE, Extensions
 from apex.publications import Publication
+from apex.runs import checkpoint
+from apex.runs.checkpoint import Manifest
 from apex.service import Service, daemon_command
 from apex.trained_policy import evaluation_env
 from apex.wire.messages import EvaluationReport, Heartbeat, Phase
@@ -163,7 +165,7 @@ class EvaluatorDaemon:
         config = self._config.evaluator
         started, cpu_started = self._clock(), time.process_time()
         log.info("learner step %d: playing %d episodes", publication.learner_step, config.episodes)
-        self._policy.load(params.decode(publication.data))
+        self._policy.load(parameters.decode(publication.data))
         loop = ActingLoop(
             self._environments,
             greedy(self._policy, self._environments.spec, config.num_envs),

@@ -32,7 +32,7 @@ from apex import engine
 from apex.config.sections import Config
 from apex.errors import NOT_RESTARTED, ApexError, EnvError, RunError, UsageError
 from apex.plugins import FACTORY, NONE, Extensions
-from apex.run_directory import RunDirectory, find_run
+from apex.runs.directory import RunDirectory, find_run
 from apex.service import Service, log_to_stderr, serve
 
 if TYPE_CHECKING:  # every child imports this module: the replay server must not import torch

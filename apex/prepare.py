@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from apex import checkpoint, plugins
+from apex import plugins
 from apex.algos.base import Algorithm
 from apex.algos.registry import algorithm_class, check_schema, make_algorithm
 from apex.config import loading, sections
@@ -23,7 +23,8 @@ from apex.errors import ConfigError, UsageError
 from apex.host import hardware
 from apex.plugins import NONE, Extensions
 from apex.replay.records import segments
-from apex.run_directory import RunDirectory, runs_root
+from apex.runs import checkpoint
+from apex.runs.directory import RunDirectory, runs_root
 from apex.trial import STEPS, try_algorithm, try_environment
 from apex.wire import endpoints as addresses
 from apex.wire.keys import read_secret

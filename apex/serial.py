@@ -16,14 +16,12 @@ import numpy as np
 import torch
 from zlib_ng import zlib_ng
 
-from apex import checkpoint, params
 from apex.acting.agent import LocalDecider, greedy
 from apex.acting.exploration import environments_seed
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.agents import make_agent
 from apex.algos.base import Algorithm, learn
 from apex.algos.registry import make_algorithm
-from apex.checkpoint import Manifest
 from apex.data.chunks import good_priorities
 from apex.envs.registry import make_environments
 from apex.errors import DivergedError
@@ -31,10 +29,13 @@ from apex.evaluator import EVALUATION_SEED, evaluation_values
 from apex.host import process_tuning
 from apex.learner.prefetcher import prepare
 from apex.metrics import MetricsLog
+from apex.networks import parameters
 from apex.plugins import NONE, Extensions
 from apex.publications import Publication
 from apex.replay.table import make_table
-from apex.run_directory import RunDirectory
+from apex.runs import checkpoint
+from apex.runs.checkpoint import Manifest
+from apex.runs.directory import RunDirectory
 from apex.trained_policy import evaluation_env
 
 log = logging.getLogger("apex.serial")
@@ -84,7 +85,7 @@ class SerialRun:
         self._learner = algorithm.learner(process_tuning.pick_device(config.learner.device))
         if config.run.init_from:
             source = checkpoint.find(Path(config.run.init_from))
-            self._learner.load_parameters(source.parameters())
+            self._learner.load_parameters(parameters.decode(source.parameters()))
         self.table = make_table(config, self._facts.schema, first_id=0)
         self.policy, self._evaluated = algorithm.policy(), algorithm.policy()
         self._actors = [
@@ -182,12 +183,12 @@ class SerialRun:
 
     def _publish(self) -> None:
         """Let the newest parameters act."""
-        self.policy.load(params.decode(params.encode(self._learner.network)))
+        self.policy.load(parameters.decode(parameters.encode(self._learner.network)))
         for actor in self._actors:
             actor.decider.learner_step = self._step
 
     def _publication(self) -> Publication:
-        data = params.encode(self._learner.network)
+        data = parameters.encode(self._learner.network)
         return Publication(
             self._step, self._step, self.env_steps, self._train_s, data, zlib_ng.crc32(data)
         )
@@ -196,7 +197,7 @@ class SerialRun:
         config, publication = self.config.evaluator, self._publication()
         if not config.enabled or not self._step:
             return
-        self._evaluated.load(params.decode(publication.data))
+        self._evaluated.load(parameters.decode(publication.data))
         started, cpu = self._clock(), time.process_time()
         environments = make_environments(
             evaluation_env(self.config.env), config.num_envs, self._extensions.make_env
@@ -241,7 +242,7 @@ class SerialRun:
 
     def _save(self) -> None:
         """Write a checkpoint, from which its policy can be played and another run begun."""
-        folder, data = self._run.checkpoints, params.encode(self._learner.network)
+        folder, data = self._run.checkpoints, parameters.encode(self._learner.network)
         state = {"learner": self._learner.state_dict(), "rng": torch.get_rng_state()}
         checkpoint.save(folder, "step", self._manifest(), data, state)
         checkpoint.prune(folder, "step", self.config.learner.keep_checkpoints, self._step)

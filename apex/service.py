@@ -24,7 +24,7 @@ from apex.crashes import CrashHistory
 from apex.errors import ApexError, ExitCode, GaveUpError, RunError, StopAskedError, UsageError
 from apex.host.escaping import printable
 from apex.host.files import FileLock
-from apex.run_directory import RunDirectory, RunFacts
+from apex.runs.directory import RunDirectory, RunFacts
 from apex.wire.endpoints import Endpoints
 from apex.wire.messages import Hello, Role
 from apex.wire.sockets import terminate_context

@@ -14,7 +14,7 @@ from supervisor.poller import Poller
 from apex import engine
 from apex.errors import ApexError
 from apex.host.paths import install_root
-from apex.run_directory import find_run
+from apex.runs.directory import find_run
 
 POLL_S = 0.1
 

@@ -9,19 +9,20 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from apex import checkpoint
 from apex.acting.agent import Decision, Inputs, greedy
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
 from apex.algos.registry import make_algorithm
-from apex.checkpoint import Checkpoint
 from apex.config import loading
 from apex.config.loading import convert
 from apex.config.sections import Config, EnvConfig
 from apex.data.schema import Array
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
+from apex.networks import parameters
 from apex.plugins import NONE, Extensions, with_absolute_paths
+from apex.runs import checkpoint
+from apex.runs.checkpoint import Checkpoint
 
 
 def evaluation_env(env: EnvConfig) -> EnvConfig:
@@ -46,7 +47,7 @@ class TrainedPolicy:
         self.config = with_absolute_paths(convert(raw, Config, str(source.path)))
         algorithm = make_algorithm(self.config.algorithm, self.manifest.env, extensions.algorithm)
         self.policy: Policy = algorithm.policy()
-        self.policy.load(source.parameters())
+        self.policy.load(parameters.decode(source.parameters()))
         self._decision: Decision | None = None
 
     def begin(self) -> None:

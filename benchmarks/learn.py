@@ -26,7 +26,7 @@ from apex import curves, engine
 from apex.curves import Curve
 from apex.errors import RunError
 from apex.host.files import replace_file
-from apex.run_directory import RunDirectory, runs_root
+from apex.runs.directory import RunDirectory, runs_root
 from benchmarks.provenance import provenance
 
 SAMPLE_S = 2.0

@@ -30,7 +30,7 @@ from apex.data.chunks import Chunk, FrameRanges
 from apex.host.paths import install_root
 from apex.prepare import prepare_run, preset_config
 from apex.replay.client import InsertClient
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.wire.messages import Hello
 from apex.wire.sockets import Poller
 from benchmarks.provenance import provenance

@@ -17,7 +17,7 @@ import pytest
 
 from apex import engine
 from apex.cli.statuses import gather
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOK_PAUSE_S = 0.2

@@ -22,7 +22,7 @@ from apex.cli.statuses import ask
 from apex.crashes import SHORT_LIFE_S
 from apex.replay.insert_endpoint import CREDITS
 from apex.replay.records import segments
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from tests.builders import fill, mount_tmpfs, unmount
 from tests.ledger import ITEMS, Audit, Identity, Insert, Producer, audit, inserts
 

@@ -25,7 +25,7 @@ import click
 from apex.cli.statuses import ask
 from apex.prepare import prepare_run, preset_config
 from apex.replay.client import InsertClient
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.wire.client import Client
 from apex.wire.sockets import Poller
 from benchmarks.provenance import provenance

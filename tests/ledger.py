@@ -23,7 +23,7 @@ from apex.replay.client import InsertClient
 from apex.replay.keeper import TableKeeper
 from apex.replay.records import Inserted, Record, Segment, read
 from apex.replay.server import make_table
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.wire.messages import Hello
 from apex.wire.sockets import Poller
 

@@ -12,7 +12,7 @@ import numpy as np
 from apex.envs.registry import EnvFactory
 from apex.plugins import Extensions
 from apex.prepare import prepare_run, preset_config
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.service import Service
 
 

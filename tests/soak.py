@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from apex import engine
 from apex.cli.statuses import gather
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from benchmarks.provenance import provenance
 
 APEX = str(Path(sys.executable).with_name("apex"))

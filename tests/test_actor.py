@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from apex import params
 from apex.acting.agent import Agent
 from apex.acting.exploration import EpsilonGreedy
 from apex.actor import daemon
 from apex.actor.daemon import ActorDaemon
 from apex.envs.registry import EnvFactory
+from apex.networks import parameters
 from apex.plugins import Extensions
 from apex.publications import Publication
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from tests.services import ThreeLives, prepared, service_of
 
 torch.set_num_threads(1)
@@ -102,7 +102,7 @@ def test_actor_learns_from_clipped_rewards_and_lives_and_reports_whole_returns(t
         network = actor._inference._algorithm.network()
         for number, learner_step in ((7, 700), (8, 800)):
             actor._inference.poll(
-                Publication(number, learner_step, 0, 0.0, params.encode(network), 0)
+                Publication(number, learner_step, 0, 0.0, parameters.encode(network), 0)
             )
             if actor._loop is None:
                 actor._start(0, incarnation=0)

@@ -13,9 +13,10 @@ import msgspec
 import pytest
 import torch
 
-from apex import checkpoint, params
-from apex.checkpoint import LEARNER, MANIFEST, PARAMETERS, Manifest
 from apex.errors import CheckpointError
+from apex.networks import parameters
+from apex.runs import checkpoint
+from apex.runs.checkpoint import LEARNER, MANIFEST, PARAMETERS, Manifest
 from tests.builders import env_spec
 
 torch.set_num_threads(1)
@@ -35,7 +36,7 @@ def save(folder: Path, step: int, prefix: str = "step", *, learner: bool = True)
         network.weight.fill_(step)
     state = {"weights": torch.full((2,), float(step)), "updates": step, "rng": [1, "a", None]}
     return checkpoint.save(
-        folder, prefix, manifest(step), params.encode(network), state if learner else None
+        folder, prefix, manifest(step), parameters.encode(network), state if learner else None
     )
 
 
@@ -54,7 +55,7 @@ def test_checkpoint_reads_back_as_it_was_written(tmp_path):
     assert path == tmp_path / "step_0000000007" and names(tmp_path) == ["step_0000000007"]
     found = checkpoint.load(path)
     assert msgspec.structs.replace(found.manifest, sha256={}) == manifest(7)
-    assert found.parameters()["weight"].tolist() == [[7.0] * 3] * 2
+    assert parameters.decode(found.parameters())["weight"].tolist() == [[7.0] * 3] * 2
     state = found.learner_state()
     assert state["weights"].tolist() == [7.0, 7.0]
     assert (state["updates"], state["rng"]) == (7, [1, "a", None])
@@ -62,7 +63,7 @@ def test_checkpoint_reads_back_as_it_was_written(tmp_path):
 
 def test_checkpoint_of_parameters_only_cannot_be_resumed_from(tmp_path):
     found = checkpoint.load(save(tmp_path, 1, learner=False))
-    assert found.parameters()["weight"].shape == (2, 3)
+    assert parameters.decode(found.parameters())["weight"].shape == (2, 3)
     with pytest.raises(CheckpointError, match="parameters only"):
         found.learner_state()
 
@@ -102,7 +103,7 @@ def test_corrupt_byte_is_named_and_the_checkpoint_passed_over(tmp_path, caplog, 
     flip(bad / name, position)
     with pytest.raises(CheckpointError, match=f"step_0000000002: {name} is corrupt"):
         checkpoint.load(bad)
-    with caplog.at_level(logging.ERROR, "apex.checkpoint"):
+    with caplog.at_level(logging.ERROR, "apex.runs.checkpoint"):
         assert checkpoint.newest(tmp_path).manifest.learner_step == 1
     assert name in caplog.text and "step_0000000002" in caplog.text
 

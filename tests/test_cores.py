@@ -11,7 +11,7 @@ import pytest
 from apex import cores, prepare
 from apex.host import hardware
 from apex.host.files import FileLock
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 
 Reserve = Callable[..., tuple[int, ...]]
 

@@ -12,7 +12,7 @@ from apex import curves, prepare
 from apex.curves import Curve, Evaluation
 from apex.errors import RunError, UsageError
 from apex.metrics import MetricsLog
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from tests.conftest import ROOT
 
 

@@ -16,7 +16,7 @@ import zmq
 
 from apex.cli.statuses import ask
 from apex.prepare import prepare_run, preset_config
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.wire.sockets import context
 from tests.conftest import ROOT, wait_until
 from tests.fuzz import mutated_frames, valid_messages
@@ -233,7 +233,7 @@ def test_a_work_loop_that_stands_still_is_ended_by_the_watchdog(tmp_path: Path) 
     script.write_text(
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from apex.run_directory import RunDirectory\n"
+        "from apex.runs.directory import RunDirectory\n"
         "from apex.service import serve\n"
         "def body(service):\n"
         "    service.beat()\n"
@@ -253,7 +253,7 @@ def test_a_daemon_that_crashes_again_and_again_gives_up_with_its_own_code(
         "import sys\n"
         "from pathlib import Path\n"
         "from apex import crashes, service\n"
-        "from apex.run_directory import RunDirectory\n"
+        "from apex.runs.directory import RunDirectory\n"
         "crashes.MAX_DELAY_S = 0.01\n"
         "def body(_):\n"
         "    raise ValueError('on purpose')\n"

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from apex import checkpoint
+from apex.runs import checkpoint
 from tests.conftest import Suite
 
 

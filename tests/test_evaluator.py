@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from apex import checkpoint, evaluator, params
+from apex import evaluator
 from apex.algos.registry import make_algorithm
 from apex.evaluator import EvaluatorDaemon
+from apex.networks import parameters
 from apex.plugins import Extensions
 from apex.publications import Publication
-from apex.run_directory import RunDirectory
+from apex.runs import checkpoint
+from apex.runs.directory import RunDirectory
 from apex.trained_policy import evaluation_env
 from apex.wire.messages import EvaluationReport
 from tests.services import ThreeLives, prepared, service_of
@@ -92,7 +94,7 @@ def publication(run: RunDirectory, version: int, action: int) -> Publication:
         for parameter in network.parameters():
             parameter.zero_()
         network.advantage[-1].bias[action] = 1.0
-    data = params.encode(network)
+    data = parameters.encode(network)
     return Publication(
         version, 100 * version, 1000 * version, 10.0 * version, data, zlib.crc32(data)
     )
@@ -126,8 +128,9 @@ def test_x_values_are_those_of_the_parameters_that_played_though_newer_ones_came
     manifest = best.manifest
     assert (manifest.learner_step, manifest.env_steps, manifest.train_s) == (300, 3000, 30.0)
     assert (manifest.param_version, manifest.mean_return, manifest.best_return) == (3, 15.0, 15.0)
-    expected = params.decode(played.data)
-    assert all(torch.equal(best.parameters()[name], expected[name]) for name in expected)
+    expected = parameters.decode(played.data)
+    saved = parameters.decode(best.parameters())
+    assert all(torch.equal(saved[name], expected[name]) for name in expected)
 
 
 def test_returns_are_of_whole_episodes_and_unclipped_whatever_is_learned_from(run):

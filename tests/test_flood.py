@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from apex.cli.statuses import alarms, ask
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from tests.conftest import Suite, wait_until
 from tests.flood import GREETING, Producer, flooded, replay_server
 

@@ -17,10 +17,10 @@ import zmq
 
 from apex.errors import EndpointError, RefusedError, UsageError
 from apex.wire import keys, sockets
+from apex.wire.authentication import Anyone, KeyHolders, SameUser
 from apex.wire.client import Client
 from apex.wire.codec import encode
 from apex.wire.endpoints import Endpoint, load, resolve
-from apex.wire.gate import Anyone, KeyHolders, SameUser
 from apex.wire.messages import GetParams, Status, Welcome
 from apex.wire.server import Request, Server
 from apex.wire.sockets import Poller

@@ -196,7 +196,7 @@ def test_deep_network_has_fifteen_convolutions_and_halves_the_image_three_times(
 def test_network_without_memory_gives_each_step_alone_what_it_gives_in_a_sequence():
     torch.manual_seed(0)
     network = ActorCriticNetwork(SPEC, Layers((), (), (8,), 0))
-    from apex.networks.cores import SequenceInputs
+    from apex.networks.recurrent_cores import SequenceInputs
 
     inputs = SequenceInputs(
         torch.randn(2, 5, 3), torch.zeros(2, 5, dtype=torch.int64), torch.zeros(2, 5),

@@ -18,7 +18,7 @@ from apex.learner.prefetcher import Prefetcher
 from apex.replay import insert_endpoint
 from apex.replay.client import InsertClient, SampleClient
 from apex.replay.server import ReplayServer
-from apex.run_directory import RunFacts
+from apex.runs.directory import RunFacts
 from apex.wire.client import Client
 from apex.wire.endpoints import Endpoint, Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.wire.messages import Error, Insert, InsertAck, Sample, Status, UpdatePriorities

@@ -20,7 +20,7 @@ from apex.replay.rate_limiter import RateLimiter
 from apex.replay.records import ProducerMark, segments
 from apex.replay.selectors import make_selector
 from apex.replay.table import Table
-from apex.run_directory import RunFacts
+from apex.runs.directory import RunFacts
 from tests.builders import (
     FRAME_SCHEMA,
     VECTOR_SCHEMA,

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from apex import checkpoint
 from apex.algos.registry import make_algorithm
 from apex.cli.statuses import alarms
 from apex.errors import ConfigError, DivergedError
@@ -22,7 +21,8 @@ from apex.learner.daemon import LearnerDaemon
 from apex.learner.params_server import ParamsServer
 from apex.learner.prefetcher import Batch
 from apex.publications import Publication, PublicationBoard
-from apex.run_directory import RunDirectory, RunFacts
+from apex.runs import checkpoint
+from apex.runs.directory import RunDirectory, RunFacts
 from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.wire.messages import EvaluationReport, Heartbeat
 from apex.wire.sockets import Poller

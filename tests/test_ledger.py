@@ -11,7 +11,7 @@ from apex.prepare import prepare_run, preset_config
 from apex.replay.keeper import TableKeeper
 from apex.replay.records import segments
 from apex.replay.server import make_table
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from tests.ledger import ITEMS, audit, ledger_chunk
 
 CAPACITY = 200

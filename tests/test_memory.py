@@ -22,7 +22,7 @@ from apex.data.chunks import Chunk
 from apex.envs.registry import make_environments
 from apex.prepare import prepare_run, preset_config
 from apex.replay.client import InsertClient
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.wire.messages import Hello
 from apex.wire.sockets import Poller
 from tests.conftest import ROOT, Suite, wait_until

@@ -22,7 +22,7 @@ from apex.cli.statuses import ask
 from apex.data.chunks import Samples
 from apex.prepare import prepare_run, preset_config
 from apex.replay.client import SampleClient
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.wire import keys
 from apex.wire.messages import Hello
 from tests.conftest import ROOT, wait_until

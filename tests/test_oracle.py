@@ -30,7 +30,7 @@ from apex.learner.prefetcher import Batch, prepare
 from apex.replay.client import InsertClient, SampleClient
 from apex.replay.server import ReplayServer
 from apex.replay.table import TableCounters
-from apex.run_directory import RunFacts
+from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from tests.builders import hello, wait_until
 from tests.reference import Oracle, Settings, Stream, Transition, q_values

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import apex
-from apex import checkpoint, launch, plugins
+from apex import launch, plugins
 from apex.acting.agent import Inputs
 from apex.algos.apex_dqn import ApexDQN
 from apex.algos.registry import algorithm_class
@@ -31,6 +31,7 @@ from apex.prepare import (
     resume_run,
     run_name,
 )
+from apex.runs import checkpoint
 from apex.serial import SerialRun
 from apex.trained_policy import TrainedPolicy
 from tests.conftest import ROOT, Suite

@@ -8,10 +8,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from apex import params
 from apex.acting.agent import Decision, Exploration, Inputs
 from apex.algos.base import Policy
 from apex.errors import CheckpointError
+from apex.networks import parameters
 from apex.publications import Publication, PublicationBoard, VersionCounter
 
 torch.set_num_threads(1)
@@ -75,8 +75,8 @@ def test_encoded_network_decodes_to_the_same_tensors():
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 3), torch.nn.BatchNorm2d(3))
     network.to(memory_format=torch.channels_last)
-    data = params.encode(network)
-    decoded = params.decode(data)
+    data = parameters.encode(network)
+    decoded = parameters.decode(data)
     expected = network.state_dict()
     assert decoded.keys() == expected.keys()
     assert all(torch.equal(decoded[name], expected[name]) for name in expected)
@@ -85,16 +85,16 @@ def test_encoded_network_decodes_to_the_same_tensors():
 def test_encoding_is_a_copy_that_later_updates_leave_alone():
     network = torch.nn.Linear(2, 2)
     before = network.weight.detach().clone()
-    data = params.encode(network)
+    data = parameters.encode(network)
     with torch.no_grad():
         network.weight.add_(1.0)
-    assert torch.equal(params.decode(data)["weight"], before)
+    assert torch.equal(parameters.decode(data)["weight"], before)
 
 
 @pytest.mark.parametrize("data", [b"", b"short", b"\xff" * 64, bytes(64)])
 def test_bytes_that_are_no_parameters_are_refused(data):
     with pytest.raises(CheckpointError, match="parameters"):
-        params.decode(data)
+        parameters.decode(data)
 
 
 def test_board_holds_the_newest_publication_only():
@@ -112,8 +112,8 @@ def network() -> nn.Module:
 
 
 def test_decoded_parameters_are_those_that_safetensors_reads() -> None:
-    data = params.encode(network())
-    expected, found = safetensors.torch.load(data), params.decode(data)
+    data = parameters.encode(network())
+    expected, found = safetensors.torch.load(data), parameters.decode(data)
     assert found.keys() == expected.keys() and len(found) == 9
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
@@ -121,8 +121,8 @@ def test_decoded_parameters_are_those_that_safetensors_reads() -> None:
 
 
 def test_decoded_parameters_are_views_of_memory_that_can_be_written_to() -> None:
-    data = bytearray(params.encode(network()))
-    found = params.decode(memoryview(data))
+    data = bytearray(parameters.encode(network()))
+    found = parameters.decode(memoryview(data))
     data[-8:] = np.array([1.5, -2.5], dtype=np.float32).tobytes()
     assert any(tensor.flatten()[-2:].tolist() == [1.5, -2.5] for tensor in found.values())
 
@@ -131,7 +131,7 @@ def test_half_precision_and_empty_tensors_are_read() -> None:
     data = safetensors.torch.save(
         {"b": torch.tensor([1.5], dtype=torch.bfloat16), "e": torch.zeros(0, 3)}, {"made": "here"}
     )
-    found = params.decode(data)
+    found = parameters.decode(data)
     assert found["b"].tolist() == [1.5] and found["b"].dtype == torch.bfloat16
     assert found["e"].shape == (0, 3)
 
@@ -139,26 +139,26 @@ def test_half_precision_and_empty_tensors_are_read() -> None:
 @pytest.mark.parametrize("length", [0, 5, 8, 20, 300, 700])
 def test_cut_bytes_are_refused(length: int) -> None:
     with pytest.raises(CheckpointError, match="parameters"):
-        params.decode(params.encode(network())[:length])
+        parameters.decode(parameters.encode(network())[:length])
 
 
 def test_bytes_whose_header_lies_are_refused() -> None:
-    data = params.encode(network())
+    data = parameters.encode(network())
     for old, new in ((b'"F32"', b'"F99"'), (b'"F32"', b'"F16"'), (b'"shape":[4', b'"shape":[9')):
         assert old in data
         with pytest.raises(CheckpointError, match="parameters"):
-            params.decode(data.replace(old, new, 1))
+            parameters.decode(data.replace(old, new, 1))
 
 
 def test_no_broken_bytes_raise_anything_else() -> None:
-    data, rng = params.encode(network()), np.random.default_rng(1)
+    data, rng = parameters.encode(network()), np.random.default_rng(1)
     refused = 0
     for _ in range(3000):
         broken = bytearray(data)
         for position in rng.integers(0, 700, rng.integers(1, 4)):
             broken[position] = rng.integers(256)
         try:
-            params.decode(bytes(broken))
+            parameters.decode(bytes(broken))
         except CheckpointError:
             refused += 1
     assert refused > 1500
@@ -180,13 +180,13 @@ def test_loaded_policy_computes_what_the_published_network_does() -> None:
         for parameter in published.parameters():
             parameter.mul_(2.0).add_(0.25)
     order = policy.network[0].weight.stride()  # type: ignore[index,union-attr]
-    policy.load(params.decode(params.encode(published)))
+    policy.load(parameters.decode(parameters.encode(published)))
     frames = torch.rand(5, 3, 3, 3)
     assert torch.equal(policy.network.eval()(frames), published(frames))
     assert policy.network[0].weight.stride() == order  # type: ignore[index,union-attr]
 
 
 def test_parameters_of_another_network_are_not_loaded() -> None:
-    policy, others = Acting(), params.decode(params.encode(nn.Linear(3, 3)))
+    policy, others = Acting(), parameters.decode(parameters.encode(nn.Linear(3, 3)))
     with pytest.raises(RuntimeError, match="Missing key"):
         policy.load(others)

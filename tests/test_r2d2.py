@@ -14,7 +14,7 @@ from apex.acting.exploration import EpsilonGreedy
 from apex.algos.r2d2 import R2D2, R2D2Config, R2D2Learner
 from apex.algos.registry import make_algorithm
 from apex.errors import ConfigError
-from apex.networks.cores import LSTMCore, SequenceInputs
+from apex.networks.recurrent_cores import LSTMCore, SequenceInputs
 from apex.ops.q_learning import n_step_targets, sequence_priorities
 from apex.ops.value_rescale import rescale, unrescale
 from tests.builders import env_spec

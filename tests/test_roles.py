@@ -23,7 +23,7 @@ from apex.inference.endpoint import ActEndpoint
 from apex.learner.params_server import ParamsServer
 from apex.publications import PublicationBoard
 from apex.replay.server import ReplayServer
-from apex.run_directory import RunFacts
+from apex.runs.directory import RunFacts
 from apex.service import EventFormatter
 from apex.wire.codec import decode, encode
 from apex.wire.endpoints import Endpoints, InferenceEndpoints, LearnerEndpoints, ReplayEndpoints

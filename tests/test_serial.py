@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import zmq
 
-from apex import checkpoint
 from apex.prepare import prepare_run, preset_config
+from apex.runs import checkpoint
 from apex.serial import SerialRun
 from tests.conftest import ROOT
 from tests.test_memory import resident_bytes

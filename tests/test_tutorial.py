@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from apex import engine
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from tests.conftest import ROOT, suite_processes, wait_until
 from tests.fenced import Block, DocumentError, Reader, blocks
 

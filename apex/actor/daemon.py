@@ -25,7 +25,7 @@ from apex.learner.client import LearnerClient
 from apex.metrics import MetricsLog, Rate
 from apex.plugins import NONE, Extensions
 from apex.publications import Publication
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.service import Service, run_from_options, run_options, serve
 from apex.wire.client import Client
 from apex.wire.messages import Heartbeat, Phase

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from apex import params
 from apex.acting.agent import LocalDecider
 from apex.algos.agents import make_agent
 from apex.algos.registry import check_schema, make_algorithm
@@ -14,6 +13,7 @@ from apex.data.schema import Array
 from apex.envs.spec import StepResult
 from apex.host import process_tuning
 from apex.learner.client import LearnerClient
+from apex.networks import parameters
 from apex.plugins import Extensions
 from apex.publications import Publication
 from apex.replay.client import InsertClient
@@ -100,7 +100,7 @@ class LocalInference:
     def poll(self, publication: Publication | None) -> None:
         """Take what has arrived and send what may be sent; never waits."""
         if publication is not None:
-            self._policy.load(params.decode(publication.data))
+            self._policy.load(parameters.decode(publication.data))
             self.learner_step = publication.learner_step
             if self._decider is not None:
                 self._decider.learner_step = publication.learner_step

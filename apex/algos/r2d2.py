@@ -30,7 +30,7 @@ from apex.config.sections import (
     UnitFloat,
 )
 from apex.data.schema import Arrays
-from apex.networks.cores import SequenceInputs
+from apex.networks.recurrent_cores import SequenceInputs
 from apex.networks.recurrent_dueling import RecurrentDuelingQNetwork
 from apex.ops.q_learning import importance_weights, n_step_targets, sequence_priorities
 from apex.ops.value_rescale import rescale, unrescale

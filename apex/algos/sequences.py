@@ -18,7 +18,7 @@ from apex.config.sections import NonNegativeInt, PositiveInt
 from apex.data.chunks import Items
 from apex.data.schema import LEARNER_STEP, Array, Arrays, Column, Schema
 from apex.errors import CorruptItemsError
-from apex.networks.cores import SequenceInputs
+from apex.networks.recurrent_cores import SequenceInputs
 from apex.networks.sequence import Layers
 
 CORE_STATE = "core_state"

@@ -13,7 +13,7 @@ import click
 from apex.cli.options import complete_actor, run_option
 from apex.errors import PeerTimeoutError, RunError, UsageError
 from apex.host.files import FileLock, is_locked
-from apex.run_directory import RunDirectory, find_run
+from apex.runs.directory import RunDirectory, find_run
 
 DRAIN_S = 8.0
 RETURN_S = 60.0

@@ -13,7 +13,7 @@ import click
 from apex.cli.options import default_preset, json_option, preset_option, run_option
 from apex.errors import ExitCode, UsageError
 from apex.host.escaping import printable
-from apex.run_directory import find_run
+from apex.runs.directory import find_run
 
 if TYPE_CHECKING:
     from apex.doctor.findings import Finding

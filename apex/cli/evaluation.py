@@ -12,7 +12,7 @@ import click
 
 from apex.cli.options import json_option, run_option, set_option
 from apex.errors import UsageError
-from apex.run_directory import find_run
+from apex.runs.directory import find_run
 
 if TYPE_CHECKING:
     from apex.trained_policy import TrainedPolicy

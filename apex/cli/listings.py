@@ -20,7 +20,7 @@ from apex.config import loading
 from apex.errors import ApexError, RunError
 from apex.host.files import remove
 from apex.host.paths import socket_directory
-from apex.run_directory import RunDirectory, all_runs, runs_root
+from apex.runs.directory import RunDirectory, all_runs, runs_root
 
 
 @click.group()

@@ -11,7 +11,7 @@ import click
 
 from apex.cli.options import complete_log, run_option
 from apex.errors import UsageError
-from apex.run_directory import find_run
+from apex.runs.directory import find_run
 
 POLL_S = 0.2
 

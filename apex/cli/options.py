@@ -15,7 +15,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from apex.errors import ApexError
-from apex.run_directory import RunDirectory, all_runs, find_run, runs_root
+from apex.runs.directory import RunDirectory, all_runs, find_run, runs_root
 
 
 def default_preset() -> str:

@@ -9,7 +9,7 @@ import click
 
 from apex.cli.options import complete_run
 from apex.host.files import check_output
-from apex.run_directory import find_run
+from apex.runs.directory import find_run
 
 if TYPE_CHECKING:
     from apex.curves import Axis

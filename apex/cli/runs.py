@@ -22,7 +22,7 @@ from apex.cli.options import (
     set_option,
 )
 from apex.errors import ExitCode, RunError, UsageError
-from apex.run_directory import RunDirectory, all_runs, find_run
+from apex.runs.directory import RunDirectory, all_runs, find_run
 
 if TYPE_CHECKING:
     from apex.engine import EngineName

@@ -14,7 +14,7 @@ from apex import crashes
 from apex.cli.options import json_option, run_option
 from apex.cli.status_text import describe
 from apex.errors import ApexError, ExitCode
-from apex.run_directory import RunDirectory, find_run
+from apex.runs.directory import RunDirectory, find_run
 
 if TYPE_CHECKING:
     from apex.wire.client import Client

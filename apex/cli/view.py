@@ -12,7 +12,7 @@ from apex.cli.status_text import duration
 from apex.cli.statuses import gather
 from apex.config.sections import RunConfig
 from apex.errors import ExitCode
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 
 PANEL_PERIOD_S = 1.0
 LINE_PERIOD_S = 10.0

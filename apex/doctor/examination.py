@@ -26,7 +26,7 @@ from apex.doctor.findings import Finding, guarded
 from apex.doctor.subject import Subject, preset_subject, run_subject
 from apex.host import hardware
 from apex.host.paths import install_root, socket_directory_path
-from apex.run_directory import RunDirectory, all_runs, runs_root
+from apex.runs.directory import RunDirectory, all_runs, runs_root
 
 
 def examine(what: str | RunDirectory) -> Iterator[Finding]:

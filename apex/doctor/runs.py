@@ -14,7 +14,7 @@ from apex.doctor.sockets import check_keys, check_ports, check_socket_files
 from apex.errors import ApexError
 from apex.host.files import is_locked
 from apex.host.paths import socket_directory_path
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 
 
 def check_run(run: RunDirectory) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ from apex.doctor.findings import Finding
 from apex.doctor.processes import describe, listeners
 from apex.errors import EndpointError
 from apex.host.files import is_locked, writer_problem
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.wire import endpoints as addresses
 from apex.wire.endpoints import IPC_MAX_BYTES, SOCKETS, Endpoints
 

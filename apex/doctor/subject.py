@@ -10,7 +10,7 @@ from apex.data.schema import Schema
 from apex.envs.spec import EnvSpec
 from apex.errors import ApexError
 from apex.plugins import FACTORY
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from collections import deque
 from functools import partial
 from typing import Any
 
-from apex import params
 from apex.algos.agents import make_agent
 from apex.algos.base import Algorithm
 from apex.algos.registry import check_schema, make_algorithm
@@ -18,6 +17,7 @@ from apex.host import process_tuning
 from apex.inference.endpoint import ActEndpoint
 from apex.learner.client import LearnerClient
 from apex.metrics import MetricsLog, Rate
+from apex.networks import parameters
 from apex.plugins import NONE, Extensions
 from apex.replay.client import InsertClient
 from apex.service import Service, daemon_command
@@ -119,7 +119,7 @@ class InferenceDaemon:
         """Take newer parameters, and ask for the next ones."""
         publication = self._learner.poll()
         if publication is not None:
-            self._policy.load(params.decode(publication.data))
+            self._policy.load(parameters.decode(publication.data))
             self._learner_step = publication.learner_step
         now = time.monotonic()
         if now >= self._next_refresh:

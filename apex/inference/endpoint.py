@@ -19,7 +19,7 @@ from apex.data.schema import Array, Arrays
 from apex.envs.spec import MAX_REWARD, EnvSpec, StepResult, good_rewards
 from apex.errors import SchemaError
 from apex.inference.client import FLAGS
-from apex.run_directory import RunFacts
+from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint
 from apex.wire.messages import Ack, Act, Actions, Leave, Shutdown, Status, StatusReply, Welcome
 from apex.wire.server import Request, Server

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from zlib_ng import zlib_ng
 
-from apex import checkpoint, cores, params
+from apex import cores
 from apex.algos.base import Algorithm, learn
 from apex.algos.registry import check_schema, make_algorithm
-from apex.checkpoint import Checkpoint, Manifest
 from apex.data.chunks import good_priorities
 from apex.errors import ConfigError, DivergedError
 from apex.host import process_tuning
@@ -30,9 +29,12 @@ from apex.learner.prefetcher import Batch, Prefetcher
 from apex.learner.snapshots import Snapshots
 from apex.learner.transfer import transfer_to
 from apex.metrics import MetricsLog, Rate
+from apex.networks import parameters
 from apex.plugins import NONE, Extensions
 from apex.publications import Publication, PublicationBoard, VersionCounter
 from apex.replay.client import SampleClient
+from apex.runs import checkpoint
+from apex.runs.checkpoint import Checkpoint, Manifest
 from apex.service import ENGINE_PID, Service, daemon_command
 
 log = logging.getLogger("apex.learner")
@@ -149,7 +151,7 @@ class LearnerDaemon:
         if self._config.run.init_from:
             source = checkpoint.find(Path(self._config.run.init_from))
             try:
-                self._learner.load_parameters(source.parameters())
+                self._learner.load_parameters(parameters.decode(source.parameters()))
             except RuntimeError as error:
                 raise ConfigError(f"run.init_from: {source.path} does not fit: {error}") from None
             log.info("parameters initialised from %s", source.path)
@@ -264,7 +266,7 @@ class LearnerDaemon:
         except OSError as error:
             log.error("not published, training goes on: %s", error)
             return None
-        data = params.encode(self._learner.network)
+        data = parameters.encode(self._learner.network)
         return Publication(
             version, self._step, self._server.env_steps, self.train_s, data, zlib_ng.crc32(data)
         )
@@ -286,7 +288,7 @@ class LearnerDaemon:
         state = {"learner": self._learner.state_dict(), "rng": torch.get_rng_state()}
         try:
             path = checkpoint.save(
-                self._folder, "step", manifest, params.encode(self._learner.network), state
+                self._folder, "step", manifest, parameters.encode(self._learner.network), state
             )
             keep = self._config.learner.keep_checkpoints
             checkpoint.prune(self._folder, "step", keep, self._step)

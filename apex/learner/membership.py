@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from apex.checkpoint import ActorRecord
 from apex.errors import RefusedError
+from apex.runs.checkpoint import ActorRecord
 from apex.wire.messages import MAX_COUNT, EvaluationReport, Heartbeat, Hello, Welcome
 
 SUSPECT_S = 3.0

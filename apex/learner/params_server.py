@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from apex.checkpoint import ActorRecord
 from apex.learner.membership import Membership
 from apex.publications import PublicationBoard
-from apex.run_directory import RunFacts
+from apex.runs.checkpoint import ActorRecord
+from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints
 from apex.wire.messages import (
     Ack,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from apex.envs.spec import EnvSpec
-from apex.networks.cores import SequenceInputs
+from apex.networks.recurrent_cores import SequenceInputs
 from apex.networks.sequence import Layers, SequenceNetwork
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from apex.envs.spec import EnvSpec
-from apex.networks.cores import SequenceInputs
+from apex.networks.recurrent_cores import SequenceInputs
 from apex.networks.sequence import Layers, SequenceNetwork
 from apex.networks.torsos import mlp
 from apex.ops.q_learning import dueling_values

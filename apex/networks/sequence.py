@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from apex.envs.spec import EnvSpec
-from apex.networks.cores import SequenceInputs, make_core
+from apex.networks.recurrent_cores import SequenceInputs, make_core
 from apex.networks.torsos import ConvLayers, ImageTorso, VectorTorso, mlp
 
 

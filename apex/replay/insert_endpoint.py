@@ -11,7 +11,7 @@ from apex.data.chunks import Chunk
 from apex.errors import RefusedError, SchemaError
 from apex.metrics import Rate
 from apex.replay.keeper import TableKeeper
-from apex.run_directory import RunFacts
+from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint
 from apex.wire.messages import Insert, InsertAck, Welcome
 from apex.wire.server import Peer, Request, Server

@@ -20,7 +20,7 @@ from apex.replay.insert_log import InsertLog
 from apex.replay.records import Inserted, Opening, ProducerMark, Served
 from apex.replay.recovery import LogReader
 from apex.replay.table import Table, TableState
-from apex.run_directory import RunFacts
+from apex.runs.directory import RunFacts
 
 log = logging.getLogger("apex.replay")
 

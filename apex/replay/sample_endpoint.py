@@ -16,7 +16,7 @@ from apex.data.schema import Arrays
 from apex.errors import EmptyTableError
 from apex.metrics import Rate
 from apex.replay.keeper import TableKeeper
-from apex.run_directory import RunFacts
+from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint
 from apex.wire.messages import (
     Ack,

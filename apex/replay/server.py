@@ -17,7 +17,7 @@ from apex.replay.insert_endpoint import InsertEndpoint
 from apex.replay.keeper import TableKeeper
 from apex.replay.sample_endpoint import SampleEndpoint
 from apex.replay.table import make_table
-from apex.run_directory import RunFacts
+from apex.runs.directory import RunFacts
 from apex.service import Service, daemon_command
 from apex.wire.endpoints import Endpoints
 from apex.wire.sockets import Poller, connections

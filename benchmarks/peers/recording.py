@@ -13,7 +13,7 @@ from apex.algos.q_learning import MAX_Q, Q_VALUE
 from apex.data.chunks import Chunk
 from apex.data.schema import Array
 from apex.envs.registry import make_environments
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from benchmarks.run.pong import CHUNK_LENGTH, NUM_ENVS, algorithm_of
 
 COLUMNS = ("frames", "actions", "rewards", "terminated", "truncated")

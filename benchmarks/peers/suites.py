@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from apex.prepare import prepare_run, preset_config
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from benchmarks.run import cores
 from benchmarks.run.daemons import Daemon, Daemons, until
 from benchmarks.run.scenarios.learner import learner_steps

@@ -16,7 +16,7 @@ from apex.cli.statuses import operator_client
 from apex.cores import LEARNER_CORES
 from apex.errors import ApexError
 from apex.prepare import prepare_run, preset_config
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.wire.messages import Status, StatusReply
 from benchmarks.provenance import ROOT
 from benchmarks.run import cores

@@ -24,7 +24,7 @@ from apex.host import process_tuning
 from apex.learner.prefetcher import prepare
 from apex.replay.client import InsertClient
 from apex.replay.store import Store
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.wire.messages import Hello
 from apex.wire.sockets import Poller
 from benchmarks.run.daemons import until

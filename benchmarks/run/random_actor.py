@@ -8,7 +8,7 @@ import click
 
 from apex.actor import daemon
 from apex.plugins import Extensions
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.service import serve
 from benchmarks.run.pong import RandomDQN
 

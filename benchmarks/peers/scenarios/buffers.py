@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from benchmarks.peers.processes import Peer
 from benchmarks.peers.recording import chunks_of, record
 from benchmarks.peers.scenarios.reverb import STEPS, inserting

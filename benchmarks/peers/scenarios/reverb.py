@@ -11,7 +11,7 @@ from typing import Any
 from apex.data.chunks import Chunk
 from apex.host import process_tuning
 from apex.replay.client import InsertClient
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.wire.sockets import Poller
 from benchmarks.peers.processes import Peer
 from benchmarks.peers.recording import chunks_of, record, vector_steps

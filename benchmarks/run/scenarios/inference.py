@@ -13,7 +13,7 @@ import torch
 from apex.acting.agent import Inputs
 from apex.host import process_tuning
 from apex.host.hardware import has_gpu
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from benchmarks.run import cores
 from benchmarks.run.daemons import Asker, Daemon, Daemons, pong_run, until
 from benchmarks.run.figures import Figure, figure, in_turn

@@ -12,7 +12,7 @@ from apex.data.frame_compression import lz4_frame
 from apex.host import process_tuning
 from apex.learner.prefetcher import Prefetcher
 from apex.replay.client import SampleClient
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from benchmarks.run import cores
 from benchmarks.run.daemons import Daemons, pong_run
 from benchmarks.run.figures import Figure, figure, in_turn

@@ -11,12 +11,12 @@ from pathlib import Path
 import zmq  # noqa: TID251
 from zlib_ng import zlib_ng
 
-from apex import params
 from apex.host import process_tuning
 from apex.learner.client import LearnerClient
 from apex.learner.params_server import ParamsServer
+from apex.networks import parameters
 from apex.publications import Publication, PublicationBoard
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.wire.messages import MAX_COUNT
 from apex.wire.sockets import Poller
 from benchmarks.run import cores
@@ -53,7 +53,7 @@ class Members:
         for client, policy in zip(self.clients, self._policies):
             publication = client.poll()
             if publication is not None:
-                policy.load(params.decode(publication.data))
+                policy.load(parameters.decode(publication.data))
 
     def ask(self, version: int = MAX_COUNT) -> bool:
         """Ask for newer parameters where a version is not there yet; whether that is anywhere."""
@@ -75,7 +75,7 @@ def publish(path: Path, pipe: Connection) -> None:
     )  # fmt: skip
     server.start()
     for version in _told(pipe):
-        data = params.encode(network)
+        data = parameters.encode(network)
         board.put(Publication(version, version, 0, 0.0, data, zlib_ng.crc32(data)))
         pipe.send(version)
 
@@ -146,7 +146,7 @@ def fetching(path: Path) -> Step:
 def latency(folder: Path) -> Figure:
     """From publication to use by the last."""
     run = pong_run(folder / "latency", [f"actor.count={CLIENTS}"])
-    data = params.encode(algorithm_of(run).policy().network)
+    data = parameters.encode(algorithm_of(run).policy().network)
     address = f"ipc://{folder}/bare.sock"
     with (
         Answerer(address, {b"get": [data]}, cores.AVAILABLE),

@@ -11,7 +11,7 @@ import numpy as np
 from apex.data.chunk_bytes import chunk_to_arrays, samples_to_arrays
 from apex.data.chunks import Chunk
 from apex.replay.client import InsertClient, SampleClient
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.wire.codec import encode
 from apex.wire.messages import Insert, SampleReply
 from apex.wire.sockets import Poller

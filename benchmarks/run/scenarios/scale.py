@@ -9,7 +9,7 @@ from pathlib import Path
 
 from apex.learner.client import LearnerClient
 from apex.replay.client import InsertClient
-from apex.run_directory import RunDirectory
+from apex.runs.directory import RunDirectory
 from apex.wire.messages import Heartbeat
 from apex.wire.sockets import Poller
 from benchmarks.run import cores

@@ -20,14 +20,12 @@ from typing import Any
 
 import msgspec
 import torch
-from torch import Tensor
 
-from apex import params
 from apex.envs.spec import EnvSpec
 from apex.errors import CheckpointError
 from apex.host.files import fsync_path, remove, replace_directory, write_synced, writer_problem
 
-log = logging.getLogger("apex.checkpoint")
+log = logging.getLogger("apex.runs.checkpoint")
 
 PARAMETERS, LEARNER, MANIFEST = "parameters.safetensors", "learner.pt", "manifest.json"
 
@@ -68,9 +66,9 @@ class Checkpoint:
     path: Path
     manifest: Manifest
 
-    def parameters(self) -> dict[str, Tensor]:
-        """The published network's tensors."""
-        return params.decode((self.path / PARAMETERS).read_bytes())
+    def parameters(self) -> bytes:
+        """The published network, as `apex.networks.parameters.decode` reads it."""
+        return (self.path / PARAMETERS).read_bytes()
 
     def learner_state(self) -> dict[str, Any]:
         """What `Learner.state_dict` gave, and the RNG.
