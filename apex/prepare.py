@@ -22,7 +22,7 @@ from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError, UsageError
 from apex.host import hardware
 from apex.plugins import NONE, Extensions
-from apex.replay.records import segments
+from apex.replay.log.records import segments
 from apex.runs import checkpoint
 from apex.runs.directory import RunDirectory, runs_root
 from apex.trial import STEPS, try_algorithm, try_environment

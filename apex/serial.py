@@ -32,7 +32,7 @@ from apex.metrics import MetricsLog
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions
 from apex.publications import Publication
-from apex.replay.table import make_table
+from apex.replay.table.table import make_table
 from apex.runs import checkpoint
 from apex.runs.checkpoint import Manifest
 from apex.runs.directory import RunDirectory

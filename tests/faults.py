@@ -21,7 +21,7 @@ from apex import engine
 from apex.cli.statuses import ask
 from apex.crashes import SHORT_LIFE_S
 from apex.replay.insert_endpoint import CREDITS
-from apex.replay.records import segments
+from apex.replay.log.records import segments
 from apex.runs.directory import RunDirectory
 from tests.builders import fill, mount_tmpfs, unmount
 from tests.ledger import ITEMS, Audit, Identity, Insert, Producer, audit, inserts

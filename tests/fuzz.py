@@ -24,7 +24,7 @@ import numpy as np
 from apex.data.chunk_bytes import chunk_from_arrays, chunk_to_arrays
 from apex.data.schema import Schema
 from apex.errors import DecodeError, SchemaError
-from apex.replay.records import Inserted, Opening, ProducerMark, encode_record, record_at
+from apex.replay.log.records import Inserted, Opening, ProducerMark, encode_record, record_at
 from apex.wire import messages
 from apex.wire.codec import decode, encode
 from benchmarks.provenance import provenance

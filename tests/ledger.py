@@ -20,8 +20,8 @@ import numpy as np
 
 from apex.data.chunks import Chunk
 from apex.replay.client import InsertClient
-from apex.replay.keeper import TableKeeper
-from apex.replay.records import Inserted, Record, Segment, read
+from apex.replay.log.durable_table import TableKeeper
+from apex.replay.log.records import Inserted, Record, Segment, read
 from apex.replay.server import make_table
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import Hello

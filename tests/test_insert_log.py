@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from apex.data.chunk_bytes import chunk_to_arrays
-from apex.replay import insert_log, records
-from apex.replay.insert_log import InsertLog
-from apex.replay.records import Damage, Inserted, Opening, ProducerMark, Record, read, segments
+from apex.replay.log import insert_log, records
+from apex.replay.log.insert_log import InsertLog
+from apex.replay.log.records import Damage, Inserted, Opening, ProducerMark, Record, read, segments
 from tests.builders import VECTOR_SCHEMA, vector_chunk
 
 

@@ -13,13 +13,13 @@ import pytest
 from apex.config.sections import ReplayConfig
 from apex.data.schema import Schema
 from apex.errors import ConfigError
-from apex.replay import keeper as keeper_module
-from apex.replay import recovery
-from apex.replay.keeper import TableKeeper, next_first_id
-from apex.replay.rate_limiter import RateLimiter
-from apex.replay.records import ProducerMark, segments
-from apex.replay.selectors import make_selector
-from apex.replay.table import Table
+from apex.replay.log import durable_table as keeper_module
+from apex.replay.log import recovery
+from apex.replay.log.durable_table import TableKeeper, next_first_id
+from apex.replay.log.records import ProducerMark, segments
+from apex.replay.table.rate_limiter import RateLimiter
+from apex.replay.table.selectors import make_selector
+from apex.replay.table.table import Table
 from apex.runs.directory import RunFacts
 from tests.builders import (
     FRAME_SCHEMA,
@@ -468,7 +468,7 @@ def test_after_a_sync_that_failed_nothing_before_it_is_called_durable(
         assert only.insert(1) and only.keeper.commit()
         only.insert(2)
         with monkeypatch.context() as broken:
-            broken.setattr("apex.replay.insert_log.os.fdatasync", broken_disk)
+            broken.setattr("apex.replay.log.insert_log.os.fdatasync", broken_disk)
             if durability == "sync":
                 assert not only.keeper.commit()
             else:

@@ -49,7 +49,7 @@ def test_loaded_modules_are_seen():
         ("apex.acting.agent", {"torch", "zmq", "gymnasium"}),
         ("apex.acting.accumulators", {"torch", "zmq", "gymnasium"}),
         ("apex.envs.registry", {"torch", "zmq"}),
-        ("apex.replay.table", {"torch", "zmq", "gymnasium"}),
+        ("apex.replay.table.table", {"torch", "zmq", "gymnasium"}),
         ("apex.algos.registry", {"zmq", "gymnasium"}),
         ("apex.config.sections", {"torch", "zmq", "gymnasium", "numpy"}),
     ],

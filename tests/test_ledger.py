@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from apex.prepare import prepare_run, preset_config
-from apex.replay.keeper import TableKeeper
-from apex.replay.records import segments
-from apex.replay.server import make_table
+from apex.replay.log.durable_table import TableKeeper
+from apex.replay.log.records import segments
+from apex.replay.table.table import make_table
 from apex.runs.directory import RunDirectory
 from tests.ledger import ITEMS, audit, ledger_chunk
 

@@ -29,7 +29,7 @@ from apex.envs.base import Environments
 from apex.learner.prefetcher import Batch, prepare
 from apex.replay.client import InsertClient, SampleClient
 from apex.replay.server import ReplayServer
-from apex.replay.table import TableCounters
+from apex.replay.table.table import TableCounters
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from tests.builders import hello, wait_until

@@ -9,7 +9,7 @@ import pytest
 
 from apex.config.loading import parse
 from apex.config.sections import Config
-from apex.replay.rate_limiter import RateLimiter
+from apex.replay.table.rate_limiter import RateLimiter
 
 
 def test_insert_is_free_until_the_minimum_size():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from apex.errors import EmptyTableError
-from apex.replay.selectors import Fifo, Prioritized, Uniform, make_selector
+from apex.replay.table.selectors import Fifo, Prioritized, Uniform, make_selector
 
 
 def slots(*values: int) -> np.ndarray:

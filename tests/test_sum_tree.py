@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from apex.errors import EmptyTableError
-from apex.replay.sum_tree import SumTree
+from apex.replay.table.sum_tree import SumTree
 
 CAPACITIES = [1, 2, 3, 5, 8, 13, 64, 100]
 

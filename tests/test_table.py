@@ -9,9 +9,9 @@ from apex.data import frame_compression
 from apex.data.chunks import Chunk, FrameRanges
 from apex.data.schema import Column, FramesColumn, Schema
 from apex.errors import CorruptItemsError, EmptyTableError, SchemaError
-from apex.replay.rate_limiter import RateLimiter
-from apex.replay.selectors import make_selector
-from apex.replay.table import Table
+from apex.replay.table.rate_limiter import RateLimiter
+from apex.replay.table.selectors import make_selector
+from apex.replay.table.table import Table
 from tests.builders import FRAME_SCHEMA, VECTOR_SCHEMA, frame_chunk, vector_chunk
 
 

@@ -10,7 +10,7 @@ from apex.data.chunk_bytes import chunk_from_arrays
 from apex.data.chunks import Chunk
 from apex.errors import RefusedError, SchemaError
 from apex.metrics import Rate
-from apex.replay.keeper import TableKeeper
+from apex.replay.log.durable_table import TableKeeper
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint
 from apex.wire.messages import Insert, InsertAck, Welcome

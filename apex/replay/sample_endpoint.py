@@ -15,7 +15,7 @@ from apex.data.chunk_bytes import samples_to_arrays
 from apex.data.schema import Arrays
 from apex.errors import EmptyTableError
 from apex.metrics import Rate
-from apex.replay.keeper import TableKeeper
+from apex.replay.log.durable_table import TableKeeper
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint
 from apex.wire.messages import (

@@ -14,9 +14,9 @@ from apex.config.sections import Config
 from apex.errors import StopAskedError
 from apex.metrics import MetricsLog
 from apex.replay.insert_endpoint import InsertEndpoint
-from apex.replay.keeper import TableKeeper
+from apex.replay.log.durable_table import TableKeeper
 from apex.replay.sample_endpoint import SampleEndpoint
-from apex.replay.table import make_table
+from apex.replay.table.table import make_table
 from apex.runs.directory import RunFacts
 from apex.service import Service, daemon_command
 from apex.wire.endpoints import Endpoints

@@ -23,7 +23,7 @@ from apex.envs.registry import make_environments
 from apex.host import process_tuning
 from apex.learner.prefetcher import prepare
 from apex.replay.client import InsertClient
-from apex.replay.store import Store
+from apex.replay.table.store import Store
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import Hello
 from apex.wire.sockets import Poller

@@ -16,7 +16,7 @@ from apex.data.chunks import Chunk
 from apex.data.schema import Arrays, Schema
 from apex.errors import ConfigError, SchemaError
 from apex.host.files import replace_file
-from apex.replay.records import (
+from apex.replay.log.records import (
     Damage,
     Inserted,
     Opening,
@@ -29,7 +29,7 @@ from apex.replay.records import (
     record_at,
     segments,
 )
-from apex.replay.table import TableState
+from apex.replay.table.table import TableState
 
 log = logging.getLogger("apex.replay")
 

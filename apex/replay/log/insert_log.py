@@ -16,7 +16,7 @@ import msgspec
 from apex.data.array_bytes import Frame, declare
 from apex.data.schema import Array
 from apex.host.files import fsync_path
-from apex.replay.records import Inserted, Opening, Served, encode_record, segments
+from apex.replay.log.records import Inserted, Opening, Served, encode_record, segments
 
 log = logging.getLogger("apex.replay")
 

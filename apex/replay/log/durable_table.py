@@ -15,11 +15,11 @@ from apex.config.sections import ReplayConfig
 from apex.data.chunk_bytes import chunk_to_arrays
 from apex.data.chunks import Chunk, Samples
 from apex.host.files import fsync_path
-from apex.replay import recovery
-from apex.replay.insert_log import InsertLog
-from apex.replay.records import Inserted, Opening, ProducerMark, Served
-from apex.replay.recovery import LogReader
-from apex.replay.table import Table, TableState
+from apex.replay.log import recovery
+from apex.replay.log.insert_log import InsertLog
+from apex.replay.log.records import Inserted, Opening, ProducerMark, Served
+from apex.replay.log.recovery import LogReader
+from apex.replay.table.table import Table, TableState
 from apex.runs.directory import RunFacts
 
 log = logging.getLogger("apex.replay")

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from apex.config.sections import Config
 from apex.data.chunks import Chunk, FrameRanges, Samples, good_priorities
 from apex.data.schema import Arrays, Schema
-from apex.replay.rate_limiter import RateLimiter
-from apex.replay.selectors import Fifo, Selector, make_selector
-from apex.replay.store import Store
+from apex.replay.table.rate_limiter import RateLimiter
+from apex.replay.table.selectors import Fifo, Selector, make_selector
+from apex.replay.table.store import Store
 
 Ids = npt.NDArray[np.int64]
 NO_ITEM = -1

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.errors import EmptyTableError
-from apex.replay.sum_tree import SumTree
+from apex.replay.table.sum_tree import SumTree
 
 Slots = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -1,0 +1,1 @@
+"""The insert log: what brings a table back after its server was killed."""
