@@ -18,13 +18,13 @@ from typing import Literal
 
 import msgspec
 
-from apex import cores
 from apex.config.sections import Config
+from apex.daemons import cpu_affinity
+from apex.daemons.service import ENGINE_PID
 from apex.errors import RunError
 from apex.host.files import remove, replace_file
 from apex.host.paths import install_root, socket_directory
 from apex.runs.directory import RunDirectory
-from apex.service import ENGINE_PID
 
 EngineName = Literal["supervisor", "local"]
 
@@ -76,7 +76,7 @@ def register(run: RunDirectory, engine: EngineName, **supervisor: str) -> None:
         raise RunError(f"{run.path} runs already (engine pid {other.pid}); stop it first")
     ticks = started_ticks(os.getpid())
     assert ticks is not None
-    cores.reserve(run, run.config())
+    cpu_affinity.reserve(run, run.config())
     record = EngineRecord(engine, os.getpid(), ticks, **supervisor)
     replace_file(run.engine_file, msgspec.json.encode(record))
     run.engine_file.chmod(0o600)

@@ -30,10 +30,11 @@ import multiprocess.connection
 
 from apex import engine
 from apex.config.sections import Config
+from apex.daemons.logs import log_to_stderr
+from apex.daemons.service import Service, serve
 from apex.errors import NOT_RESTARTED, ApexError, EnvError, RunError, UsageError
 from apex.plugins import FACTORY, NONE, Extensions
 from apex.runs.directory import RunDirectory, find_run
-from apex.service import Service, log_to_stderr, serve
 
 if TYPE_CHECKING:  # every child imports this module: the replay server must not import torch
     from apex.algos.base import Algorithm
@@ -53,24 +54,24 @@ LOG_CHECK_S = 5.0
 def daemon_body(name: str, extensions: Extensions) -> Callable[[Service], None]:
     """The body of the daemon of that name, with the user's extensions; imports what it needs."""
     if name == "replay":
-        from apex.replay import server
+        from apex.daemons.replay.daemon import body as replay
 
-        return server.body
+        return replay
     if name == "learner":
-        from apex.learner import daemon as learner
+        from apex.daemons.learner.daemon import body as learner
 
-        return lambda service: learner.body(service, extensions)
+        return lambda service: learner(service, extensions)
     if name == "inference":
-        from apex.inference import daemon as inference
+        from apex.daemons.inference.daemon import body as inference
 
-        return lambda service: inference.body(service, extensions)
+        return lambda service: inference(service, extensions)
     if name == "evaluator":
-        from apex import evaluator
+        from apex.daemons.evaluator.daemon import body as evaluator
 
-        return lambda service: evaluator.body(service, extensions)
-    from apex.actor import daemon as actor
+        return lambda service: evaluator(service, extensions)
+    from apex.daemons.actor.daemon import body as actor
 
-    return lambda service: actor.body(service, extensions)
+    return lambda service: actor(service, extensions)
 
 
 def _child(run_path: str, name: str, log_path: str, payload: bytes) -> None:

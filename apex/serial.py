@@ -22,16 +22,16 @@ from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.agents import make_agent
 from apex.algos.base import Algorithm, learn
 from apex.algos.registry import make_algorithm
+from apex.daemons.evaluator.daemon import EVALUATION_SEED, evaluation_values
+from apex.daemons.learner.parameter_versions import Publication
+from apex.daemons.learner.prefetcher import prepare
+from apex.daemons.metrics import MetricsLog
 from apex.data.chunks import good_priorities
 from apex.envs.registry import make_environments
 from apex.errors import DivergedError
-from apex.evaluator import EVALUATION_SEED, evaluation_values
 from apex.host import process_tuning
-from apex.learner.prefetcher import prepare
-from apex.metrics import MetricsLog
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions
-from apex.publications import Publication
 from apex.replay.table.table import make_table
 from apex.runs import checkpoint
 from apex.runs.checkpoint import Manifest

@@ -19,8 +19,8 @@ import numpy as np
 
 from apex import engine
 from apex.cli.statuses import ask
-from apex.crashes import SHORT_LIFE_S
-from apex.replay.insert_endpoint import CREDITS
+from apex.daemons.replay.insert_endpoint import CREDITS
+from apex.daemons.restart_backoff import SHORT_LIFE_S
 from apex.replay.log.records import segments
 from apex.runs.directory import RunDirectory
 from tests.builders import fill, mount_tmpfs, unmount

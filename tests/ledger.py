@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from apex.daemons.replay.client import InsertClient
+from apex.daemons.replay.daemon import make_table
 from apex.data.chunks import Chunk
-from apex.replay.client import InsertClient
 from apex.replay.log.durable_table import TableKeeper
 from apex.replay.log.records import Inserted, Record, Segment, read
-from apex.replay.server import make_table
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import Hello
 from apex.wire.sockets import Poller

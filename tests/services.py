@@ -9,11 +9,11 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
+from apex.daemons.service import Service
 from apex.envs.registry import EnvFactory
 from apex.plugins import Extensions
 from apex.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
-from apex.service import Service
 
 
 class ThreeLives(gym.Env):

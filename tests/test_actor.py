@@ -14,12 +14,12 @@ import torch
 
 from apex.acting.agent import Agent
 from apex.acting.exploration import EpsilonGreedy
-from apex.actor import daemon
-from apex.actor.daemon import ActorDaemon
+from apex.daemons.actor import daemon
+from apex.daemons.actor.daemon import ActorDaemon
+from apex.daemons.learner.parameter_versions import Publication
 from apex.envs.registry import EnvFactory
 from apex.networks import parameters
 from apex.plugins import Extensions
-from apex.publications import Publication
 from apex.runs.directory import RunDirectory
 from tests.services import ThreeLives, prepared, service_of
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from apex import cores, prepare
+from apex import prepare
+from apex.daemons import cpu_affinity
 from apex.host import hardware
 from apex.host.files import FileLock
 from apex.runs.directory import RunDirectory
@@ -23,9 +24,9 @@ def affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, set[i
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(state["allowed"]))
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, to: state.update(allowed=set(to)))
     monkeypatch.setattr(hardware, "cores", lambda: 3)
-    monkeypatch.setattr(cores, "_held", [])
+    monkeypatch.setattr(cpu_affinity, "_held", [])
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setenv(cores.LEARNER_CORES, "")
+    monkeypatch.setenv(cpu_affinity.LEARNER_CORES, "")
     return state
 
 
@@ -33,8 +34,8 @@ def affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, set[i
 def reserve(affinity: dict[str, set[int]], tmp_path: Path) -> Reserve:
     def do(*settings: str) -> tuple[int, ...]:
         config = prepare.preset_config("cartpole", settings)
-        cores.reserve(RunDirectory(tmp_path / "run"), config)
-        named = os.environ.get(cores.LEARNER_CORES, "")
+        cpu_affinity.reserve(RunDirectory(tmp_path / "run"), config)
+        named = os.environ.get(cpu_affinity.LEARNER_CORES, "")
         return tuple(int(core) for core in named.split(",") if core)
 
     return do
@@ -46,15 +47,15 @@ def test_first_free_core_is_reserved_and_children_keep_off_it(reserve, affinity)
 
 def test_cores_of_the_run_include_the_reserved_one(reserve, affinity, monkeypatch):
     monkeypatch.setattr(hardware, "cores", lambda: len(affinity["allowed"]))
-    assert cores.of_run() == 3
+    assert cpu_affinity.of_run() == 3
     reserve()
-    assert hardware.cores() == 2 and cores.of_run() == 3
+    assert hardware.cores() == 2 and cpu_affinity.of_run() == 3
 
 
 def test_training_thread_takes_what_was_reserved(reserve, affinity):
     reserve("learner.torch_threads=2")
     assert affinity["allowed"] == {5}
-    cores.take()
+    cpu_affinity.take()
     assert affinity["allowed"] == {2, 3}
 
 
@@ -73,9 +74,9 @@ def test_core_of_another_run_is_passed_over_until_it_is_free(reserve, affinity, 
     "settings", [["learner.pin=false"], ["learner.torch_threads=3"]], ids=["off", "all_threads"]
 )
 def test_none_is_reserved_by_these_settings(reserve, affinity, settings, monkeypatch):
-    monkeypatch.setenv(cores.LEARNER_CORES, "3")  # of an engine that started this one
+    monkeypatch.setenv(cpu_affinity.LEARNER_CORES, "3")  # of an engine that started this one
     assert reserve(*settings) == () and affinity["allowed"] == {2, 3, 5}
-    cores.take()
+    cpu_affinity.take()
     assert affinity["allowed"] == {2, 3, 5}
 
 
@@ -97,7 +98,7 @@ def test_none_is_held_when_too_few_are_free(reserve, tmp_path):
 
 
 def test_cores_that_are_no_longer_there_are_done_without(monkeypatch, caplog):
-    monkeypatch.setenv(cores.LEARNER_CORES, "100000")
+    monkeypatch.setenv(cpu_affinity.LEARNER_CORES, "100000")
     before = os.sched_getaffinity(0)
-    cores.take()
+    cpu_affinity.take()
     assert os.sched_getaffinity(0) == before and "core 100000" in caplog.text

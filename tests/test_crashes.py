@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from apex import crashes
-from apex.crashes import CrashHistory
+from apex.daemons import restart_backoff
+from apex.daemons.restart_backoff import CrashHistory
 from apex.errors import DeviceMemoryError, ExitCode
 from apex.host import process_tuning
 from tests.builders import fill, mount_tmpfs, unmount
@@ -25,7 +25,7 @@ def crash(path, lived_s: float, code: ExitCode | None = None, error: str = "x") 
     history.began()
     if code is not None:
         history.failed(error, code)
-    record = crashes.read(path)
+    record = restart_backoff.read(path)
     assert record is not None
     os.utime(path, (record.started + lived_s, record.started + lived_s))
     return history
@@ -61,7 +61,7 @@ def test_out_of_memory_is_given_up_after_three_however_long_each_start_lived(pat
 
 def test_who_gave_up_says_why_and_the_next_start_is_its_first(path):
     crash(path, 1.0, ExitCode.GAVE_UP, "crashed 8 times")
-    record = crashes.read(path)
+    record = restart_backoff.read(path)
     assert record is not None and record.gave_up and record.error == "crashed 8 times"
     assert CrashHistory(path, 8).crashes == 0
 
@@ -84,14 +84,14 @@ def test_crashes_are_counted_on_a_full_disk_too(path, tmp_path):
 
 
 def test_epochs_rise_even_when_the_clock_goes_back(path, monkeypatch):
-    monkeypatch.setattr(crashes.time, "time_ns", lambda: 1000)
+    monkeypatch.setattr(restart_backoff.time, "time_ns", lambda: 1000)
     epochs = [crash(path, 1.0).epoch for _ in range(3)]
     assert epochs == [1000, 1001, 1002]
 
 
 def test_a_record_that_is_damaged_is_none(path):
     path.write_bytes(b"{nonsense")
-    assert crashes.read(path) is None and CrashHistory(path, 8).crashes == 0
+    assert restart_backoff.read(path) is None and CrashHistory(path, 8).crashes == 0
 
 
 def test_a_device_without_memory_left_is_an_error_of_its_own():
@@ -103,13 +103,13 @@ def test_a_device_without_memory_left_is_an_error_of_its_own():
 
 @pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
 def test_a_step_of_the_clock_makes_no_life_shorter_or_longer(path, monkeypatch, step_s):
-    now, step = crashes.time.time(), [step_s]
-    monkeypatch.setattr(crashes.time, "time", lambda: now + step[0])
+    now, step = restart_backoff.time.time(), [step_s]
+    monkeypatch.setattr(restart_backoff.time, "time", lambda: now + step[0])
     history = CrashHistory(path, 8)
     history.began()
     step[0] = 0.0
     history.breathe()
-    record = crashes.read(path)
+    record = restart_backoff.read(path)
     assert record is not None
     assert path.stat().st_mtime - record.started == pytest.approx(0.0, abs=0.5)
     later = CrashHistory(path, 8)

@@ -10,8 +10,8 @@ import pytest
 
 from apex import curves, prepare
 from apex.curves import Curve, Evaluation
+from apex.daemons.metrics import MetricsLog
 from apex.errors import RunError, UsageError
-from apex.metrics import MetricsLog
 from apex.runs.directory import RunDirectory
 from tests.conftest import ROOT
 

@@ -234,7 +234,7 @@ def test_a_work_loop_that_stands_still_is_ended_by_the_watchdog(tmp_path: Path) 
         "import sys, time\n"
         "from pathlib import Path\n"
         "from apex.runs.directory import RunDirectory\n"
-        "from apex.service import serve\n"
+        "from apex.daemons.service import serve\n"
         "def body(service):\n"
         "    service.beat()\n"
         "    time.sleep(1000)\n"

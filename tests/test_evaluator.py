@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from apex import evaluator
 from apex.algos.registry import make_algorithm
-from apex.evaluator import EvaluatorDaemon
+from apex.daemons.evaluator import daemon as evaluator
+from apex.daemons.evaluator.daemon import EvaluatorDaemon
+from apex.daemons.learner.parameter_versions import Publication
 from apex.networks import parameters
 from apex.plugins import Extensions
-from apex.publications import Publication
 from apex.runs import checkpoint
 from apex.runs.directory import RunDirectory
 from apex.trained_policy import evaluation_env

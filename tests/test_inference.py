@@ -19,14 +19,14 @@ from apex.acting.agent import LocalDecider
 from apex.acting.loop import ActingLoop
 from apex.algos.agents import make_agent
 from apex.algos.registry import make_algorithm
+from apex.daemons.inference.client import ActClient
+from apex.daemons.inference.endpoint import ActEndpoint
 from apex.data.chunk_bytes import chunk_to_arrays
 from apex.data.chunks import Chunk
 from apex.envs.base import Environments
 from apex.envs.registry import EnvFactory
 from apex.envs.spec import StepResult
 from apex.errors import EndpointError, SchemaError
-from apex.inference.client import ActClient
-from apex.inference.endpoint import ActEndpoint
 from apex.prepare import prepare_run, preset_config
 from apex.wire.messages import Act
 from tests.builders import hello, wait_until
@@ -291,8 +291,8 @@ def test_an_actor_that_leaves_hands_over_what_is_complete(stage):
     ],
 )
 def test_a_question_that_does_not_fit_is_refused(stage, change, reason):
-    from apex.inference.client import result_to_arrays
-    from apex.inference.endpoint import _checked
+    from apex.daemons.inference.client import result_to_arrays
+    from apex.daemons.inference.endpoint import _checked
 
     arrays = {**result_to_arrays(result(0.0)), **change}
     arrays = {name: array for name, array in arrays.items() if array is not None}

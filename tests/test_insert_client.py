@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from apex.config.loading import merge, parse
+from apex.daemons.learner.prefetcher import Prefetcher
+from apex.daemons.replay import insert_endpoint
+from apex.daemons.replay.client import InsertClient, SampleClient
+from apex.daemons.replay.daemon import ReplayServer
 from apex.data.chunks import Items, Samples
 from apex.data.schema import Arrays
 from apex.errors import CorruptItemsError, RefusedError
-from apex.learner.prefetcher import Prefetcher
-from apex.replay import insert_endpoint
-from apex.replay.client import InsertClient, SampleClient
-from apex.replay.server import ReplayServer
 from apex.runs.directory import RunFacts
 from apex.wire.client import Client
 from apex.wire.endpoints import Endpoint, Endpoints, LearnerEndpoints, ReplayEndpoints

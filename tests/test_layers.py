@@ -38,12 +38,12 @@ def test_loaded_modules_are_seen():
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("apex.replay.server", {"torch", "gymnasium", "safetensors", "ale_py"}),
-        ("apex.replay.client", {"torch", "gymnasium", "safetensors"}),
+        ("apex.daemons.replay.daemon", {"torch", "gymnasium", "safetensors", "ale_py"}),
+        ("apex.daemons.replay.client", {"torch", "gymnasium", "safetensors"}),
         ("apex.wire.server", {"torch", "gymnasium", "safetensors"}),
-        ("apex.actor.daemon", {"torch", "safetensors"}),
-        ("apex.actor.central", {"torch", "safetensors", "gymnasium"}),
-        ("apex.inference.endpoint", {"gymnasium"}),
+        ("apex.daemons.actor.daemon", {"torch", "safetensors"}),
+        ("apex.daemons.actor.central", {"torch", "safetensors", "gymnasium"}),
+        ("apex.daemons.inference.endpoint", {"gymnasium"}),
         ("apex.acting.sequences", {"torch", "zmq", "gymnasium"}),
         ("apex.acting.loop", {"torch", "zmq", "gymnasium"}),
         ("apex.acting.agent", {"torch", "zmq", "gymnasium"}),
@@ -92,12 +92,12 @@ def ruff(path: str, code: str) -> list[str]:
 @pytest.mark.parametrize("module", [*PICKLES, "zmq"])
 @pytest.mark.parametrize("style", ["import {}\n\n{}.x()\n", "from {} import loads\n\nloads()\n"])
 def test_banned_import_is_found_in_the_replay_server(module, style):
-    assert "TID251" in ruff("apex/replay/server.py", style.format(module, module))
+    assert "TID251" in ruff("apex/daemons/replay/daemon.py", style.format(module, module))
 
 
 def test_torch_load_is_found_outside_of_checkpoint():
     code = "import torch\n\ntorch.load('x')\n"
-    assert "TID251" in ruff("apex/learner/daemon.py", code)
+    assert "TID251" in ruff("apex/daemons/learner/daemon.py", code)
     assert ruff("apex/runs/checkpoint.py", code) == []
 
 

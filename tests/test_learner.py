@@ -15,12 +15,12 @@ import torch
 
 from apex.algos.registry import make_algorithm
 from apex.cli.statuses import alarms
+from apex.daemons.learner.client import LearnerClient
+from apex.daemons.learner.daemon import LearnerDaemon
+from apex.daemons.learner.parameter_server import ParamsServer
+from apex.daemons.learner.parameter_versions import Publication, PublicationBoard
+from apex.daemons.learner.prefetcher import Batch
 from apex.errors import ConfigError, DivergedError
-from apex.learner.client import LearnerClient
-from apex.learner.daemon import LearnerDaemon
-from apex.learner.params_server import ParamsServer
-from apex.learner.prefetcher import Batch
-from apex.publications import Publication, PublicationBoard
 from apex.runs import checkpoint
 from apex.runs.directory import RunDirectory, RunFacts
 from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints

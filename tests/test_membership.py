@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from apex.daemons.learner import membership as membership_module
+from apex.daemons.learner.membership import Membership
 from apex.errors import RefusedError
-from apex.learner import membership as membership_module
-from apex.learner.membership import Membership
 from apex.runs.checkpoint import ActorRecord
 from apex.wire.messages import EvaluationReport, Heartbeat
 from tests.builders import hello

@@ -17,11 +17,11 @@ from apex.acting.agent import Agent, Decision, Inputs, LocalDecider
 from apex.acting.loop import ActingLoop
 from apex.algos.registry import make_algorithm
 from apex.cli.statuses import ask
+from apex.daemons.replay.client import InsertClient
 from apex.data.chunk_bytes import chunk_to_arrays
 from apex.data.chunks import Chunk
 from apex.envs.registry import make_environments
 from apex.prepare import prepare_run, preset_config
-from apex.replay.client import InsertClient
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import Hello
 from apex.wire.sockets import Poller

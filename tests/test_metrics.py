@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from apex.metrics import JsonLines, MetricsLog, Rate
+from apex.daemons.metrics import JsonLines, MetricsLog, Rate
 
 
 class Clock:
@@ -95,7 +95,7 @@ def test_json_lines_are_readable_after_each_write(tmp_path):
 
 def test_full_disk_costs_the_record_and_not_the_process(caplog):
     lines = JsonLines(Path("/dev/full"), 1000)
-    with caplog.at_level(logging.WARNING, "apex.metrics"):
+    with caplog.at_level(logging.WARNING, "apex.daemons.metrics"):
         lines.write({"n": 1})
     assert "cannot write /dev/full" in caplog.text
     lines.write({"n": 2})
@@ -142,7 +142,7 @@ def test_full_disk_costs_the_tensorboard_files_and_blocks_nobody(tmp_path):
     script = (
         "import os, resource, signal\n"
         "from pathlib import Path\n"
-        "from apex.metrics import MetricsLog\n"
+        "from apex.daemons.metrics import MetricsLog\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"log = MetricsLog(Path({str(tmp_path)!r}), 'learner', 10, tensorboard=True)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"

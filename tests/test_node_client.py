@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from apex.cli.statuses import ask
+from apex.daemons.replay.client import SampleClient
 from apex.data.chunks import Samples
 from apex.prepare import prepare_run, preset_config
-from apex.replay.client import SampleClient
 from apex.runs.directory import RunDirectory
 from apex.wire import keys
 from apex.wire.messages import Hello

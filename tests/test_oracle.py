@@ -24,11 +24,11 @@ from apex.acting.loop import ActingLoop
 from apex.algos import apex_dqn
 from apex.algos.apex_dqn import ApexDQN, ApexDQNConfig
 from apex.config.loading import parse
+from apex.daemons.learner.prefetcher import Batch, prepare
+from apex.daemons.replay.client import InsertClient, SampleClient
+from apex.daemons.replay.daemon import ReplayServer
 from apex.data.chunks import Chunk, Samples
 from apex.envs.base import Environments
-from apex.learner.prefetcher import Batch, prepare
-from apex.replay.client import InsertClient, SampleClient
-from apex.replay.server import ReplayServer
 from apex.replay.table.table import TableCounters
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints

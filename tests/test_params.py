@@ -10,9 +10,9 @@ from torch import nn
 
 from apex.acting.agent import Decision, Exploration, Inputs
 from apex.algos.base import Policy
+from apex.daemons.learner.parameter_versions import Publication, PublicationBoard, VersionCounter
 from apex.errors import CheckpointError
 from apex.networks import parameters
-from apex.publications import Publication, PublicationBoard, VersionCounter
 
 torch.set_num_threads(1)
 

@@ -15,16 +15,16 @@ from apex.acting.agent import Agent, Decision, Exploration, Inputs
 from apex.acting.exploration import Sampled
 from apex.algos.base import Policy
 from apex.config.loading import merge, parse
+from apex.daemons.inference.client import result_to_arrays
+from apex.daemons.inference.endpoint import ActEndpoint
+from apex.daemons.learner.parameter_server import ParamsServer
+from apex.daemons.learner.parameter_versions import PublicationBoard
+from apex.daemons.logs import EventFormatter
+from apex.daemons.replay.daemon import ReplayServer
 from apex.data.chunk_bytes import chunk_to_arrays
 from apex.data.schema import Array
 from apex.envs.spec import StepResult
-from apex.inference.client import result_to_arrays
-from apex.inference.endpoint import ActEndpoint
-from apex.learner.params_server import ParamsServer
-from apex.publications import PublicationBoard
-from apex.replay.server import ReplayServer
 from apex.runs.directory import RunFacts
-from apex.service import EventFormatter
 from apex.wire.codec import decode, encode
 from apex.wire.endpoints import Endpoints, InferenceEndpoints, LearnerEndpoints, ReplayEndpoints
 from apex.wire.messages import (

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from apex.cli.statuses import STARTING_S, gather
-from apex.crashes import age_s
+from apex.daemons.restart_backoff import age_s
 from apex.engine import living_engine
 from apex.errors import ExitCode
 from apex.host import hardware

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from apex.learner.transfer import copied
+from apex.daemons.learner.device_batches import copied
 
 
 class Copies:

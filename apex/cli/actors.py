@@ -85,8 +85,9 @@ def _signal(pid: int, number: signal.Signals) -> None:
 def attach(count: int, run_path: Path | None) -> None:
     """Add COUNT actors to a run; they end with Ctrl-C, or with `apex stop`."""
     from apex import engine
+    from apex.daemons.logs import log_to_stderr
+    from apex.daemons.service import ENGINE_PID
     from apex.launch import Launcher
-    from apex.service import ENGINE_PID, log_to_stderr
 
     run = find_run(run_path)
     config = run.config()

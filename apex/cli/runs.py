@@ -177,8 +177,8 @@ def _new(
     run_path: Path | None,
     endpoints: Path | None,
 ) -> RunDirectory:
+    from apex.daemons.logs import log_to_stderr
     from apex.prepare import any_config, names_environment, new_run_path, prepare_run, run_name
-    from apex.service import log_to_stderr
 
     log_to_stderr("run")
     config = any_config(preset, config_file, settings)

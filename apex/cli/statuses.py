@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apex import crashes
 from apex.cli.options import json_option, run_option
 from apex.cli.status_text import describe
+from apex.daemons import restart_backoff
 from apex.errors import ApexError, ExitCode
 from apex.runs.directory import RunDirectory, find_run
 
@@ -161,7 +161,7 @@ def _state(run: RunDirectory, daemon: str, living: dict[str, int]) -> str:
     """Of a daemon that has not answered."""
     if daemon not in living:
         return "down"
-    return "starting" if crashes.age_s(run.crash_file(daemon)) < STARTING_S else "silent"
+    return "starting" if restart_backoff.age_s(run.crash_file(daemon)) < STARTING_S else "silent"
 
 
 def _actors(
@@ -312,12 +312,12 @@ def _crash_loops(run: RunDirectory, status: dict[str, Any]) -> list[str]:
     rows += [(row["actor_id"], row) for row in status["actors"]]
     found = []
     for name, row in rows:
-        record = crashes.read(run.crash_file(name))
+        record = restart_backoff.read(run.crash_file(name))
         if record is None:
             continue
         if row["pid"] is None and record.gave_up:
             found.append(f"{name} is not started again: {record.error}")
-        elif row["pid"] is not None and crashes.loops(run.crash_file(name)):
+        elif row["pid"] is not None and restart_backoff.loops(run.crash_file(name)):
             found.append(f"{name} crashed {record.crashes} times in a row: {record.error}")
     return found
 

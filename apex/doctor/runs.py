@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from shlex import quote
 
-from apex import crashes, engine
+from apex import engine
+from apex.daemons import restart_backoff
 from apex.doctor.findings import Finding
 from apex.doctor.processes import describe, holders, is_stopped, parent
 from apex.doctor.sockets import check_keys, check_ports, check_socket_files
@@ -82,7 +83,7 @@ def check_locks(run: RunDirectory) -> Iterator[Finding]:
         pid = int(text) if text.isdigit() else None
         gone = pid is None or engine.started_ticks(pid) is None
         if not is_locked(path):
-            record = crashes.read(run.crash_file(path.stem))
+            record = restart_backoff.read(run.crash_file(path.stem))
             if gone and not (record is not None and record.clean):
                 left.append(f"{path.stem} (pid {text or 'unknown'})")
         elif gone:

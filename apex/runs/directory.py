@@ -97,7 +97,7 @@ class RunDirectory:
         return self.daemons / f"{daemon}.lock"
 
     def crash_file(self, daemon: str) -> Path:
-        """How a daemon's last start ended (`apex/crashes.py`)."""
+        """How a daemon's last start ended (`apex/daemons/restart_backoff.py`)."""
         return self.daemons / f"{daemon}.json"
 
     def pid(self, daemon: str) -> int | None:

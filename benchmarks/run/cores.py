@@ -8,7 +8,7 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
-from apex.service import PR_SET_PDEATHSIG
+from apex.daemons.service import PR_SET_PDEATHSIG
 
 AVAILABLE = sorted(os.sched_getaffinity(0))
 TRAINING = AVAILABLE[:1]

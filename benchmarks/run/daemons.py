@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from apex.cli.statuses import operator_client
-from apex.cores import LEARNER_CORES
+from apex.daemons.cpu_affinity import LEARNER_CORES
 from apex.errors import ApexError
 from apex.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory

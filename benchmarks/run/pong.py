@@ -17,12 +17,12 @@ from apex.algos.apex_dqn import ApexDQN, QPolicy
 from apex.algos.base import Algorithm, Learner
 from apex.algos.q_learning import MAX_Q, Q_VALUE
 from apex.algos.registry import make_algorithm
+from apex.daemons.learner.prefetcher import prepare
+from apex.daemons.replay.client import InsertClient
 from apex.data.chunks import Chunk, Samples
 from apex.data.schema import Arrays
 from apex.envs.registry import make_environments
 from apex.host import process_tuning
-from apex.learner.prefetcher import prepare
-from apex.replay.client import InsertClient
 from apex.replay.table.store import Store
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import Hello

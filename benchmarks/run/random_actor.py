@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from apex.actor import daemon
+from apex.daemons.actor import daemon
+from apex.daemons.service import serve
 from apex.plugins import Extensions
 from apex.runs.directory import RunDirectory
-from apex.service import serve
 from benchmarks.run.pong import RandomDQN
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import click
 
 from apex import launch
-from apex.actor import daemon as actor
 from apex.cli.main import main
+from apex.daemons.actor import daemon as actor
 from apex.errors import NOT_RESTARTED, ExitCode
 from sitegen.documentation import attribute_docs
 from sitegen.markdown import table

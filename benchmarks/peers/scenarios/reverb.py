@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from apex.daemons.replay.client import InsertClient
 from apex.data.chunks import Chunk
 from apex.host import process_tuning
-from apex.replay.client import InsertClient
 from apex.runs.directory import RunDirectory
 from apex.wire.sockets import Poller
 from benchmarks.peers.processes import Peer

@@ -8,10 +8,10 @@ from pathlib import Path
 import lz4.frame
 import numpy as np
 
+from apex.daemons.learner.prefetcher import Prefetcher
+from apex.daemons.replay.client import SampleClient
 from apex.data.frame_compression import lz4_frame
 from apex.host import process_tuning
-from apex.learner.prefetcher import Prefetcher
-from apex.replay.client import SampleClient
 from apex.runs.directory import RunDirectory
 from benchmarks.run import cores
 from benchmarks.run.daemons import Daemons, pong_run

@@ -11,11 +11,11 @@ from pathlib import Path
 import zmq  # noqa: TID251
 from zlib_ng import zlib_ng
 
+from apex.daemons.learner.client import LearnerClient
+from apex.daemons.learner.parameter_server import ParamsServer
+from apex.daemons.learner.parameter_versions import Publication, PublicationBoard
 from apex.host import process_tuning
-from apex.learner.client import LearnerClient
-from apex.learner.params_server import ParamsServer
 from apex.networks import parameters
-from apex.publications import Publication, PublicationBoard
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import MAX_COUNT
 from apex.wire.sockets import Poller

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from apex.daemons.replay.client import InsertClient, SampleClient
 from apex.data.chunk_bytes import chunk_to_arrays, samples_to_arrays
 from apex.data.chunks import Chunk
-from apex.replay.client import InsertClient, SampleClient
 from apex.runs.directory import RunDirectory
 from apex.wire.codec import encode
 from apex.wire.messages import Insert, SampleReply

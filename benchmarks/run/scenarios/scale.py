@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
-from apex.learner.client import LearnerClient
-from apex.replay.client import InsertClient
+from apex.daemons.learner.client import LearnerClient
+from apex.daemons.replay.client import InsertClient
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import Heartbeat
 from apex.wire.sockets import Poller

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-log = logging.getLogger("apex.metrics")
+log = logging.getLogger("apex.daemons.metrics")
 
 RATE_WINDOW_S = 10.0
 

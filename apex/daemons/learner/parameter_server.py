@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from apex.learner.membership import Membership
-from apex.publications import PublicationBoard
+from apex.daemons.learner.membership import Membership
+from apex.daemons.learner.parameter_versions import PublicationBoard
 from apex.runs.checkpoint import ActorRecord
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from apex.daemons.metrics import Rate
 from apex.data.chunk_bytes import samples_to_arrays
 from apex.data.schema import Arrays
 from apex.errors import EmptyTableError
-from apex.metrics import Rate
 from apex.replay.log.durable_table import TableKeeper
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint

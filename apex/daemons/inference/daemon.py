@@ -12,15 +12,16 @@ from typing import Any
 from apex.algos.agents import make_agent
 from apex.algos.base import Algorithm
 from apex.algos.registry import check_schema, make_algorithm
+from apex.daemons.command import daemon_command
+from apex.daemons.inference.endpoint import ActEndpoint
+from apex.daemons.learner.client import LearnerClient
+from apex.daemons.metrics import MetricsLog, Rate
+from apex.daemons.replay.client import InsertClient
+from apex.daemons.service import Service
 from apex.data.chunks import Chunk
 from apex.host import process_tuning
-from apex.inference.endpoint import ActEndpoint
-from apex.learner.client import LearnerClient
-from apex.metrics import MetricsLog, Rate
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions
-from apex.replay.client import InsertClient
-from apex.service import Service, daemon_command
 from apex.wire.sockets import Poller, connections
 
 log = logging.getLogger("apex.inference")

@@ -17,16 +17,17 @@ import numpy as np
 from apex.acting.exploration import environments_seed
 from apex.acting.loop import ActingLoop, Decider
 from apex.config.sections import Config
+from apex.daemons.command import run_from_options, run_options
+from apex.daemons.learner.client import LearnerClient
+from apex.daemons.learner.parameter_versions import Publication
+from apex.daemons.metrics import MetricsLog, Rate
+from apex.daemons.service import Service, serve
 from apex.envs.base import Environments
 from apex.envs.recreation import Recreation, close
 from apex.envs.registry import make_environments
 from apex.errors import ApexError, EnvFaultError, PeerTimeoutError, UsageError
-from apex.learner.client import LearnerClient
-from apex.metrics import MetricsLog, Rate
 from apex.plugins import NONE, Extensions
-from apex.publications import Publication
 from apex.runs.directory import RunDirectory
-from apex.service import Service, run_from_options, run_options, serve
 from apex.wire.client import Client
 from apex.wire.messages import Heartbeat, Phase
 from apex.wire.sockets import Poller
@@ -82,10 +83,10 @@ def preload(run: RunDirectory) -> None:
 def _inference_of(config: Config) -> Callable[[Service, Extensions, LearnerClient], Inference]:
     """The inference that the configuration asks for; only a local one imports torch."""
     if config.central:
-        from apex.actor.central import CentralInference
+        from apex.daemons.actor.central import CentralInference
 
         return lambda service, extensions, learner: CentralInference(service)
-    from apex.actor.local import LocalInference
+    from apex.daemons.actor.local import LocalInference
 
     return LocalInference
 

@@ -8,16 +8,16 @@ from typing import Any
 from apex.acting.agent import LocalDecider
 from apex.algos.agents import make_agent
 from apex.algos.registry import check_schema, make_algorithm
+from apex.daemons.learner.client import LearnerClient
+from apex.daemons.learner.parameter_versions import Publication
+from apex.daemons.replay.client import InsertClient
+from apex.daemons.service import Service
 from apex.data.chunks import Chunk
 from apex.data.schema import Array
 from apex.envs.spec import StepResult
 from apex.host import process_tuning
-from apex.learner.client import LearnerClient
 from apex.networks import parameters
 from apex.plugins import Extensions
-from apex.publications import Publication
-from apex.replay.client import InsertClient
-from apex.service import Service
 from apex.wire.client import Client
 from apex.wire.messages import Phase
 

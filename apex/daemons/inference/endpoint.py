@@ -14,11 +14,11 @@ import numpy as np
 from apex.acting.agent import Agent, Exploration, Inputs, JoinedExploration
 from apex.algos.base import Policy
 from apex.config.sections import Config
+from apex.daemons.inference.client import FLAGS
 from apex.data.chunks import Chunk
 from apex.data.schema import Array, Arrays
 from apex.envs.spec import MAX_REWARD, EnvSpec, StepResult, good_rewards
 from apex.errors import SchemaError
-from apex.inference.client import FLAGS
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint
 from apex.wire.messages import Ack, Act, Actions, Leave, Shutdown, Status, StatusReply, Welcome

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from apex.learner.params_server import ParamsServer, SnapshotAsker
-from apex.learner.prefetcher import Prefetcher
+from apex.daemons.learner.parameter_server import ParamsServer, SnapshotAsker
+from apex.daemons.learner.prefetcher import Prefetcher
 
 REPLAY_SNAPSHOT_S = 30.0
 

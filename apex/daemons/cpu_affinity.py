@@ -15,7 +15,7 @@ from apex.host.files import FileLock
 from apex.host.paths import socket_directory
 from apex.runs.directory import RunDirectory
 
-log = logging.getLogger("apex.cores")
+log = logging.getLogger("apex.daemons.cpu_affinity")
 
 LEARNER_CORES = "APEX_LEARNER_CORES"
 """Environment variable by which an engine tells its learner."""

@@ -10,28 +10,29 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 
-from apex import cores
 from apex.acting.agent import greedy
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
 from apex.algos.registry import make_algorithm
+from apex.daemons import cpu_affinity
+from apex.daemons.command import daemon_command
+from apex.daemons.learner.client import LearnerClient
+from apex.daemons.learner.parameter_versions import Publication
+from apex.daemons.metrics import MetricsLog
+from apex.daemons.service import Service
 from apex.envs.recreation import Recreation, close
 from apex.envs.registry import make_environments
 from apex.errors import EnvFaultError
 from apex.host import process_tuning
-from apex.learner.client import LearnerClient
-from apex.metrics import MetricsLog
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions
-from apex.publications import Publication
 from apex.runs import checkpoint
 from apex.runs.checkpoint import Manifest
-from apex.service import Service, daemon_command
 from apex.trained_policy import evaluation_env
 from apex.wire.messages import EvaluationReport, Heartbeat, Phase
 from apex.wire.sockets import Poller
 
-log = logging.getLogger("apex.evaluator")
+log = logging.getLogger("apex.daemons.evaluator.daemon")
 
 WAIT_S = 0.2
 EVALUATION_SEED = 1_000_003
@@ -178,7 +179,9 @@ class EvaluatorDaemon:
             return
         self._count += 1
         cpu_s = time.process_time() - cpu_started
-        self._due = started + max(config.period_s, cpu_s / (config.max_share * cores.of_run()))
+        self._due = started + max(
+            config.period_s, cpu_s / (config.max_share * cpu_affinity.of_run())
+        )
         self._report(publication, returns, self._clock() - started, cpu_s)
 
     def _proceed(self) -> bool:

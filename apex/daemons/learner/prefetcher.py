@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from apex.daemons.replay.client import SampleClient
 from apex.data import frame_compression
 from apex.data.chunks import Items, Samples
 from apex.data.schema import LEARNER_STEP, Arrays, Schema
 from apex.errors import ApexError, CorruptItemsError, SchemaError
-from apex.replay.client import SampleClient
 from apex.wire.messages import SnapshotReply
 from apex.wire.sockets import Poller, Waker
 

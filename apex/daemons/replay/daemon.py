@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from apex.config.sections import Config
+from apex.daemons.command import daemon_command
+from apex.daemons.metrics import MetricsLog
+from apex.daemons.replay.insert_endpoint import InsertEndpoint
+from apex.daemons.replay.sample_endpoint import SampleEndpoint
+from apex.daemons.service import Service
 from apex.errors import StopAskedError
-from apex.metrics import MetricsLog
-from apex.replay.insert_endpoint import InsertEndpoint
 from apex.replay.log.durable_table import TableKeeper
-from apex.replay.sample_endpoint import SampleEndpoint
 from apex.replay.table.table import make_table
 from apex.runs.directory import RunFacts
-from apex.service import Service, daemon_command
 from apex.wire.endpoints import Endpoints
 from apex.wire.sockets import Poller, connections
 

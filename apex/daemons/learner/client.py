@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from zlib_ng import zlib_ng
 
-from apex.publications import Publication
+from apex.daemons.learner.parameter_versions import Publication
 from apex.wire.client import Client
 from apex.wire.endpoints import Endpoint
 from apex.wire.messages import (

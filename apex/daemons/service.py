@@ -1,4 +1,4 @@
-"""What every daemon has in common: its command line, signals, log, watchdog and exit code."""
+"""What every daemon does: take its name, handle signals, run its body, exit with a code."""
 
 from __future__ import annotations
 
@@ -13,16 +13,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
-
-import click
+from typing import NoReturn
 
 from apex.config.sections import Config
-from apex.crashes import CrashHistory
-from apex.errors import ApexError, ExitCode, GaveUpError, RunError, StopAskedError, UsageError
-from apex.host.escaping import printable
+from apex.daemons.logs import log_to_stderr
+from apex.daemons.restart_backoff import CrashHistory
+from apex.errors import ApexError, ExitCode, GaveUpError, RunError, StopAskedError
 from apex.host.files import FileLock
 from apex.runs.directory import RunDirectory, RunFacts
 from apex.wire.endpoints import Endpoints
@@ -37,31 +34,6 @@ ENGINE_PID = "APEX_ENGINE_PID"
 PR_SET_PDEATHSIG = 1
 OWN_THREADS = ("watchdog", "params-server", "prefetch", "gate")
 """Threads without which a daemon is not whole; libraries' threads (TensorBoard's) may be lost."""
-
-
-class EventFormatter(logging.Formatter):
-    """One event a line: time, level, process, text. Each line of a traceback is a line too."""
-
-    def __init__(self, process: str) -> None:
-        super().__init__()
-        self._process = process
-
-    def format(self, record: logging.LogRecord) -> str:
-        """One line, and one for each of a traceback; what a peer says stays within its line."""
-        lines = [record.getMessage()]
-        if record.exc_info:
-            lines += self.formatException(record.exc_info).split("\n")
-        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-        prefix = f"{moment}.{int(record.msecs):03d}Z {record.levelname} {self._process}"
-        return "\n".join(f"{prefix} {printable(line)}" for line in lines)
-
-
-def log_to_stderr(process: str) -> None:
-    """Send the log of this process to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(EventFormatter(process))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.captureWarnings(True)
 
 
 class Service:
@@ -274,50 +246,3 @@ def _end_with_thread(service: Service, crash: threading.ExceptHookArgs) -> None:
     if name in OWN_THREADS:
         service.failed(f"thread '{name}': {crash.exc_value!r}", ExitCode.CRASH)
         os._exit(ExitCode.CRASH)
-
-
-def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options by which every executable is told its run."""
-    path = click.Path(path_type=Path)
-    for option in (
-        click.option("--run", type=path, help="The run's directory."),
-        click.option(
-            "--config",
-            type=path,
-            help="config.toml beside a schema.json.",
-        ),
-        click.option(
-            "--endpoints",
-            type=path,
-            help="Instead of the run's endpoints.toml.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def run_from_options(run: Path | None, config: Path | None, endpoints: Path | None) -> RunDirectory:
-    """The run that the options of `run_options` name.
-
-    Raises:
-        UsageError: neither --run nor --config was given.
-    """
-    if run is None and config is None:
-        raise UsageError("expected --run DIR, or --config FILE of a prepared run")
-    directory = run if run is not None else config.parent  # type: ignore[union-attr]
-    return RunDirectory(directory, config=config, endpoints=endpoints)
-
-
-def daemon_command(name: str, body: Callable[[Service], None], help_text: str) -> click.Command:
-    """The click command of a daemon that exists once in a suite."""
-
-    @click.command(name=name, help=help_text)
-    @run_options
-    def command(run: Path | None, config: Path | None, endpoints: Path | None) -> None:
-        try:
-            directory = run_from_options(run, config, endpoints)
-        except UsageError as error:
-            raise click.UsageError(str(error)) from None
-        serve(directory, name, body)
-
-    return command

@@ -6,10 +6,10 @@ import logging
 from collections import deque
 from dataclasses import dataclass
 
+from apex.daemons.metrics import Rate
 from apex.data.chunk_bytes import chunk_from_arrays
 from apex.data.chunks import Chunk
 from apex.errors import RefusedError, SchemaError
-from apex.metrics import Rate
 from apex.replay.log.durable_table import TableKeeper
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint

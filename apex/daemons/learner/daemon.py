@@ -17,25 +17,26 @@ import torch
 from torch import Tensor
 from zlib_ng import zlib_ng
 
-from apex import cores
 from apex.algos.base import Algorithm, learn
 from apex.algos.registry import check_schema, make_algorithm
+from apex.daemons import cpu_affinity
+from apex.daemons.command import daemon_command
+from apex.daemons.learner.checkpointing import Snapshots
+from apex.daemons.learner.device_batches import transfer_to
+from apex.daemons.learner.parameter_server import ParamsServer
+from apex.daemons.learner.parameter_versions import Publication, PublicationBoard, VersionCounter
+from apex.daemons.learner.prefetcher import Batch, Prefetcher
+from apex.daemons.metrics import MetricsLog, Rate
+from apex.daemons.replay.client import SampleClient
+from apex.daemons.service import ENGINE_PID, Service
 from apex.data.chunks import good_priorities
 from apex.errors import ConfigError, DivergedError
 from apex.host import process_tuning
 from apex.host.files import replace_file
-from apex.learner.params_server import ParamsServer
-from apex.learner.prefetcher import Batch, Prefetcher
-from apex.learner.snapshots import Snapshots
-from apex.learner.transfer import transfer_to
-from apex.metrics import MetricsLog, Rate
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions
-from apex.publications import Publication, PublicationBoard, VersionCounter
-from apex.replay.client import SampleClient
 from apex.runs import checkpoint
 from apex.runs.checkpoint import Checkpoint, Manifest
-from apex.service import ENGINE_PID, Service, daemon_command
 
 log = logging.getLogger("apex.learner")
 
@@ -171,7 +172,7 @@ class LearnerDaemon:
         self._publish()
         os.nice(self._config.learner.nice)
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        cores.take()
+        cpu_affinity.take()
         next_look = 0.0
         next_metrics = time.monotonic() + self._config.learner.metrics_period_s
         next_checkpoint = time.monotonic() + self._config.learner.checkpoint_period_s

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from apex.daemons.inference.client import ActClient
+from apex.daemons.learner.parameter_versions import Publication
+from apex.daemons.service import Service
 from apex.data.schema import Array
 from apex.envs.spec import StepResult
-from apex.inference.client import ActClient
-from apex.publications import Publication
-from apex.service import Service
 from apex.wire.client import Client
 from apex.wire.messages import Phase
 

@@ -1,0 +1,1 @@
+"""The actor: environments, and who decides for them."""

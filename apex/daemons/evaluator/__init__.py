@@ -1,0 +1,1 @@
+"""The evaluator: greedy episodes with the newest parameters."""
