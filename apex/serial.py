@@ -19,7 +19,7 @@ from zlib_ng import zlib_ng
 from apex.acting.agent import LocalDecider, greedy
 from apex.acting.exploration import environments_seed
 from apex.acting.loop import ActingLoop, play_episodes
-from apex.algos.agents import make_agent
+from apex.algos.agent_factory import make_agent
 from apex.algos.base import Algorithm, learn
 from apex.algos.registry import make_algorithm
 from apex.daemons.evaluator.daemon import EVALUATION_SEED, evaluation_values

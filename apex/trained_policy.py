@@ -9,7 +9,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from apex.acting.agent import Decision, Inputs, greedy
+from apex.acting.agent import greedy
+from apex.acting.decisions import Decision, Inputs
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
 from apex.algos.registry import make_algorithm

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from apex import plugins
-from apex.acting.agent import Agent, Inputs
+from apex.acting.agent import Agent
+from apex.acting.decisions import Inputs
 from apex.algos.base import Algorithm, Learner
 from apex.config.sections import EnvConfig
 from apex.data.schema import Array

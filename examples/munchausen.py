@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from apex.acting.agent import Decision
+from apex.acting.decisions import Decision
 from apex.acting.exploration import EpsilonGreedy, epsilon_ladder
 from apex.algos.base import Policy
 from apex.algos.q_learning import MAX_Q, Q_VALUE, TargetNetworkLearner
-from apex.algos.transitions import TransitionAlgorithm, TransitionSection
+from apex.algos.transition_batches import TransitionAlgorithm, TransitionSection
 from apex.config.sections import PositiveFloat, PositiveInt, UnitFloat
 from apex.networks.torsos import ImageTorso, VectorTorso, mlp
 from apex.ops.q_learning import huber_loss, importance_weights

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from apex.acting.accumulators import NStepAccumulator, VectorStep
-from apex.acting.agent import FrameStacker
+from apex.acting.accumulator import VectorStep
+from apex.acting.frame_stack import FrameStacker
+from apex.acting.transition_accumulator import NStepAccumulator
 from apex.algos.apex_dqn import ApexDQN, ApexDQNConfig
 from apex.data import frame_compression
 from apex.data.chunks import Chunk, Samples

@@ -14,10 +14,10 @@ import torch
 
 from apex.acting.agent import LocalDecider
 from apex.acting.loop import ActingLoop
-from apex.algos.agents import make_agent
+from apex.algos.agent_factory import make_agent
 from apex.algos.base import Learner
 from apex.algos.registry import make_algorithm
-from apex.algos.sequences import learning_inputs
+from apex.algos.sequence_batches import learning_inputs
 from apex.data import frame_compression
 from apex.data.chunks import Samples
 from apex.data.schema import Arrays

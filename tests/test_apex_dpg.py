@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from apex.acting.agent import Inputs
+from apex.acting.decisions import Inputs
 from apex.acting.exploration import GaussianNoise, noise_ladder
 from apex.algos.apex_dpg import ApexDPG, ApexDPGConfig, DPGLearner
 from apex.algos.registry import make_algorithm

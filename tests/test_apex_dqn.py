@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from apex.acting.agent import Inputs
+from apex.acting.decisions import Inputs
 from apex.acting.exploration import EpsilonGreedy
 from apex.algos.apex_dqn import (
     ApexDQN,

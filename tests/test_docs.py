@@ -171,7 +171,7 @@ def test_python_api_has_what_a_researcher_uses(site: Path):
         ("runs", "apex.launch.run"),
         ("runs", "apex.trained_policy.load_policy"),
         ("algorithms", "apex.algos.base.Policy.act"),
-        ("acting", "apex.acting.agent.Inputs.last_rewards"),
+        ("acting", "apex.acting.decisions.Inputs.last_rewards"),
         ("ops", "apex.ops.vtrace.vtrace"),
         ("networks", "apex.networks.dueling.DuelingQNetwork"),
         ("types", "apex.data.schema.Schema"),

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from apex.acting.accumulators import NStepAccumulator
-from apex.acting.agent import Agent, Decision, LocalDecider
+from apex.acting.agent import Agent, LocalDecider
+from apex.acting.decisions import Decision
 from apex.acting.loop import ActingLoop
+from apex.acting.transition_accumulator import NStepAccumulator
 from apex.envs.base import Environments
 from apex.envs.recreation import Recreation
 from apex.errors import EnvError, EnvFaultError

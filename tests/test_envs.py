@@ -11,7 +11,8 @@ import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from apex import plugins
-from apex.acting.agent import Agent, Decision, LocalDecider, greedy
+from apex.acting.agent import Agent, LocalDecider, greedy
+from apex.acting.decisions import Decision
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.config.sections import EnvConfig
 from apex.data.schema import Column

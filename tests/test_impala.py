@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from apex.acting.agent import Inputs
+from apex.acting.decisions import Inputs
 from apex.acting.exploration import Sampled
 from apex.algos.impala import Impala, ImpalaConfig, ImpalaLearner
 from apex.algos.registry import make_algorithm
@@ -63,7 +63,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def test_losses_are_the_papers(lstm):
     learner, batch = make_learner(lstm=lstm), make_batch(1, lstm=lstm)
     assert batch["is_last"][:, :-1].any()
-    from apex.algos.sequences import learning_inputs
+    from apex.algos.sequence_batches import learning_inputs
 
     with torch.no_grad():
         inputs = learning_inputs({k: torch.from_numpy(v) for k, v in batch.items()})
@@ -133,7 +133,7 @@ def test_advantage_makes_the_action_more_probable_and_a_disadvantage_less():
             learner.network.value.bias.zero_()
 
         def mean_log_probability(learner=learner, batch=batch) -> float:
-            from apex.algos.sequences import learning_inputs
+            from apex.algos.sequence_batches import learning_inputs
 
             inputs = learning_inputs({k: torch.from_numpy(v) for k, v in batch.items()})
             with torch.no_grad():

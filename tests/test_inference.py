@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from apex.acting.agent import LocalDecider
 from apex.acting.loop import ActingLoop
-from apex.algos.agents import make_agent
+from apex.algos.agent_factory import make_agent
 from apex.algos.registry import make_algorithm
 from apex.daemons.inference.client import ActClient
 from apex.daemons.inference.endpoint import ActEndpoint

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from apex.acting.agent import Agent, Decision, Inputs, LocalDecider
+from apex.acting.agent import Agent, LocalDecider
+from apex.acting.decisions import Decision, Inputs
 from apex.acting.loop import ActingLoop
 from apex.algos.registry import make_algorithm
 from apex.cli.statuses import ask

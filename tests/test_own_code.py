@@ -16,7 +16,7 @@ import torch
 
 import apex
 from apex import launch, plugins
-from apex.acting.agent import Inputs
+from apex.acting.decisions import Inputs
 from apex.algos.apex_dqn import ApexDQN
 from apex.algos.registry import algorithm_class
 from apex.data import frame_compression
@@ -92,7 +92,7 @@ def test_algorithm_of_an_installed_package_is_found_by_its_entry_point(
         ("Number = 3", "Number", r"expected a subclass of apex\.algos\.base\.Algorithm, got 3"),
         ("import torch\nclass Net(torch.nn.Module): pass", "Net", "expected a subclass"),
         (
-            "from apex.algos.transitions import TransitionAlgorithm\n"
+            "from apex.algos.transition_batches import TransitionAlgorithm\n"
             "class Half(TransitionAlgorithm): pass",
             "Half",
             r"Half lacks exploration, learner, policy, Config \(a subclass",

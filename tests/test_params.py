@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from apex.acting.agent import Decision, Exploration, Inputs
+from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.algos.base import Policy
 from apex.daemons.learner.parameter_versions import Publication, PublicationBoard, VersionCounter
 from apex.errors import CheckpointError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from apex.acting.agent import Inputs
+from apex.acting.decisions import Inputs
 from apex.acting.exploration import EpsilonGreedy
 from apex.algos.r2d2 import R2D2, R2D2Config, R2D2Learner
 from apex.algos.registry import make_algorithm

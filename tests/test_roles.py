@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import zmq
 
-from apex.acting.agent import Agent, Decision, Exploration, Inputs
+from apex.acting.agent import Agent
+from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import Sampled
 from apex.algos.base import Policy
 from apex.config.loading import merge, parse

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from apex.acting.accumulators import VectorStep
+from apex.acting.accumulator import VectorStep
 from apex.algos.impala import Impala, ImpalaConfig
 from apex.algos.r2d2 import R2D2, R2D2Config
-from apex.algos.sequences import SequenceAlgorithm, stacked
+from apex.algos.sequence_batches import SequenceAlgorithm, stacked
 from apex.data import frame_compression
 from apex.data.chunks import Chunk, Items, Samples
 from apex.envs.spec import EnvSpec

@@ -1,143 +1,14 @@
-"""The side of acting that needs no environment: what a policy sees, decides, and is learned from.
-
-An `Agent` keeps this for the environments of one actor. It stands in the actor's own process, or
-in the inference server's, where one call of the policy decides for many agents.
-"""
-
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from apex.acting.accumulators import Accumulator, VectorStep
+from apex.acting.accumulator import Accumulator, VectorStep
+from apex.acting.decisions import ActingPolicy, Decision, Exploration, Inputs
+from apex.acting.frame_stack import Bools, FrameStacker
 from apex.data.chunks import Chunk
-from apex.data.schema import Array, Arrays
+from apex.data.schema import Array
 from apex.envs.spec import EnvSpec, StepResult
-
-Bools = npt.NDArray[np.bool_]
-
-
-class Inputs(NamedTuple):
-    """What a policy sees of E environments."""
-
-    observations: Array
-    """`[E, *policy_shape]`."""
-    core_state: npt.NDArray[np.float32]
-    """`[E, core_size]`, recurrent state; zeros where an episode begins."""
-    last_actions: Array
-    """`[E, *action shape]`, of the step before; 0 where an episode begins."""
-    last_rewards: npt.NDArray[np.float32]
-    """`[E]`, of the step before, as learned from; 0 where an episode begins."""
-
-    @classmethod
-    def joined(cls, parts: Sequence[Inputs]) -> Inputs:
-        """Those of several agents, one after the other, as a copy."""
-        return cls(*map(np.concatenate, zip(*parts)))
-
-
-class Decision(NamedTuple):
-    """What a policy decided for E environments."""
-
-    actions: Array
-    """`[E, *action shape]`, int64 or float32: as the environments take them."""
-    core_state: npt.NDArray[np.float32]
-    """`[E, core_size]`, after this step."""
-    extras: Arrays
-    """What items are made of besides: `[E, ...]` each."""
-
-    def rows(self, begin: int, end: int) -> Decision:
-        """What was decided for some of the environments."""
-        extras = {name: array[begin:end] for name, array in self.extras.items()}
-        return Decision(self.actions[begin:end], self.core_state[begin:end], extras)
-
-
-class Exploration(Protocol):
-    """Chooses actions from what a policy computed, for each environment in its own measure."""
-
-    def __call__(self, values: Array) -> Array:
-        """Actions `[E, *action shape]` from action values or logits `[E, A]`, or from the greedy
-        actions of a deterministic policy."""
-
-    def describe(self) -> str:
-        """For the log: how much it explores."""
-
-
-class JoinedExploration:
-    """The explorations of several agents as one.
-
-    Args:
-        parts: with the number of environments of each.
-    """
-
-    def __init__(self, parts: Sequence[tuple[Exploration, int]]) -> None:
-        self._parts = parts
-
-    def __call__(self, values: Array) -> Array:
-        """Each agent's own exploration for its own rows."""
-        edges = np.cumsum([0, *(size for _, size in self._parts)])
-        return np.concatenate(
-            [one(values[begin : begin + n]) for (one, n), begin in zip(self._parts, edges)]
-        )
-
-    def describe(self) -> str:
-        """That of each."""
-        return ", ".join(one.describe() for one, _ in self._parts)
-
-
-class ActingPolicy(Protocol):
-    """Chooses actions for E environments."""
-
-    core_size: int
-    """Numbers in the recurrent state of one environment; 0: it has no memory."""
-
-    def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
-        """Decide; greedily where `exploration` is None."""
-
-
-class FrameStacker:
-    """Keeps the last `depth` frames of E environments; before an episode's start they are zero.
-
-    With a depth of 0 observations pass through.
-    """
-
-    ROOM = 16
-    """Frames that are written behind each other before the last ones move to the front: a stack
-    is a view of those in a row, and only the newest frame is copied."""
-
-    def __init__(self, depth: int) -> None:
-        self._depth = depth
-        self._frames: Array | None = None
-        self._end = 0
-        """Of the frames that were written."""
-
-    def push(self, observations: Array, first: Bools) -> Array:
-        """Add one frame an environment.
-
-        Args:
-            observations: `[E, ...]`.
-            first: `[E]`, whether it begins an episode.
-
-        Returns:
-            `[E, depth, ...]`, a view that is good until the next call.
-        """
-        if self._depth == 0:
-            return observations
-        history = self._depth - 1
-        if self._frames is None:
-            shape = (len(observations), history + max(self.ROOM, history), *observations.shape[1:])
-            self._frames, self._end = np.zeros(shape, dtype=observations.dtype), history
-        elif self._end == self._frames.shape[1]:
-            self._frames[:, :history] = self._frames[:, self._end - history :]
-            self._end = history
-        self._frames[:, self._end] = observations
-        self._end += 1
-        stacks: Array = self._frames[:, self._end - self._depth : self._end]
-        if first.any():
-            stacks[first, :-1] = 0
-        return stacks
 
 
 class Agent:

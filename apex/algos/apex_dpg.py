@@ -11,12 +11,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from apex.acting.agent import Decision, Exploration, Inputs
+from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import GaussianNoise, noise_ladder
 from apex.algos.base import BatchArrays, Learner, Policy
 from apex.algos.optimization import Optimization
 from apex.algos.q_learning import MAX_Q, Q_VALUE, OnlineAndTarget
-from apex.algos.transitions import TransitionAlgorithm, TransitionSection
+from apex.algos.transition_batches import TransitionAlgorithm, TransitionSection
 from apex.config.sections import PositiveFloat, PositiveInt
 from apex.networks.deterministic import DeterministicLayers, DeterministicNetwork
 from apex.ops.deterministic_policy_gradient import deterministic_policy_gradient_loss, td_error

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from apex.acting.agent import Decision, Exploration, Inputs
+from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import EpsilonGreedy
 from apex.algos.base import BatchArrays, Learner, Policy
 from apex.algos.q_learning import MAX_Q, Q_VALUE, TargetNetworkLearner, ladder_exploration
-from apex.algos.transitions import TransitionAlgorithm, TransitionSection
+from apex.algos.transition_batches import TransitionAlgorithm, TransitionSection
 from apex.config.sections import NonNegativeFloat, PositiveFloat, PositiveInt
 from apex.networks.dueling import DuelingQNetwork
 from apex.ops.q_learning import (

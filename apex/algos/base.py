@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from apex.acting.accumulators import Accumulator
-from apex.acting.agent import Decision, Exploration, Inputs
+from apex.acting.accumulator import Accumulator
+from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.data.chunks import Items
 from apex.data.schema import Array, Arrays, Schema
 from apex.envs.spec import ActionKind, EnvSpec

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from apex.acting.agent import Decision, Exploration, Inputs
+from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import Sampled
-from apex.acting.sequences import SequenceLayout
+from apex.acting.sequence_accumulator import SequenceLayout
 from apex.algos.base import BatchArrays, Learner, Policy
 from apex.algos.optimization import Optimization
-from apex.algos.sequences import (
+from apex.algos.sequence_batches import (
     CORE_STATE,
     SequenceAlgorithm,
     SequenceSection,

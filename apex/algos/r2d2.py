@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from apex.acting.agent import Decision, Exploration, Inputs
-from apex.acting.sequences import SequenceLayout
+from apex.acting.decisions import Decision, Exploration, Inputs
+from apex.acting.sequence_accumulator import SequenceLayout
 from apex.algos.base import BatchArrays, Learner, Policy
 from apex.algos.q_learning import MAX_Q, Q_VALUE, TargetNetworkLearner, ladder_exploration
-from apex.algos.sequences import (
+from apex.algos.sequence_batches import (
     CORE_STATE,
     SequenceAlgorithm,
     SequenceSection,

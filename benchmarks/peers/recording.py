@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from apex.acting.accumulators import VectorStep
+from apex.acting.accumulator import VectorStep
 from apex.algos.q_learning import MAX_Q, Q_VALUE
 from apex.data.chunks import Chunk
 from apex.data.schema import Array

@@ -11,7 +11,8 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from apex.acting.agent import Agent, Decision, Exploration, Inputs, LocalDecider
+from apex.acting.agent import Agent, LocalDecider
+from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.loop import ActingLoop
 from apex.algos.apex_dqn import ApexDQN, QPolicy
 from apex.algos.base import Algorithm, Learner

@@ -6,7 +6,7 @@ from collections import deque
 from typing import Any
 
 from apex.acting.agent import LocalDecider
-from apex.algos.agents import make_agent
+from apex.algos.agent_factory import make_agent
 from apex.algos.registry import check_schema, make_algorithm
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.learner.parameter_versions import Publication

@@ -9,7 +9,7 @@ from collections import deque
 from functools import partial
 from typing import Any
 
-from apex.algos.agents import make_agent
+from apex.algos.agent_factory import make_agent
 from apex.algos.base import Algorithm
 from apex.algos.registry import check_schema, make_algorithm
 from apex.daemons.command import daemon_command

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from apex.acting.agent import Agent, Exploration, Inputs, JoinedExploration
+from apex.acting.agent import Agent
+from apex.acting.decisions import Exploration, Inputs, JoinedExploration
 from apex.algos.base import Policy
 from apex.config.sections import Config
 from apex.daemons.inference.client import FLAGS

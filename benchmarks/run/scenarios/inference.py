@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from apex.acting.agent import Inputs
+from apex.acting.decisions import Inputs
 from apex.host import process_tuning
 from apex.host.hardware import has_gpu
 from apex.runs.directory import RunDirectory

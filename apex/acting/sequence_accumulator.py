@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from apex.acting.accumulators import VectorStep
+from apex.acting.accumulator import VectorStep
 from apex.acting.frame_window import FrameRange, FrameWindow
 from apex.data.chunks import Chunk
 from apex.data.schema import LEARNER_STEP, Array, Arrays, Column, FramesColumn, Schema

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from apex.acting.agent import Inputs
-from apex.acting.sequences import SequenceAccumulator, SequenceLayout
+from apex.acting.decisions import Inputs
+from apex.acting.sequence_accumulator import SequenceAccumulator, SequenceLayout
 from apex.algos.base import Algorithm
 from apex.algos.optimization import OptimizerSection
 from apex.config.sections import NonNegativeInt, PositiveInt
@@ -51,7 +51,7 @@ class SequenceSection(OptimizerSection, frozen=True):
 
 
 class SequenceAlgorithm(Algorithm):
-    """An algorithm whose items are sequences (`apex/acting/sequences.py`)."""
+    """An algorithm whose items are sequences (`apex/acting/sequence_accumulator.py`)."""
 
     @abstractmethod
     def layout(self) -> SequenceLayout:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from apex.acting.accumulators import NStepAccumulator
+from apex.acting.transition_accumulator import NStepAccumulator
 from apex.algos.base import Algorithm
 from apex.algos.optimization import OptimizerSection
 from apex.algos.q_learning import MAX_Q, Q_VALUE
