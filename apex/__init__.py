@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from apex.trained_policy import load_policy
+    from apex.evaluation.trained_policy import load_policy
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_policy"]
@@ -14,7 +14,7 @@ __all__ = ["__version__", "load_policy"]
 def __getattr__(name: str) -> Any:
     """Import `load_policy` when it is first asked for: it needs torch, which takes seconds."""
     if name == "load_policy":
-        from apex.trained_policy import load_policy
+        from apex.evaluation.trained_policy import load_policy
 
         return load_policy
     raise AttributeError(f"module 'apex' has no attribute '{name}'")

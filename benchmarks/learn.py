@@ -22,10 +22,12 @@ from typing import Any
 
 import click
 
-from apex import curves, engine
-from apex.curves import Curve
 from apex.errors import RunError
+from apex.evaluation import curves
+from apex.evaluation.curves import Curve
 from apex.host.files import replace_file
+from apex.launch import engine
+from apex.runs import engine_record
 from apex.runs.directory import RunDirectory, runs_root
 from benchmarks.provenance import provenance
 
@@ -80,11 +82,11 @@ def train(command: list[str], run: RunDirectory) -> tuple[float, dict[str, float
         sys.exit(refused)
     meter = CpuMeter(run)
     try:
-        while engine.living_engine(run) is not None:
+        while engine_record.living_engine(run) is not None:
             meter.sample()
             time.sleep(SAMPLE_S)
     finally:
-        if engine.living_engine(run) is not None:
+        if engine_record.living_engine(run) is not None:
             engine.stop(run)
     if not run.outcome_file.exists():
         raise click.ClickException(f"{run.path} ended without an outcome: see `apex logs learner`")

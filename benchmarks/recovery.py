@@ -23,13 +23,13 @@ import click
 import numpy as np
 import numpy.typing as npt
 
-from apex import engine
-from apex.cli.statuses import ask
+from apex.daemons.operator_client import ask
 from apex.daemons.replay.client import InsertClient
 from apex.data import frame_compression
 from apex.data.chunks import Chunk, FrameRanges
 from apex.host.paths import install_root
-from apex.prepare import prepare_run, preset_config
+from apex.launch import engine
+from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import Hello
 from apex.wire.sockets import Poller

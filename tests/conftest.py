@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from apex import engine
-from apex.cli.statuses import gather
+from apex.daemons.status import gather
+from apex.launch import engine
 from apex.runs.directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from apex import engine
-from apex.cli.statuses import ask
+from apex.daemons.operator_client import ask
 from apex.daemons.replay.insert_endpoint import CREDITS
 from apex.daemons.restart_backoff import SHORT_LIFE_S
+from apex.launch import engine
 from apex.replay.log.records import segments
+from apex.runs import engine_record
 from apex.runs.directory import RunDirectory
 from tests.builders import fill, mount_tmpfs, unmount
 from tests.ledger import ITEMS, Audit, Identity, Insert, Producer, audit, inserts
@@ -238,7 +239,7 @@ class Chaos:
     def kill_engine(self) -> float:
         """SIGKILL of supervisord; its daemons end, and the run is resumed."""
         began = time.monotonic()
-        record = engine.living_engine(self._run)
+        record = engine_record.living_engine(self._run)
         assert record is not None
         os.kill(record.pid, signal.SIGKILL)
         self._until(lambda: not self._run.living(), "all daemons are gone")

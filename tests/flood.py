@@ -22,9 +22,9 @@ from pathlib import Path
 
 import click
 
-from apex.cli.statuses import ask
+from apex.daemons.operator_client import ask
 from apex.daemons.replay.client import InsertClient
-from apex.prepare import prepare_run, preset_config
+from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from apex.wire.client import Client
 from apex.wire.sockets import Poller

@@ -11,8 +11,8 @@ import numpy as np
 
 from apex.daemons.service import Service
 from apex.envs.registry import EnvFactory
+from apex.launch.prepare import prepare_run, preset_config
 from apex.plugins import Extensions
-from apex.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 
 

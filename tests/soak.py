@@ -24,8 +24,8 @@ from typing import NamedTuple
 import click
 from matplotlib.figure import Figure
 
-from apex import engine
-from apex.cli.statuses import gather
+from apex.daemons.status import gather
+from apex.launch import engine
 from apex.runs.directory import RunDirectory
 from benchmarks.provenance import provenance
 

@@ -21,7 +21,7 @@ from apex.algos.sequence_batches import learning_inputs
 from apex.data import frame_compression
 from apex.data.chunks import Samples
 from apex.data.schema import Arrays
-from apex.prepare import preset_config
+from apex.launch.prepare import preset_config
 from tests.test_inference import (
     ENVS,
     PixelWalk,

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from apex.cli.main import main
 from apex.config.loading import preset_names
-from apex.prepare import prepare_run, preset_config
+from apex.launch.prepare import prepare_run, preset_config
 from tests.conftest import APEX, ROOT
 from tests.fixtures.texts import check_status_keys
 

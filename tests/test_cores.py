@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from apex import prepare
 from apex.daemons import cpu_affinity
 from apex.host import hardware
 from apex.host.files import FileLock
+from apex.launch import prepare
 from apex.runs.directory import RunDirectory
 
 Reserve = Callable[..., tuple[int, ...]]

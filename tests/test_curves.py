@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from apex import curves, prepare
-from apex.curves import Curve, Evaluation
 from apex.daemons.metrics import MetricsLog
 from apex.errors import RunError, UsageError
+from apex.evaluation import curves
+from apex.evaluation.curves import Curve, Evaluation
+from apex.launch import prepare
 from apex.runs.directory import RunDirectory
 from tests.conftest import ROOT
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import zmq
 
-from apex.cli.statuses import ask
-from apex.prepare import prepare_run, preset_config
+from apex.daemons.operator_client import ask
+from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from apex.wire.sockets import context
 from tests.conftest import ROOT, wait_until

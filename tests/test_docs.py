@@ -169,7 +169,7 @@ def test_architecture_page_has_its_picture(site: Path):
 def test_python_api_has_what_a_researcher_uses(site: Path):
     for page, anchor in (
         ("runs", "apex.launch.run"),
-        ("runs", "apex.trained_policy.load_policy"),
+        ("runs", "apex.evaluation.trained_policy.load_policy"),
         ("algorithms", "apex.algos.base.Policy.act"),
         ("acting", "apex.acting.decisions.Inputs.last_rewards"),
         ("ops", "apex.ops.vtrace.vtrace"),

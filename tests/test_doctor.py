@@ -18,7 +18,6 @@ from typing import Any
 import click
 import pytest
 
-from apex import engine
 from apex.cli.doctor import lines_of, summary
 from apex.config.loading import parse, preset
 from apex.data.schema import Column, FramesColumn, Schema
@@ -26,7 +25,8 @@ from apex.doctor import environment, gpu, limits, memory, packages, processes, r
 from apex.doctor.findings import Finding, guarded
 from apex.errors import ExitCode
 from apex.host import hardware
-from apex.prepare import prepare_run, preset_config
+from apex.launch.prepare import prepare_run, preset_config
+from apex.runs import engine_record
 from apex.wire.keys import make_folder
 from tests.conftest import APEX, ROOT, Suite, wait_until
 from tests.services import prepared
@@ -389,7 +389,7 @@ def test_orphans_are_named_when_the_engine_was_killed_and_the_remedy_ends_them(
     try:
         wait_until(lambda: suite.run.pid("actor_007"), 120.0, "the actor by hand")
         assert of_state(runs.check_run(suite.run), "problem") == []
-        stopped, record = suite.run.pid("actor_000"), engine.living_engine(suite.run)
+        stopped, record = suite.run.pid("actor_000"), engine_record.living_engine(suite.run)
         assert stopped is not None and record is not None
         os.kill(stopped, signal.SIGSTOP)
         os.kill(record.pid, signal.SIGKILL)

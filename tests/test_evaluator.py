@@ -16,11 +16,11 @@ from apex.algos.registry import make_algorithm
 from apex.daemons.evaluator import daemon as evaluator
 from apex.daemons.evaluator.daemon import EvaluatorDaemon
 from apex.daemons.learner.parameter_versions import Publication
+from apex.evaluation.trained_policy import evaluation_env
 from apex.networks import parameters
 from apex.plugins import Extensions
 from apex.runs import checkpoint
 from apex.runs.directory import RunDirectory
-from apex.trained_policy import evaluation_env
 from apex.wire.messages import EvaluationReport
 from tests.services import ThreeLives, prepared, service_of
 
@@ -223,7 +223,7 @@ def test_evaluations_wait_for_learning_for_their_period_and_for_their_share(
         tmp_path, *PACED, "evaluator.episodes=4", "evaluator.num_envs=2", "algorithm.hidden=[]",
         make_env=Choice,
     )  # fmt: skip
-    monkeypatch.setattr(evaluator.cores, "of_run", lambda: 2)
+    monkeypatch.setattr(evaluator.cpu_affinity, "of_run", lambda: 2)
     if restarted:
         with service_of(run, "evaluator") as service:
             service.mark_clean()

@@ -10,14 +10,15 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from apex import film
+import apex
 from apex.config.sections import EnvConfig
 from apex.envs.registry import make_environments
 from apex.errors import EnvFaultError, UsageError
-from apex.film import Scene
-from apex.trained_policy import load_policy
+from apex.evaluation import film
+from apex.evaluation.film import Scene
+from apex.evaluation.trained_policy import load_policy
 
-CARTPOLE = Path(film.__file__).parent / "pretrained" / "cartpole"
+CARTPOLE = Path(apex.__file__).parent / "pretrained" / "cartpole"
 
 
 def scenes(count: int, fps: float = 20.0) -> list[Scene]:

@@ -8,7 +8,8 @@ import socket
 from contextlib import ExitStack
 from pathlib import Path
 
-from apex.cli.statuses import alarms, ask
+from apex.daemons.operator_client import ask
+from apex.daemons.status import alarms
 from apex.runs.directory import RunDirectory
 from tests.conftest import Suite, wait_until
 from tests.flood import GREETING, Producer, flooded, replay_server

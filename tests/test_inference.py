@@ -27,7 +27,7 @@ from apex.envs.base import Environments
 from apex.envs.registry import EnvFactory
 from apex.envs.spec import StepResult
 from apex.errors import EndpointError, SchemaError
-from apex.prepare import prepare_run, preset_config
+from apex.launch.prepare import prepare_run, preset_config
 from apex.wire.messages import Act
 from tests.builders import hello, wait_until
 from tests.conftest import Suite

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from apex import launch
-from apex.launch import Launcher
+from apex.launch import local
+from apex.launch.local import Launcher
 from tests.services import prepared
 
 
@@ -43,10 +43,10 @@ class Child:
 @pytest.fixture
 def launcher(tmp_path, monkeypatch) -> Any:
     clock = itertools.count(0.0, 100.0)  # no child ever ends within a second of its start
-    monkeypatch.setattr(launch, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    monkeypatch.setattr(launch.signal, "signal", lambda number, handler: None)
-    monkeypatch.setattr(launch.faulthandler, "register", lambda number, **rest: None)
-    monkeypatch.setattr(launch.multiprocess.connection, "wait", lambda *rest, **more: None)
+    monkeypatch.setattr(local, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(local.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(local.faulthandler, "register", lambda number, **rest: None)
+    monkeypatch.setattr(local.multiprocess.connection, "wait", lambda *rest, **more: None)
     made: Any = Launcher(prepared(tmp_path), ["replay", "learner"])
     made._context = SimpleNamespace(Process=Child)
     Child.starts = []
@@ -57,7 +57,7 @@ def test_a_full_disk_costs_older_lines_and_not_the_launcher(launcher, monkeypatc
     def full(source: object, target: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(launch.shutil, "copyfile", full)
+    monkeypatch.setattr(local.shutil, "copyfile", full)
     launcher._run.logs.mkdir(exist_ok=True)
     log = launcher._run.logs / "replay.log"
     log.write_text("x" * (launcher._log_bytes + 1))

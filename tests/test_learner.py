@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from apex.algos.registry import make_algorithm
-from apex.cli.statuses import alarms
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.learner.daemon import LearnerDaemon
 from apex.daemons.learner.parameter_server import ParamsServer
 from apex.daemons.learner.parameter_versions import Publication, PublicationBoard
 from apex.daemons.learner.prefetcher import Batch
+from apex.daemons.status import alarms
 from apex.errors import ConfigError, DivergedError
 from apex.runs import checkpoint
 from apex.runs.directory import RunDirectory, RunFacts

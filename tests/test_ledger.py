@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from apex.prepare import prepare_run, preset_config
+from apex.launch.prepare import prepare_run, preset_config
 from apex.replay.log.durable_table import TableKeeper
 from apex.replay.log.records import segments
 from apex.replay.table.table import make_table

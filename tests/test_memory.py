@@ -17,12 +17,12 @@ from apex.acting.agent import Agent, LocalDecider
 from apex.acting.decisions import Decision, Inputs
 from apex.acting.loop import ActingLoop
 from apex.algos.registry import make_algorithm
-from apex.cli.statuses import ask
+from apex.daemons.operator_client import ask
 from apex.daemons.replay.client import InsertClient
 from apex.data.chunk_bytes import chunk_to_arrays
 from apex.data.chunks import Chunk
 from apex.envs.registry import make_environments
-from apex.prepare import prepare_run, preset_config
+from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import Hello
 from apex.wire.sockets import Poller

@@ -18,10 +18,10 @@ import gymnasium
 import numpy as np
 import pytest
 
-from apex.cli.statuses import ask
+from apex.daemons.operator_client import ask
 from apex.daemons.replay.client import SampleClient
 from apex.data.chunks import Samples
-from apex.prepare import prepare_run, preset_config
+from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from apex.wire import keys
 from apex.wire.messages import Hello

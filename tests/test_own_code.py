@@ -15,15 +15,16 @@ import pytest
 import torch
 
 import apex
-from apex import launch, plugins
+from apex import plugins
 from apex.acting.decisions import Inputs
 from apex.algos.apex_dqn import ApexDQN
 from apex.algos.registry import algorithm_class
 from apex.data import frame_compression
 from apex.data.schema import Column
 from apex.errors import ConfigError, EnvError, RunError, UsageError
-from apex.plugins import Extensions
-from apex.prepare import (
+from apex.evaluation.trained_policy import TrainedPolicy
+from apex.launch import from_script
+from apex.launch.prepare import (
     bare_config,
     file_config,
     prepare_run,
@@ -31,9 +32,9 @@ from apex.prepare import (
     resume_run,
     run_name,
 )
+from apex.launch.single_process import SerialRun
+from apex.plugins import Extensions
 from apex.runs import checkpoint
-from apex.serial import SerialRun
-from apex.trained_policy import TrainedPolicy
 from tests.conftest import ROOT, Suite
 
 EXAMPLES = ROOT / "examples"
@@ -244,7 +245,7 @@ def test_a_run_whose_algorithm_came_from_a_script_is_neither_resumed_nor_played(
 
     settings = ["replay.min_size=100", "run.max_env_steps=300", "evaluator.enabled=false"]
     extensions = Extensions(algorithm=Scripted)
-    config = launch._named(preset_config("cartpole", settings), extensions)
+    config = from_script._named(preset_config("cartpole", settings), extensions)
     run = prepare_run(tmp_path / "run", config, extensions=extensions)
     assert run.config().algorithm["name"] == "factory:Scripted"
     SerialRun(run, extensions).run()

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from apex.prepare import prepare_run, preset_config
+from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from apex.wire import keys
 from tests.conftest import ROOT, wait_until

@@ -8,11 +8,12 @@ import gymnasium as gym
 import msgspec
 import pytest
 
-from apex import prepare
+import apex
 from apex.config.loading import load
 from apex.envs.registry import make_environments
 from apex.errors import CheckpointError, ConfigError, EndpointError, EnvError, RunError
 from apex.host import hardware
+from apex.launch import prepare
 from apex.plugins import Extensions
 
 
@@ -122,7 +123,7 @@ def test_init_from_is_checked_before_anything_starts(tmp_path: Path) -> None:
     config = prepare.preset_config("cartpole", [f"run.init_from={tmp_path / 'nothing'}"])
     with pytest.raises(CheckpointError, match="no such run or checkpoint"):
         prepare.prepare_run(tmp_path / "one", config)
-    pretrained = Path(prepare.__file__).parent / "pretrained" / "cartpole"
+    pretrained = Path(apex.__file__).parent / "pretrained" / "cartpole"
     other = msgspec.structs.replace(
         prepare.preset_config("cartpole", ["env.id=Acrobot-v1"]),
         run=msgspec.structs.replace(config.run, init_from=str(pretrained)),

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import zmq
 
-from apex.prepare import prepare_run, preset_config
+from apex.launch.prepare import prepare_run, preset_config
+from apex.launch.single_process import SerialRun
 from apex.runs import checkpoint
-from apex.serial import SerialRun
 from tests.conftest import ROOT
 from tests.test_memory import resident_bytes
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from apex.cli.statuses import STARTING_S, gather
 from apex.daemons.restart_backoff import age_s
-from apex.engine import living_engine
+from apex.daemons.status import STARTING_S, gather
 from apex.errors import ExitCode
 from apex.host import hardware
+from apex.runs.engine_record import living_engine
 from tests.conftest import APEX, ROOT, Suite, wait_until
 from tests.fixtures.texts import check_status_keys
 

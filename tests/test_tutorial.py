@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from apex import engine
+from apex.launch import engine
 from apex.runs.directory import RunDirectory
 from tests.conftest import ROOT, suite_processes, wait_until
 from tests.fenced import Block, DocumentError, Reader, blocks

@@ -30,7 +30,7 @@ def actor() -> None:
 @run_option
 def restart(actor_id: str, run_path: Path | None) -> None:
     """End ACTOR_ID (actor_003, or 3) in good order; its engine starts it again."""
-    from apex import engine
+    from apex.launch import engine
 
     run = find_run(run_path)
     name = f"actor_{int(actor_id):03d}" if actor_id.isdigit() else actor_id
@@ -56,7 +56,7 @@ def restart(actor_id: str, run_path: Path | None) -> None:
 
 def _is_kept(run: RunDirectory, name: str) -> bool:
     """Whether an engine, or a shell that attached it, would start this actor again."""
-    from apex import engine
+    from apex.launch import engine
 
     configured = name in engine.daemon_names(run.config())
     return configured or is_locked(run.daemons / f"{name}.reserved")
@@ -84,14 +84,14 @@ def _signal(pid: int, number: signal.Signals) -> None:
 @run_option
 def attach(count: int, run_path: Path | None) -> None:
     """Add COUNT actors to a run; they end with Ctrl-C, or with `apex stop`."""
-    from apex import engine
     from apex.daemons.logs import log_to_stderr
     from apex.daemons.service import ENGINE_PID
-    from apex.launch import Launcher
+    from apex.launch.local import Launcher
+    from apex.runs import engine_record
 
     run = find_run(run_path)
     config = run.config()
-    if engine.living_engine(run) is None and not run.living():
+    if engine_record.living_engine(run) is None and not run.living():
         raise RunError(f"{run.path} is down; start it with `apex run --resume`")
     run.check_kept()
     log_to_stderr("attach")

@@ -15,7 +15,7 @@ from apex.errors import UsageError
 from apex.runs.directory import find_run
 
 if TYPE_CHECKING:
-    from apex.trained_policy import TrainedPolicy
+    from apex.evaluation.trained_policy import TrainedPolicy
 
 
 def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,7 +72,7 @@ def enjoy(
     video: Path | None,
 ) -> None:
     """Watch CHECKPOINT, a run's or its file (default: newest run's), play in this terminal."""
-    from apex import film
+    from apex.evaluation import film
 
     if video is not None:
         film.check_video(video)
@@ -95,8 +95,8 @@ def _policy(
 ) -> TrainedPolicy:
     if sum(given is not None for given in (checkpoint, run_path, pretrained)) > 1:
         raise UsageError("expected one of CHECKPOINT, --run and --pretrained")
+    from apex.evaluation.trained_policy import load_policy
     from apex.host import process_tuning
-    from apex.trained_policy import load_policy
 
     process_tuning.set_up(threads=1)
     if pretrained is not None:

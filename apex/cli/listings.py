@@ -44,7 +44,7 @@ def show_preset(name: str, resolved: bool) -> None:
     if not resolved:
         click.echo(loading.preset_text(name), nl=False)
         return
-    from apex.prepare import check_config, preset_config
+    from apex.launch.prepare import check_config, preset_config
 
     config, _, _ = check_config(preset_config(name, []))
     click.echo(loading.dump(config), nl=False)
@@ -68,7 +68,7 @@ def check(
     settings: tuple[str, ...],
 ) -> None:
     """Check FILE, a preset or defaults with settings: environment and algorithm are tried."""
-    from apex.prepare import any_config, check_config
+    from apex.launch.prepare import any_config, check_config
 
     checked = any_config(preset, file, [*settings, *own_code_settings(env, algorithm)])
     checked, spec, schema = check_config(checked)
@@ -112,9 +112,9 @@ def _row(run: RunDirectory) -> dict[str, str]:
 
 
 def _alive(run: RunDirectory) -> bool:
-    from apex import engine
+    from apex.runs import engine_record
 
-    return bool(run.living()) or engine.living_engine(run) is not None
+    return bool(run.living()) or engine_record.living_engine(run) is not None
 
 
 @runs.command(name="rm")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from apex import __version__
-from apex.cli import actors, doctor, evaluation, keys, listings, logs, plot, runs, statuses
+from apex.cli import actors, doctor, evaluation, keys, listings, logs, plot, runs, status
 from apex.errors import ApexError
 from apex.host.escaping import printable
 
@@ -39,7 +39,7 @@ for command in (
     runs.stop,
     runs.snapshot,
     runs.watch,
-    statuses.status,
+    status.status,
     doctor.doctor,
     logs.logs,
     actors.actor,

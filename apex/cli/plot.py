@@ -12,7 +12,7 @@ from apex.host.files import check_output
 from apex.runs.directory import find_run
 
 if TYPE_CHECKING:
-    from apex.curves import Axis
+    from apex.evaluation.curves import Axis
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -42,7 +42,7 @@ def plot(
 
     Runs that differ in nothing but [run] (seed, limits) become one curve: mean and spread.
     """
-    from apex import curves
+    from apex.evaluation import curves
 
     if out is None and csv_out is None:
         raise click.UsageError("expected -o OUT.png, --csv OUT.csv, or both")

@@ -25,7 +25,7 @@ from apex.errors import ExitCode, RunError, UsageError
 from apex.runs.directory import RunDirectory, all_runs, find_run
 
 if TYPE_CHECKING:
-    from apex.engine import EngineName
+    from apex.runs.engine_record import EngineName
 
 
 SNAPSHOT_TIMEOUT_S = 60.0
@@ -44,7 +44,7 @@ SERIAL_ALONE = (
 @json_option
 def snapshot(run_path: Path | None, as_json: bool) -> None:
     """Bring the learner's state and the replay contents to the disk now, for --resume."""
-    from apex.cli.statuses import request
+    from apex.daemons.operator_client import request
     from apex.wire.messages import Snapshot, SnapshotReply
 
     run = find_run(run_path)
@@ -114,7 +114,7 @@ def run(
     show_running: bool,
 ) -> None:
     """Start a run, or go on with one, and show its progress."""
-    from apex.cli.view import watch_run
+    from apex.cli.live_view import watch_run
 
     given = {
         "actor.count": actors,
@@ -147,23 +147,23 @@ def run(
 
 def _running(preset: str | None) -> RunDirectory | None:
     """The newest run with living daemons whose environment is the preset's."""
-    from apex import engine
     from apex.config.loading import preset as load_preset
+    from apex.runs import engine_record
 
     wanted = load_preset(preset, gpu=False)["env"]["id"] if preset else None
     for candidate in all_runs():
-        alive = candidate.living() or engine.living_engine(candidate)
+        alive = candidate.living() or engine_record.living_engine(candidate)
         if alive and wanted in (None, candidate.facts().env.env_id):
             return candidate
     return None
 
 
 def _resumed(run_path: Path | None, settings: Sequence[str]) -> RunDirectory:
-    from apex import engine
-    from apex.prepare import resume_run
+    from apex.launch.prepare import resume_run
+    from apex.runs import engine_record
 
     directory = find_run(run_path)
-    record = engine.living_engine(directory)
+    record = engine_record.living_engine(directory)
     if record is not None or directory.living():
         raise UsageError(f"{directory.path} is running; `apex stop` first, or `apex watch` it")
     resume_run(directory, settings)
@@ -178,7 +178,13 @@ def _new(
     endpoints: Path | None,
 ) -> RunDirectory:
     from apex.daemons.logs import log_to_stderr
-    from apex.prepare import any_config, names_environment, new_run_path, prepare_run, run_name
+    from apex.launch.prepare import (
+        any_config,
+        names_environment,
+        new_run_path,
+        prepare_run,
+        run_name,
+    )
 
     log_to_stderr("run")
     config = any_config(preset, config_file, settings)
@@ -188,7 +194,7 @@ def _new(
 
 
 def _run_serially(directory: RunDirectory) -> None:
-    from apex.serial import SerialRun
+    from apex.launch.single_process import SerialRun
 
     run = SerialRun(directory)
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -197,7 +203,7 @@ def _run_serially(directory: RunDirectory) -> None:
 
 
 def _start(directory: RunDirectory, name: str) -> None:
-    from apex import engine
+    from apex.launch import engine
 
     if name == "none":
         click.echo(f"{directory.path} is ready; start its daemons with --run {directory.path}:")
@@ -213,7 +219,7 @@ def _start(directory: RunDirectory, name: str) -> None:
 @run_option
 def watch(run_path: Path | None) -> None:
     """Show the progress of a run; Ctrl-C leaves it running."""
-    from apex.cli.view import watch_run
+    from apex.cli.live_view import watch_run
 
     sys.exit(watch_run(find_run(run_path)))
 
@@ -222,11 +228,12 @@ def watch(run_path: Path | None) -> None:
 @run_option
 def stop(run_path: Path | None) -> None:
     """End a run: all daemons drain, attached actors too. Returns when all are gone."""
-    from apex import engine
+    from apex.launch import engine
+    from apex.runs import engine_record
 
     directory = find_run(run_path)
-    if not directory.living() and engine.living_engine(directory) is None:
-        alive = [one for one in all_runs() if one.living() or engine.living_engine(one)]
+    if not directory.living() and engine_record.living_engine(directory) is None:
+        alive = [one for one in all_runs() if one.living() or engine_record.living_engine(one)]
         others = "".join(f"; running: {one.path}, end it with --run" for one in alive)
         click.echo(f"{directory.path} was not running{others}", err=True)
         return

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from apex import engine
 from apex.doctor import (
     environment,
     gpu,
@@ -26,6 +25,7 @@ from apex.doctor.findings import Finding, guarded
 from apex.doctor.subject import Subject, preset_subject, run_subject
 from apex.host import hardware
 from apex.host.paths import install_root, socket_directory_path
+from apex.launch import engine
 from apex.runs.directory import RunDirectory, all_runs, runs_root
 
 

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from apex import engine
 from apex.config.sections import Config
 from apex.doctor.findings import Finding, megabytes
 from apex.host import hardware
+from apex.launch import engine
 
 FILES_OF_DAEMON = 64
 """Open files of a daemon besides its connections: 17 to 36 were measured, rounded up."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from apex import engine
 from apex.config.sections import Config
 from apex.data.schema import Schema
 from apex.doctor.findings import Finding, megabytes
+from apex.launch import engine
 
 ENGINE_BYTES = 50e6
 """supervisord: 43 MB."""
@@ -42,7 +42,7 @@ def memory_needed(config: Config, schema: Schema, parameters: int, machine: int)
         parameters: bytes of the network.
         machine: bytes of all memory, of which a table gets a share only.
     """
-    from apex.prepare import ACTOR_BYTES, REPLAY_MEMORY_SHARE, item_bytes
+    from apex.launch.prepare import ACTOR_BYTES, REPLAY_MEMORY_SHARE, item_bytes
 
     table = min(config.replay.capacity * item_bytes(schema), machine * REPLAY_MEMORY_SHARE)
     frames = 2 * schema.frames.max_frames * schema.frames.frame_bytes if schema.frames else 0
@@ -74,7 +74,7 @@ def check_memory(needed: Mapping[str, int], available: int) -> Iterator[Finding]
 
 def disk_needed(config: Config, schema: Schema, parameters: int) -> dict[str, int]:
     """Bytes on the disk of a run's directory by what takes them, at most."""
-    from apex.prepare import item_bytes
+    from apex.launch.prepare import item_bytes
 
     checkpoint = PARAMETERS_IN_CHECKPOINT * parameters
     daemons = len(engine.daemon_names(config)) + 1

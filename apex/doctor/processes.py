@@ -11,7 +11,7 @@ from apex.doctor.findings import Finding
 
 PROC = Path("/proc")
 DAEMONS = ("learner", "replay", "actor", "evaluator", "inference")
-ENGINES = ("apex.supervision", "apex.launch")
+ENGINES = ("apex.launch.supervisord", "apex.launch.local")
 LISTENING = "0A"
 """The state of a listening socket in /proc/net/tcp."""
 

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from shlex import quote
 
-from apex import engine
 from apex.daemons import restart_backoff
 from apex.doctor.findings import Finding
 from apex.doctor.processes import describe, holders, is_stopped, parent
@@ -15,6 +14,7 @@ from apex.doctor.sockets import check_keys, check_ports, check_socket_files
 from apex.errors import ApexError
 from apex.host.files import is_locked
 from apex.host.paths import socket_directory_path
+from apex.runs import engine_record
 from apex.runs.directory import RunDirectory
 
 
@@ -47,7 +47,7 @@ def check_orphans(run: RunDirectory) -> Iterator[Finding]:
     Daemons that were started by hand, without an engine, are none; nor are attached actors, which
     their own shell keeps alive.
     """
-    if not run.engine_file.exists() or engine.living_engine(run) is not None:
+    if not run.engine_file.exists() or engine_record.living_engine(run) is not None:
         return
     living = run.living()
     attaching = {pid for name, pid in living.items() if name.startswith("attach_")}
@@ -81,7 +81,7 @@ def check_locks(run: RunDirectory) -> Iterator[Finding]:
     for path in sorted(run.daemons.glob("*.lock")):
         text = path.read_text()
         pid = int(text) if text.isdigit() else None
-        gone = pid is None or engine.started_ticks(pid) is None
+        gone = pid is None or engine_record.started_ticks(pid) is None
         if not is_locked(path):
             record = restart_backoff.read(run.crash_file(path.stem))
             if gone and not (record is not None and record.clean):
@@ -89,7 +89,7 @@ def check_locks(run: RunDirectory) -> Iterator[Finding]:
         elif gone:
             yield _held_by_another(run, path, text)
     pid_file = run.path / "supervisord.pid"
-    if pid_file.exists() and engine.living_engine(run) is None:
+    if pid_file.exists() and engine_record.living_engine(run) is None:
         left.append(f"supervisord (pid {pid_file.read_text().strip()})")
     if left:
         found = f"left by processes that were killed: {', '.join(left)}"
@@ -132,7 +132,9 @@ def check_all(runs: Iterable[RunDirectory], folder: Path) -> Iterator[Finding]:
         folder: where they were looked for.
     """
     looked_at = list(runs)
-    alive = [run for run in looked_at if run.living() or engine.living_engine(run) is not None]
+    alive = [
+        run for run in looked_at if run.living() or engine_record.living_engine(run) is not None
+    ]
     named = ": " + ", ".join(str(run.path) for run in alive) if alive else ""
     found = f"{len(looked_at)} in {folder}/, {len(alive)} running{named}"
     yield Finding("runs", "ok", found)

@@ -43,7 +43,7 @@ class Subject:
 
 def preset_subject(name: str) -> Subject:
     """A preset, fitted to this machine. Raises `ConfigError`, or `ImportError` without torch."""
-    from apex.prepare import check_config, preset_config
+    from apex.launch.prepare import check_config, preset_config
 
     subject = Subject(f"preset {name}", preset_config(name, []))
     try:
@@ -55,7 +55,7 @@ def preset_subject(name: str) -> Subject:
 
 def run_subject(run: RunDirectory) -> Subject:
     """A run. Raises `ApexError` where its files cannot be used."""
-    from apex.prepare import check_config
+    from apex.launch.prepare import check_config
 
     facts = run.facts()
     subject = Subject(f"run {run.path}", run.config(), run=run, schema=facts.schema)

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from apex.cli.statuses import operator_client
 from apex.daemons.cpu_affinity import LEARNER_CORES
+from apex.daemons.operator_client import operator_client
 from apex.errors import ApexError
-from apex.prepare import prepare_run, preset_config
+from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import Status, StatusReply
 from benchmarks.provenance import ROOT

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import click
 
-from apex import launch
 from apex.cli.main import main
 from apex.daemons.actor import daemon as actor
 from apex.errors import NOT_RESTARTED, ExitCode
+from apex.launch import local
 from sitegen.documentation import attribute_docs
 from sitegen.markdown import table
 
@@ -27,7 +27,11 @@ The daemons that exist once in a suite have the options of [`bin/actor`](#binact
 
 def page() -> str:
     """The whole page."""
-    parts = [INTRODUCTION, *sections(main, "apex"), *sections(launch.main, "python -m apex.launch")]
+    parts = [
+        INTRODUCTION,
+        *sections(main, "apex"),
+        *sections(local.main, "python -m apex.launch.local"),
+    ]
     parts += [*sections(actor.main, "bin/actor"), DAEMONS, "## Exit codes\n", exit_codes()]
     return "\n".join(parts)
 

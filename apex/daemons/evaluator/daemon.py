@@ -23,12 +23,12 @@ from apex.daemons.service import Service
 from apex.envs.recreation import Recreation, close
 from apex.envs.registry import make_environments
 from apex.errors import EnvFaultError
+from apex.evaluation.trained_policy import evaluation_env
 from apex.host import process_tuning
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions
 from apex.runs import checkpoint
 from apex.runs.checkpoint import Manifest
-from apex.trained_policy import evaluation_env
 from apex.wire.messages import EvaluationReport, Heartbeat, Phase
 from apex.wire.sockets import Poller
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
-from apex import engine
-from apex.cli.statuses import HEALTHY_ACTORS
-from apex.prepare import prepare_run, preset_config
+from apex.daemons.status import HEALTHY_ACTORS
+from apex.launch import engine
+from apex.launch.prepare import prepare_run, preset_config
 from benchmarks.provenance import ROOT
 from benchmarks.run import cores
 from benchmarks.run.daemons import Asker, Daemons, pong_run, until

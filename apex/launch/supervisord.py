@@ -1,4 +1,4 @@
-"""`python -m apex.supervision --run DIR` is supervisord, with deploy/supervisord.conf."""
+"""`python -m apex.launch.supervisord --run DIR` is supervisord, with deploy/supervisord.conf."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from supervisor import supervisord
 from supervisor.options import ServerOptions
 from supervisor.poller import Poller
 
-from apex import engine
 from apex.errors import ApexError
 from apex.host.paths import install_root
+from apex.launch import engine
 from apex.runs.directory import find_run
 
 POLL_S = 0.1

@@ -23,7 +23,7 @@ from apex.envs.spec import EnvSpec
 from apex.errors import ApexError, ConfigError, EnvError, EnvFaultError
 from apex.plugins import Extensions
 
-log = logging.getLogger("apex.trial")
+log = logging.getLogger("apex.launch.preflight")
 
 STEPS = 3
 NO_PLACE = (

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from apex.errors import RunError, UsageError
 from apex.runs.directory import RunDirectory
 
-log = logging.getLogger("apex.curves")
+log = logging.getLogger("apex.evaluation.curves")
 
 Axis = Literal["wall", "env_steps", "learner_step"]
 Floats = npt.NDArray[np.float64]

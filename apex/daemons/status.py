@@ -1,72 +1,24 @@
-"""`apex status`: asks the daemons themselves how they are."""
+"""Status of a run: ask its daemons, then derive health, bottleneck and alarms."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-import time
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from apex.cli.options import json_option, run_option
-from apex.cli.status_text import describe
 from apex.daemons import restart_backoff
-from apex.errors import ApexError, ExitCode
-from apex.runs.directory import RunDirectory, find_run
+from apex.daemons.operator_client import ask
+from apex.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from apex.wire.client import Client
-    from apex.wire.messages import AnyMessage, Message
+    pass
 
-ASK_TIMEOUT_S = 2.0
+
 HEALTHY_ACTORS = ("stepping", "waiting_for_credit", "waiting_for_actions")
 FULL = 0.8
 """Share of its open files from which a daemon is in danger."""
 BUSY_LEARNER = 0.1
 """Share of its time up to which a learner may wait for data and still be the bottleneck."""
-
-
-def operator_client(run: RunDirectory, endpoint: str) -> Client:
-    """A connection of this process as an operator."""
-    from apex.wire.client import Client
-    from apex.wire.messages import Hello
-
-    hello = Hello(
-        role="operator",
-        name=f"operator_{os.getpid()}",
-        epoch=time.time_ns(),
-        run_id=run.facts().run_id,
-        schema_hash="",
-        pid=os.getpid(),
-    )
-    return Client(run.endpoints().of(endpoint), hello)
-
-
-def request(run: RunDirectory, endpoint: str, message: Message, timeout_s: float) -> AnyMessage:
-    """What a daemon answers to an operator.
-
-    Raises:
-        ApexError: it does not answer in time, or refuses.
-    """
-    client = operator_client(run, endpoint)
-    try:
-        return client.request(message, timeout_s).message
-    finally:
-        client.close()
-
-
-def ask(run: RunDirectory, endpoint: str) -> dict[str, Any] | None:
-    """A daemon's answer to STATUS, or None when it does not answer."""
-    from apex.wire.messages import Status, StatusReply
-
-    try:
-        message = request(run, endpoint, Status(), ASK_TIMEOUT_S)
-    except ApexError:
-        return None
-    return message.status if isinstance(message, StatusReply) else None
-
 
 STARTING_S = 20.0
 """Age from which a daemon that does not answer is called silent: it hangs, or reads a long log."""
@@ -74,7 +26,7 @@ STARTING_S = 20.0
 
 def gather(run: RunDirectory) -> dict[str, Any]:
     """The status object of a run, as `apex status --json` prints it."""
-    from apex import engine
+    from apex.runs import engine_record
 
     config, living = run.config(), run.living()
     asked = ask(run, "learner.params") if "learner" in living else None
@@ -83,7 +35,7 @@ def gather(run: RunDirectory) -> dict[str, Any]:
     saved = _newest_manifest(run)
     env_steps = (asked or {}).get("env_steps", saved.get("env_steps", 0))
     frame_skip = config.env.frame_skip if config.env.id.startswith("ALE/") else 1
-    record = engine.living_engine(run)
+    record = engine_record.living_engine(run)
     status: dict[str, Any] = {
         "run": {
             "path": str(run.path),
@@ -232,9 +184,9 @@ def _evaluator(
 
 
 def _uptime(run: RunDirectory) -> float:
-    from apex import engine
+    from apex.runs import engine_record
 
-    record = engine.living_engine(run)
+    record = engine_record.living_engine(run)
     if record is None:
         return 0.0
     with open("/proc/uptime", encoding="ascii") as file:
@@ -322,9 +274,6 @@ def _crash_loops(run: RunDirectory, status: dict[str, Any]) -> list[str]:
     return found
 
 
-EXIT_CODES = {"healthy": ExitCode.CLEAN, "degraded": ExitCode.DEGRADED, "down": ExitCode.DOWN}
-
-
 def health(status: dict[str, Any], *, evaluator: bool) -> str:
     """`healthy` when all configured daemons do their work, else `degraded` or `down`."""
     learner, replay = status["learner"], status["replay"]
@@ -339,13 +288,3 @@ def health(status: dict[str, Any], *, evaluator: bool) -> str:
         and all(row["state"] in HEALTHY_ACTORS for row in status["actors"])
     )
     return "healthy" if whole else "degraded"
-
-
-@click.command()
-@run_option
-@json_option
-def status(run_path: Any, as_json: bool) -> None:
-    """Show how each daemon is. Exit status: 0 healthy, 3 degraded, 4 down."""
-    gathered = gather(find_run(run_path))
-    click.echo(json.dumps(gathered) if as_json else describe(gathered))
-    sys.exit(int(EXIT_CODES[gathered["run"]["health"]]))

@@ -1,10 +1,4 @@
-"""`python -m apex.launch`: a suite without supervisord, and `run()` for scripts and notebooks.
-
-The launcher starts each daemon as a child by `multiprocess`, restarts it with back-off, keeps one
-bounded log file a daemon, and drains all of them when it is asked to stop. A user's environment
-factory or algorithm class travels by cloudpickle through the pipes to these children, and nowhere
-else: it never crosses a socket and is never written to a file.
-"""
+"""The launcher: keep a run's daemons alive without supervisord."""
 
 from __future__ import annotations
 
@@ -13,34 +7,27 @@ import logging
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-import cloudpickle
-import msgspec
 import multiprocess
 import multiprocess.connection
 
-from apex import engine
-from apex.config.sections import Config
 from apex.daemons.logs import log_to_stderr
 from apex.daemons.service import Service, serve
-from apex.errors import NOT_RESTARTED, ApexError, EnvError, RunError, UsageError
-from apex.plugins import FACTORY, NONE, Extensions
+from apex.errors import NOT_RESTARTED, ApexError
+from apex.launch import engine
+from apex.launch.extension_bytes import unpacked
+from apex.plugins import NONE, Extensions
 from apex.runs.directory import RunDirectory, find_run
 
-if TYPE_CHECKING:  # every child imports this module: the replay server must not import torch
-    from apex.algos.base import Algorithm
-    from apex.envs.registry import EnvFactory
-
-log = logging.getLogger("apex.launch")
+log = logging.getLogger("apex.launch.local")
 
 STOP_TIMEOUT_S = {"learner": 40.0}
 """Seconds that a daemon may need to drain; the learner writes its last checkpoint."""
@@ -82,30 +69,10 @@ def _child(run_path: str, name: str, log_path: str, payload: bytes) -> None:
 
     def body(service: Service) -> None:
         # The replay server needs none of them, and must not import what they import.
-        extensions = NONE if name == "replay" else _unpacked(payload)
+        extensions = NONE if name == "replay" else unpacked(payload)
         daemon_body(name, extensions)(service)
 
     serve(RunDirectory(Path(run_path)), name, body)
-
-
-def _packed(extensions: Extensions) -> bytes:
-    """Extensions for the children, with the paths on which their modules are found."""
-    return bytes(cloudpickle.dumps((sys.path, cloudpickle.dumps(extensions))))
-
-
-def _unpacked(payload: bytes) -> Extensions:
-    if not payload:
-        return NONE
-    try:
-        paths, packed = cloudpickle.loads(payload)
-        sys.path.extend(path for path in paths if path not in sys.path)
-        extensions: Extensions = cloudpickle.loads(packed)
-    except Exception as error:
-        raise EnvError(
-            f"the environment or algorithm of the script cannot be loaded in a daemon: "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    return extensions
 
 
 @dataclass
@@ -246,82 +213,6 @@ class Launcher:
                 process.join()
 
 
-def run(
-    config: Config | str | Path,
-    *,
-    make_env: EnvFactory | None = None,
-    algorithm: type[Algorithm] | None = None,
-    settings: Sequence[str] = (),
-    path: Path | str | None = None,
-) -> RunDirectory:
-    """Start a suite in the background from a script or a notebook.
-
-    Args:
-        config: a configuration, the name of a preset, or the path of a file (`Path` or `….toml`).
-        make_env: makes one environment, instead of `env.id`.
-        algorithm: an `Algorithm` of your own, instead of `algorithm.name`.
-        settings: like `--set`, over a preset or a file.
-        path: the run's directory; default: a new one under `runs/`.
-
-    Returns:
-        The run; `apex.engine.stop(run)` ends it, and so does `apex stop --run DIR`.
-
-    Raises:
-        ApexError: the configuration or the environment cannot be used.
-    """
-    from apex.prepare import file_config, new_run_path, prepare_run, preset_config
-
-    if isinstance(config, Config):
-        if settings:
-            raise UsageError(
-                "settings go with a preset or a file; change the Config itself instead"
-            )
-        name = str(config.algorithm.get("name", "run"))
-    elif isinstance(config, Path) or config.endswith(".toml"):
-        name, config = Path(config).stem, file_config(Path(config), settings)
-    else:
-        name, config = config, preset_config(config, settings, algorithm)
-    extensions = Extensions(make_env, algorithm)
-    config = _named(config, extensions)
-    target = Path(path) if path is not None else new_run_path(name)
-    directory = prepare_run(target, config, extensions=extensions)
-    _start(directory, _packed(extensions) if extensions != NONE else b"")
-    return directory
-
-
-def _named(config: Config, extensions: Extensions) -> Config:
-    """A configuration that says which of its parts a script brought: those are not kept."""
-    if extensions.make_env is not None:
-        make_env = extensions.make_env
-        env_id = FACTORY + getattr(make_env, "__name__", type(make_env).__name__)
-        env = msgspec.structs.replace(config.env, id=env_id)
-        config = msgspec.structs.replace(config, env=env)
-    if extensions.algorithm is not None:
-        section = {**config.algorithm, "name": FACTORY + extensions.algorithm.__name__}
-        config = msgspec.structs.replace(config, algorithm=section)
-    return config
-
-
-def _start(directory: RunDirectory, payload: bytes) -> None:
-    """Start a launcher in a session of its own, with the extensions through its pipe."""
-    with (directory.logs / "engine.log").open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "apex.launch", "--run", str(directory.path), "--payload"],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    assert process.stdin is not None
-    try:
-        process.stdin.write(payload)
-        process.stdin.close()
-    except BrokenPipeError:
-        pass
-    if engine.await_daemons(directory, process) is None:
-        raise RunError(f"the launcher did not start; see {directory.logs / 'engine.log'}")
-
-
 @click.command()
 @click.option("--run", "path", type=click.Path(path_type=Path), help="A prepared run's directory.")
 @click.option("--preset", help="Make a new run of this preset (in --run, if given).")
@@ -353,14 +244,10 @@ def main(
 def _prepared(
     path: Path | None, preset: str | None, settings: tuple[str, ...], endpoints: Path | None
 ) -> RunDirectory:
-    from apex.prepare import new_run_path, prepare_run, preset_config, resume_run
+    from apex.launch.prepare import new_run_path, prepare_run, preset_config, resume_run
 
     if preset is None:
         directory = find_run(path)
         resume_run(directory, settings)
         return directory
     return prepare_run(path or new_run_path(preset), preset_config(preset, settings), endpoints)
-
-
-if __name__ == "__main__":
-    main()

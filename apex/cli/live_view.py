@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from apex.cli.status_text import duration
-from apex.cli.statuses import gather
 from apex.config.sections import RunConfig
+from apex.daemons.status import gather
 from apex.errors import ExitCode
 from apex.runs.directory import RunDirectory
 
@@ -107,9 +107,9 @@ def watch_run(run: RunDirectory) -> int:
 
 
 def _over(run: RunDirectory) -> bool:
-    from apex import engine
+    from apex.runs import engine_record
 
-    return engine.living_engine(run) is None and not run.living()
+    return engine_record.living_engine(run) is None and not run.living()
 
 
 def _panel(run: RunDirectory, progress: Progress) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from apex.acting.agent import greedy
 from apex.acting.loop import ActingLoop
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
+from apex.evaluation.trained_policy import TrainedPolicy, evaluation_env
 from apex.host.files import check_output
-from apex.trained_policy import TrainedPolicy, evaluation_env
 
 Picture = npt.NDArray[np.uint8]
 """`[H, W, 3]`."""

@@ -1,8 +1,4 @@
-"""Engines: what starts a run's daemons and keeps them alive. Finding one, starting one, ending one.
-
-`supervisor` runs `deploy/supervisord.conf`; `local` is `apex.launch`. Both give their children
-their own process id in the environment, so that the children end with them.
-"""
+"""Engines start a run's daemons and keep them alive: start one, find it, stop it."""
 
 from __future__ import annotations
 
@@ -13,8 +9,6 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
-from pathlib import Path
-from typing import Literal
 
 import msgspec
 
@@ -25,8 +19,7 @@ from apex.errors import RunError
 from apex.host.files import remove, replace_file
 from apex.host.paths import install_root, socket_directory
 from apex.runs.directory import RunDirectory
-
-EngineName = Literal["supervisor", "local"]
+from apex.runs.engine_record import EngineName, EngineRecord, living_engine, started_ticks
 
 STOP_TIMEOUT_S = 90.0
 """Longer than the engines' own patience with the learner and all others, one after the other."""
@@ -34,35 +27,6 @@ ORPHAN_GRACE_S = 3.0
 """Daemons whose engine was killed drain already; a second signal would cut that short."""
 REVIVE = signal.SIGUSR2
 """Tells a launcher to start again what it has given up on."""
-
-
-class EngineRecord(msgspec.Struct, frozen=True):
-    """The run's engine, as `engine.json` in its directory names it."""
-
-    engine: EngineName
-    pid: int
-    started_ticks: int
-    """Start time of that process since boot, so that a reused process id is told apart."""
-    supervisor_socket: str = ""
-    supervisor_password: str = ""
-
-
-def started_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None when it is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])
-
-
-def living_engine(run: RunDirectory) -> EngineRecord | None:
-    """The engine that runs this run's daemons now, if any."""
-    try:
-        record = msgspec.json.decode(run.engine_file.read_bytes(), type=EngineRecord)
-    except (FileNotFoundError, msgspec.MsgspecError):
-        return None
-    return record if started_ticks(record.pid) == record.started_ticks else None
 
 
 def register(run: RunDirectory, engine: EngineName, **supervisor: str) -> None:
@@ -93,7 +57,7 @@ def start_detached(run: RunDirectory, engine: EngineName, timeout_s: float = 20.
     Raises:
         RunError: the engine ended; the message quotes its log.
     """
-    module = {"supervisor": "apex.supervision", "local": "apex.launch"}[engine]
+    module = {"supervisor": "apex.launch.supervisord", "local": "apex.launch"}[engine]
     log_path = run.logs / "engine.log"
     with log_path.open("ab") as log:
         process = subprocess.Popen(

@@ -21,15 +21,15 @@ from apex.data.schema import Schema
 from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError, UsageError
 from apex.host import hardware
+from apex.launch.preflight import STEPS, try_algorithm, try_environment
 from apex.plugins import NONE, Extensions
 from apex.replay.log.records import segments
 from apex.runs import checkpoint
 from apex.runs.directory import RunDirectory, runs_root
-from apex.trial import STEPS, try_algorithm, try_environment
 from apex.wire import endpoints as addresses
 from apex.wire.keys import read_secret
 
-log = logging.getLogger("apex.prepare")
+log = logging.getLogger("apex.launch.prepare")
 
 DEFAULT_ALGORITHM = "apex_dqn"
 REPLAY_MEMORY_SHARE = 0.5

@@ -29,6 +29,7 @@ from apex.daemons.metrics import MetricsLog
 from apex.data.chunks import good_priorities
 from apex.envs.registry import make_environments
 from apex.errors import DivergedError
+from apex.evaluation.trained_policy import evaluation_env
 from apex.host import process_tuning
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions
@@ -36,9 +37,8 @@ from apex.replay.table.table import make_table
 from apex.runs import checkpoint
 from apex.runs.checkpoint import Manifest
 from apex.runs.directory import RunDirectory
-from apex.trained_policy import evaluation_env
 
-log = logging.getLogger("apex.serial")
+log = logging.getLogger("apex.launch.single_process")
 
 
 class _Actor:

@@ -1,0 +1,1 @@
+"""A trained policy: evaluated, filmed, plotted."""

@@ -1,0 +1,6 @@
+"""`python -m apex.launch`: a suite without supervisord."""
+
+from apex.launch.local import main
+
+if __name__ == "__main__":
+    main()
