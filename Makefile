@@ -50,18 +50,18 @@ test: $(STAMP)  ## all tests; what CI runs
 	@$(VENV)/bin/python -m pytest
 
 test-learning: $(STAMP)  ## whether each algorithm learns CartPole, by daemons and serially; ten minutes
-	@$(VENV)/bin/python -m pytest -m "learning or not learning" tests/test_learning.py
+	@$(VENV)/bin/python -m pytest -m "learning or not learning" tests/suite/test_learning.py
 
 chaos: $(STAMP)  ## break a running suite for MINUTES and audit what was acknowledged
-	@$(VENV)/bin/python -m tests.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) \
+	@$(VENV)/bin/python -m tests.tools.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) \
 		--out benchmarks/reliability
 
 fuzz: $(STAMP)  ## INPUTS broken messages and records against what reads them
-	@$(VENV)/bin/python -m tests.fuzz --inputs $(or $(INPUTS),10000000) --seed $(or $(SEED),1) \
+	@$(VENV)/bin/python -m tests.tools.fuzz --inputs $(or $(INPUTS),10000000) --seed $(or $(SEED),1) \
 		--out benchmarks/reliability
 
 soak: $(STAMP)  ## train for MINUTES and look whether any daemon grows
-	@$(VENV)/bin/python -m tests.soak --minutes $(or $(MINUTES),60) --out benchmarks/reliability
+	@$(VENV)/bin/python -m tests.tools.soak --minutes $(or $(MINUTES),60) --out benchmarks/reliability
 
 bench: $(STAMP)  ## figures beside the machine's limits, 15 minutes; one: make bench ONLY=actor
 	@$(VENV)/bin/python -m benchmarks.run $(if $(ONLY),--only $(ONLY)) --out benchmarks/speed

@@ -1,0 +1,1 @@
+"""Sockets and prepared runs within the test's own process."""

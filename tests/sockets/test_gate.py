@@ -1,0 +1,388 @@
+"""Who gets in: keys, users and roles, against real sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+import zmq
+
+from apex.errors import EndpointError, RefusedError, UsageError
+from apex.wire import keys, sockets
+from apex.wire.authentication import Anyone, KeyHolders, SameUser
+from apex.wire.client import Client
+from apex.wire.codec import encode
+from apex.wire.endpoints import Endpoint, load, resolve
+from apex.wire.messages import GetParams, Status, Welcome
+from apex.wire.server import Request, Server
+from apex.wire.sockets import Poller
+from tests.support.builders import VECTOR_SCHEMA, hello, wait_until
+
+PERMISSIONS = {"actor": (GetParams,), "operator": (Status,)}
+NAMES = ("replay.insert", "replay.sample", "learner.params")
+
+
+class Door:
+    """A server at an endpoint, and clients that knock."""
+
+    def __init__(self, endpoint: Endpoint, stack: ExitStack) -> None:
+        self.endpoint = endpoint
+        self.server = Server(
+            endpoint, "run", VECTOR_SCHEMA.hash, PERMISSIONS,
+            lambda peer: Welcome(instance=self.server.instance),
+        )  # fmt: skip
+        stack.callback(self.server.close)
+        self._stack = stack
+        self.taken: list[Request] = []
+
+    def knock(self, folder: Path | None, role: str = "actor", endpoint: Endpoint | None = None):
+        """A client with the keys of a folder."""
+        where = endpoint or self.endpoint._replace(keys=folder)
+        name = f"{role}_{time.monotonic_ns()}"
+        client = Client(where, hello(name, role))
+        self._stack.enter_context(closing(client))
+        return client
+
+    def until(self, client: Client, condition: Callable[[], object]) -> None:
+        def turn() -> None:
+            Poller(self.server, client).wait(0.02)
+            self.taken.extend(self.server.receive())
+            client.receive()
+
+        wait_until(condition, turn)
+
+    def refused(self, client: Client) -> RefusedError:
+        with pytest.raises(RefusedError) as error:
+            self.until(client, lambda: client.ready)
+        return error.value
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    keys.make_folder(tmp_path / "keys")
+    return tmp_path / "keys"
+
+
+def tcp(folder: Path | None, name: str = "replay.insert") -> Endpoint:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return Endpoint(name, f"tcp://127.0.0.1:{probe.getsockname()[1]}", folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_key_of_a_role_lets_in_that_role_alone(stack, folder, name):
+    door = Door(tcp(folder, name), stack)
+    client = door.knock(folder)
+    door.until(client, lambda: client.ready)
+    # The holder of the actor's key who says that it is an operator.
+    (folder / "operator.secret").write_bytes((folder / "actor.secret").read_bytes())
+    with pytest.raises(EndpointError, match="is for the role 'actor'"):
+        door.knock(folder, "operator")
+    forged = (folder / "operator.secret").read_text().replace('role = "actor"', 'role = "operator"')
+    (folder / "operator.secret").write_text(forged)
+    error = door.refused(door.knock(folder, "operator"))
+    assert error.code == "not_authorized"
+    assert "the key 'actor' is for the role 'actor', not 'operator'" in str(error)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_key_that_is_not_authorized_is_kept_out(stack, folder, tmp_path, name):
+    door = Door(tcp(folder, name), stack)
+    keys.make_folder(tmp_path / "strange")
+    (tmp_path / "strange" / "server.public").write_bytes((folder / "server.public").read_bytes())
+    error = door.refused(door.knock(tmp_path / "strange"))
+    assert error.code == "not_authorized" and "authorized/" in str(error)
+    assert sockets.gate().refused[name] > 0
+    assert door.server.peers == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_a_key_or_with_the_wrong_server_key_nobody_gets_in(stack, folder, tmp_path, name):
+    door = Door(tcp(folder, name), stack)
+    plain = door.knock(None)
+    keys.make_folder(tmp_path / "strange")
+    (tmp_path / "strange" / "actor.secret").write_bytes((folder / "actor.secret").read_bytes())
+    mistaken = door.knock(tmp_path / "strange")
+    good = door.knock(folder)
+    door.until(good, lambda: good.ready)
+    for _ in range(100):
+        list(door.server.receive())
+        assert plain.receive() == mistaken.receive() == []
+        time.sleep(0.005)
+    assert not plain.ready and not mistaken.ready
+    assert [peer.hello.role for peer in door.server.peers.values()] == ["actor"]
+
+
+def test_a_revoked_key_ends_its_connections_and_gets_no_new_one(stack, folder, tmp_path):
+    keys.add_key(folder, "far", "actor", tmp_path / "far")
+    door = Door(tcp(folder), stack)
+    client, other = door.knock(tmp_path / "far"), door.knock(folder)
+    door.until(client, lambda: client.ready)
+    door.until(other, lambda: other.ready)
+    keys.revoke(folder, "far")
+    with pytest.raises(RefusedError, match="no longer authorized"):
+        door.until(client, lambda: False)
+    assert door.refused(door.knock(tmp_path / "far")).code == "not_authorized"
+    assert other.send(GetParams(newer_than=0))
+    door.until(other, lambda: door.taken)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("transport", ["ipc", "tcp", "curve"])
+def test_nobody_gets_in_without_the_thread_that_judges(tmp_path, folder, name, transport):
+    """In a process of its own, whose gate is closed."""
+    code = f"""
+import sys, time
+from pathlib import Path
+from apex.wire.endpoints import Endpoint
+from apex.wire import sockets
+from apex.wire.client import Client
+from apex.wire.server import Server
+from apex.wire.messages import Welcome, GetParams
+from tests.support.builders import VECTOR_SCHEMA, hello
+from tests.sockets.test_gate import tcp
+folder = Path({str(folder)!r})
+endpoint = {{"ipc": Endpoint({name!r}, "ipc://{tmp_path}/s"), "tcp": tcp(None, {name!r}),
+            "curve": tcp(folder, {name!r})}}[{transport!r}]
+server = Server(endpoint, "run", VECTOR_SCHEMA.hash, {{"actor": (GetParams,)}},
+                lambda peer: Welcome(instance=1))
+def knock(seconds):
+    client = Client(endpoint, hello())
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and not client.ready:
+        list(server.receive()); client.receive(); time.sleep(0.005)
+    return client.ready
+assert knock(10.0)
+sockets.gate().close()
+assert not knock(2.0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_another_user_of_the_machine_is_kept_out_of_a_socket_that_it_can_reach(stack):
+    if os.getuid() != 0:
+        pytest.skip("only root can become another user")
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    folder.chmod(0o755)
+    Door(Endpoint("replay.insert", f"ipc://{folder}/s"), stack)
+    (folder / "s").chmod(0o777)
+    code = f"""
+import os, socket, sys
+os.setgid(65534); os.setuid(65534)
+peer = socket.socket(socket.AF_UNIX)
+peer.connect({str(folder / "s")!r})
+peer.settimeout(10)
+greeting = b"\\xff" + bytes(8) + b"\\x7f" + b"\\x03\\x00" + b"NULL".ljust(20, b"\\0") + bytes(32)
+ready = b"\\x05READY\\x0bSocket-Type\\x00\\x00\\x00\\x06DEALER"
+peer.sendall(greeting + b"\\x04" + bytes([len(ready)]) + ready)
+answer = b""
+while b"READY" not in answer and b"ERROR" not in answer:
+    more = peer.recv(1000)
+    if not more:
+        break
+    answer += more
+sys.exit(0 if b"READY" in answer else 42)
+"""
+    as_self = code.replace("os.setgid(65534); os.setuid(65534)", "")
+    assert subprocess.run([sys.executable, "-c", as_self], timeout=30).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 42
+    assert sockets.gate().refused["replay.insert"] > 0
+
+
+def test_policies_know_whom_they_admit(folder, tmp_path):
+    same = SameUser(1000)
+    assert same.admit("localhost:1000:100:77", "NULL", []) is not None
+    assert same.admit("localhost:0:0:77", "NULL", []) is not None
+    assert same.admit("localhost:1001:100:77", "NULL", []) is None
+    assert same.admit("localhost:1000:100:77", "PLAIN", [b"a", b"b"]) is None
+    assert same.admit("", "NULL", []) is None and same.admit("a:b:c:d", "NULL", []) is None
+    assert Anyone().admit("127.0.0.1", "PLAIN", [b"a", b"b"]) is None
+    holders = KeyHolders(folder)
+    assert holders.admit("127.0.0.1", "NULL", []) is None
+    assert holders.admit("127.0.0.1", "PLAIN", [b"a", b"b"]) is None
+    assert holders.admit("127.0.0.1", "CURVE", [bytes(32)]) is None
+    assert KeyHolders(tmp_path / "gone").admit("127.0.0.1", "CURVE", [bytes(32)]) is None
+
+
+def test_secrets_are_their_owners_alone(folder, tmp_path):
+    assert {path.stat().st_mode & 0o777 for path in folder.glob("*.secret")} == {0o600}
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / ".gitignore").read_text() == "*\n"
+    (folder / "actor.secret").chmod(0o640)
+    with pytest.raises(EndpointError, match=r"can be read by others .*chmod 600"):
+        keys.client_keys(folder, "actor")
+    (folder / "actor.secret").unlink()
+    with pytest.raises(EndpointError, match="apex keys new"):
+        keys.client_keys(folder, "actor")
+    (folder / "actor.secret").symlink_to(folder / "learner.secret")
+    with pytest.raises(EndpointError, match="no plain file"):
+        keys.client_keys(folder, "actor")
+    (folder / "server.secret").write_text("nonsense = 1\n")
+    with pytest.raises(EndpointError, match=r"server\.secret"):
+        sockets.bound_router(tcp(folder))
+    with pytest.raises(UsageError, match="keys already"):
+        keys.make_folder(folder)
+    for name in ("../evil", "", "a/b", "a" * 65, ".hidden"):
+        with pytest.raises(UsageError, match="name"):
+            keys.add_key(folder, name, "actor", tmp_path / "out")
+    with pytest.raises(UsageError, match="it has actor, evaluator, inference, learner, operator"):
+        keys.revoke(folder, "nobody")
+
+
+def test_keys_are_never_written_over(folder, tmp_path):
+    secret = (folder / "actor.secret").read_bytes()
+    with pytest.raises(UsageError, match=r"actor\.secret is there already; name another folder"):
+        keys.add_key(folder, "far", "actor", folder)
+    assert (folder / "actor.secret").read_bytes() == secret
+    assert not (folder / "authorized" / "far.public").exists()
+    keys.add_key(folder, "far", "actor", tmp_path / "far")
+    with pytest.raises(UsageError, match="name another folder"):
+        keys.add_key(folder, "farther", "actor", tmp_path / "far")
+
+
+def test_a_folder_that_others_can_write_to_gets_no_keys_and_keeps_its_mode(tmp_path):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    with pytest.raises(UsageError, match="others; name a new folder"):
+        keys.make_folder(tmp_path / "open")
+    assert list((tmp_path / "open").iterdir()) == []
+    (tmp_path / "readable").mkdir()
+    (tmp_path / "readable").chmod(0o755)
+    keys.make_folder(tmp_path / "readable")
+    assert (tmp_path / "readable").stat().st_mode & 0o777 == 0o755
+
+
+def test_a_servers_key_that_others_could_have_replaced_is_not_trusted(folder):
+    keys.client_keys(folder, "actor")
+    (folder / "server.public").chmod(0o666)
+    with pytest.raises(EndpointError, match=r"server\.public.* can be written by others"):
+        keys.client_keys(folder, "actor")
+
+
+def test_a_key_cannot_lock_a_name_by_a_start_in_the_future(stack, folder):
+    door = Door(tcp(folder), stack)
+    later = time.time_ns() + 2 * 3600 * 10**9
+    client = Client(door.endpoint, hello("actor_000", epoch=later))
+    stack.enter_context(closing(client))
+    assert door.refused(client).code == "future_epoch"
+    ahead = Client(door.endpoint, hello("actor_000", epoch=time.time_ns() + 60 * 10**9))
+    stack.enter_context(closing(ahead))
+    door.until(ahead, lambda: ahead.ready)
+
+
+def test_an_address_of_ipv6_is_served(stack, folder):
+    if not socket.has_ipv6 or not Path("/proc/net/if_inet6").read_text():
+        pytest.skip("this machine has no IPv6")
+    with socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        port = probe.getsockname()[1]
+    door = Door(Endpoint("replay.insert", f"tcp://[::1]:{port}", folder), stack)
+    client = door.knock(folder)
+    door.until(client, lambda: client.ready)
+
+
+def test_tcp_beyond_loopback_is_accepted_with_keys_alone(tmp_path, folder):
+    file = tmp_path / "endpoints.toml"
+    text = (
+        '[replay]\ninsert = "tcp://10.1.2.3:7001"\nsample = "tcp://10.1.2.3:7002"\n'
+        '[learner]\nparams = "tcp://10.1.2.3:7003"\n'
+    )
+    file.write_text(text)
+    with pytest.raises(EndpointError, match="needs keys; make them with `apex keys new DIR`"):
+        load(file)
+    file.write_text("insecure_loopback = true\n" + text)
+    with pytest.raises(EndpointError, match="needs keys"):
+        load(file)
+    file.write_text('keys = "keys"\n' + text)
+    endpoint = load(file).of("replay.sample")
+    assert endpoint == Endpoint("replay.sample", "tcp://10.1.2.3:7002", folder)
+    file.write_text('keys = "keys"\n' + text.replace("10.1.2.3:7001", "192.0.2.1:*"))
+    with pytest.raises(EndpointError, match="this machine cannot listen there"):
+        resolve(load(file), tmp_path)
+
+
+def test_a_socket_in_a_folder_that_others_can_write_to_is_neither_served_nor_trusted(tmp_path):
+    tmp_path.chmod(0o1777)
+    endpoint = Endpoint("replay.insert", f"ipc://{tmp_path}/s")
+    with pytest.raises(EndpointError, match="a directory of your own"):
+        sockets.bound_router(endpoint)
+    with pytest.raises(EndpointError, match="a directory of your own"):
+        sockets.connected_dealer(endpoint, "actor")
+    tmp_path.chmod(0o700)
+    client, monitor = sockets.connected_dealer(endpoint, "actor")
+    client.disable_monitor()
+    monitor.close()
+    client.close()
+
+
+def test_who_was_let_in_stays_so_while_keys_cannot_be_read(folder, monkeypatch):
+    now = [0.0]
+    holders = KeyHolders(folder, lambda: now[0])
+    public = keys.read_key(folder / "authorized" / "actor.public").public
+    assert holders.refusal(public, "actor") is None
+
+    def full(path: object) -> list[str]:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(keys.os, "listdir", full)
+    now[0] += 2.0
+    assert holders.refusal(public, "actor") is None
+    monkeypatch.undo()
+    keys.revoke(folder, "actor")
+    assert holders.refusal(public, "actor") is None, "looked at once a second"
+    now[0] += 2.0
+    assert holders.refusal(public, "actor") == "this key is no longer authorized"
+
+
+def test_a_file_of_keys_that_cannot_be_read_keeps_no_other_key_in(folder):
+    now = [0.0]
+    holders = KeyHolders(folder, lambda: now[0])
+    public = keys.read_key(folder / "authorized" / "actor.public").public
+    learner = keys.read_key(folder / "authorized" / "learner.public").public
+    assert holders.refusal(public, "actor") is None
+    (folder / "authorized" / "old.public").mkdir()
+    (folder / "authorized" / "learner.public").unlink()
+    (folder / "authorized" / "learner.public").mkdir()
+    keys.revoke(folder, "actor")
+    now[0] += 2.0
+    assert holders.refusal(public, "actor") == "this key is no longer authorized"
+    assert holders.refusal(learner, "learner") is None, "what cannot be read now holds as it was"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_user_and_a_password_are_no_key(stack, folder, name, keyed):
+    door = Door(tcp(folder if keyed else None, name), stack)
+    plain = stack.enter_context(sockets.context().socket(zmq.DEALER))
+    plain.setsockopt(zmq.PLAIN_USERNAME, b"actor")
+    plain.setsockopt(zmq.PLAIN_PASSWORD, b"secret")
+    plain.connect(door.endpoint.address)
+    plain.send_multipart(encode(hello("plain")))
+    good = door.knock(folder if keyed else None)
+    door.until(good, lambda: good.ready)
+    for _ in range(100):
+        list(door.server.receive())
+        assert plain.poll(5) == 0
+    assert [peer.hello.name != "plain" for peer in door.server.peers.values()] == [True]
+
+
+def test_a_folder_of_keys_that_others_can_write_to_lets_nobody_in(folder, caplog):
+    public = keys.read_key(folder / "authorized" / "actor.public").public
+    (folder / "authorized").chmod(0o777)
+    assert KeyHolders(folder).refusal(public, "actor") == "this key is no longer authorized"
+    assert "can be written by others" in caplog.text

@@ -1,0 +1,526 @@
+"""Central inference: who is decided for with whom, what comes of it, and what outlives whom."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from apex.acting.agent import LocalDecider
+from apex.acting.loop import ActingLoop
+from apex.algos.agent_factory import make_agent
+from apex.algos.registry import make_algorithm
+from apex.daemons.inference.client import ActClient
+from apex.daemons.inference.endpoint import ActEndpoint
+from apex.data.chunk_bytes import chunk_to_arrays
+from apex.data.chunks import Chunk
+from apex.envs.base import Environments
+from apex.envs.registry import EnvFactory
+from apex.envs.spec import StepResult
+from apex.errors import EndpointError, SchemaError
+from apex.launch.prepare import prepare_run, preset_config
+from apex.wire.messages import Act
+from tests.fixtures.texts import check_status_keys
+from tests.support.builders import hello, wait_until
+from tests.support.services import prepared
+from tests.support.suite import Suite
+
+torch.set_num_threads(1)
+ENVS = 2
+ONE_STEP = "algorithm.n_step=1"
+
+
+class Clock:
+    """Time that stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Stage:
+    """An endpoint and the clients of several actors in one process."""
+
+    def __init__(
+        self,
+        folder: Path,
+        stack: ExitStack,
+        *settings: str,
+        preset: str = "cartpole",
+        make_env: EnvFactory | None = None,
+    ) -> None:
+        self.stack = stack
+        self.run = prepared(
+            folder, f"actor.num_envs={ENVS}", "actor.count=3", "actor.inference=central",
+            "inference.max_wait_ms=5", "actor.chunk_length=1", *settings,
+            make_env=make_env, preset=preset,
+        )  # fmt: skip
+        self.config, self.facts = self.run.config(), self.run.facts()
+        self.algorithm = make_algorithm(self.config.algorithm, self.facts.env)
+        torch.manual_seed(0)
+        self.policy = self.algorithm.policy()
+        self.clock = Clock()
+        self.clients: dict[str, ActClient] = {}
+        self.open()
+
+    def open(self) -> None:
+        """Start the server."""
+        self.acts = ActEndpoint(
+            self.run.endpoints().of("inference.act"), self.config, self.facts, self.make_agent,
+            status=dict, stop=lambda: None, clock=self.clock,
+        )  # fmt: skip
+        self.stack.callback(self.acts.server.close)
+
+    def make_agent(self, slot: int, incarnation: int):
+        return make_agent(self.algorithm, self.config, self.policy.core_size, slot, incarnation)
+
+    def client(self, name: str, epoch: int = 1) -> ActClient:
+        """One more actor, greeted."""
+        facts = self.facts
+        greeting = hello(name, run_id=facts.run_id, schema_hash=facts.schema.hash, epoch=epoch)
+        client = ActClient(self.run.endpoints().of("inference.act"), greeting, facts.env)
+        client.start(int(name[-1]), incarnation=0)
+        self.stack.callback(client.close)
+        self.clients[name] = client
+        wait_until(lambda: client.client.ready, self.turn)
+        return client
+
+    def turn(self) -> None:
+        """Everyone takes what has arrived; nothing is decided."""
+        self.acts.receive()
+        for client in self.clients.values():
+            client.poll()
+
+    def until_asking(self, actors: int) -> None:
+        wait_until(lambda: self.acts.asking == actors * ENVS, self.turn)
+
+    def decide(self) -> int:
+        return self.acts.decide(self.policy, 7)
+
+    def answered(self, client: ActClient) -> np.ndarray:
+        wait_until(lambda: client.answered, self.turn)
+        return client.take()
+
+    def round(self, client: ActClient) -> np.ndarray:
+        """One actor's question, alone in its batch, and what it is answered."""
+        self.until_asking(1)
+        self.decide()
+        return self.answered(client)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with ExitStack() as stack:
+        yield Stage(tmp_path, stack, ONE_STEP)
+
+
+def seen(value: float) -> np.ndarray:
+    return np.full((ENVS, 4), value, np.float32)
+
+
+def result(value: float, reward: float = 1.0, ended: bool = False) -> StepResult:
+    flags = np.zeros((3, ENVS), dtype=np.bool_)
+    flags[0] = ended
+    return StepResult(seen(value), np.full(ENVS, reward), *flags)
+
+
+def first_observations(chunks: list[Chunk]) -> list[float]:
+    return sorted(chunk.columns["observation"][0, 0].item() for chunk in chunks)
+
+
+def test_a_batch_is_due_when_everyone_has_asked_or_when_the_first_has_waited_long_enough(stage):
+    one, two = stage.client("actor_000"), stage.client("actor_001")
+    one.begin(seen(0.1))
+    two.begin(seen(0.2))
+    stage.until_asking(2)
+    assert stage.acts.wait_s(1.0) == 0.0, "everyone has asked"
+    assert stage.decide() == 2 * ENVS
+    for client in (one, two):
+        stage.answered(client)
+    one.observe(result(0.3))
+    stage.until_asking(1)
+    assert stage.acts.wait_s(1.0) == pytest.approx(0.005)
+    assert stage.acts.wait_s(0.001) == 0.001
+    stage.clock.now += 0.004
+    assert stage.acts.wait_s(1.0) == pytest.approx(0.001)
+    stage.clock.now += 0.002
+    assert stage.acts.wait_s(1.0) == 0.0, "the other one hangs"
+    assert stage.decide() == ENVS and stage.acts.wait_s(1.0) == 1.0
+    assert stage.answered(one).shape == (ENVS,) and not two.answered
+
+
+def test_a_batch_has_no_more_environments_than_it_may_and_those_that_asked_first_go_first(tmp_path):
+    with ExitStack() as stack:
+        stage = Stage(tmp_path, stack, ONE_STEP, f"inference.max_batch={2 * ENVS}")
+        clients = [stage.client(f"actor_00{number}") for number in range(3)]
+        for number, client in enumerate(clients):
+            client.begin(seen(0.1))
+            stage.until_asking(number + 1)
+        assert stage.acts.wait_s(1.0) == 0.0 and stage.decide() == 2 * ENVS
+        for client in clients[:2]:
+            stage.answered(client)
+        assert not clients[2].answered and stage.acts.asking == ENVS
+
+
+def test_each_actor_gets_its_own_actions(stage):
+    """Those of the greedy policy, for observations that ask for different ones."""
+    stage.algorithm.config = stage.algorithm.config.__class__(epsilon=1e-9, hidden=(128,))
+    clients = [stage.client(f"actor_00{number}") for number in range(3)]
+    pool = np.random.default_rng(0).normal(size=(200, 4), scale=5).astype(np.float32)
+    with torch.inference_mode():
+        greedy = stage.policy.network(torch.from_numpy(pool)).argmax(1).numpy()
+    expected = [[0, 1], [1, 0], [1, 1]]
+    rows = [np.stack([pool[greedy == action][k] for action in e]) for k, e in enumerate(expected)]
+    for client, row in zip(clients, rows):
+        client.begin(row)
+    stage.until_asking(3)
+    assert stage.decide() == 3 * ENVS
+    assert [stage.answered(client).tolist() for client in clients] == expected
+
+
+def test_the_same_question_gets_the_same_answer_and_is_one_step(stage):
+    one = stage.client("actor_000")
+    one.begin(seen(0.0))
+    stage.until_asking(1)
+    one._send()  # as after RESEND_S, before the answer
+    stage.decide()
+    actions = stage.answered(one)
+    one.observe(result(1.0))
+    question = one._question
+    again = stage.round(one)
+    one._question = question  # as if the answer had been lost
+    one._send()
+    assert stage.answered(one).tolist() == again.tolist() and stage.acts.asking == 0
+    one.observe(result(2.0))
+    stage.until_asking(1)
+    stage.decide()
+    # n = 1: an item is complete when its bootstrap observation is acted upon and followed.
+    stage.answered(one)
+    one.observe(result(3.0))
+    stage.until_asking(1)
+    chunks = stage.acts.take_chunks()
+    assert first_observations(chunks) == [0.0, 0.0, 1.0, 1.0]
+    taken = {chunk.columns["observation"][0, 0].item(): [] for chunk in chunks}
+    for chunk in chunks:
+        taken[chunk.columns["observation"][0, 0].item()].append(chunk.columns["action"][0].item())
+    assert taken[0.0] == actions.tolist() and taken[1.0] == again.tolist()
+    assert {chunk.columns["learner_step"][0].item() for chunk in chunks} == {7}
+
+
+def test_a_restarted_actor_begins_anew_and_what_the_one_before_gave_is_kept(stage):
+    one = stage.client("actor_000")
+    one.begin(seen(0.0))
+    for value in (1.0, 2.0):
+        stage.round(one)
+        one.observe(result(value))
+    stage.round(one)
+    before = stage.acts._members["actor_000"].agent
+    stage.clients.pop("actor_000").close()
+    again = stage.client("actor_000", epoch=2)
+    again.begin(seen(9.0))
+    wait_until(lambda: stage.acts._members["actor_000"].agent is not before, stage.turn)
+    # Cut at 2.0, where it was decided but nothing came of it: items of 0.0 and 1.0, none across.
+    chunks = stage.acts.take_chunks()
+    assert first_observations(chunks) == [0.0, 0.0, 1.0, 1.0]
+    assert all(chunk.columns["next_observation"][0, 0] <= 2.0 for chunk in chunks)
+    assert stage.round(again).shape == (ENVS,)
+
+
+def test_a_restarted_server_is_begun_with_the_last_observations(stage):
+    """Of an environment whose episode had just ended it knows that the next action is ignored."""
+    one = stage.client("actor_000")
+    one.begin(seen(0.0))
+    stage.round(one)
+    stage.acts.server.close()
+    one.observe(result(1.0, ended=True))
+    stage.open()
+    stage.round(one)
+    for value in (2.0, 3.0, 4.0):
+        one.observe(result(value))
+        stage.round(one)
+    chunks = stage.acts.take_chunks()
+    # 1.0 was an episode's last observation: no item begins there, and none leads from it to 2.0.
+    assert first_observations(chunks) == [2.0, 2.0]
+
+
+def test_an_actor_that_the_server_has_forgotten_begins_anew(stage):
+    one = stage.client("actor_000")
+    one.begin(seen(0.0))
+    stage.round(one)
+    stage.acts._retire("actor_000")
+    one.observe(result(1.0))
+    stage.until_asking(1)
+    assert stage.acts.server.refused["unknown_agent"] == 1
+    stage.decide()
+    assert stage.answered(one).shape == (ENVS,)
+
+
+def test_an_actor_that_leaves_hands_over_what_is_complete(stage):
+    one = stage.client("actor_000")
+    one.begin(seen(0.0))
+    stage.round(one)
+    one.observe(result(1.0))
+    stage.round(one)
+    one.leave()
+    wait_until(lambda: stage.acts.agents == 0, stage.turn)
+    assert first_observations(stage.acts.take_chunks()) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"observations": np.zeros((ENVS, 5), np.float32)}, "observations: expected float32"),
+        ({"observations": np.zeros((ENVS + 1, 4), np.float32)}, "observations: expected float32"),
+        ({"observations": np.full((ENVS, 4), np.nan, np.float32)}, "not finite"),
+        ({"rewards": np.zeros(ENVS, np.float32)}, "rewards: expected float64"),
+        ({"rewards": np.full(ENVS, np.inf)}, "not finite"),
+        ({"rewards": np.full(ENVS, -2e30)}, "rewards: expected at most 1e\\+30"),
+        ({"terminated": np.zeros(ENVS + 1, np.uint8)}, "terminated: expected uint8"),
+        ({"truncated": None}, "truncated: expected uint8 .*, got none"),
+    ],
+)
+def test_a_question_that_does_not_fit_is_refused(stage, change, reason):
+    from apex.daemons.inference.client import result_to_arrays
+    from apex.daemons.inference.endpoint import _checked
+
+    arrays = {**result_to_arrays(result(0.0)), **change}
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    message = Act(seq=0, begins=False, slot=0, incarnation=0)
+    with pytest.raises(SchemaError, match=reason):
+        _checked(message, arrays, stage.facts.env, ENVS)
+
+
+class Walk(gym.Env):
+    """Random observations and rewards; episodes of random length, some truncated."""
+
+    observation_space = gym.spaces.Box(-10, 10, (4,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._left = int(self.np_random.integers(1, 12))
+        return self._seen(), {}
+
+    def _seen(self):
+        return self.np_random.normal(size=4).astype(np.float32)
+
+    def step(self, action):
+        self._left -= 1
+        ended, cut = self._left == 0, self.np_random.random() < 0.05
+        reward = float(self.np_random.normal() + np.sum(action))
+        return self._seen(), reward, ended, cut and not ended, {}
+
+
+class PixelWalk(Walk):
+    """The same with frames of 5 x 5 pixels."""
+
+    observation_space = gym.spaces.Box(0, 255, (5, 5), np.uint8)
+
+    def _seen(self):
+        return self.np_random.integers(0, 256, (5, 5), dtype=np.uint8)
+
+
+PULL = gym.spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 5.0], np.float32))
+
+
+class PulledWalk(Walk):
+    """The same with actions of two numbers."""
+
+    action_space = PULL
+
+
+class PulledPixelWalk(PixelWalk):
+    """The same with frames and actions of two numbers."""
+
+    action_space = PULL
+
+
+WALKS = {
+    ("discrete", False): Walk,
+    ("discrete", True): PixelWalk,
+    ("continuous", False): PulledWalk,
+    ("continuous", True): PulledPixelWalk,
+}
+"""By the kind of actions, and whether there are frames."""
+
+
+def walk_for(preset: str, pixels: bool) -> type[Walk]:
+    """The walk that a preset's algorithm can learn."""
+    return WALKS["continuous" if preset == "pendulum-dpg" else "discrete", pixels]
+
+
+def walks(env: type[Walk] = Walk, frame_stack: int = 0) -> Environments:
+    vector = SyncVectorEnv([env] * ENVS, autoreset_mode=AutoresetMode.NEXT_STEP)
+    return Environments(vector, "Walk-v0", frame_stack, life_loss_ends=False)
+
+
+SMALL = {
+    "cartpole": {"n_step": 3},
+    "cartpole-r2d2": {"burn_in": 2, "unroll_length": 4, "overlap": 2, "n_step": 2, "lstm": 4},
+    "cartpole-impala": {"unroll_length": 4, "lstm": 4},
+    "pendulum-dpg": {"n_step": 3},
+}
+
+
+def small(preset: str) -> list[str]:
+    """Settings that make short items."""
+    return [f"algorithm.{name}={value}" for name, value in SMALL[preset].items()]
+
+
+@pytest.mark.parametrize("preset", SMALL)
+@pytest.mark.parametrize("pixels", [False, True], ids=["vectors", "frames"])
+def test_items_of_central_inference_are_byte_for_byte_those_of_local_inference(
+    tmp_path, preset, pixels
+):
+    env = walk_for(preset, pixels)
+
+    def walk() -> Environments:
+        return walks(env, 3 if pixels else 0)
+
+    settings = [*small(preset), "algorithm.conv=[[4, 2, 1]]"]
+    with ExitStack() as stack:
+        settings += ["env.frame_stack=3"] if pixels else []
+        stage = Stage(tmp_path, stack, *settings, preset=preset, make_env=env)
+        local = stage.make_agent(0, 0)
+        loop = ActingLoop(walk(), LocalDecider(stage.policy, local, 7), seed=5)
+        for _ in range(120):
+            loop.step()
+        expected = local.take_chunks()
+
+        one, environments = stage.client("actor_000"), walk()
+        one.begin(environments.reset(5))
+        central: list[Chunk] = []
+        for _ in range(120):
+            stage.until_asking(1)
+            stage.decide()
+            one.observe(environments.step(stage.answered(one)))
+            wait_until(lambda: stage.acts.asking, stage.turn)
+            central += stage.acts.take_chunks()
+    assert len(central) == len(expected) > 10
+    for mine, theirs in zip(central, expected):
+        ours, others = chunk_to_arrays(mine), chunk_to_arrays(theirs)
+        assert ours.keys() == others.keys() and ("frames.blob" in ours) == pixels
+        for name, array in ours.items():
+            assert array.dtype == others[name].dtype
+            np.testing.assert_array_equal(array, others[name], err_msg=name)
+
+
+def test_endpoints_without_the_inference_server_are_refused_before_anything_starts(tmp_path):
+    endpoints = tmp_path / "endpoints.toml"
+    endpoints.write_text(
+        f'[replay]\ninsert = "ipc://{tmp_path}/i"\nsample = "ipc://{tmp_path}/s"\n'
+        f'[learner]\nparams = "ipc://{tmp_path}/p"\n'
+    )
+    with pytest.raises(EndpointError, match=r"no inference\.act; actor\.inference = .central"):
+        prepare_run(tmp_path / "run", preset_config("cartpole-seed", []), endpoints)
+    assert not (tmp_path / "run").exists()
+
+
+CENTRAL = (
+    "--preset", "cartpole-seed", "--actors", "2", "--set", "replay.min_size=200",
+    "--set", "actor.num_envs=2", "--set", "evaluator.enabled=false",
+)  # fmt: skip
+
+
+def rows(status: dict, *names: str) -> list:
+    return [[row[name] for name in names] for row in status["actors"]]
+
+
+@pytest.mark.parametrize("engine", ["supervisor", "local"])
+def test_a_killed_inference_server_is_back_within_ten_seconds_and_training_goes_on(suite, engine):
+    suite.start(*CENTRAL, "--engine", engine)
+    first = suite.wait_healthy()
+    assert first["inference"]["state"] == "running" and first["inference"]["actors"] == 2
+    for row in first["actors"]:
+        maps = Path(f"/proc/{row['pid']}/maps").read_text()
+        assert "libzmq" in maps and "libtorch" not in maps, "an actor needs no torch"
+    check_status_keys(suite.status(), "central")
+    killed = first["inference"]["pid"]
+    os.kill(killed, signal.SIGKILL)
+    at = time.monotonic()
+    back = suite.wait_for(
+        lambda s: (
+            s["inference"]["state"] == "running"
+            and s["inference"]["pid"] not in (None, killed)
+            and s["inference"]["actors"] == 2
+            and s["inference"]["decisions_per_s"] > 0
+        ),
+        30.0,
+        "the inference server decides for both actors again",
+    )
+    assert time.monotonic() - at <= 10.0
+    assert [r[0] for r in rows(back, "pid")] == [r[0] for r in rows(first, "pid")]
+    suite.wait_for(
+        lambda s: (
+            s["run"]["env_steps"] > back["run"]["env_steps"]
+            and s["learner"]["learner_step"] > back["learner"]["learner_step"]
+            and s["replay"]["inserted"] > back["replay"]["inserted"]
+            and s["run"]["health"] == "healthy"
+        ),
+        30.0,
+        "training goes on",
+    )
+
+
+def test_one_actor_that_hangs_or_dies_holds_up_nobody_and_one_more_may_come(suite: Suite) -> None:
+    suite.start(*CENTRAL)
+    first = suite.wait_healthy()
+    (zero, one) = (row["pid"] for row in first["actors"])
+    os.kill(zero, signal.SIGSTOP)
+    try:
+        stopped = suite.status()
+        suite.wait_for(
+            lambda s: s["actors"][1]["env_steps"] > stopped["actors"][1]["env_steps"] + 200,
+            20.0,
+            "the other actor goes on",
+        )
+    finally:
+        os.kill(zero, signal.SIGCONT)
+    os.kill(one, signal.SIGKILL)
+    suite.wait_for(
+        lambda s: (
+            s["actors"][1]["pid"] not in (None, one)
+            and s["actors"][1]["state"] in ("stepping", "waiting_for_actions", "waiting_for_credit")
+            and s["run"]["health"] == "healthy"
+        ),
+        30.0,
+        "the killed actor is back and asks for actions",
+    )
+    done = suite.apex("actor", "restart", "0")
+    assert done.returncode == 0, done.stderr
+    suite.wait_for(
+        lambda s: s["actors"][0]["pid"] not in (None, zero) and s["run"]["health"] == "healthy",
+        30.0,
+        "the restarted actor steps again",
+    )
+
+
+def test_cut_of_a_central_actor_is_told_by_its_next_beginning(stage):
+    """Environments that fail begin anew; nothing leads from one episode to the other."""
+    one = stage.client("actor_000")
+    one.begin(seen(0.0))
+    stage.round(one)
+    one.observe(result(1.0))
+    stage.round(one)  # what was decided at 1.0 never happened
+    one.begin(seen(5.0))
+    for value in (6.0, 7.0):
+        stage.round(one)
+        one.observe(result(value))
+    stage.until_asking(1)
+    chunks = stage.acts.take_chunks()
+    pairs = {
+        (c.columns["observation"][0, 0].item(), c.columns["next_observation"][0, 0].item())
+        for c in chunks
+    }
+    assert pairs == {(0.0, 1.0), (5.0, 6.0)}

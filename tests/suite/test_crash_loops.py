@@ -1,0 +1,85 @@
+"""Daemons that crash again and again: both engines stop trying, and the status says why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.suite import Suite
+
+
+def test_a_daemon_that_is_killed_again_and_again_is_given_up_and_the_status_says_so(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small, "--set", "run.max_crashes=3")
+    suite.wait_healthy()
+    killed: list[int] = []
+    for _ in range(3):
+        status = suite.wait_for(
+            lambda s: s["actors"][0]["pid"] not in (None, *killed), 60.0, "the actor is back"
+        )
+        killed.append(status["actors"][0]["pid"])
+        os.kill(killed[-1], signal.SIGKILL)
+    status = suite.wait_for(
+        lambda s: any("is not started again" in a for a in s["run"]["alarms"]), 60.0, "given up"
+    )
+    assert status["run"]["alarms"] == [
+        "actor_000 is not started again: crashed 3 times in a row, giving up; the last time: "
+        "it was killed, or ended without a word. Its log says more; `apex actor restart`, or "
+        "`apex stop` and `apex run --resume`, tries again"
+    ]
+    assert status["run"]["health"] == "degraded" and status["actors"][0]["pid"] is None
+    step = status["learner"]["learner_step"]
+    done = suite.apex("actor", "restart", "0")
+    assert done.returncode == 0, done.stderr
+    suite.wait_for(
+        lambda s: s["run"]["health"] == "healthy" and s["learner"]["learner_step"] > step,
+        60.0,
+        "all well again, and the others went on",
+    )
+
+
+def test_a_learner_without_device_memory_tries_three_times_from_its_checkpoint(
+    tmp_path: Path, suite: Suite
+) -> None:
+    """Torch's own error, raised by an update: the code path that a full GPU takes."""
+    script = tmp_path / "hungry.py"
+    script.write_text(
+        f"""
+import torch
+from apex.algos.apex_dqn import ApexDQN
+from apex.launch import run
+
+class Hungry(ApexDQN):
+    def learner(self, device):
+        learner = super().learner(device)
+        update, left = learner.update, [300]
+        def hungry(batch):
+            left[0] -= 1
+            if left[0] < 0:
+                raise torch.OutOfMemoryError("Tried to allocate 8.00 GiB.")
+            return update(batch)
+        learner.update = hungry
+        return learner
+
+run("cartpole", algorithm=Hungry, path={str(suite.path)!r}, settings=[
+    "actor.count=1", "actor.num_envs=2", "replay.min_size=100",
+    "learner.checkpoint_period_s=0.2", "evaluator.enabled=false"])
+"""
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    status = suite.wait_for(
+        lambda s: any("learner is not started again" in a for a in s["run"]["alarms"]),
+        120.0,
+        "the learner is given up",
+    )
+    assert "crashed 3 times in a row" in status["run"]["alarms"][0]
+    assert "8.00 GiB. Lower learner.batch_size" in status["run"]["alarms"][0]
+    assert 300 < status["learner"]["learner_step"] <= 900, "each start went on from a checkpoint"
+    engine_log = (suite.run.logs / "engine.log").read_text()
+    assert engine_log.count("exit status 81") == 3 or engine_log.count("code 81") == 3, engine_log
+    assert "Traceback" not in (suite.run.logs / "learner.log").read_text()

@@ -1,0 +1,268 @@
+"""Each executable as a real process: its command line, its exit codes, its signals."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from apex.daemons.operator_client import ask
+from apex.launch.prepare import prepare_run, preset_config
+from apex.runs.directory import RunDirectory
+from apex.wire.sockets import context
+from tests.support.paths import ROOT
+from tests.support.waiting import wait_until
+from tests.tools.fuzz import mutated_frames, valid_messages
+
+DAEMONS = {
+    "replay": (),
+    "learner": (),
+    "evaluator": (),
+    "inference": (),
+    "actor": ("--index", "0"),
+}
+BUSY_S = 10.0
+"""What a machine with other work may add."""
+WAITS_FOR = {
+    "learner": "waiting for replay to hold",
+    "evaluator": "waiting for the learner at",
+    "inference": "waiting for the learner's parameters",
+    "actor": "waiting for the learner at",
+}
+
+
+def command(daemon: str, *arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "bin" / daemon), *DAEMONS[daemon], *arguments]
+
+
+def finish(daemon: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(daemon, *arguments), capture_output=True, text=True, timeout=60)
+
+
+class Process:
+    """One executable, with what it writes."""
+
+    def __init__(self, path: Path, daemon: str, *arguments: str) -> None:
+        self._daemon = daemon
+        self._log = path / f"{daemon}.out"
+        with self._log.open("wb") as output:
+            self.popen = subprocess.Popen(
+                command(daemon, *arguments), stdout=output, stderr=subprocess.STDOUT
+            )
+
+    def wait_for_text(self, text: str, timeout_s: float = 60.0) -> None:
+        wait_until(lambda: text in self.output() or self.popen.poll() is not None, timeout_s, text)
+        assert text in self.output(), self.output()
+
+    def output(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def end(self) -> int:
+        """By SIGTERM. Five seconds are promised, thirty of a learner, which writes a checkpoint."""
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(timeout=30 if self._daemon == "learner" else 5 + BUSY_S)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    settings = [
+        "actor.count=1", "actor.num_envs=2", "replay.min_size=64", "actor.chunk_length=8",
+        "evaluator.num_envs=2", "evaluator.episodes=2",
+    ]  # fmt: skip
+    return prepare_run(tmp_path / "run", preset_config("cartpole", settings))
+
+
+@pytest.fixture
+def start(tmp_path: Path, run: RunDirectory) -> Iterator[object]:
+    """Starts executables of the run; kills those that the test leaves."""
+    processes: list[Process] = []
+
+    def begin(daemon: str) -> Process:
+        processes.append(Process(tmp_path, daemon, "--run", str(run.path)))
+        return processes[-1]
+
+    yield begin
+    for process in processes:
+        process.popen.kill()
+        process.popen.wait()
+
+
+@pytest.mark.parametrize("daemon", DAEMONS)
+def test_help_exits_0_and_no_arguments_exit_2(daemon: str) -> None:
+    helped = finish(daemon, "--help")
+    assert helped.returncode == 0 and "--run" in helped.stdout and "--endpoints" in helped.stdout
+    assert finish(daemon).returncode == 2
+
+
+@pytest.mark.parametrize("daemon", DAEMONS)
+def test_a_missing_run_exits_78_with_one_line_and_no_traceback(daemon: str, tmp_path: Path) -> None:
+    done = finish(daemon, "--run", str(tmp_path / "nothing"))
+    assert done.returncode == 78
+    assert "no such file" in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_wrong_configuration_or_endpoints_file_exits_78_naming_the_key(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    wrong = tmp_path / "endpoints.toml"
+    wrong.write_text('[replay]\ninsert = "ipc:///tmp/x"\nsample = "http://1.2.3.4:5"\n')
+    done = finish("replay", "--run", str(run.path), "--endpoints", str(wrong))
+    assert done.returncode == 78 and "learner" in done.stderr
+    run.config_file.write_text(run.config_file.read_text().replace("capacity", "capacitty"))
+    done = finish("replay", "--run", str(run.path))
+    assert done.returncode == 78
+    assert "replay.capacitty: unknown key; did you mean 'capacity'?" in done.stderr
+
+
+@pytest.mark.parametrize("daemon", WAITS_FOR)
+def test_a_daemon_alone_says_what_it_waits_for_and_sigterm_exits_0(
+    daemon: str, start: object, run: RunDirectory
+) -> None:
+    process = start(daemon)  # type: ignore[operator]
+    process.wait_for_text(WAITS_FOR[daemon])
+    assert process.end() == 0
+    assert process.output().rstrip().endswith("stopped")
+
+
+def test_broken_messages_are_counted_and_the_daemon_lives(start: object, run: RunDirectory) -> None:
+    process = start("replay")  # type: ignore[operator]
+    before = wait_until(lambda: ask(run, "replay.sample"), 30.0, "replay answers")
+    rng, good = random.Random(1), valid_messages()
+    with context().socket(zmq.DEALER) as stranger:
+        stranger.setsockopt(zmq.LINGER, 5000)
+        stranger.connect(run.endpoints().replay.insert)
+        for _ in range(2_000):
+            stranger.send_multipart(mutated_frames(rng.choice(good), good, rng) or [b""])
+    after = wait_until(
+        lambda: (s := ask(run, "replay.sample")) and s["refused"] >= 1_000 and s,
+        30.0,
+        "they are refused",
+    )
+    assert after["pid"] == before["pid"] and after["items"] == 0
+    assert process.end() == 0
+
+
+def test_sigterm_while_a_daemon_is_being_made_exits_0(start: object, run: RunDirectory) -> None:
+    process = start("learner")  # type: ignore[operator]
+    wait_until(lambda: run.pid("learner"), 30.0, "the learner has its name")
+    process.wait_for_text("started, pid")
+    assert process.end() == 0
+
+
+def test_a_second_signal_ends_a_draining_daemon_at_once(start: object) -> None:
+    process = start("replay")  # type: ignore[operator]
+    process.wait_for_text("serving")
+    os.kill(process.popen.pid, signal.SIGSTOP)
+    os.kill(process.popen.pid, signal.SIGTERM)
+    os.kill(process.popen.pid, signal.SIGINT)
+    os.kill(process.popen.pid, signal.SIGCONT)
+    assert process.popen.wait(timeout=10) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+
+def test_sigusr1_dumps_all_stacks_and_the_daemon_goes_on(start: object) -> None:
+    process = start("replay")  # type: ignore[operator]
+    process.wait_for_text("serving")
+    os.kill(process.popen.pid, signal.SIGUSR1)
+    process.wait_for_text("most recent call first", 10.0)
+    assert process.popen.poll() is None
+    assert process.end() == 0
+
+
+def test_a_second_process_of_one_name_is_refused(start: object, run: RunDirectory) -> None:
+    process = start("replay")  # type: ignore[operator]
+    process.wait_for_text("serving")
+    done = finish("replay", "--run", str(run.path))
+    assert done.returncode == 78
+    assert f"runs already (pid {process.popen.pid})" in done.stderr
+
+
+def test_a_socket_left_by_a_killed_server_is_taken_over(start: object) -> None:
+    first = start("replay")  # type: ignore[operator]
+    first.wait_for_text("serving")
+    first.popen.kill()
+    first.popen.wait()
+    second = start("replay")  # type: ignore[operator]
+    second.wait_for_text("serving")
+    assert second.end() == 0
+
+
+@pytest.mark.parametrize("daemon", ["replay", "learner"])
+def test_a_port_in_use_exits_78_and_says_so(daemon: str, run: RunDirectory, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        other = f"ipc://{tmp_path}/o"
+        endpoints = tmp_path / "endpoints.toml"
+        endpoints.write_text(
+            "insecure_loopback = true\n"
+            f'[replay]\ninsert = "{address if daemon == "replay" else other}"\n'
+            f'sample = "ipc://{tmp_path}/s"\n'
+            f'[learner]\nparams = "{address if daemon == "learner" else other}"\n'
+        )
+        done = finish(daemon, "--run", str(run.path), "--endpoints", str(endpoints))
+    assert done.returncode == 78
+    assert "is in use by another program" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("order", [("actor", "learner", "replay"), ("learner", "actor", "replay")])
+def test_daemons_start_in_any_order(
+    order: tuple[str, ...], start: object, run: RunDirectory, tmp_path: Path
+) -> None:
+    processes = {}
+    for daemon in order:
+        processes[daemon] = start(daemon)  # type: ignore[operator]
+        processes[daemon].wait_for_text("waiting for" if daemon != "replay" else "serving")
+    processes["learner"].wait_for_text("first batch")
+    assert [processes[d].end() for d in ("actor", "learner", "replay")] == [0, 0, 0]
+
+
+def test_a_work_loop_that_stands_still_is_ended_by_the_watchdog(tmp_path: Path) -> None:
+    prepared = prepare_run(
+        tmp_path / "run", preset_config("cartpole", ["run.watchdog_s=2", "actor.count=1"])
+    )
+    script = tmp_path / "hang.py"
+    script.write_text(
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from apex.runs.directory import RunDirectory\n"
+        "from apex.daemons.service import serve\n"
+        "def body(service):\n"
+        "    service.beat()\n"
+        "    time.sleep(1000)\n"
+        f"sys.exit(serve(RunDirectory(Path({str(prepared.path)!r})), 'replay', body))\n"
+    )
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 80
+    assert "work loop stood still" in done.stderr and "in body" in done.stderr
+
+
+def test_a_daemon_that_crashes_again_and_again_gives_up_with_its_own_code(
+    run: RunDirectory, tmp_path: Path
+) -> None:
+    script = tmp_path / "crash.py"
+    script.write_text(
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from apex import crashes, service\n"
+        "from apex.runs.directory import RunDirectory\n"
+        "crashes.MAX_DELAY_S = 0.01\n"
+        "def body(_):\n"
+        "    raise ValueError('on purpose')\n"
+        f"sys.exit(service.serve(RunDirectory(Path({str(run.path)!r})), 'replay', body))\n"
+    )
+    codes = []
+    while len(codes) < 20 and 79 not in codes:
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+        codes.append(done.returncode)
+    assert codes == [70] * 8 + [79]
+    assert "giving up" in done.stderr

@@ -1,0 +1,129 @@
+"""Real daemons that are killed: what was acknowledged is still there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from apex.runs import checkpoint
+from tests.support.suite import Suite
+
+
+def replay_of(suite: Suite) -> dict[str, object]:
+    return suite.status()["replay"]
+
+
+def killed(suite: Suite, daemon: str) -> int:
+    """SIGKILL; gives the process id."""
+    pid = suite.run.pid(daemon)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+def test_a_killed_replay_server_is_back_with_its_items_and_training_goes_on(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small, "--set", "replay.save_period_s=0.5")
+    before = suite.wait_for(
+        lambda s: s["replay"]["items"] > 2000 and s["learner"]["learner_step"] > 100,
+        60.0,
+        "a filled table",
+    )
+    assert before["replay"]["durability"] == "log" and before["replay"]["durable"]
+    pid = killed(suite, "replay")
+    after = suite.wait_for(
+        lambda s: s["replay"]["pid"] not in (None, pid) and s["replay"]["items"] > 0,
+        30.0,
+        "replay is back",
+    )
+    assert after["replay"]["items"] >= before["replay"]["items"]
+    assert after["replay"]["state"] == "running" and after["replay"]["damaged"] == 0
+    suite.wait_for(
+        lambda s: (
+            s["learner"]["learner_step"] > after["learner"]["learner_step"] + 100
+            and s["replay"]["items"] > after["replay"]["items"]
+            and s["run"]["health"] == "healthy"
+        ),
+        30.0,
+        "training goes on",
+    )
+    log = (suite.run.logs / "replay.log").read_text()
+    assert "items of 2 producers are back, 0 places damaged" in log
+
+
+def test_a_snapshot_is_resumed_with_another_number_of_actors(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small, "--set", "learner.checkpoint_period_s=1000")
+    suite.wait_for(
+        lambda s: s["learner"]["learner_step"] > 100 and s["run"]["env_steps"], 60.0, "learning"
+    )
+    done = suite.apex("snapshot", "--json")
+    assert done.returncode == 0, done.stderr
+    saved = json.loads(done.stdout)
+    assert saved["replay"]["durable"] and saved["replay"]["items"] >= 200
+    step = saved["learner_step"]
+    assert saved["checkpoint"] == f"step_{step:010d}"
+    for daemon in ("supervisor", "learner", "replay"):
+        if daemon == "supervisor":
+            os.kill(json.loads(suite.run.engine_file.read_text())["pid"], signal.SIGKILL)
+        elif suite.run.pid(daemon):
+            killed(suite, daemon)
+    suite.wait_for(lambda s: s["run"]["health"] == "down", 30.0, "all is down")
+    refused = suite.apex("snapshot", timeout_s=20.0)
+    assert refused.returncode == 78 and "is down; `apex run --resume` starts it" in refused.stderr
+    manifest = checkpoint.newest(suite.run.checkpoints).manifest
+    assert manifest.learner_step >= step and manifest.env_steps > 0
+    suite.start("--resume", "--actors", "3")
+    status = suite.wait_for(
+        lambda s: (
+            s["learner"]["learner_step"] > step
+            and len(s["actors"]) == 3
+            and s["run"]["health"] == "healthy"
+        ),
+        60.0,
+        "three actors and a resumed learner",
+    )
+    assert status["replay"]["items"] >= saved["replay"]["items"]
+    assert status["run"]["env_steps"] >= manifest.env_steps
+
+
+@pytest.mark.parametrize("mode", ["off", "sync"])
+def test_other_modes_say_what_an_acknowledgement_means(
+    suite: Suite, small: tuple[str, ...], mode: str
+) -> None:
+    suite.start(*small, "--set", f"replay.durability={mode}")
+    status = suite.wait_healthy()
+    assert status["replay"]["durable"] is (mode == "sync")
+    done = suite.apex("snapshot")
+    assert done.returncode == (0 if mode == "sync" else 3), done.stderr
+    assert ("NOT on the disk" in done.stdout) is (mode == "off")
+
+
+def test_a_server_that_is_asked_to_stop_while_it_reads_its_log_stops(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small)
+    suite.wait_for(lambda s: s["replay"]["inserted"] > 1_000, 60.0, "a log")
+    assert suite.apex("stop").returncode == 0
+    segments = {path: path.read_bytes() for path in suite.run.replay.glob("segment_*")}
+    code = f"""
+from pathlib import Path
+from apex.replay.server import body
+from apex.run_directory import RunDirectory
+from apex.service import serve
+def asked_at_once(service):
+    service.stop()
+    body(service)
+serve(RunDirectory(Path({str(suite.path)!r})), "replay", asked_at_once)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "asked to stop while the insert log was read" in done.stderr
+    assert {path: path.read_bytes() for path in suite.run.replay.glob("segment_*")} == segments

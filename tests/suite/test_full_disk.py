@@ -1,0 +1,49 @@
+"""A disk that is really full: a small file system of its own under the insert log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.builders import mount_tmpfs, unmount
+from tests.support.suite import Suite
+
+
+@pytest.fixture
+def small_disk(suite: Suite, small: tuple[str, ...]) -> Iterator[Path]:
+    """The run's `replay/` on a file system of 1 MB."""
+    suite.apex("run", *small, "--engine", "none", "--set", "replay.segment_mb=0.3",
+               "--set", "actor.num_envs=16", "--set", "evaluator.enabled=false")  # fmt: skip
+    folder = suite.run.replay
+    folder.mkdir(mode=0o700)
+    if not mount_tmpfs(folder, 1):
+        pytest.skip("only root may mount a file system here")
+    yield folder
+    suite.end()
+    unmount(folder)
+
+
+def test_training_goes_on_without_durability_and_regains_it(suite: Suite, small_disk: Path) -> None:
+    suite.start("--resume")
+    full = suite.wait_for(lambda s: s["replay"]["alarm"], 120.0, "the disk is full")
+    assert "No space left on device" in full["replay"]["alarm"]
+    assert full["replay"]["durable"] is False
+    step, inserted = full["learner"]["learner_step"], full["replay"]["inserted"]
+    degraded = suite.wait_for(
+        lambda s: (
+            s["learner"]["learner_step"] > step + 200 and s["replay"]["inserted"] > inserted + 200
+        ),
+        60.0,
+        "inserts and training go on",
+    )
+    assert degraded["run"]["health"] == "degraded"
+    assert "inserts are not durable: " in degraded["run"]["alarms"][0]
+    assert mount_tmpfs(small_disk, 200, "remount")
+    good = suite.wait_for(
+        lambda s: s["replay"]["durable"] and s["run"]["health"] == "healthy", 60.0, "all well again"
+    )
+    assert good["replay"]["alarm"] is None
+    log = (suite.run.logs / "replay.log").read_text()
+    assert log.count("INSERTS ARE NOT DURABLE") >= 1 and "the insert log is written again" in log

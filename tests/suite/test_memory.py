@@ -1,0 +1,208 @@
+"""The replay process's memory, filled over the wire with real Pong frames."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from apex.acting.agent import Agent, LocalDecider
+from apex.acting.decisions import Decision, Inputs
+from apex.acting.loop import ActingLoop
+from apex.algos.registry import make_algorithm
+from apex.daemons.operator_client import ask
+from apex.daemons.replay.client import InsertClient
+from apex.data.chunk_bytes import chunk_to_arrays
+from apex.data.chunks import Chunk
+from apex.envs.registry import make_environments
+from apex.launch.prepare import prepare_run, preset_config
+from apex.runs.directory import RunDirectory
+from apex.wire.messages import Hello
+from apex.wire.sockets import Poller
+from tests.support.paths import ROOT
+from tests.support.suite import Suite
+from tests.support.waiting import wait_until
+
+NUM_ENVS = 16
+TRANSITIONS = 100_000
+
+
+class RandomPolicy:
+    """Acts at random; its values are all zero."""
+
+    def __init__(self) -> None:
+        self._rng = np.random.default_rng(1)
+
+    core_size = 0
+
+    def act(self, inputs: Inputs, exploration: object) -> Decision:
+        zeros = np.zeros(NUM_ENVS)
+        actions = self._rng.integers(0, 6, NUM_ENVS)
+        return Decision(actions, inputs.core_state, {"q_value": zeros, "max_q": zeros + 1.0})
+
+
+def test_100000_pong_transitions_cost_the_replay_process_at_most_60_mb(suite: Suite) -> None:
+    settings = ["replay.capacity=120000", f"actor.num_envs={NUM_ENVS}", "env.frame_size=[84,84]"]
+    settings += ["replay.samples_per_insert=0"]
+    run = prepare_run(suite.path, preset_config("pong", settings))
+    replay = subprocess.Popen([sys.executable, ROOT / "bin" / "replay", "--run", run.path])
+    try:
+        client = InsertClient(run.endpoints().of("replay.insert"), hello(run))
+        wait_until(lambda: client.poll() or client.client.ready, 30.0, "the server is there")
+        before = resident_bytes(replay.pid)
+        insert_transitions(run, client)
+        grown = resident_bytes(replay.pid) - before
+        client.close()
+        assert 10e6 < grown <= 60e6, f"{grown / 1e6:.1f} MB for {TRANSITIONS} transitions"
+    finally:
+        replay.kill()
+        replay.wait()
+
+
+def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: Suite) -> None:
+    settings = ["actor.chunk_length=32", "replay.samples_per_insert=0", "replay.capacity=200000",
+                "replay.save_period_s=0.5"]  # fmt: skip
+    run = prepare_run(suite.path, preset_config("cartpole", settings))
+    replay = subprocess.Popen([sys.executable, ROOT / "bin" / "replay", "--run", run.path])
+    clients = []
+    try:
+        address = run.endpoints().of("replay.insert")
+        clients = [InsertClient(address, hello(run, f"actor_{k:03d}")) for k in range(64)]
+        poller = Poller(*(client.client for client in clients))
+        chunk = cartpole_chunk(32)
+        assert sum(array.nbytes for array in chunk_to_arrays(chunk).values()) == 32 * 60
+        turn = partial(insert_all, clients, poller, chunk)
+        wait_until(lambda: turn() > 1_000, 60.0, "the first insert")
+        empty = resident_bytes(replay.pid)
+        wait_until(lambda: turn() > 100_000, 60.0, "all insert")
+        os.kill(replay.pid, signal.SIGSTOP)
+        stopped_at, mine = turn(), resident_bytes(os.getpid())
+        deadline = time.monotonic() + 5.0
+        while time.monotonic() < deadline:
+            sent = turn()
+        assert sent - stopped_at <= 64 * 4 * 32
+        assert {client.unacknowledged for client in clients} == {4}
+        assert resident_bytes(os.getpid()) - mine < 5e6
+        os.kill(replay.pid, signal.SIGCONT)
+        wait_until(lambda: turn() > 400_000, 60.0, "the table is full and saved")
+        # ARCHITECTURE's formula: column bytes + 8, 16 for the selector, what is in flight, a save.
+        table = 200_000 * (52 + 8) + 262_144 * 16 + 64 * 4 * 32 * 60 + 72 * 200_000
+
+        def grown(since: int) -> int:
+            turn()
+            return resident_bytes(replay.pid) - since
+
+        # A save under way or the allocator may hold a moment's more; what grows stays above.
+        wait_until(lambda: grown(empty) < table + 4e6, 20.0, "the formula holds")
+        full = resident_bytes(replay.pid)
+        assert full - empty > 0.3 * table
+        wait_until(lambda: turn() > 800_000, 60.0, "the table is new more than twice over")
+        wait_until(lambda: grown(full) < 4e6, 20.0, "and nothing grows")
+    finally:
+        for client in clients:
+            client.close()
+        replay.kill()
+        replay.wait()
+
+
+def insert_all(clients: list[InsertClient], poller: Poller, chunk: Chunk) -> int:
+    """Every producer inserts as long as it may; gives the items sent."""
+    poller.wait(0.001)
+    for client in clients:
+        client.poll()
+        while client.has_credit:
+            client.insert(chunk)
+    return sum(client.inserted_items for client in clients)
+
+
+def cartpole_chunk(items: int) -> Chunk:
+    return Chunk(
+        {
+            "action": np.zeros(items, dtype=np.int32),
+            "n_step_return": np.zeros(items, dtype=np.float32),
+            "discount": np.ones(items, dtype=np.float32),
+            "learner_step": np.zeros(items, dtype=np.int64),
+            "observation": np.zeros((items, 4), dtype=np.float32),
+            "next_observation": np.zeros((items, 4), dtype=np.float32),
+        },
+        np.ones(items),
+    )
+
+
+def test_a_stopped_learner_makes_the_others_wait_and_nothing_grows(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small, "--set", "evaluator.enabled=false", "--set", "replay.capacity=3000",
+                "--set", "replay.samples_per_insert=8")  # fmt: skip
+    suite.wait_for(lambda s: s["replay"]["inserted"] > 4000, 90.0, "a table that is full")
+    pids = {name: pid for name, pid in suite.run.living().items() if name != "learner"}
+    learner = suite.run.pid("learner")
+    assert learner is not None
+    os.kill(learner, signal.SIGSTOP)
+    try:
+        wait_until(lambda: waiting(suite) == 8, 30.0, "two actors wait with four chunks each")
+        before = {name: resident_bytes(pid) for name, pid in pids.items()}
+        inserted = replay_status(suite)["inserted"]
+        deadline = time.monotonic() + 8.0
+        while time.monotonic() < deadline:
+            assert waiting(suite) == 8
+            time.sleep(0.5)
+        assert replay_status(suite)["inserted"] == inserted
+        grown = {name: resident_bytes(pid) - before[name] for name, pid in pids.items()}
+        assert max(grown.values()) < 2e6, grown
+    finally:
+        os.kill(learner, signal.SIGCONT)
+    suite.wait_for(
+        lambda s: s["replay"]["inserted"] > inserted + 500 and s["run"]["health"] == "healthy",
+        30.0,
+        "all goes on",
+    )
+
+
+def replay_status(suite: Suite) -> dict[str, Any]:
+    status = ask(suite.run, "replay.sample")
+    assert status is not None
+    return status
+
+
+def waiting(suite: Suite) -> int:
+    return int(replay_status(suite)["waiting_inserts"])
+
+
+def hello(run: RunDirectory, name: str = "actor_000") -> Hello:
+    facts = run.facts()
+    return Hello(
+        role="actor",
+        name=name,
+        epoch=1,
+        run_id=facts.run_id,
+        schema_hash=facts.schema.hash,
+        pid=os.getpid(),
+    )
+
+
+def insert_transitions(run: RunDirectory, client: InsertClient) -> None:
+    config = run.config()
+    algorithm = make_algorithm(config.algorithm, run.facts().env)
+    accumulator = algorithm.accumulator(NUM_ENVS, config.actor.chunk_length)
+    agent = Agent(algorithm.spec, NUM_ENVS, 0, accumulator=accumulator, clip_rewards=True)
+    decider = LocalDecider(RandomPolicy(), agent)
+    loop = ActingLoop(make_environments(config.env, NUM_ENVS), decider, seed=1)
+    while client.inserted_items < TRANSITIONS:
+        loop.step()
+        for chunk in agent.take_chunks():
+            wait_until(lambda: client.poll() or client.has_credit, 30.0, "credit")
+            client.insert(chunk)
+    wait_until(lambda: client.poll() or not client.unacknowledged, 30.0, "all acknowledged")
+
+
+def resident_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,441 @@
+"""A researcher's own algorithm and environment: found by name, and carried by the whole suite."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import gymnasium as gym
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+import apex
+from apex import plugins
+from apex.acting.decisions import Inputs
+from apex.algos.apex_dqn import ApexDQN
+from apex.algos.registry import algorithm_class
+from apex.data import frame_compression
+from apex.data.schema import Column
+from apex.errors import ConfigError, EnvError, RunError, UsageError
+from apex.evaluation.trained_policy import TrainedPolicy
+from apex.launch import from_script
+from apex.launch.prepare import (
+    bare_config,
+    file_config,
+    prepare_run,
+    preset_config,
+    resume_run,
+    run_name,
+)
+from apex.launch.single_process import SerialRun
+from apex.plugins import Extensions
+from apex.runs import checkpoint
+from tests.support.paths import ROOT
+from tests.support.suite import Suite
+
+EXAMPLES = ROOT / "examples"
+MUNCHAUSEN = f"{EXAMPLES}/munchausen.py:Munchausen"
+
+
+@pytest.fixture
+def own_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """What a test imports from files of its own, and the paths to them, are forgotten."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or ""
+        if file.startswith((f"{tmp_path}/", f"{EXAMPLES}/")):
+            del sys.modules[name]
+
+
+def test_algorithm_of_a_file_is_found_from_anywhere(own_modules, tmp_path, monkeypatch):
+    (tmp_path / "beside.py").write_text("from apex.algos.apex_dqn import ApexDQN")
+    (tmp_path / "own_algo.py").write_text("from beside import ApexDQN\nclass Mine(ApexDQN): pass")
+    monkeypatch.chdir(tmp_path)
+    names = {plugins.absolute(name) for name in ("own_algo.py:Mine", "own_algo:Mine")}
+    assert names == {f"{tmp_path}/own_algo.py:Mine"}
+    assert plugins.absolute("apex_dqn") == "apex_dqn"
+    assert plugins.absolute("apex.algos.impala:Impala") == "apex.algos.impala:Impala"
+    monkeypatch.chdir("/")
+    kind = algorithm_class(f"{tmp_path}/own_algo.py:Mine")
+    assert kind.__name__ == "Mine" and issubclass(kind, ApexDQN)
+    assert algorithm_class("apex.algos.impala:Impala").__name__ == "Impala"
+
+
+def test_algorithm_of_an_installed_package_is_found_by_its_entry_point(
+    own_modules, tmp_path, monkeypatch
+):
+    (tmp_path / "package_of_mine.py").write_text(
+        "from apex.algos.apex_dqn import ApexDQN\nclass Packaged(ApexDQN): pass"
+    )
+    facts = tmp_path / "package_of_mine-1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: package-of-mine\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text(
+        "[apex.algorithms]\npackaged = package_of_mine:Packaged\nbroken = package_of_mine:Nothing\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert algorithm_class("packaged").__name__ == "Packaged"
+    with pytest.raises(ConfigError, match="loading package_of_mine:Nothing raised AttributeError"):
+        algorithm_class("broken")
+    with pytest.raises(ConfigError, match=r"there are: apex_dqn, apex_dpg, .*packaged"):
+        algorithm_class("unknown")
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("x = 1", "Missing", "there is no 'Missing' in it"),
+        ("Number = 3", "Number", r"expected a subclass of apex\.algos\.base\.Algorithm, got 3"),
+        ("import torch\nclass Net(torch.nn.Module): pass", "Net", "expected a subclass"),
+        (
+            "from apex.algos.transition_batches import TransitionAlgorithm\n"
+            "class Half(TransitionAlgorithm): pass",
+            "Half",
+            r"Half lacks exploration, learner, policy, Config \(a subclass",
+        ),
+        ("from nowhere import something", "Any", "No module named 'nowhere'"),
+        ("def broken(:", "Any", "raised SyntaxError"),
+    ],
+)
+def test_what_is_no_algorithm_is_told(own_modules, tmp_path, text, name, message):
+    (tmp_path / "wrong_algo.py").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        algorithm_class(f"{tmp_path}/wrong_algo.py:{name}")
+
+
+def test_run_without_a_preset_takes_its_environments_name():
+    config = bare_config(["env.id=examples/catch.py:Catch", "actor.count=1"])
+    assert (config.algorithm, config.replay.min_size) == ({"name": "apex_dqn"}, 1000)
+    assert run_name(config) == "catch"
+    with pytest.raises(UsageError, match="--preset NAME, --config FILE or --env ID"):
+        bare_config(["actor.count=1"])
+
+
+WRONG = """
+import torch
+from apex.algos.apex_dqn import ApexDQN
+class Raises(ApexDQN):
+    def network(self):
+        raise ValueError("no such layer")
+class Narrow(ApexDQN):
+    def network(self):
+        return torch.nn.Linear(3, 2)
+class NoLearner(ApexDQN):
+    def learner(self, device):
+        return None
+class WrongActions(ApexDQN):
+    def policy(self):
+        policy = super().policy()
+        act = policy.act
+        policy.act = lambda i, e: act(i, e)._replace(actions=torch.zeros(1))
+        return policy
+class Explores(ApexDQN):
+    def exploration(self, positions, ladder_size, seeds):
+        return lambda values: values.argmax()
+class Seven(ApexDQN):
+    def network(self):
+        net = torch.nn.Linear(4, 7)
+        torch.nn.init.constant_(net.bias, 0.0)
+        with torch.no_grad():
+            net.bias[6] = 100.0
+        return net
+class NoSection(ApexDQN):
+    Config = dict
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "Raises",
+            r"CartPole-v1, .*raised ValueError: no such layer \(wrong_parts.py, line 6, in ne",
+        ),
+        ("Narrow", r"observations \(4,\): it raised RuntimeError: mat1 and mat2 shapes"),
+        ("NoLearner", r"expected learner\(\) to give an apex.algos.base.Learner, got a NoneType"),
+        (
+            "WrongActions",
+            r"decided on actions torch.float32 .*, expected a NumPy array int64 \(2,\)",
+        ),
+        (
+            "Explores",
+            r"has no len\(\); look at what its policy and exploration give",
+        ),
+        ("Seven", r"its policy, greedy, decided on actions int64 \(2,\) \[6 6\]"),
+        ("NoSection", "NoSection lacks Config"),
+    ],
+)
+def test_an_algorithm_that_cannot_work_is_told_before_anything_starts(
+    own_modules, tmp_path, name, message
+):
+    (tmp_path / "wrong_parts.py").write_text(WRONG)
+    settings = [f"algorithm.name={tmp_path}/wrong_parts.py:{name}"]
+    with pytest.raises(ConfigError, match=message):
+        prepare_run(tmp_path / "run", preset_config("cartpole", settings))
+    assert not (tmp_path / "run").exists()
+
+
+class Answers(ApexDQN):
+    """Its learner's answers are given in another form."""
+
+    @staticmethod
+    def form(learner, priorities, metrics):
+        raise NotImplementedError
+
+    def learner(self, device):
+        learner = super().learner(device)
+        update = learner.update
+        learner.update = lambda batch: self.form(learner, *update(batch))
+        return learner
+
+
+class Means(Answers):
+    """One priority for all."""
+
+    @staticmethod
+    def form(learner, priorities, metrics):
+        return priorities.mean(), metrics
+
+
+class Tensors(Answers):
+    """float32 tensors, and a metric that still has its gradient."""
+
+    @staticmethod
+    def form(learner, priorities, metrics):
+        weight = next(learner.network.parameters()).sum()
+        return torch.from_numpy(priorities).float(), {**metrics, "weight": weight}
+
+
+def test_priorities_are_taken_in_any_type_but_one_for_each_item(tmp_path):
+    settings = ["replay.min_size=100", "run.max_env_steps=400", "evaluator.enabled=false"]
+    config = preset_config("cartpole", settings)
+    good = Extensions(algorithm=Tensors)
+    run = SerialRun(prepare_run(tmp_path / "good", config, extensions=good), good)
+    assert (
+        "env steps" in run.run()
+        and run._step > 10
+        and isinstance(run._values["loss"], torch.Tensor)
+    )
+    bad = Extensions(algorithm=Means)
+    with pytest.raises(ConfigError, match=r"DQNLearner.update gave priorities \(\), expected .*64"):
+        SerialRun(prepare_run(tmp_path / "bad", config, extensions=bad), bad).run()
+
+
+def test_a_preset_lends_what_the_algorithm_knows(own_modules, caplog):
+    caplog.set_level("INFO")
+    config = preset_config("cartpole", [f"algorithm.name={MUNCHAUSEN}", "algorithm.n_step=2"])
+    assert (config.algorithm["n_step"], config.algorithm["hidden"]) == (2, [128])
+    assert not {"loss", "stream_hidden"} & config.algorithm.keys()
+    assert (
+        "settings of the preset that Munchausen does not have: loss, stream_hidden" in caplog.text
+    )
+    config = preset_config("cartpole", [f"algorithm.name={MUNCHAUSEN}", "algorithm.loss=huber"])
+    with pytest.raises(ConfigError, match=r"algorithm\.loss: unknown key"):
+        prepare_run(EXAMPLES / "none", config)
+
+
+def test_a_run_whose_algorithm_came_from_a_script_is_neither_resumed_nor_played(tmp_path):
+    class Scripted(ApexDQN):
+        """Lies in no file."""
+
+    settings = ["replay.min_size=100", "run.max_env_steps=300", "evaluator.enabled=false"]
+    extensions = Extensions(algorithm=Scripted)
+    config = from_script._named(preset_config("cartpole", settings), extensions)
+    run = prepare_run(tmp_path / "run", config, extensions=extensions)
+    assert run.config().algorithm["name"] == "factory:Scripted"
+    SerialRun(run, extensions).run()
+    with pytest.raises(RunError, match="has Scripted of a script, which is not kept"):
+        resume_run(run, [])
+    with pytest.raises(ConfigError, match=r"Scripted came from a script .*--algorithm file.py:Cl"):
+        apex.load_policy(run.path)
+    policy = TrainedPolicy(checkpoint.find(run.path), extensions)
+    assert policy.act([0.0, 0.0, 0.15, 0.8]) in (0, 1)
+
+
+def test_what_moved_is_found_again_by_a_setting(own_modules, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(EXAMPLES / "own_network.py", tmp_path / "first.py")
+    settings = ["replay.min_size=100", "run.max_env_steps=300", "evaluator.enabled=false",
+                "algorithm.name=first.py:WideDQN"]  # fmt: skip
+    run = prepare_run(tmp_path / "run", preset_config("cartpole", settings))
+    SerialRun(run).run()
+    (tmp_path / "first.py").rename(tmp_path / "second.py")
+    with pytest.raises(ConfigError, match=r"no such file.*say so: --set algorithm.name=path/to/f"):
+        apex.load_policy(run.path)
+    policy = apex.load_policy(run.path, ["algorithm.name=second.py:WideDQN"])
+    assert policy.act([0.0, 0.0, 0.15, 0.8]) in (0, 1)
+
+    resume_run(run, ["algorithm.name=second.py:WideDQN"])
+    assert run.config().algorithm["name"] == f"{tmp_path}/second.py:WideDQN"
+    with pytest.raises(ConfigError, match=r"env\.id: Acrobot-v1 has observations \(6,\)"):
+        resume_run(run, ["env.id=Acrobot-v1"])
+
+
+class Falls(gym.Env):
+    """Raises at its second step."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,))
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 2:
+            raise ValueError("fell over")
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+def test_environment_that_fails_at_once_is_refused_before_anything_starts(tmp_path):
+    config = preset_config("cartpole", [])
+    message = r"step 2 raised ValueError: fell over \(test_own_code.py, line \d+, in step\)"
+    with pytest.raises(EnvError, match=message):
+        prepare_run(tmp_path / "run", config, extensions=Extensions(Falls))
+    assert not (tmp_path / "run").exists()
+
+
+def test_munchausen_learns_cartpole_as_a_whole_suite_and_is_resumed(suite: Suite) -> None:
+    """One file outside the package, and everything works with it, central inference too."""
+    suite.start(
+        "--algorithm", MUNCHAUSEN, "--env", "CartPole-v1", "--seed", "1", "--actors", "2",
+        "--set", "replay.samples_per_insert=16", "--set", "learner.batch_size=64",
+        "--set", "evaluator.period_s=4", "--set", "evaluator.max_share=0.25",
+        "--set", "evaluator.num_envs=20", "--until-return", "400",
+        "--set", "actor.inference=central",
+    )  # fmt: skip
+    suite.wait_for(
+        lambda s: (s["evaluator"]["best_mean_return"] or 0) >= 400, 180.0, "CartPole is learned"
+    )
+    suite.wait_for(lambda s: s["run"]["engine"] is None, 60.0, "the run has ended by itself")
+    done = suite.apex("eval", "--episodes", "5", "--json")
+    assert json.loads(done.stdout)["mean_return"] >= 200, done.stderr
+    assert apex.load_policy(suite.path).act([0.0, 0.0, 0.15, 0.8]) == 1
+    rows = (suite.run.metrics / "learner.jsonl").read_text().splitlines()
+    assert -0.9 <= json.loads(rows[-1])["bonus"] <= 0.0, "its own metric is logged"
+
+    (newest, *_) = sorted(suite.run.checkpoints.glob("step_*"), reverse=True)
+    step = checkpoint.find(newest).manifest.learner_step
+    done = suite.apex("run", "--resume", "--detach", "--set", "run.until_return=501")
+    assert done.returncode == 0, done.stderr
+    suite.wait_for(
+        lambda s: (s["learner"].get("learner_step") or 0) > step + 100, 60.0, "it goes on"
+    )
+    log = (suite.run.logs / "learner.log").read_text()
+    assert f"learner step {step}" in log
+
+
+def test_own_network_plays_an_own_environment(suite: Suite) -> None:
+    suite.start(
+        "--algorithm", f"{EXAMPLES}/own_network.py:WideDQN", "--env", f"{EXAMPLES}/catch.py:Catch",
+        "--set", "algorithm.width=32", "--actors", "2",
+        "--set", "replay.min_size=200", "--set", "evaluator.period_s=2", "--engine", "local",
+    )  # fmt: skip
+    status = suite.wait_for(
+        lambda s: (
+            s["run"]["health"] == "healthy" and s["evaluator"]["best_mean_return"] is not None
+        ),
+        90.0,
+        "healthy, and evaluated",
+    )
+    assert status["learner"]["learner_step"] > 0 and len(status["actors"]) == 2
+    assert -1.0 <= status["evaluator"]["best_mean_return"] <= 1.0
+    assert suite.run.facts().env.env_id == "catch.py:Catch"
+    suite.apex("stop")
+    policy = apex.load_policy(suite.path)
+    assert policy.policy.network.head[0].out_features == 32
+    assert policy.act([0.0, 0.5, 0.5]) in (0, 1, 2)
+
+
+class Pair(gym.Env):
+    """Two choices at once: the reward counts those that are what was seen."""
+
+    observation_space = gym.spaces.MultiDiscrete([3, 2])
+    action_space = gym.spaces.MultiDiscrete([3, 2])
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._wanted = self.np_random.integers(0, [3, 2])
+        return self._wanted, {}
+
+    def step(self, action):
+        reward = float((action == self._wanted).sum())
+        self._wanted = self.np_random.integers(0, [3, 2])
+        return self._wanted, reward, self.np_random.random() < 0.1, False, {}
+
+
+class Joint(ApexDQN):
+    """Ape-X DQN that takes each pair of choices as one of six actions."""
+
+    action_kinds = frozenset({"multi-discrete"})
+
+    def network(self):
+        spec = msgspec.structs.replace(self.spec, num_actions=6, action_bounds=None)
+        return ApexDQN(self.config, spec).network()
+
+    def exploration(self, positions, ladder_size, seeds):
+        spec = msgspec.structs.replace(self.spec, num_actions=6, action_bounds=None)
+        return ApexDQN(self.config, spec).exploration(positions, ladder_size, seeds)
+
+    def policy(self):
+        policy = super().policy()
+        act = policy.act
+
+        def act_in_pairs(inputs, exploration):
+            decision = act(inputs, exploration)
+            pairs = np.stack(np.divmod(decision.actions, 2), axis=1)
+            return decision._replace(actions=pairs)
+
+        policy.act = act_in_pairs
+        return policy
+
+    def collate(self, items):
+        columns = super().collate(items)
+        return {**columns, "action": columns["action"] @ np.array([2, 1])}
+
+
+def test_several_choices_are_carried_for_an_algorithm_that_learns_them(tmp_path):
+    config = preset_config(
+        "cartpole",
+        ["replay.min_size=200", "run.max_env_steps=8000", "evaluator.enabled=false",
+         "algorithm.discount=0.0", "algorithm.n_step=1", "algorithm.learning_rate=3e-3"],
+    )  # fmt: skip
+    extensions = Extensions(Pair, Joint)
+    directory = prepare_run(tmp_path / "run", config, extensions=extensions)
+    spec = directory.facts().env
+    assert (spec.action_kind, spec.policy_shape) == ("multi-discrete", (5,))
+    assert spec.action_column == Column("action", "int32", (2,))
+    run = SerialRun(directory, extensions)
+    run.run()
+    policy = run.policy
+    seen = np.eye(5, dtype=np.float32)[[[0, 3], [1, 4], [2, 3]]].sum(axis=1)
+    inputs = Inputs(seen, np.zeros((3, 0), np.float32), spec.no_actions(3), np.zeros(3, np.float32))
+    assert policy.act(inputs, None).actions.tolist() == [[0, 0], [1, 1], [2, 0]]
+
+
+def test_minatar_is_learned_from_its_truths_as_images(own_modules, tmp_path, monkeypatch):
+    pytest.importorskip("minatar")
+    monkeypatch.chdir(ROOT)
+    settings = ["replay.min_size=300", "run.max_env_steps=1500", "evaluator.enabled=false"]
+    config = file_config(EXAMPLES / "minatar-breakout.toml", settings)
+    run = SerialRun(prepare_run(tmp_path / "run", config))
+    assert "env steps (max_env_steps = 1500)" in run.run() and run._step > 20
+    spec = run._facts.env
+    assert (spec.observation_shape, spec.frame_stack) == ((10, 10, 4), 1)
+    assert spec.observation_dtype == "uint8" and spec.num_actions == 3
+    items = frame_compression.decompress(run.table.sample(64), run._facts.schema)
+    assert set(np.unique(items.frames).tolist()) == {0, 255}
+
+
+def test_examples_are_as_short_as_they_say():
+    lines = {path.name: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
+    assert lines["munchausen.py"] <= 120
+    body = Path(EXAMPLES / "catch.py").read_text().partition("class Catch")[2]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 30

@@ -1,0 +1,372 @@
+"""Whole suites of real processes: start, watch, kill, restart, attach, resume, stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from apex.daemons.restart_backoff import age_s
+from apex.daemons.status import STARTING_S, gather
+from apex.errors import ExitCode
+from apex.host import hardware
+from apex.runs.engine_record import living_engine
+from tests.fixtures.texts import check_status_keys
+from tests.support.paths import APEX, ROOT
+from tests.support.suite import Suite
+from tests.support.waiting import wait_until
+
+ENGINES = ["supervisor", "local"]
+
+
+def test_suite_lives_through_kills_and_ends_whole(suite: Suite, small: tuple[str, ...]) -> None:
+    """Of supervisord; test_inference.py kills a daemon of the launcher."""
+    suite.start(*small)
+    before = suite.wait_healthy()
+    assert before["run"]["engine"] == "supervisor"
+    daemons = suite.run.living().values()
+    assert [os.getsid(pid) for pid in daemons] == list(daemons), "each leads a session"
+    assert suite.apex("status").returncode == 0
+    check_status_keys(suite.status(), "local")
+
+    killed = before["actors"][0]["pid"]
+    os.kill(killed, signal.SIGKILL)
+    suite.wait_for(
+        lambda s: (
+            s["actors"][0]["pid"] not in (None, killed)
+            and s["actors"][0]["state"] in ("stepping", "waiting_for_credit")
+        ),
+        30.0,
+        "the killed actor steps again",
+    )
+    for daemon in ("replay", "learner"):
+        now = suite.status()
+        pid, version = now[daemon]["pid"], now["learner"]["param_version"]
+        os.kill(pid, signal.SIGKILL)
+        after = suite.wait_for(
+            lambda s, daemon=daemon, pid=pid: (
+                s[daemon]["pid"] not in (None, pid)
+                and s["run"]["health"] == "healthy"
+                and s["learner"]["state"] == "training"
+            ),
+            60.0,
+            f"training goes on after {daemon} was killed",
+        )
+        assert after["learner"]["param_version"] > version or daemon == "replay"
+    assert suite.status()["learner"]["learner_step"] > 0
+
+    done = suite.apex("stop")
+    assert done.returncode == 0, done.stderr
+    assert suite.run.living() == {}
+    assert suite.apex("status").returncode == 4
+    down = suite.status()
+    assert [row["pid"] for row in down["actors"]] == [None, None]
+    assert down["learner"]["state"] == down["replay"]["state"] == "down"
+
+
+def test_an_actor_that_stands_still_is_suspect_within_seconds_and_a_learner_silent(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small)
+    suite.wait_healthy()
+    actor, learner = suite.run.pid("actor_000"), suite.run.pid("learner")
+    assert actor is not None and learner is not None
+    # Its process answers pings all the same if only its loop stands still: heartbeats come from it.
+    os.kill(actor, signal.SIGSTOP)
+    try:
+        suspect = wait_until(
+            lambda: (row := gather(suite.run)["actors"][0])["state"] == "suspect" and row,
+            20.0,
+            "the actor is suspect",
+        )
+        # By the learner's own clock: suspect from 3 s of silence on, and not before.
+        assert 3.0 <= suspect["heartbeat_age_s"] < 3.0 + 5.0
+        assert gather(suite.run)["run"]["health"] == "degraded"
+    finally:
+        os.kill(actor, signal.SIGCONT)
+    suite.wait_healthy()
+    wait_until(lambda: age_s(suite.run.crash_file("learner")) > STARTING_S, 40.0, "an age")
+    os.kill(learner, signal.SIGSTOP)
+    try:
+        found = wait_until(
+            lambda: (s := gather(suite.run))["learner"]["state"] == "silent" and s,
+            20.0,
+            "the learner is silent",
+        )
+        assert found["run"]["health"] == "degraded" and found["learner"]["pid"] == learner
+    finally:
+        os.kill(learner, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_no_process_is_left_when_the_engine_is_killed(
+    suite: Suite, small: tuple[str, ...], engine: str
+) -> None:
+    suite.start(*small, "--engine", engine)
+    suite.wait_healthy()
+    record = living_engine(suite.run)
+    assert record is not None
+    os.kill(record.pid, signal.SIGKILL)
+    wait_until(lambda: not suite.processes(), 40.0, "every process of the run is gone")
+    assert suite.run.living() == {}
+
+
+def test_actor_restart_and_attach_while_the_learner_goes_on(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small)
+    before = suite.wait_healthy()
+    done = suite.apex("actor", "restart", "1")
+    assert done.returncode == 0, done.stderr
+    attached = subprocess.Popen(
+        [*APEX, "actor", "attach", "2", "--run", str(suite.path)], stderr=subprocess.DEVNULL
+    )
+    try:
+        wider = suite.wait_for(
+            lambda s: len(s["actors"]) == 4 and s["run"]["health"] == "healthy",
+            60.0,
+            "two attached actors at work",
+        )
+        assert [row["actor_id"] for row in wider["actors"]] == [
+            "actor_000", "actor_001", "actor_002", "actor_003",
+        ]  # fmt: skip
+        assert sorted(row["slot"] for row in wider["actors"]) == [0, 1, 2, 3]
+        assert wider["actors"][1]["pid"] != before["actors"][1]["pid"]
+        assert wider["learner"]["pid"] == before["learner"]["pid"]
+        assert wider["learner"]["learner_step"] > before["learner"]["learner_step"]
+        attached.send_signal(signal.SIGINT)
+        assert attached.wait(timeout=30) == 0
+        suite.wait_for(lambda s: len(s["actors"]) == 2, 10.0, "the attached actors are gone")
+    finally:
+        attached.kill()
+        attached.wait()
+
+
+def test_stop_ends_attached_actors_too(suite: Suite, small: tuple[str, ...]) -> None:
+    suite.start(*small, "--engine", "local")
+    suite.wait_healthy()
+    attached = subprocess.Popen(
+        [*APEX, "actor", "attach", "--run", str(suite.path)], stderr=subprocess.DEVNULL
+    )
+    try:
+        suite.wait_for(lambda s: len(s["actors"]) == 3, 60.0, "an attached actor")
+        assert suite.apex("stop").returncode == 0
+        assert attached.wait(timeout=10) == 0
+        assert suite.run.living() == {}
+    finally:
+        attached.kill()
+        attached.wait()
+
+
+def test_an_attached_actor_waits_for_a_lost_suite_and_then_ends_with_its_code(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small, "--set", "actor.learner_patience_s=4")
+    suite.wait_healthy()
+    attached = subprocess.Popen(
+        [*APEX, "actor", "attach", "--run", str(suite.path)], stderr=subprocess.PIPE, text=True
+    )
+    try:
+        suite.wait_for(lambda s: len(s["actors"]) == 3, 60.0, "an attached actor")
+        record = living_engine(suite.run)
+        assert record is not None
+        os.kill(record.pid, signal.SIGKILL)
+        _, errors = attached.communicate(timeout=40)
+        assert attached.returncode == ExitCode.PEERS_GONE, errors
+        wait_until(lambda: suite.run.living() == {}, 40.0, "the other daemons are gone too")
+        assert "the learner was away for 4 s" in (suite.run.logs / "actor_002.log").read_text()
+    finally:
+        attached.kill()
+        attached.wait()
+
+
+def learn_and_stop(suite: Suite, small: tuple[str, ...]) -> None:
+    """Leave a stopped run that has learned for 100 steps."""
+    suite.start(*small)
+    suite.wait_for(lambda s: s["learner"]["learner_step"] > 100, 60.0, "100 learner steps")
+    assert suite.apex("stop").returncode == 0
+
+
+def test_resume_goes_on_from_the_learner_step_of_the_checkpoint(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    learn_and_stop(suite, small)
+    stopped = suite.status()
+    saved = json.loads(
+        max(suite.run.checkpoints.glob("step_*/manifest.json")).read_text(encoding="utf-8")
+    )
+    assert stopped["learner"]["learner_step"] == saved["learner_step"] > 100
+    suite.start("--resume", "--engine", "local")
+    resumed = suite.wait_healthy()
+    assert resumed["learner"]["learner_step"] >= saved["learner_step"]
+    assert resumed["run"]["env_steps"] >= saved["env_steps"]
+    assert resumed["learner"]["param_version"] > saved["param_version"]
+    log = (suite.run.logs / "learner.log").read_text()
+    assert f"at learner step {saved['learner_step']}," in log
+
+
+def test_training_thread_has_a_core_that_all_others_of_the_run_keep_off(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small)
+    status = suite.wait_healthy()
+    engine = living_engine(suite.run)
+    assert engine is not None
+    learner, available = status["learner"]["pid"], os.sched_getaffinity(0)
+    training = os.sched_getaffinity(learner)  # of its first thread, which trains
+    alone = hardware.cores() == len(available) > 1
+    assert training <= available and len(training) == (1 if alone else len(available))
+    others = [
+        int(t.name) for t in Path(f"/proc/{learner}/task").iterdir() if t.name != f"{learner}"
+    ]
+    others += [pid for name, pid in suite.run.living().items() if name != "learner"]
+    for thread in (*others, engine.pid):
+        assert os.sched_getaffinity(thread) == (available - training if alone else available)
+
+
+def test_diverged_learner_goes_back_once_then_gives_up_and_keeps_what_was_good(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    learn_and_stop(suite, small)
+    good = max(suite.run.checkpoints.glob("step_*")).name
+    suite.start("--resume", "--set", "algorithm.learning_rate=1e30")
+    suite.wait_for(lambda s: s["learner"]["state"] == "down", 60.0, "the learner gave up")
+    log = (suite.run.logs / "learner.log").read_text()
+    assert f"is not finite: back to {good}, once" in log
+    assert "is not finite, again, after going back once" in log
+    assert max(suite.run.checkpoints.glob("step_*")).name == good
+    stays_down = wait_until(
+        lambda: "exit status 79" in (suite.run.logs / "supervisord.log").read_text(), 10.0, "79"
+    )
+    assert stays_down and suite.status()["learner"]["pid"] is None
+    assert suite.apex("stop").returncode == 0
+    suite.start("--resume", "--set", "algorithm.learning_rate=5e-4")
+    resumed = suite.wait_healthy()
+    assert resumed["learner"]["learner_step"] >= int(good.removeprefix("step_"))
+
+
+def test_two_suites_run_side_by_side_one_on_tcp_loopback(
+    make_suite: Callable[[str], Suite], small: tuple[str, ...], tmp_path: Path
+) -> None:
+    endpoints = tmp_path / "tcp.toml"
+    endpoints.write_text(
+        "insecure_loopback = true\n"
+        '[replay]\ninsert = "tcp://127.0.0.1:*"\nsample = "tcp://127.0.0.1:*"\n'
+        '[learner]\nparams = "tcp://127.0.0.1:*"\n'
+    )
+    first, second = make_suite("ipc"), make_suite("tcp")
+    first.start(*small, "--actors", "1", "--engine", "local")
+    second.start(*small, "--actors", "1", "--endpoints", str(endpoints))
+    one, two = first.wait_healthy(90.0), second.wait_healthy(90.0)
+    assert one["learner"]["pid"] != two["learner"]["pid"]
+    assert "tcp://127.0.0.1:" in (second.run.endpoints_file).read_text()
+    assert first.run.facts().run_id != second.run.facts().run_id
+
+
+def test_a_run_ends_by_itself_at_its_env_steps(suite: Suite, small: tuple[str, ...]) -> None:
+    suite.start(*small, "--set", "run.max_env_steps=2000")
+    wait_until(lambda: living_engine(suite.run) is None, 90.0, "the run has ended")
+    wait_until(lambda: not suite.processes(), 10.0, "its processes are gone")
+    status = suite.status()
+    assert "max_env_steps = 2000" in status["run"]["outcome"]
+    assert status["run"]["env_steps"] >= 2000
+
+
+def test_launch_run_trains_an_environment_of_a_script(tmp_path: Path, suite: Suite) -> None:
+    script = tmp_path / "mine.py"
+    script.write_text(
+        f"""
+import gymnasium as gym
+import numpy as np
+from apex.launch import run
+
+class Corridor(gym.Env):
+    observation_space = gym.spaces.Box(0, 1, (3,), np.float64)
+    action_space = gym.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.at = 0
+        return np.eye(3)[0], {{}}
+    def step(self, action):
+        self.at = max(0, self.at + (1 if action else -1))
+        end = self.at == 2
+        return np.eye(3)[self.at], float(end), end, False, {{}}
+
+run("cartpole", make_env=Corridor, path={str(suite.path)!r}, settings=[
+    "actor.count=1", "actor.num_envs=2", "replay.min_size=100",
+    "evaluator.num_envs=2", "evaluator.episodes=2"])
+"""
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    status = suite.wait_for(
+        lambda s: s["learner"]["learner_step"] > 0 and s["evaluator"]["episodes"] > 0,
+        60.0,
+        "it learns and evaluates the script's environment",
+    )
+    assert status["run"]["env_id"] == "factory:Corridor"
+    assert status["replay"]["refused"] == 0
+
+
+def test_logs_metrics_and_tensorboard_files_are_there(suite: Suite, small: tuple[str, ...]) -> None:
+    suite.start(*small, "--set", "learner.metrics_period_s=1.0")
+    suite.wait_healthy()
+    wait_until(lambda: (suite.run.metrics / "learner.jsonl").read_text(), 30.0, "learner metrics")
+    records = (suite.run.metrics / "learner.jsonl").read_text().splitlines()
+    record = json.loads(records[-1])
+    assert {"loss", "td_error", "q_mean", "item_staleness", "updates_per_s"} <= record.keys()
+    wait_until(
+        lambda: list((suite.run.metrics / "tensorboard").glob("learner/events.*")),
+        10.0,
+        "TensorBoard files",
+    )
+    shown = suite.apex("logs", "learner", "-n", "3")
+    assert len(shown.stdout.splitlines()) == 3
+    time, level, process = shown.stdout.splitlines()[0].split()[:3]
+    assert time.endswith("Z") and level == "INFO" and process == "learner"
+    assert suite.apex("logs", "nobody").returncode == 2
+
+
+def test_a_suite_on_tcp_with_keys_trains_and_lets_a_far_actor_in_until_its_key_is_revoked(
+    suite: Suite, small: tuple[str, ...], tmp_path: Path
+) -> None:
+    folder, far = tmp_path / "keys", tmp_path / "far"
+    assert suite.keys("new", str(folder)).returncode == 0
+    added = suite.keys("new", str(folder), "--role", "actor", "--name", "far", "--out", str(far))
+    assert added.returncode == 0, added.stderr
+    file = tmp_path / "endpoints.toml"
+    text = (ROOT / "deploy" / "endpoints.toml").read_text()
+    for name in ("replay.insert", "replay.sample", "learner.params"):
+        text = text.replace(f"ipc://{{sockets}}/{name}", "tcp://127.0.0.1:*")
+    file.write_text(f'keys = "keys"\n{text}')
+    suite.start(*small, "--endpoints", str(file))
+    suite.wait_healthy()
+    # What an actor on another host has: the run's files, and endpoints with its own keys.
+    (tmp_path / "far.toml").write_text(
+        suite.run.endpoints_file.read_text().replace(str(folder), str(far))
+    )
+    actor = subprocess.Popen(
+        [sys.executable, ROOT / "bin" / "actor", "--run", suite.path, "--index", "7",
+         "--endpoints", tmp_path / "far.toml"], stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        suite.wait_for(
+            lambda s: any(
+                row["actor_id"] == "actor_007" and row["state"] == "stepping" for row in s["actors"]
+            ),
+            60.0,
+            "the far actor steps",
+        )
+        assert suite.keys("revoke", str(folder), "far").returncode == 0
+        _, said = actor.communicate(timeout=30)
+    finally:
+        actor.kill()
+        actor.wait()
+    assert actor.returncode == 78 and "no longer authorized" in said
+    assert suite.status()["learner"]["learner_step"] > 0

@@ -1,0 +1,1 @@
+"""Fixtures, data and waits that tests share."""

@@ -1,0 +1,10 @@
+"""Where the checkout is, and its command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+APEX = [sys.executable, "-c", "from apex.cli.main import main; main()"]

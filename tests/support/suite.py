@@ -1,0 +1,128 @@
+"""A run of the whole suite, and commands on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from apex.daemons.status import gather
+from apex.launch import engine
+from apex.runs.directory import RunDirectory
+from tests.support.paths import APEX
+from tests.support.waiting import wait_until
+
+LOOK_PAUSE_S = 0.2
+"""Between two looks at a suite's status."""
+
+
+def suite_processes(marker: str) -> list[int]:
+    """Process ids whose command line or environment names the run at `marker`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if marker.encode() in words and state != "Z" and int(folder.name) != os.getpid():
+            found.append(int(folder.name))
+    return found
+
+
+class Suite:
+    """A run, and commands on it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.run = RunDirectory(path)
+
+    def apex(self, *arguments: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
+        """Run `apex ARGUMENTS --run PATH` to its end."""
+        return subprocess.run(
+            [*APEX, *arguments, "--run", str(self.path)],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+
+    def keys(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run `apex keys ARGUMENTS` to its end."""
+        command = [*APEX, "keys", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30)
+
+    def start(self, *arguments: str) -> None:
+        """`apex run ARGUMENTS --detach`, which must succeed."""
+        done = self.apex("run", *arguments, "--detach")
+        assert done.returncode == 0, done.stderr
+
+    def status(self) -> dict[str, Any]:
+        """What `apex status --json` prints."""
+        done = self.apex("status", "--json")
+        assert done.stdout, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def wait_for(
+        self, condition: Callable[[dict[str, Any]], Any], timeout_s: float, what: str
+    ) -> dict[str, Any]:
+        """Wait for a status of which `condition` holds, and return it.
+
+        The daemons are asked from this process: a command for each look would take one core of two
+        from the suite that is waited for.
+        """
+        last: dict[str, Any] = {}
+
+        def look() -> bool:
+            last.clear()
+            last.update(json.loads(json.dumps(gather(self.run))))
+            return bool(condition(last))
+
+        try:
+            wait_until(look, timeout_s, what, pause_s=LOOK_PAUSE_S)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\nlast status: {last}\n{self.logs()}") from None
+        return last
+
+    def wait_healthy(self, timeout_s: float = 60.0) -> dict[str, Any]:
+        """Wait until every daemon does its work and the learner learns."""
+        return self.wait_for(
+            lambda s: s["run"]["health"] == "healthy" and s["learner"]["learner_step"] > 0,
+            timeout_s,
+            "healthy and learning",
+        )
+
+    def logs(self) -> str:
+        """The end of every log, for a failed test's message."""
+        files = sorted(self.run.logs.glob("*.log"))
+        return "\n".join(f"== {f.name}\n{f.read_text(errors='replace')[-1500:]}" for f in files)
+
+    def processes(self) -> list[int]:
+        """All processes of this run."""
+        return sorted({*suite_processes(str(self.path)), *self.run.living().values()})
+
+    def end(self) -> None:
+        """Stop the run; whatever then still lives is killed and fails the test."""
+        if self.run.exists:
+            engine.stop(self.run, timeout_s=45.0)
+        try:
+            # The launcher's resource tracker ends when it notices that the launcher is gone.
+            wait_until(lambda: not self.processes(), 5.0, "all processes are gone")
+        except AssertionError:
+            pass
+        left = self.processes()
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+        assert not left, f"processes outlived `stop`: {left}\n{self.logs()}"
+
+
+SMALL = (
+    "--preset", "cartpole", "--actors", "2",
+    "--set", "replay.min_size=200", "--set", "actor.num_envs=2",
+    "--set", "evaluator.num_envs=2", "--set", "evaluator.episodes=2",
+    "--set", "learner.checkpoint_period_s=2.0",
+)  # fmt: skip
+"""A suite that learns within seconds."""

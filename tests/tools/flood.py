@@ -1,0 +1,157 @@
+"""Floods a replay server with connections and measures what a producer still gets through.
+
+    python -m tests.tools.flood measure --out benchmarks/reliability
+
+2,000 connections that never say a word, and 512 that say HELLO and stay. They come from a process
+of their own; this one inserts as fast as it may, in turn without and with them.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import click
+
+from apex.daemons.operator_client import ask
+from apex.daemons.replay.client import InsertClient
+from apex.launch.prepare import prepare_run, preset_config
+from apex.runs.directory import RunDirectory
+from apex.wire.client import Client
+from apex.wire.sockets import Poller
+from benchmarks.provenance import provenance
+from tests.suite.test_memory import cartpole_chunk, hello
+from tests.support.paths import ROOT
+from tests.support.waiting import wait_until
+
+IDLE, GREETING = 2000, 512
+ROUNDS, SECONDS = 7, 3.0
+"""Shorter than the five seconds after which those that say nothing are cut off."""
+
+
+@contextmanager
+def replay_server(path: Path, endpoints: Path | None = None) -> Iterator[RunDirectory]:
+    """A replay server that takes all that it is sent; it must live to the end."""
+    settings = ["replay.samples_per_insert=0", "replay.capacity=20000"]
+    run = prepare_run(path, preset_config("cartpole", settings), endpoints)
+    replay = subprocess.Popen([sys.executable, ROOT / "bin" / "replay", "--run", run.path])
+    try:
+        wait_until(lambda: ask(run, "replay.sample"), 30.0, "replay answers")
+        yield run
+        assert replay.poll() is None, "replay has died"
+    finally:
+        replay.kill()
+        replay.wait()
+
+
+class Producer:
+    """Inserts as fast as it may."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self.client = InsertClient(run.endpoints().of("replay.insert"), hello(run))
+        self._poller = Poller(self.client.client)
+        self._chunk = cartpole_chunk(16)
+
+    def insert_for(self, seconds: float) -> float:
+        """Items acknowledged in a second."""
+        began, inserted = time.monotonic(), self.client.inserted_items
+        while time.monotonic() < began + seconds:
+            self._poller.wait(0.01)
+            self.client.poll()
+            while self.client.has_credit:
+                self.client.insert(self._chunk)
+        return (self.client.inserted_items - inserted) / seconds
+
+
+@contextmanager
+def flooded(
+    run: RunDirectory, endpoint: str, meanwhile: Callable[[], object] = lambda: None
+) -> Iterator[None]:
+    """All connections to an endpoint stand; `meanwhile` is called again and again as they come."""
+    command = [sys.executable, "-m", "tests.tools.flood", "hold", str(run.path), endpoint]
+    flood = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def stand() -> bool:
+        meanwhile()
+        assert flood.poll() is None, "the flood has died"
+        return bool(select.select([flood.stdout], [], [], 0.0)[0])
+
+    try:
+        wait_until(stand, 60.0, "all connections stand")
+        yield
+    finally:
+        flood.kill()
+        flood.communicate()
+
+
+@click.group(help=(__doc__ or "").partition("\n")[0])
+def main() -> None:
+    """See `--help`."""
+
+
+@main.command()
+@click.argument("path", type=click.Path(exists=True, path_type=Path))
+@click.argument("endpoint")
+def hold(path: Path, endpoint: str) -> None:
+    """Open all connections, say so in a line, and hold them until stdin ends."""
+    run = RunDirectory(path)
+    target = run.endpoints().of(endpoint)
+    with ExitStack() as stack:
+        many = [Client(target, hello(run, f"actor_{k:03d}")) for k in range(100, 100 + GREETING)]
+        for client in many:
+            stack.callback(client.close)
+
+        def greeted() -> bool:
+            for client in many:
+                client.receive()
+            return all(client.ready for client in many)
+
+        wait_until(greeted, 60.0, "all are greeted")
+        for _ in range(IDLE):
+            idle = stack.enter_context(socket.socket(socket.AF_UNIX))
+            idle.connect(target.address.removeprefix("ipc://"))
+        click.echo("all stand")
+        sys.stdin.read()
+
+
+@main.command()
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
+def measure(out: Path | None) -> None:
+    """Inserts with the flood as a share of those without it, in turn."""
+    ratios = []
+    with (
+        tempfile.TemporaryDirectory(prefix="apex-flood-") as folder,
+        replay_server(Path(folder) / "run") as run,
+    ):
+        producer = Producer(run)
+        for _ in range(ROUNDS):
+            before = producer.insert_for(SECONDS)
+            with flooded(run, "replay.insert", lambda: producer.insert_for(0.1)):
+                during = producer.insert_for(SECONDS)
+            after = producer.insert_for(SECONDS)
+            ratios.append(2 * during / (before + after))
+            click.echo(f"{before:.0f} {during:.0f} {after:.0f} items/s", err=True)
+        producer.client.close()
+    result = {
+        **provenance(),
+        "ratio": statistics.median(ratios),
+        "min": min(ratios),
+        "max": max(ratios),
+    }
+    click.echo(json.dumps(result))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "flood.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

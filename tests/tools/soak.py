@@ -1,0 +1,186 @@
+"""Lets a suite train for an hour and looks whether any daemon grows.
+
+    python -m tests.tools.soak --minutes 60 --out benchmarks/reliability
+
+For two minutes in the first third the learner is stopped (SIGSTOP) and the others wait: they must
+not grow meanwhile. After that memory and open files count from a third of the time to its end.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+from matplotlib.figure import Figure
+
+from apex.daemons.status import gather
+from apex.launch import engine
+from apex.runs.directory import RunDirectory
+from benchmarks.provenance import provenance
+
+APEX = str(Path(sys.executable).with_name("apex"))
+SAMPLE_S = 5.0
+STOP_AT, MOST_STOPPED_S = 1 / 6, 120.0
+"""When in its time, and for how long, the learner stands still (of a short soak, a tenth)."""
+MOST_GROWTH = 0.01
+MOST_GROWTH_STOPPED = 0.02
+
+
+class Sample(NamedTuple):
+    """One look at one daemon."""
+
+    seconds: float
+    daemon: str
+    pid: int
+    rss_mb: float
+    open_files: int
+
+
+def stop_times(seconds: float) -> tuple[float, float]:
+    """From when to when the learner stands still."""
+    return seconds * STOP_AT, seconds * STOP_AT + min(MOST_STOPPED_S, seconds / 10)
+
+
+def look(seconds: float, daemon: str, pid: int) -> Sample:
+    """Memory and open files of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    rss = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+    return Sample(round(seconds, 1), daemon, pid, round(rss, 2), len(os.listdir(f"/proc/{pid}/fd")))
+
+
+def soak(run: RunDirectory, seconds: float) -> list[Sample]:
+    """Look at all daemons for so long; the learner stands still for a while."""
+    samples: list[Sample] = []
+    began = time.monotonic()
+    stop_at, go_on_at = stop_times(seconds)
+    stopped: int | None = None
+    try:
+        while (now := time.monotonic() - began) < seconds:
+            if stopped is None and stop_at <= now < go_on_at:
+                stopped = run.pid("learner")
+                assert stopped is not None, "the learner is down"
+                os.kill(stopped, signal.SIGSTOP)
+            elif stopped and now >= go_on_at:
+                os.kill(stopped, signal.SIGCONT)
+                stopped = 0
+            samples += [look(now, daemon, pid) for daemon, pid in run.living().items()]
+            time.sleep(SAMPLE_S)
+    finally:
+        if stopped:
+            os.kill(stopped, signal.SIGCONT)
+    return samples
+
+
+class Row(NamedTuple):
+    """What became of one daemon from a third of the time to its end."""
+
+    daemon: str
+    starts: int
+    first_mb: float
+    last_mb: float
+    growth: float
+    growth_stopped: float
+    """While the learner stood still."""
+    open_files: tuple[int, int]
+
+
+def summary(samples: list[Sample], seconds: float) -> list[Row]:
+    """Medians of a thirtieth of the time at each end, and the range of open files."""
+    by_daemon: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_daemon[sample.daemon].append(sample)
+    rows = []
+    for daemon, all_of_it in sorted(by_daemon.items()):
+        late = [s for s in all_of_it if s.seconds >= seconds / 3]
+        window = seconds / 30
+        first = statistics.median(s.rss_mb for s in late if s.seconds < seconds / 3 + window)
+        last = statistics.median(s.rss_mb for s in late if s.seconds >= seconds - window)
+        files = [s.open_files for s in late]
+        starts = len({s.pid for s in all_of_it})
+        stopped = _growth_stopped(all_of_it, *stop_times(seconds))
+        growth = last / first - 1
+        rows.append(Row(daemon, starts, first, last, growth, stopped, (min(files), max(files))))
+    return rows
+
+
+def _growth_stopped(samples: list[Sample], begin: float, end: float) -> float:
+    """By how much the memory at the end of the stop is above that of its beginning."""
+    during = [s.rss_mb for s in samples if begin + SAMPLE_S <= s.seconds < end]
+    return during[-1] / during[0] - 1 if during else float("nan")
+
+
+def table(rows: list[Row]) -> str:
+    """For people."""
+    lines = ["| daemon | starts | RSS at a third | at the end | growth | while the learner stood "
+             "still | open files |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    lines += [
+        f"| {row.daemon} | {row.starts} | {row.first_mb:.1f} MB | {row.last_mb:.1f} MB "
+        f"| {row.growth:+.2%} | {row.growth_stopped:+.2%} | {row.open_files[0]} "
+        f"to {row.open_files[1]} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def draw(samples: list[Sample], path: Path) -> None:
+    """Each daemon's memory over time."""
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot(xlabel="minutes", ylabel="resident memory, MB")
+    for daemon in sorted({sample.daemon for sample in samples}):
+        mine = [sample for sample in samples if sample.daemon == daemon]
+        axes.plot([s.seconds / 60 for s in mine], [s.rss_mb for s in mine], label=daemon)
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    figure.savefig(path)
+
+
+@click.command(help=(__doc__ or "").partition("\n")[0])
+@click.option("--minutes", type=click.FloatRange(1.0), default=60.0, show_default=True)
+@click.option("--preset", default="pong-fast", show_default=True)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
+def main(minutes: float, preset: str, out: Path | None) -> None:
+    """See `--help`."""
+    about = provenance()
+    with tempfile.TemporaryDirectory(prefix="apex-soak-") as folder:
+        run = RunDirectory(Path(folder) / "run")
+        command = [APEX, "run", "--preset", preset, "--detach", "--run", str(run.path)]
+        subprocess.run(command, check=True, timeout=120)
+        try:
+            samples = soak(run, 60.0 * minutes)
+            status = gather(run)
+        finally:
+            engine.stop(run, timeout_s=60.0)
+    del status["run"]["path"]  # a temporary one
+    rows = summary(samples, 60.0 * minutes)
+    click.echo(table(rows))
+    click.echo(f"learner step {status['learner']['learner_step']:,}, {status['run']['health']}")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        with (out / "soak.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([Sample._fields, *samples])
+        record = {**about, "minutes": minutes, "preset": preset,
+                  "rows": [row._asdict() for row in rows], "status": status}  # fmt: skip
+        draw(samples, out / "soak.png")
+        (out / "soak.json").write_text(json.dumps(record, indent=1) + "\n")
+    flat = all(row.open_files[1] - row.open_files[0] <= 2 for row in rows)
+    grows = any(
+        row.growth > MOST_GROWTH or row.growth_stopped > MOST_GROWTH_STOPPED for row in rows
+    )
+    if not flat or grows or any(row.starts > 1 for row in rows):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""Configurations: refused by path and with a remedy, merged, overridden, written and read."""
+
+from __future__ import annotations
+
+import itertools
+
+import msgspec
+import pytest
+
+from apex.algos.registry import make_algorithm
+from apex.config import sections as configuration
+from apex.config.loading import dump, load, merge, override, parse, preset, preset_names
+from apex.config.sections import Config
+from apex.envs.spec import ActionBounds
+from apex.errors import ConfigError
+from tests.support.builders import env_spec
+
+SMALLEST = {"env": {"id": "CartPole-v1"}, "algorithm": {"name": "apex_dqn"}}
+
+
+def with_values(**sections: dict[str, object]) -> dict[str, object]:
+    return merge(SMALLEST, sections)
+
+
+def refusal(raw: dict[str, object]) -> str:
+    with pytest.raises(ConfigError) as error:
+        parse(raw)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (
+            with_values(learner={"batch_sise": 3}),
+            "learner.batch_sise: unknown key; did you mean 'batch_size'?",
+        ),
+        (
+            with_values(replay={"capasity": 3}),
+            "replay.capasity: unknown key; did you mean 'capacity'?",
+        ),
+        (with_values(lerner={}), "lerner: unknown key; did you mean 'learner'?"),
+        (with_values(actor={"xyzzy": 3}), "actor.xyzzy: unknown key"),
+        (
+            with_values(learner={"batch-size": 3}),
+            "learner.batch-size: unknown key; did you mean 'batch_size'?",
+        ),
+    ],
+)
+def test_unknown_key_is_refused_by_path_with_the_closest_one(raw, expected):
+    assert refusal(raw) == expected
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("learner", "batch_size", "32"),
+        ("learner", "batch_size", 32.5),
+        ("learner", "batch_size", True),
+        ("learner", "batch_size", 0),
+        ("replay", "priority_exponent", 1.5),
+        ("replay", "priority_exponent", -0.1),
+        ("replay", "selector", "priority"),
+        ("replay", "samples_per_insert", -1.0),
+        ("env", "id", 3),
+        ("env", "frame_size", [84]),
+        ("env", "frame_size", [84, 0]),
+        ("env", "obs_type", "color"),
+        ("evaluator", "max_share", 0.0),
+        ("run", "seed", -1),
+        ("actor", "num_envs", [8]),
+    ],
+)
+def test_wrong_value_is_refused_by_path(section, key, value):
+    assert refusal(with_values(**{section: {key: value}})).startswith(f"{section}.{key}")
+
+
+@pytest.mark.parametrize("missing", ["env", "algorithm"])
+def test_missing_section_is_refused_by_name(missing):
+    assert missing in refusal({k: v for k, v in SMALLEST.items() if k != missing})
+
+
+def test_missing_env_id_is_refused_by_name():
+    message = refusal({**SMALLEST, "env": {}})
+    assert "env" in message and "`id`" in message
+
+
+def test_section_that_is_no_table_is_refused():
+    assert refusal({**SMALLEST, "learner": 3}).startswith("learner")
+
+
+@pytest.mark.parametrize(
+    ("raw", "named"),
+    [
+        ({"env": {"id": "X-v0"}, "algorithm": {}}, ["algorithm.name"]),
+        (
+            with_values(replay={"capacity": 100, "min_size": 101}),
+            ["replay.min_size (101)", "replay.capacity (100)"],
+        ),
+        (
+            with_values(replay={"capacity": 10, "min_size": 5}, actor={"chunk_length": 11}),
+            ["actor.chunk_length", "replay.capacity"],
+        ),
+        (with_values(replay={"selector": "fifo"}), ["replay.max_times_sampled"]),
+        (
+            with_values(evaluator={"episodes": 10, "num_envs": 4}),
+            ["evaluator.episodes (10)", "evaluator.num_envs (4)"],
+        ),
+        # A queue that can never hold one batch serves none.
+        (
+            with_values(
+                replay={"selector": "fifo", "max_times_sampled": 1, "capacity": 20, "min_size": 1},
+                actor={"chunk_length": 10},
+                learner={"batch_size": 32},
+            ),
+            ["learner.batch_size", "replay.capacity"],
+        ),
+        # Two samples for each insert, of items that may be sampled once.
+        (
+            with_values(
+                replay={"max_times_sampled": 1, "samples_per_insert": 2.0},
+            ),
+            ["replay.samples_per_insert", "replay.max_times_sampled"],
+        ),
+    ],
+    ids=["name", "min_size", "chunk", "fifo", "episodes", "queue_below_batch", "ratio_above_times"],
+)
+def test_values_that_do_not_go_together_are_refused_by_name(raw, named):
+    message = refusal(raw)
+    assert all(name in message for name in named)
+
+
+def test_tolerance_that_could_deadlock_is_refused_with_the_smallest_that_cannot():
+    limits = {
+        "actor": {"chunk_length": 50},
+        "learner": {"batch_size": 32, "prefetch": 4},
+    }
+    # 32 x 4 + 8 x 50 = 528
+    message = refusal(with_values(replay={"samples_per_insert": 8.0, "tolerance": 527.0}, **limits))
+    assert "replay.tolerance = 527" in message and "528" in message
+    for tolerance in (528.0, 0.0):
+        replay = {"samples_per_insert": 8.0, "tolerance": tolerance}
+        assert parse(with_values(replay=replay, **limits)).min_tolerance == 528.0
+    # Without a ratio there is nothing to deadlock.
+    parse(with_values(replay={"tolerance": 1.0}, **limits))
+
+
+def test_evaluator_that_is_off_may_have_any_episodes():
+    config = parse(with_values(evaluator={"enabled": False, "episodes": 10, "num_envs": 4}))
+    assert config.evaluator.episodes == 10
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("learner.batch_size=256", 256),
+        ("learner.batch_size = 256", 256),
+        ("run.max_hours=1.5", 1.5),
+        ("evaluator.enabled=false", False),
+        ("env.id=ALE/Pong-v5", "ALE/Pong-v5"),
+        ('env.id="3"', "3"),
+        ("learner.device=cuda:1", "cuda:1"),
+        ("env.frame_size=[42, 42]", [42, 42]),
+        ("env.kwargs.map=a=b", "a=b"),
+    ],
+)
+def test_override_takes_toml_values_or_plain_strings(setting, expected):
+    result = override(SMALLEST, [setting])
+    *sections, key = setting.partition("=")[0].strip().split(".")
+    for section in sections:
+        result = result[section]
+    assert result[key] == expected and type(result[key]) is type(expected)
+
+
+def test_last_override_holds_and_the_rest_stays():
+    raw = override(with_values(learner={"prefetch": 7}), ["learner.batch_size=1"] * 2)
+    raw = override(raw, ["learner.batch_size=2", "learner.batch_size=3"])
+    assert raw["learner"] == {"prefetch": 7, "batch_size": 3}
+    assert SMALLEST == {"env": {"id": "CartPole-v1"}, "algorithm": {"name": "apex_dqn"}}
+
+
+@pytest.mark.parametrize("setting", ["batch_size=3", "learner.batch_size", "=3", "learner.=3", ""])
+def test_override_without_section_or_value_is_refused(setting):
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        override(SMALLEST, [setting])
+
+
+def test_merge_lays_table_over_table_and_leaves_both_alone():
+    base, over = {"a": {"x": 1, "y": 2}, "b": 1}, {"a": {"y": 3}, "b": {"z": 4}}
+    assert merge(base, over) == {"a": {"x": 1, "y": 3}, "b": {"z": 4}}
+    assert base == {"a": {"x": 1, "y": 2}, "b": 1} and over == {"a": {"y": 3}, "b": {"z": 4}}
+
+
+def test_there_are_the_presets_that_the_readme_names():
+    assert preset_names() == [
+        "ant-dpg", "breakout", "cartpole", "cartpole-impala", "cartpole-r2d2", "cartpole-seed",
+        "halfcheetah-dpg", "lunarlander", "pendulum-dpg", "pong", "pong-fast", "pong-impala",
+        "pong-r2d2", "pong-seed",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "gpu"), list(itertools.product(preset_names(), [False, True])))
+def test_preset_is_valid_on_every_machine(name, gpu):
+    config = parse(preset(name, gpu=gpu))
+    frames = config.env.id.startswith("ALE")
+    spec = env_spec(config.env.frame_size, stack=4) if frames else env_spec((4,), "float32")
+    if name.endswith("dpg"):
+        bounds = ActionBounds("float32", (2,), (-1.0, -1.0), (1.0, 1.0))
+        spec = msgspec.structs.replace(spec, num_actions=0, action_bounds=bounds)
+    algorithm = make_algorithm(config.algorithm, spec)
+    assert algorithm.config.name == config.algorithm["name"]
+
+
+def test_gpu_part_of_breakout_is_the_papers():
+    gpu = parse(preset("breakout", gpu=True))
+    assert (gpu.learner.batch_size, gpu.replay.min_size) == (512, 50_000)
+    assert gpu.replay.capacity == 2_000_000 and gpu.learner.prefetch == 16
+    paper = make_algorithm(gpu.algorithm, env_spec((84, 84), stack=4)).config
+    assert (paper.n_step, paper.optimizer, paper.learning_rate) == (3, "rmsprop", 6.25e-5)
+    assert (paper.loss, paper.max_gradient_norm, paper.discount) == ("squared", 40.0, 0.99)
+    assert (paper.target_update_period, paper.importance_sampling_exponent) == (2500, 0.4)
+    assert not paper.standardize_frames and not paper.learning_rate_decay_steps
+    assert (gpu.replay.priority_exponent, gpu.actor.chunk_length) == (0.6, 50)
+    assert gpu.actor.parameter_period * gpu.env.frame_skip == 400
+    assert gpu.env.clip_rewards and gpu.env.max_episode_frames == 50_000
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_pong_has_the_papers_network_and_frames_on_every_machine(gpu):
+    config = parse(preset("pong", gpu=gpu))
+    assert config.env.frame_size == (84, 84) and not config.env.life_loss_ends
+    assert config.algorithm["conv"] == [[32, 8, 4], [64, 4, 2], [64, 3, 1]]
+    assert config.algorithm["stream_hidden"] == [512] and "hidden" not in config.algorithm
+
+
+def test_unknown_preset_names_those_there_are():
+    with pytest.raises(ConfigError, match=r"no preset 'pnog'.*pong"):
+        preset("pnog", gpu=False)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_dumped_configuration_reads_back_equal(tmp_path, name):
+    config = parse(override(preset(name, gpu=False), ["run.until_return=18", 'run.init_from="a"']))
+    path = tmp_path / "config.toml"
+    path.write_text(dump(config), encoding="utf-8")
+    assert load(path) == config and load(path).run.until_return == 18.0
+
+
+def test_dumped_configuration_keeps_odd_text_and_kwargs(tmp_path):
+    kwargs = {"text": 'a"b\\c\nü', "list": [1, 2.5], "table": {"deep": True}}
+    config = parse(with_values(env={"kwargs": kwargs}))
+    path = tmp_path / "config.toml"
+    path.write_text(dump(config), encoding="utf-8")
+    assert load(path) == config and load(path).env.kwargs == kwargs
+
+
+def test_file_errors_name_the_file(tmp_path):
+    path = tmp_path / "config.toml"
+    with pytest.raises(ConfigError, match=r"config\.toml: no such file"):
+        load(path)
+    path.write_text("[learner\n")
+    with pytest.raises(ConfigError, match=r"config\.toml: .*line 1"):
+        load(path)
+    path.write_bytes(b"a = '\xff'")
+    with pytest.raises(ConfigError, match=r"config\.toml: "):
+        load(path)
+    path.write_text('[env]\nid = "X"\n[algorithm]\nname = "a"\n[learner]\nbatch_size = "3"\n')
+    with pytest.raises(ConfigError, match=r"config\.toml: learner\.batch_size"):
+        load(path)
+
+
+def test_every_field_is_frozen():
+    config = parse(SMALLEST)
+    with pytest.raises(AttributeError):
+        config.learner.batch_size = 3
+    assert isinstance(config, Config) and configuration.check(config) is None

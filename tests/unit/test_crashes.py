@@ -1,0 +1,116 @@
+"""Crash loops: they slow down, stop, and say why."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from apex.daemons import restart_backoff
+from apex.daemons.restart_backoff import CrashHistory
+from apex.errors import DeviceMemoryError, ExitCode
+from apex.host import process_tuning
+from tests.support.builders import fill, mount_tmpfs, unmount
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "learner.json"
+
+
+def crash(path, lived_s: float, code: ExitCode | None = None, error: str = "x") -> CrashHistory:
+    """One start that ends after so many seconds; without a code it is killed."""
+    history = CrashHistory(path, 8)
+    history.began()
+    if code is not None:
+        history.failed(error, code)
+    record = restart_backoff.read(path)
+    assert record is not None
+    os.utime(path, (record.started + lived_s, record.started + lived_s))
+    return history
+
+
+def test_short_lives_in_a_row_wait_longer_and_are_given_up(path):
+    delays = [crash(path, 1.0).delay_s for _ in range(8)]
+    assert delays == [0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
+    last = CrashHistory(path, 8)
+    assert last.too_many and last.crashes == 8
+    assert last.last_error == "it was killed, or ended without a word"
+
+
+def test_a_long_life_or_a_good_end_begins_anew(path):
+    for _ in range(4):
+        crash(path, 1.0)
+    crash(path, 21.0)
+    assert CrashHistory(path, 8).crashes == 0
+    crash(path, 1.0)
+    assert CrashHistory(path, 8).crashes == 1
+    history = CrashHistory(path, 8)
+    history.began()
+    history.ended()
+    assert CrashHistory(path, 8).crashes == 0
+
+
+def test_out_of_memory_is_given_up_after_three_however_long_each_start_lived(path):
+    for count in range(3):
+        assert not CrashHistory(path, 8).too_many and CrashHistory(path, 8).crashes == count
+        crash(path, 500.0, ExitCode.OUT_OF_MEMORY, "8 GiB wanted")
+    assert CrashHistory(path, 8).too_many and CrashHistory(path, 8).last_error == "8 GiB wanted"
+
+
+def test_who_gave_up_says_why_and_the_next_start_is_its_first(path):
+    crash(path, 1.0, ExitCode.GAVE_UP, "crashed 8 times")
+    record = restart_backoff.read(path)
+    assert record is not None and record.gave_up and record.error == "crashed 8 times"
+    assert CrashHistory(path, 8).crashes == 0
+
+
+def test_crashes_are_counted_on_a_full_disk_too(path, tmp_path):
+    crash(path, 1.0)
+    tmp_path.joinpath("disk").mkdir()
+    disk = tmp_path / "disk"
+    if not mount_tmpfs(disk, 1):
+        pytest.skip("only root may mount a file system here")
+    try:
+        here = disk / "learner.json"
+        crash(here, 1.0)
+        fill(disk / "filler")
+        for _ in range(2):
+            crash(here, 1.0, ExitCode.CRASH, "no room")
+        assert CrashHistory(here, 8).crashes == 3 and CrashHistory(here, 8).last_error == "no room"
+    finally:
+        unmount(disk)
+
+
+def test_epochs_rise_even_when_the_clock_goes_back(path, monkeypatch):
+    monkeypatch.setattr(restart_backoff.time, "time_ns", lambda: 1000)
+    epochs = [crash(path, 1.0).epoch for _ in range(3)]
+    assert epochs == [1000, 1001, 1002]
+
+
+def test_a_record_that_is_damaged_is_none(path):
+    path.write_bytes(b"{nonsense")
+    assert restart_backoff.read(path) is None and CrashHistory(path, 8).crashes == 0
+
+
+def test_a_device_without_memory_left_is_an_error_of_its_own():
+    expected = pytest.raises(DeviceMemoryError, match=r"8 GiB.*learner\.batch_size")
+    with expected, process_tuning.memory_errors():
+        raise torch.OutOfMemoryError("tried to allocate 8 GiB.")
+    assert DeviceMemoryError.exit_code == 81
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+def test_a_step_of_the_clock_makes_no_life_shorter_or_longer(path, monkeypatch, step_s):
+    now, step = restart_backoff.time.time(), [step_s]
+    monkeypatch.setattr(restart_backoff.time, "time", lambda: now + step[0])
+    history = CrashHistory(path, 8)
+    history.began()
+    step[0] = 0.0
+    history.breathe()
+    record = restart_backoff.read(path)
+    assert record is not None
+    assert path.stat().st_mtime - record.started == pytest.approx(0.0, abs=0.5)
+    later = CrashHistory(path, 8)
+    assert later.crashes == 1 and later.epoch > history.epoch

@@ -1,0 +1,152 @@
+"""Imports go downward only, and what can execute code when decoded stays out."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOLS = Path(sys.executable).parent
+HEAVY = ("torch", "gymnasium", "zmq", "tensorboardX", "safetensors", "ale_py", "supervisor")
+PICKLES = ("pickle", "cloudpickle", "dill", "multiprocess")
+
+
+def loaded_by(code: str) -> set[str]:
+    """The top-level modules that a fresh interpreter has loaded after `code`."""
+    script = f"import sys, json\n{code}\nprint(json.dumps(sorted(sys.modules)), file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return {name.partition(".")[0] for name in json.loads(done.stderr.splitlines()[-1])}
+
+
+def test_loaded_modules_are_seen():
+    """Guards the tests below: a module that is imported is in the answer."""
+    assert {"json", "colorsys"} <= loaded_by("import colorsys")
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("apex.daemons.replay.daemon", {"torch", "gymnasium", "safetensors", "ale_py"}),
+        ("apex.daemons.replay.client", {"torch", "gymnasium", "safetensors"}),
+        ("apex.wire.server", {"torch", "gymnasium", "safetensors"}),
+        ("apex.daemons.actor.daemon", {"torch", "safetensors"}),
+        ("apex.daemons.actor.central", {"torch", "safetensors", "gymnasium"}),
+        ("apex.daemons.inference.endpoint", {"gymnasium"}),
+        ("apex.acting.sequence_accumulator", {"torch", "zmq", "gymnasium"}),
+        ("apex.acting.loop", {"torch", "zmq", "gymnasium"}),
+        ("apex.acting.agent", {"torch", "zmq", "gymnasium"}),
+        ("apex.acting.transition_accumulator", {"torch", "zmq", "gymnasium"}),
+        ("apex.envs.registry", {"torch", "zmq"}),
+        ("apex.replay.table.table", {"torch", "zmq", "gymnasium"}),
+        ("apex.algos.registry", {"zmq", "gymnasium"}),
+        ("apex.config.sections", {"torch", "zmq", "gymnasium", "numpy"}),
+    ],
+)
+def test_module_loads_without_what_its_layer_must_not_know(module, absent):
+    loaded = loaded_by(f"import {module}")
+    assert "apex" in loaded and not loaded & absent
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["status", "--help"]])
+def test_help_of_the_command_loads_nothing_heavy(arguments):
+    code = (
+        "from apex.cli.main import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit as error: assert not error.code"
+    )
+    loaded = loaded_by(code)
+    assert "click" in loaded and not loaded & set(HEAVY)
+
+
+def test_import_linter_finds_no_broken_contract():
+    done = subprocess.run(
+        [TOOLS / "lint-imports", "--config", "setup.cfg", "--no-cache"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"Contracts: [1-9]\d* kept, 0 broken", done.stdout)
+
+
+def ruff(path: str, code: str) -> list[str]:
+    """The rules that `code` breaks when it stands at `path`."""
+    done = subprocess.run(
+        [TOOLS / "ruff", "check", "--no-cache", "--output-format", "json", "--stdin-filename",
+         path, "-"],
+        cwd=ROOT, input=code, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return sorted({found["code"] for found in json.loads(done.stdout)})
+
+
+@pytest.mark.parametrize("module", [*PICKLES, "zmq"])
+@pytest.mark.parametrize("style", ["import {}\n\n{}.x()\n", "from {} import loads\n\nloads()\n"])
+def test_banned_import_is_found_in_the_replay_server(module, style):
+    assert "TID251" in ruff("apex/daemons/replay/daemon.py", style.format(module, module))
+
+
+def test_torch_load_is_found_outside_of_checkpoint():
+    code = "import torch\n\ntorch.load('x')\n"
+    assert "TID251" in ruff("apex/daemons/learner/daemon.py", code)
+    assert ruff("apex/runs/checkpoint.py", code) == []
+
+
+@pytest.mark.parametrize("module", PICKLES)
+@pytest.mark.parametrize("path", ["apex/wire/codec.py", "apex/wire/sockets.py"])
+def test_banned_import_is_found_in_the_wire(path, module):
+    """The one package with sockets imports zmq by a noqa on that line, and no pickle."""
+    assert ruff(path, f"import {module}\n\n{module}.x()\n") != []
+    assert ruff(path, "import zmq  # noqa: TID251\n\nzmq.Context()\n") == []
+
+
+def test_unpickling_is_found_in_the_wire():
+    assert "S301" in ruff("apex/wire/codec.py", "import pickle\n\npickle.loads(b'')\n")
+
+
+def test_exemptions_name_the_expected_files_only():
+    configured = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+    exempt = {
+        path
+        for path, rules in configured["per-file-ignores"].items()
+        if {"TID251", "S301", "S302"} & set(rules)
+    }
+    assert exempt == {
+        "apex/runs/checkpoint.py",
+        "apex/launch/extension_bytes.py",
+        "apex/launch/local.py",
+        "tests/*",
+    }
+    assert {"TID251", "S301", "S302"} <= set(configured["select"])
+    banned = set(configured["flake8-tidy-imports"]["banned-api"])
+    assert {*PICKLES, "zmq", "torch.load"} <= banned
+
+
+def test_no_source_file_switches_the_rules_off():
+    marks = re.compile(r"noqa(?!: ?(E|F|W|I|B|UP|SIM|RUF|C4|PT)\d)")
+    zmq = re.compile(r"(import zmq|from zmq[.\w]* import \w+)  # noqa: TID251")
+    files = [*ROOT.glob("apex/**/*.py"), *ROOT.glob("bin/*")]
+    lines = [line for path in files for line in path.read_text().splitlines()]
+    assert len(files) > 40 and len(lines) > 5000
+    assert [line for line in lines if marks.search(line) and not zmq.fullmatch(line)] == []
+
+
+def test_no_file_of_the_wire_or_the_replay_names_a_pickle():
+    """By reading the sources, whatever the linter's configuration says."""
+    files = [
+        *ROOT.glob("apex/wire/*.py"),
+        *ROOT.glob("apex/replay/**/*.py"),
+        *ROOT.glob("apex/daemons/replay/*.py"),
+    ]
+    names = re.compile(r"\b(pickle|cloudpickle|dill|marshal|shelve|recv_pyobj|send_pyobj)\b")
+    assert len(files) > 10
+    assert [path.name for path in files if names.search(path.read_text())] == []
