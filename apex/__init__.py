@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from apex.evaluation.trained_policy import load_policy
 
+from apex.older_names import install
+
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_policy"]
 
@@ -18,3 +20,6 @@ def __getattr__(name: str) -> Any:
 
         return load_policy
     raise AttributeError(f"module 'apex' has no attribute '{name}'")
+
+
+install()

@@ -1,3 +1,8 @@
+"""Agents: what is known of environments between their steps, and the items made of them.
+
+An agent needs no environment: the actor or, with central inference, the inference server has it.
+"""
+
 from __future__ import annotations
 
 import numpy as np

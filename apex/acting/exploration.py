@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,26 @@ from apex.data.schema import Array
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
+
+
+class LadderPlace(NamedTuple):
+    """The places of E environments on the exploration ladder of a run."""
+
+    positions: Floats
+    """`[E]`, from 0 to `size - 1`."""
+    size: int
+    """Rungs of the whole ladder."""
+    seeds: Sequence[Sequence[int]]
+    """A sequence of integers for each environment, which no other has."""
+
+
+class Progress(NamedTuple):
+    """How far a run is: numbers where actions are chosen, tensors inside an update."""
+
+    learner_step: Any
+    """Updates so far."""
+    env_steps: Any
+    """Environment steps of all actors so far."""
 
 
 def ladder_positions(slot: int, num_actors: int, num_envs: int) -> Floats:

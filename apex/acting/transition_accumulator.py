@@ -1,6 +1,8 @@
+"""Make n-step transitions, in chunks, of the steps of environments."""
+
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -8,7 +10,7 @@ from apex.acting.accumulator import Bools, Floats, VectorStep
 from apex.acting.frame_window import Rows, cut_frames
 from apex.data import frame_compression
 from apex.data.chunks import Chunk
-from apex.data.schema import LEARNER_STEP, Array, Arrays
+from apex.data.schema import LEARNER_STEP, Array, Arrays, Column
 from apex.envs.spec import EnvSpec
 
 InitialPriorities = Callable[[Arrays, Mapping[str, Floats], Mapping[str, Floats]], Floats]
@@ -83,6 +85,7 @@ class NStepAccumulator:
         chunk_length: items in a chunk.
         extra_names: the policy's extras that the priorities are computed from.
         initial_priorities: computes them.
+        extra_columns: the policy's extras that items hold, as where the transition begins.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class NStepAccumulator:
         chunk_length: int,
         extra_names: list[str],
         initial_priorities: InitialPriorities,
+        extra_columns: Sequence[Column] = (),
     ) -> None:
         self._stack = spec.frame_stack
         self._action_dtype = np.dtype(spec.action_column.dtype)
@@ -102,6 +106,7 @@ class NStepAccumulator:
         self._discounts = np.array([discount**k for k in range(n_step + 1)])
         self._chunk_length = chunk_length
         self._extra_names = extra_names
+        self._extra_columns = extra_columns
         self._priorities = initial_priorities
         self._steps = _Steps(num_envs, max(0, self._stack - 1))
         self._untaken = np.zeros(num_envs, dtype=np.int64)
@@ -144,6 +149,7 @@ class NStepAccumulator:
             "age": self._age,
             LEARNER_STEP: np.array([step.learner_step]),
             **{name: step.extras[name] for name in self._extra_names},
+            **{column.name: step.extras[column.name] for column in self._extra_columns},
         }
         if self._stack:
             for compressed, frame in zip(self._steps.frames, step.observations):
@@ -209,6 +215,9 @@ class NStepAccumulator:
             "discount": np.where(dead, 0.0, self._discounts[lengths]).astype(np.float32),
             LEARNER_STEP: self._steps.of(LEARNER_STEP, env)[begins].astype(np.int64),
         }
+        for column in self._extra_columns:
+            values = self._steps.of(column.name, env)[begins]
+            columns[column.name] = values.astype(column.dtype)
         if not self._stack:
             observations = self._steps.of("observation", env)
             columns["observation"] = observations[begins]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from apex.acting.agent import Agent
-from apex.acting.exploration import ladder_positions, place_seeds
+from apex.acting.exploration import LadderPlace, ladder_positions, place_seeds
 from apex.algos.base import Algorithm
 from apex.config.sections import Config
 
@@ -26,9 +26,11 @@ def make_agent(
         num_envs,
         core_size,
         exploration=algorithm.exploration(
-            ladder_positions(slot, count, num_envs),
-            count * num_envs,
-            place_seeds(config.run.seed, slot, incarnation, num_envs),
+            LadderPlace(
+                ladder_positions(slot, count, num_envs),
+                count * num_envs,
+                place_seeds(config.run.seed, slot, incarnation, num_envs),
+            )
         ),
         accumulator=algorithm.accumulator(num_envs, config.actor.chunk_length),
         clip_rewards=config.env.clip_rewards,

@@ -1,18 +1,21 @@
-"""How a network follows its gradient: optimizer, learning rate, clipping, and what is resumed."""
+"""How parameters follow their gradient: optimizer, learning rate, clipping, and what is resumed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from apex.config.sections import NonNegativeInt, PositiveFloat, Section, UnitFloat
+from apex.config.sections import AlgorithmConfig, NonNegativeInt, PositiveFloat, UnitFloat
 from apex.ops.optimizers import RMSProp
 
+log = logging.getLogger("apex.learner")
 
-class OptimizerSection(Section, frozen=True):
+
+class OptimizerConfig(AlgorithmConfig, frozen=True):
     """The part of an `[algorithm]` section that every gradient needs."""
 
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
@@ -34,55 +37,77 @@ class OptimizerSection(Section, frozen=True):
 
 
 class Optimization:
-    """Takes steps of an optimizer, but none whose gradient is not finite.
+    """Steps of an optimizer down a gradient. A step whose gradient is not finite is skipped.
+
+    Nothing in `step` waits for the device: whether the gradient is finite is decided there.
 
     Args:
-        network: whose parameters are optimized.
-        config: of the algorithm.
+        parameters: to optimize, or the module whose parameters they are.
+        config: of the optimizer.
     """
 
-    def __init__(self, network: nn.Module, config: OptimizerSection) -> None:
-        self._network = network
+    def __init__(
+        self, parameters: nn.Module | Iterable[nn.Parameter], config: OptimizerConfig
+    ) -> None:
+        if isinstance(parameters, nn.Module):
+            parameters = parameters.parameters()
+        self._parameters = list(parameters)
         self._config = config
-        self._optimizer = _make_optimizer(network, config)
-        self.updates = 0
-        self.skipped = 0
+        device = self._parameters[0].device
+        # Fused Adam reads a rate of 64 bits on a CPU and of 32 bits on a GPU.
+        dtype = torch.float64 if device.type == "cpu" else torch.float32
+        self.learning_rate = torch.zeros((), dtype=dtype, device=device)
+        """Of this update, as `schedule` has set it."""
+        self.skipped = torch.zeros((), device=device)
         """Steps whose gradient was not finite."""
+        self.optimizer = self._make_optimizer()
 
-    @property
-    def learning_rate(self) -> float:
-        """Of the next step."""
+    def _make_optimizer(self) -> torch.optim.Adam | RMSProp:
+        config, rate = self._config, self.learning_rate
+        if config.optimizer == "adam":
+            return torch.optim.Adam(
+                self._parameters, lr=rate, eps=config.optimizer_epsilon, fused=True
+            )
+        return RMSProp(
+            self._parameters,
+            rate,
+            config.rmsprop_decay,
+            config.optimizer_epsilon,
+            centered=config.rmsprop_centered,
+        )
+
+    def rate_at(self, updates: int) -> float:
+        """The learning rate after a number of updates."""
         config = self._config
         if not config.learning_rate_decay_steps:
             return config.learning_rate
-        fallen = min(1.0, self.updates / config.learning_rate_decay_steps)
+        fallen = min(1.0, updates / config.learning_rate_decay_steps)
         return config.learning_rate * (1.0 - fallen * (1.0 - config.final_learning_rate_fraction))
 
-    def step(self, loss: Tensor) -> dict[str, float | Tensor]:
-        """One step down the gradient of a loss; gives what is logged of it."""
-        self._optimizer.zero_grad(set_to_none=True)
+    def schedule(self, updates: int) -> None:
+        """Set the learning rate of the next update, after a number of updates."""
+        self.learning_rate.fill_(self.rate_at(updates))
+
+    def step(self, loss: Tensor) -> dict[str, Tensor]:
+        """One step down the gradient of a loss; returns what is logged of it."""
+        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self._network.parameters(), self._config.max_gradient_norm)
-        rate = self.learning_rate
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        if torch.isfinite(norm):
-            self._optimizer.step()
-        else:
-            self.skipped += 1
-        self.updates += 1
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._config.max_gradient_norm)
+        skip = 1.0 - torch.isfinite(norm).float()
+        self.optimizer.found_inf = skip  # type: ignore[union-attr]
+        self.optimizer.step()
+        self.skipped += skip
         return {
-            "skipped_updates": float(self.skipped),
-            "learning_rate": rate,
-            "gradient_norm": norm,
+            "skipped_updates": self.skipped.clone(),
+            "learning_rate": self.learning_rate.clone(),
+            "gradient_norm": norm.detach(),
         }
 
     def state_dict(self) -> dict[str, Any]:
         """The averages and counts."""
         return {
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": {"state": self.optimizer.state_dict()["state"]},
             "optimizer_name": self._config.optimizer,
-            "updates": self.updates,
             "skipped": self.skipped,
         }
 
@@ -94,25 +119,44 @@ class Optimization:
                 f"algorithm.optimizer is '{self._config.optimizer}'"
             )
         # The averages are resumed; learning rate and the like are the configuration's of today.
-        settings = self._optimizer.state_dict()["param_groups"]
+        settings = self.optimizer.state_dict()["param_groups"]
         averages = state["optimizer"]["state"]
-        self._optimizer.load_state_dict({"state": averages, "param_groups": settings})
-        self.updates = state["updates"]
-        self.skipped = state["skipped"]
+        self.optimizer.load_state_dict({"state": averages, "param_groups": settings})
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.skipped.fill_(float(state["skipped"]))
 
 
-def _make_optimizer(network: nn.Module, config: OptimizerSection) -> torch.optim.Optimizer:
-    if config.optimizer == "adam":
-        return torch.optim.Adam(
-            network.parameters(),
-            lr=config.learning_rate,
-            eps=config.optimizer_epsilon,
-            fused=True,
-        )
-    return RMSProp(
-        network.parameters(),
-        config.learning_rate,
-        config.rmsprop_decay,
-        config.optimizer_epsilon,
-        centered=config.rmsprop_centered,
-    )
+class TargetNetwork:
+    """A network that follows another one.
+
+    Args:
+        online: the network that is trained.
+        target: another one of its kind; it starts as a copy and is never trained itself.
+        period: updates between two steps towards the online network.
+        rate: tau, of such a step: target += tau * (online - target); 1 copies.
+    """
+
+    def __init__(
+        self, online: nn.Module, target: nn.Module, *, period: int = 1, rate: float = 1.0
+    ) -> None:
+        self._online = online
+        self.network = target.requires_grad_(False)
+        self.network.load_state_dict(online.state_dict())
+        self._period = period
+        self._rate = rate
+
+    @torch.no_grad()
+    def follow(self, updates: int) -> None:
+        """Take a step towards the online network where a period ends with this update."""
+        if updates % self._period:
+            return
+        if self._rate == 1.0:
+            self.network.load_state_dict(self._online.state_dict())
+            return
+        own, online = self.network.state_dict(), self._online.state_dict()
+        for name, tensor in own.items():
+            if tensor.is_floating_point():
+                tensor.lerp_(online[name], self._rate)
+            else:
+                tensor.copy_(online[name])

@@ -1,22 +1,28 @@
-"""What agents that learn action values share: what they remember, how they explore, a target."""
+"""Q-learning from n-step transitions: an algorithm is its network and its TD error."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from apex.acting.exploration import EpsilonGreedy, epsilon_ladder
-from apex.algos.base import Learner
-from apex.algos.optimization import Optimization, OptimizerSection
+from apex.acting.decisions import Decision, Exploration, Inputs
+from apex.acting.exploration import EpsilonGreedy, LadderPlace, epsilon_ladder
+from apex.algos.base import Loss, Metrics, Policy
+from apex.algos.batches import Observation, Transitions
+from apex.algos.noise import resample_noise
+from apex.algos.transition_batches import MAX_Q, Q_VALUE, TransitionAlgorithm
+from apex.config.sections import NonNegativeFloat, PositiveFloat
 from apex.envs.spec import EnvSpec
+from apex.older_names import older_names
+from apex.ops.q_learning import huber_loss, squared_loss
 
-Q_VALUE, MAX_Q = "q_value", "max_q"
-"""A policy's extras: the value of the action that it took, and that of the one it holds best."""
+Errors = Tensor | tuple[Tensor, Metrics]
+"""TD errors, alone or with what is to be logged."""
 
 
 class EpsilonLadder(Protocol):
@@ -31,93 +37,97 @@ class EpsilonLadder(Protocol):
         """How steeply the others fall."""
 
 
-def ladder_exploration(
-    config: EpsilonLadder,
-    spec: EnvSpec,
-    positions: npt.NDArray[np.float64],
-    ladder_size: int,
-    seeds: Sequence[Sequence[int]],
-) -> EpsilonGreedy:
+def ladder_exploration(config: EpsilonLadder, spec: EnvSpec, place: LadderPlace) -> EpsilonGreedy:
     """`Algorithm.exploration` of an agent with a ladder of epsilons."""
-    epsilons = epsilon_ladder(positions, ladder_size, config.epsilon, config.epsilon_alpha)
-    return EpsilonGreedy(epsilons, spec.num_actions, seeds)
+    epsilons = epsilon_ladder(place.positions, place.size, config.epsilon, config.epsilon_alpha)
+    return EpsilonGreedy(epsilons, spec.num_actions, place.seeds)
 
 
-class OnlineAndTarget(Learner):
-    """An online network that is trained and published, and a target network that follows it.
+class QAlgorithm(TransitionAlgorithm):
+    """Learns action values from n-step transitions.
 
-    Args:
-        online: the network.
-        target: another one of its kind; it starts as a copy.
-        target_update_period: learner steps between two copies of the online to the target network.
-        device: where both are.
+    Give `network` and `td_error`. Policy, exploration ladder, initial priorities, target network,
+    importance weights, optimizer and checkpoints come from here.
     """
 
-    def __init__(
-        self,
-        online: nn.Module,
-        target: nn.Module,
-        target_update_period: int,
-        device: torch.device,
-    ) -> None:
-        self.network = online.to(device)
-        self.target = target.to(device).requires_grad_(False)
-        self.target.load_state_dict(online.state_dict())
-        self.device = device
-        self._target_update_period = target_update_period
+    class Config(TransitionAlgorithm.Config, frozen=True):
+        """The `[algorithm]` section; the defaults are Ape-X DQN's."""
 
-    def follow(self, learner_step: int) -> None:
-        """Copy the online to the target network where a period ends with this step."""
-        if learner_step % self._target_update_period == 0:
-            self.target.load_state_dict(self.network.state_dict())
+        loss: Literal["squared", "huber"] = "squared"
+        """Of the TD error."""
+        epsilon: PositiveFloat = 0.4
+        """The largest of the ladder of epsilons."""
+        epsilon_alpha: NonNegativeFloat = 7.0
+        """How steeply the others fall: the smallest is epsilon^(1 + alpha)."""
 
-    def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
-        self.network.load_state_dict(parameters)
-        self.target.load_state_dict(parameters)
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """The Q-network with fresh parameters."""
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"online": self.network.state_dict(), "target": self.target.state_dict()}
+    @abstractmethod
+    def td_error(self, batch: Transitions, online: nn.Module, target: nn.Module) -> Errors:
+        """TD errors `[B]` of a batch, not clipped: target minus prediction.
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.network.load_state_dict(state["online"])
-        self.target.load_state_dict(state["target"])
-
-
-class TargetNetworkLearner(OnlineAndTarget):
-    """An online network with one loss, and its target network.
-
-    Args:
-        online: the network.
-        target: another one of its kind.
-        config: of the optimizer.
-        target_update_period: see `OnlineAndTarget`.
-        device: where both are.
-    """
-
-    def __init__(
-        self,
-        online: nn.Module,
-        target: nn.Module,
-        config: OptimizerSection,
-        target_update_period: int,
-        device: torch.device,
-    ) -> None:
-        super().__init__(online, target, target_update_period, device)
-        self._optimization = Optimization(self.network, config)
-
-    def descend(self, loss: Tensor) -> dict[str, float | Tensor]:
-        """One step of the online network, after each period a copy to the target network.
+        Args:
+            batch: on the learner's device.
+            online: the network that is trained; gradients flow through the prediction alone.
+            target: the network that follows it.
 
         Returns:
-            What is logged of the step.
+            The errors; or the errors, and tensors that are logged by their names.
         """
-        metrics = self._optimization.step(loss)
-        self.follow(self._optimization.updates)
-        return metrics
 
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), **self._optimization.state_dict()}
+    def q_values(self, network: nn.Module, observation: Observation) -> Tensor:
+        """Action values `[B, num_actions]`, by which the policy chooses: the network's output."""
+        values: Tensor = network(observation)
+        return values
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._optimization.load_state_dict(state)
-        super().load_state_dict(state)
+    def loss(self, batch: Transitions, online: nn.Module, target: nn.Module | None) -> Loss:
+        """Squared or Huber loss of the TD errors; priorities are their magnitudes."""
+        assert target is not None
+        errors, metrics = with_metrics(self.td_error(batch, online, target))
+        loss = squared_loss if self.config.loss == "squared" else huber_loss
+        priority = errors.detach().abs()
+        return Loss(loss(errors), priority, {"td_error": priority.mean(), **metrics})
+
+    def exploration(self, place: LadderPlace) -> Exploration:
+        return ladder_exploration(self.config, self.spec, place)
+
+    def policy(self) -> Policy:
+        return QPolicy(self.network(), self.q_values)
+
+
+def with_metrics(given: Any) -> tuple[Tensor, Metrics]:
+    """What `td_error` gave, with metrics or without."""
+    errors, metrics = given if isinstance(given, tuple) else (given, {})
+    return errors, metrics
+
+
+class QPolicy(Policy):
+    """Chooses actions by their values.
+
+    Args:
+        network: that is loaded and published.
+        q_values: of a network and observations; the network's output where it is not given.
+    """
+
+    def __init__(
+        self, network: nn.Module, q_values: Callable[[nn.Module, Tensor], Tensor] | None = None
+    ) -> None:
+        self.network = network.eval()
+        self._q_values = q_values or (lambda network, observation: network(observation))
+
+    @torch.inference_mode()
+    def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
+        resample_noise(self.network, noisy=exploration is not None)
+        observations = torch.from_numpy(inputs.observations).to(self.device)
+        q_values = self._q_values(self.network, observations).cpu().numpy()
+        actions = q_values.argmax(axis=1) if exploration is None else exploration(q_values)
+        extras: Mapping[str, Any] = {
+            Q_VALUE: q_values[np.arange(len(actions)), actions].astype(np.float64),
+            MAX_Q: q_values.max(axis=1).astype(np.float64),
+        }
+        return Decision(actions, inputs.core_state, dict(extras))
+
+
+__getattr__ = older_names(__name__)

@@ -58,16 +58,15 @@ def algorithm_class(name: str) -> type[Algorithm]:
         )
     if not (isinstance(kind, type) and issubclass(kind, Algorithm)):
         raise ConfigError(
-            f"algorithm.name = '{name}': expected a subclass of apex.algos.base.Algorithm, got "
-            f"{kind!r}"
+            f"algorithm.name = '{name}': expected a subclass of apex.api.Algorithm, got {kind!r}"
         )
     missing = sorted(getattr(kind, "__abstractmethods__", ()))
     if not _is_section(getattr(kind, "Config", None)):
-        missing.append("Config (a subclass of apex.config.sections.Section with a field `name`)")
+        missing.append("Config (a subclass of apex.api.AlgorithmConfig)")
     if missing:
         raise ConfigError(
             f"algorithm.name = '{name}': {kind.__name__} lacks {', '.join(missing)}; see "
-            "apex.algos.base.Algorithm"
+            "apex.api.Algorithm"
         )
     return kind
 

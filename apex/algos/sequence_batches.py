@@ -1,9 +1,10 @@
-"""What algorithms that learn from sequences have in common: their items and their batches."""
+"""Items and batches of algorithms that learn from sequences."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +14,11 @@ from torch import Tensor
 from apex.acting.decisions import Inputs
 from apex.acting.sequence_accumulator import SequenceAccumulator, SequenceLayout
 from apex.algos.base import Algorithm
-from apex.algos.optimization import OptimizerSection
+from apex.algos.batches import Sequences
+from apex.algos.optimization import OptimizerConfig
 from apex.config.sections import NonNegativeInt, PositiveInt
 from apex.data.chunks import Items
-from apex.data.schema import LEARNER_STEP, Array, Arrays, Column, Schema
+from apex.data.schema import Array, Arrays, Column, Schema
 from apex.errors import CorruptItemsError
 from apex.networks.recurrent_cores import SequenceInputs
 from apex.networks.sequence import Layers
@@ -24,34 +26,35 @@ from apex.networks.sequence import Layers
 CORE_STATE = "core_state"
 
 
-class SequenceSection(OptimizerSection, frozen=True):
-    """The part of an `[algorithm]` section about the network, with or without memory."""
-
-    conv: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = (
-        (32, 8, 4),
-        (64, 4, 2),
-        (64, 3, 1),
-    )
-    """Output channels, kernel and stride of each convolution; unused without images."""
-    residual: tuple[PositiveInt, ...] = ()
-    """Channels of the sections of a residual network instead of `conv`; (16, 32, 32) is the deep
-    network of IMPALA. Unused without images."""
-    standardize_frames: bool = False
-    """Each stack of frames gets mean 0 and variance 1; otherwise it is scaled by 1/255. Unused
-    without images."""
-    hidden: tuple[PositiveInt, ...] = (512,)
-    """Widths of the layers between the torso and the LSTM or the heads."""
-    lstm: NonNegativeInt = 0
-    """Width of the LSTM, which sees the last action and reward too; 0: none."""
-
-    @property
-    def layers(self) -> Layers:
-        """Of the network, below its heads."""
-        return Layers(self.conv, self.residual, self.hidden, self.lstm, self.standardize_frames)
-
-
 class SequenceAlgorithm(Algorithm):
     """An algorithm whose items are sequences (`apex/acting/sequence_accumulator.py`)."""
+
+    class Config(OptimizerConfig, frozen=True):
+        """The part of an `[algorithm]` section about the network, with or without memory."""
+
+        conv: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = (
+            (32, 8, 4),
+            (64, 4, 2),
+            (64, 3, 1),
+        )
+        """Output channels, kernel and stride of each convolution; unused without images."""
+        residual: tuple[PositiveInt, ...] = ()
+        """Channels of the sections of a residual network instead of `conv`; (16, 32, 32) is the
+        deep network of IMPALA. Unused without images."""
+        standardize_frames: bool = False
+        """Each stack of frames gets mean 0 and variance 1; otherwise it is scaled by 1/255. Unused
+        without images."""
+        hidden: tuple[PositiveInt, ...] = (512,)
+        """Widths of the layers between the torso and the LSTM or the heads."""
+        lstm: NonNegativeInt = 0
+        """Width of the LSTM, which sees the last action and reward too; 0: none."""
+
+        @property
+        def layers(self) -> Layers:
+            """Of the network, below its heads."""
+            return Layers(self.conv, self.residual, self.hidden, self.lstm, self.standardize_frames)
+
+    config: Any
 
     @abstractmethod
     def layout(self) -> SequenceLayout:
@@ -77,24 +80,38 @@ class SequenceAlgorithm(Algorithm):
             self.initial_priorities,
         )
 
-    def collate(self, items: Items) -> Arrays:
-        """`[B, L, ...]`: stacked observations, what was done and seen, and all other columns.
+    def collate(self, items: Items) -> Sequences:
+        """A batch of the items, on the CPU.
 
         Raises:
-            CorruptItemsError: an item's action is none, or it has not one frame for each row.
+            CorruptItemsError: an item's action is not one of the environment's, or it has not one
+                frame for each row.
         """
         self._check(items)
-        columns = {name: a for name, a in items.columns.items() if name != LEARNER_STEP}
-        is_first = columns["is_first"] = columns["is_first"].astype(np.bool_)
-        columns["is_last"] = columns["is_last"].astype(np.bool_)
-        for name, last in (("action", "last_action"), ("reward", "last_reward")):
-            before = np.concatenate([columns[last][:, None], columns[name][:, :-1]], axis=1)
-            before[is_first] = 0
-            columns[last] = before
+        columns = items.columns
+        is_first = columns["is_first"].astype(np.bool_)
+        observation = columns.get("observation")
         if items.frames is not None:
-            columns["observation"] = stacked(items.frames, is_first, self.spec.frame_stack)
-        columns["probability"] = items.probabilities.astype(np.float32)
-        return columns
+            observation = stacked(items.frames, is_first, self.spec.frame_stack)
+        assert observation is not None
+        empty = np.zeros((len(items), 0), np.float32)
+        return Sequences(
+            observation=torch.from_numpy(observation),
+            action=torch.from_numpy(columns["action"]),
+            reward=torch.from_numpy(columns["reward"]),
+            discount=torch.from_numpy(columns["discount"]),
+            is_first=torch.from_numpy(is_first),
+            is_last=torch.from_numpy(columns["is_last"].astype(np.bool_)),
+            last_action=_shifted(columns["last_action"], columns["action"], is_first),
+            last_reward=_shifted(columns["last_reward"], columns["reward"], is_first),
+            core_state=torch.from_numpy(columns.get(CORE_STATE, empty)),
+            probability=torch.from_numpy(items.probabilities.astype(np.float32)),
+            episode_edges=tuple(np.flatnonzero(is_first.any(axis=0)).tolist()),
+            extras={
+                column.name: torch.from_numpy(columns[column.name])
+                for column in self.layout().row_extras
+            },
+        )
 
     def _check(self, items: Items) -> None:
         """What the schema cannot say: an actor may have sent it all the same."""
@@ -148,17 +165,24 @@ def acting_inputs(inputs: Inputs, device: torch.device) -> SequenceInputs:
     )
 
 
-def learning_inputs(tensors: dict[str, Tensor]) -> SequenceInputs:
-    """The sequences of a batch that `SequenceAlgorithm.collate` made."""
-    is_first = tensors["is_first"]
-    empty = is_first.new_zeros((len(is_first), 0), dtype=torch.float32)
+def learning_inputs(batch: Sequences) -> SequenceInputs:
+    """What a network sees of a batch."""
+    assert isinstance(batch.observation, Tensor)
     return SequenceInputs(
-        tensors["observation"],
-        tensors["last_action"].long(),
-        tensors["last_reward"],
-        is_first,
-        tensors.get(CORE_STATE, empty),
+        batch.observation,
+        batch.last_action.long(),
+        batch.last_reward,
+        batch.is_first,
+        batch.core_state,
+        batch.episode_edges,
     )
+
+
+def _shifted(before: Array, values: Array, is_first: Array) -> Tensor:
+    """`[B, L, ...]`: in each row the value of the row before it; 0 where an episode begins."""
+    shifted = np.concatenate([before[:, None], values[:, :-1]], axis=1)
+    shifted[is_first] = 0
+    return torch.from_numpy(shifted)
 
 
 def core_state_column(core_size: int) -> tuple[Column, ...]:

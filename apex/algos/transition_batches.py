@@ -1,52 +1,60 @@
-"""What algorithms that learn from n-step transitions share: their items and their batches."""
+"""Items and batches of algorithms that learn from n-step transitions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 from apex.acting.transition_accumulator import NStepAccumulator
 from apex.algos.base import Algorithm
-from apex.algos.optimization import OptimizerSection
-from apex.algos.q_learning import MAX_Q, Q_VALUE
+from apex.algos.batches import Transitions
+from apex.algos.optimization import OptimizerConfig
 from apex.config.sections import NonNegativeFloat, PositiveInt, UnitFloat
 from apex.data.chunks import Items
 from apex.data.schema import LEARNER_STEP, Array, Arrays, Column, FramesColumn, Schema
 from apex.errors import CorruptItemsError
 
-
-class TransitionSection(OptimizerSection, frozen=True):
-    """The part of an `[algorithm]` section about transitions and how they are weighed."""
-
-    n_step: PositiveInt = 3
-    """Rewards of a transition."""
-    discount: UnitFloat = 0.99
-    """gamma."""
-    importance_sampling_exponent: NonNegativeFloat = 0.4
-    """beta: how far the learner makes up for what prioritized sampling favours; 0: not at all."""
-    target_update_period: PositiveInt = 2500
-    """Learner steps between two copies of the online to the target network."""
-    conv: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = (
-        (32, 8, 4),
-        (64, 4, 2),
-        (64, 3, 1),
-    )
-    """Output channels, kernel and stride of each convolution; unused without images."""
-    standardize_frames: bool = False
-    """Each stack of frames gets mean 0 and variance 1; otherwise it is scaled by 1/255. Unused
-    without images."""
+Q_VALUE, MAX_Q = "q_value", "max_q"
+"""A policy's extras: the value of the action that it took, and that of the one it holds best."""
 
 
 class TransitionAlgorithm(Algorithm):
     """An algorithm whose items are n-step transitions, of images or of vectors."""
 
-    config: TransitionSection
+    class Config(OptimizerConfig, frozen=True):
+        """The part of an `[algorithm]` section about transitions and their weights."""
+
+        n_step: PositiveInt = 3
+        """Rewards of a transition."""
+        discount: UnitFloat = 0.99
+        """gamma."""
+        importance_sampling_exponent: NonNegativeFloat = 0.4
+        """beta: how far the learner makes up for what prioritized sampling favours; 0: not at
+        all."""
+        target_update_period: PositiveInt = 2500
+        """Learner steps between two copies of the online to the target network."""
+        conv: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = (
+            (32, 8, 4),
+            (64, 4, 2),
+            (64, 3, 1),
+        )
+        """Output channels, kernel and stride of each convolution; unused without images."""
+        standardize_frames: bool = False
+        """Each stack of frames gets mean 0 and variance 1; otherwise it is scaled by 1/255. Unused
+        without images."""
+
+    config: Any
 
     extra_names: ClassVar[Sequence[str]] = (Q_VALUE, MAX_Q)
     """The policy's extras that initial priorities are computed from."""
+    extra_columns: Sequence[Column] = ()
+    """The policy's extras that items hold, as they are where the transition begins: the `extras`
+    of a batch."""
 
     def initial_priorities(
         self, columns: Arrays, first: Mapping[str, Array], bootstrap: Mapping[str, Array]
@@ -73,6 +81,7 @@ class TransitionAlgorithm(Algorithm):
             Column("n_step_return", "float32"),
             Column("discount", "float32"),
             Column(LEARNER_STEP, "int64"),
+            *self.extra_columns,
         ]
         if spec.frame_stack:
             frames = FramesColumn(spec.observation_shape, spec.frame_stack + n_step)
@@ -89,37 +98,45 @@ class TransitionAlgorithm(Algorithm):
             discount=self.config.discount,
             chunk_length=chunk_length,
             extra_names=list(self.extra_names),
+            extra_columns=self.extra_columns,
             initial_priorities=self.initial_priorities,
         )
 
-    def collate(self, items: Items) -> Arrays:
-        """Both observations, action, n-step return, discount and probability: `[B, ...]` each.
+    def collate(self, items: Items) -> Transitions:
+        """A batch of the items, on the CPU.
 
         Raises:
-            CorruptItemsError: an item's action is none, or it has too few frames.
+            CorruptItemsError: an item's action is not one of the environment's, or it has too few
+                frames.
         """
         self._check(items)
-        columns = {name: a for name, a in items.columns.items() if name != LEARNER_STEP}
+        columns = {name: torch.from_numpy(array) for name, array in items.columns.items()}
         if items.frames is not None:
-            columns["observation"] = items.frames[:, : self.spec.frame_stack]
-            columns["next_observation"] = self._bootstrap_stacks(items.frames, items)
-        columns["probability"] = items.probabilities.astype(np.float32)
-        return columns
+            columns["observation"], columns["next_observation"] = self._stacks(items)
+        return Transitions(
+            observation=columns["observation"],
+            action=columns["action"],
+            n_step_return=columns["n_step_return"],
+            discount=columns["discount"],
+            next_observation=columns["next_observation"],
+            probability=torch.from_numpy(items.probabilities.astype(np.float32)),
+            extras={column.name: columns[column.name] for column in self.extra_columns},
+        )
 
-    def _bootstrap_stacks(self, frames: Array, items: Items) -> Array:
-        """`[B, stack, ...]`, the last frames of each item that bootstraps; of others any frames.
+    def _stacks(self, items: Items) -> tuple[Tensor, Tensor]:
+        """`[B, stack, ...]`: the first frames of each item, and the last of those that bootstrap.
 
         All begin at the same frame but those of episodes that were cut within n steps. A view
         spares the copy of half a batch.
         """
-        assert items.frame_count is not None
+        assert items.frames is not None and items.frame_count is not None
         stack, n_step = self.spec.frame_stack, self.config.n_step
-        steps = items.frame_count - stack
+        frames, steps = torch.from_numpy(items.frames), items.frame_count - stack
         if ((steps == n_step) | (items.columns["discount"] == 0)).all():
-            return frames[:, n_step:]
+            return frames[:, :stack], frames[:, n_step:]
         rows = np.arange(len(items))[:, None]
-        gathered: Array = frames[rows, steps[:, None] + np.arange(stack)]
-        return gathered
+        gathered = items.frames[rows, steps[:, None] + np.arange(stack)]
+        return frames[:, :stack], torch.from_numpy(gathered)
 
     def _check(self, items: Items) -> None:
         """What the schema cannot say: an actor may have sent it all the same."""

@@ -198,7 +198,7 @@ def _run_serially(directory: RunDirectory) -> None:
 
     run = SerialRun(directory)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: run.stop("asked to stop"))
+        signal.signal(number, lambda *_: run.trainer.finish("asked to stop"))
     click.echo(f"{directory.path}: {run.run()}", err=True)
 
 

@@ -26,6 +26,13 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     """Base of every section: frozen, and an unknown key is refused by its path."""
 
 
+class AlgorithmConfig(Section, frozen=True):
+    """The part of an `[algorithm]` section that every algorithm has."""
+
+    name: str = ""
+    """One of apex's own algorithms, an installed package's, or `path/to/file.py:Class`."""
+
+
 class RunConfig(Section, frozen=True):
     """When the run ends and what it may use."""
 

@@ -14,6 +14,7 @@ import torch
 from apex import plugins
 from apex.acting.agent import Agent
 from apex.acting.decisions import Inputs
+from apex.acting.exploration import LadderPlace
 from apex.algos.base import Algorithm, Learner
 from apex.config.sections import EnvConfig
 from apex.data.schema import Array
@@ -89,7 +90,7 @@ def try_algorithm(algorithm: Algorithm, observation: Array) -> None:
             )
     if not isinstance(learner, Learner):
         raise ConfigError(
-            f"algorithm '{name}': expected learner() to give an apex.algos.base.Learner, got a "
+            f"algorithm '{name}': expected learner() to give an apex.api.Learner, got a "
             f"{type(learner).__name__}"
         )
 
@@ -100,7 +101,7 @@ def _decisions(algorithm: Algorithm, observations: Array) -> dict[str, Any]:
     agent = Agent(algorithm.spec, 2, policy.core_size)
     agent.begin(observations)
     inputs = Inputs.joined([agent.inputs])
-    exploration = algorithm.exploration(np.arange(2.0), 2, [(0,), (1,)])
+    exploration = algorithm.exploration(LadderPlace(np.arange(2.0), 2, [(0,), (1,)]))
     return {
         "greedy": policy.act(inputs, None).actions,
         "exploring": policy.act(inputs, exploration).actions,

@@ -1,4 +1,4 @@
-"""A whole run in one process, without sockets: environments, table and learner take turns.
+"""A whole run in one process, without sockets: environments, table and trainer take turns.
 
 With one seed two such runs are the same, byte for byte, on a CPU. It is for debugging an
 algorithm, and the oracle that the distributed suite is compared with.
@@ -8,37 +8,34 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-import msgspec
 import numpy as np
-import torch
-from zlib_ng import zlib_ng
+import numpy.typing as npt
 
 from apex.acting.agent import LocalDecider, greedy
 from apex.acting.exploration import environments_seed
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.agent_factory import make_agent
-from apex.algos.base import Algorithm, learn
+from apex.algos.base import Algorithm
 from apex.algos.registry import make_algorithm
-from apex.daemons.evaluator.daemon import EVALUATION_SEED, evaluation_values
+from apex.daemons.evaluator.daemon import EVALUATION_SEED
+from apex.daemons.evaluator.results import evaluation_values, keep_best
+from apex.daemons.every import Every
 from apex.daemons.learner.parameter_versions import Publication
 from apex.daemons.learner.prefetcher import prepare
+from apex.daemons.learner.trainer import Trainer, begin_training
 from apex.daemons.metrics import MetricsLog
-from apex.data.chunks import good_priorities
 from apex.envs.registry import make_environments
-from apex.errors import DivergedError
+from apex.errors import CorruptItemsError
 from apex.evaluation.trained_policy import evaluation_env
-from apex.host import process_tuning
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions
-from apex.replay.table.table import make_table
-from apex.runs import checkpoint
-from apex.runs.checkpoint import Manifest
+from apex.replay.table.table import Table, make_table
+from apex.runs.checkpoint import ActorRecord
 from apex.runs.directory import RunDirectory
 
-log = logging.getLogger("apex.launch.single_process")
+log = logging.getLogger("apex.serial")
 
 
 class _Actor:
@@ -55,6 +52,26 @@ class _Actor:
         )
         seed = environments_seed(config.run.seed, slot, incarnation=0)
         self.loop = ActingLoop(self.environments, self.decider, seed=seed)
+
+
+class _TablePriorities:
+    """New priorities on their way to the table."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self.corrupt_items = 0
+
+    def put_priorities(
+        self, item_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]
+    ) -> None:
+        """Set priorities: `[B]` each."""
+        self._table.update_priorities(item_ids, priorities)
+
+    def reject(self, item_ids: Sequence[int]) -> None:
+        """Count items that cannot be learned from, and give them priority 0."""
+        if item_ids:
+            self.corrupt_items += len(item_ids)
+            self.put_priorities(np.array(item_ids, dtype=np.int64), np.zeros(len(item_ids)))
 
 
 class SerialRun:
@@ -78,39 +95,32 @@ class SerialRun:
         self.config = config = run.config()
         self._run, self._facts, self._clock = run, run.facts(), clock
         self._extensions = extensions
-        process_tuning.set_up(config.learner.torch_threads)
-        torch.manual_seed(config.run.seed)
+        device = begin_training(config)
         algorithm = make_algorithm(config.algorithm, self._facts.env, extensions.algorithm)
         self._collate = algorithm.collate
-        self._learner = algorithm.learner(process_tuning.pick_device(config.learner.device))
-        if config.run.init_from:
-            source = checkpoint.find(Path(config.run.init_from))
-            self._learner.load_parameters(parameters.decode(source.parameters()))
+        self.trainer = Trainer(run, algorithm.learner(device), clock)
         self.table = make_table(config, self._facts.schema, first_id=0)
+        self._priorities = _TablePriorities(self.table)
         self.policy, self._evaluated = algorithm.policy(), algorithm.policy()
         self._actors = [
             _Actor(self, slot, algorithm, extensions) for slot in range(config.actor.count)
         ]
-        self._step = 0
-        self._evaluations = 0
+        self._acting: Publication | None = None
         self._best: float | None = None
-        self._outcome: str | None = None
-        self._started = clock()
         self._metrics = {
             name: MetricsLog(run.metrics, name, config.run.metrics_max_mb, tensorboard=True)
             for name in ("learner", "evaluator")
         }
-        self._values: dict[str, float | torch.Tensor] = {}
-        self._publish()
+        self.trainer.begin(self, self._priorities)
 
     @property
     def env_steps(self) -> int:
         """Of all environments."""
         return sum(actor.loop.env_steps for actor in self._actors)
 
-    def stop(self, reason: str) -> None:
-        """End after this turn."""
-        self._outcome = self._outcome or reason
+    def counted(self) -> tuple[int, dict[str, ActorRecord], float | None]:
+        """All environment steps, no actors, and the best mean return of an evaluation."""
+        return self.env_steps, {}, self._best
 
     def run(self) -> str:
         """Run to the end; says why it is one.
@@ -118,30 +128,30 @@ class SerialRun:
         Raises:
             ApexError: an environment failed, or the run diverged.
         """
-        periods = {
-            self._log: self.config.learner.metrics_period_s,
-            self._save: self.config.learner.checkpoint_period_s,
-            self._evaluate: self.config.evaluator.period_s,
+        learner = self.config.learner
+        due = {
+            self._log: Every(learner.metrics_period_s, self._clock),
+            self.trainer.save: Every(learner.checkpoint_period_s, self._clock),
+            self._evaluate: Every(self.config.evaluator.period_s, self._clock),
         }
-        due = {what: self._clock() + period for what, period in periods.items()}
         try:
-            while self._outcome is None:
+            while self.trainer.outcome is None:
                 self._turn()
-                for what, moment in due.items():
-                    if self._clock() >= moment:
+                for what, period in due.items():
+                    if period.due():
                         what()
-                        due[what] = self._clock() + periods[what]
             self._log()
-            self._save()
+            self.trainer.save()
         finally:
             for actor in self._actors:
                 actor.environments.close()
             for metrics in self._metrics.values():
                 metrics.close()
-        return self._outcome
+        return self.trainer.outcome
 
     def _turn(self) -> None:
         """One step of all environments, and the updates that are due then."""
+        self._act_with_newest()
         for actor in self._actors:
             actor.loop.step()
             for chunk in actor.decider.agent.take_chunks():
@@ -151,15 +161,17 @@ class SerialRun:
             self._update()
             if not self.config.replay.samples_per_insert:
                 break
-        limits = self.config.run
-        if limits.max_env_steps and self.env_steps >= limits.max_env_steps:
-            self.stop(f"{self.env_steps} env steps (max_env_steps = {limits.max_env_steps})")
-        if limits.max_hours and self._train_s >= limits.max_hours * 3600:
-            self.stop(f"{limits.max_hours:g} hours (max_hours)")
+        self.trainer.check_end()
 
-    @property
-    def _train_s(self) -> float:
-        return self._clock() - self._started
+    def _act_with_newest(self) -> None:
+        """Let the parameters that were published last act."""
+        newest = self.trainer.board.newest()
+        if newest is None or newest is self._acting:
+            return
+        self._acting = newest
+        self.policy.load(parameters.decode(newest.data))
+        for actor in self._actors:
+            actor.decider.learner_step = newest.learner_step
 
     def _update_is_due(self) -> bool:
         limiter, batch_size = self.table.limiter, self.config.learner.batch_size
@@ -169,94 +181,67 @@ class SerialRun:
 
     def _update(self) -> None:
         samples = self.table.sample(self.config.learner.batch_size)
-        batch = prepare(samples, self._facts.schema, self._collate)
-        priorities, self._values = learn(self._learner, batch.arrays, len(batch.item_ids))
-        if not good_priorities(priorities).all():
-            raise DivergedError(
-                f"the loss at learner step {self._step} is not finite: lower "
-                "algorithm.learning_rate or algorithm.max_gradient_norm"
-            )
-        self.table.update_priorities(batch.item_ids, priorities)
-        self._step += 1
-        if self._step % self.config.learner.publish_period == 0:
-            self._publish()
-
-    def _publish(self) -> None:
-        """Let the newest parameters act."""
-        self.policy.load(parameters.decode(parameters.encode(self._learner.network)))
-        for actor in self._actors:
-            actor.decider.learner_step = self._step
-
-    def _publication(self) -> Publication:
-        data = parameters.encode(self._learner.network)
-        return Publication(
-            self._step, self._step, self.env_steps, self._train_s, data, zlib_ng.crc32(data)
-        )
+        try:
+            batch = prepare(samples, self._facts.schema, self._collate)
+        except CorruptItemsError as error:
+            log.warning("dropped a batch: %s", error)
+            self._priorities.reject(error.item_ids)
+            return
+        self._priorities.reject(batch.corrupt_ids)
+        self.trainer.update(batch)
 
     def _evaluate(self) -> None:
-        config, publication = self.config.evaluator, self._publication()
-        if not config.enabled or not self._step:
+        config, publication = self.config.evaluator, self.trainer.board.newest()
+        if not config.enabled or publication is None or not publication.learner_step:
             return
+        started, cpu_started = self._clock(), time.process_time()
+        returns = self._played(publication)
+        if returns is None:
+            return
+        seconds, cpu_s = self._clock() - started, time.process_time() - cpu_started
+        values = evaluation_values(publication, returns, seconds, cpu_s)
+        mean = values["mean_return"]
+        if self._best is None or mean > self._best:
+            self._best = mean
+            keep_best(self._run, publication, mean)
+        self._metrics["evaluator"].write(
+            {**values, "best_mean_return": self._best}, step=publication.env_steps
+        )
+        self.trainer.evaluated(mean)
+
+    def _played(self, publication: Publication) -> list[float] | None:
+        """Returns of an evaluation's episodes; None when the run ended meanwhile."""
+        config = self.config.evaluator
         self._evaluated.load(parameters.decode(publication.data))
-        started, cpu = self._clock(), time.process_time()
         environments = make_environments(
             evaluation_env(self.config.env), config.num_envs, self._extensions.make_env
         )
-        seed = self.config.run.seed + EVALUATION_SEED + self._evaluations * config.num_envs
-        decider = greedy(self._evaluated, environments.spec, config.num_envs)
+        seed = self.config.run.seed + EVALUATION_SEED + publication.param_version * config.num_envs
         try:
+            decider = greedy(self._evaluated, environments.spec, config.num_envs)
             loop = ActingLoop(environments, decider, seed=seed)
-            returns = play_episodes(
-                loop, config.num_envs, config.episodes, lambda: self._outcome is None
+            return play_episodes(
+                loop, config.num_envs, config.episodes, lambda: self.trainer.outcome is None
             )
         finally:
             environments.close()
-        if returns is None:
-            return
-        self._evaluations += 1
-        seconds, cpu_s = self._clock() - started, time.process_time() - cpu
-        values = evaluation_values(publication, returns, seconds, cpu_s)
-        mean, target = values["mean_return"], self.config.run.until_return
-        if self._best is None or mean > self._best:
-            self._best = mean
-            manifest = self._manifest(mean_return=mean)
-            checkpoint.save_best(self._run.checkpoints, manifest, publication.data)
-        log.info("learner step %d: mean return %.2f of %d episodes", self._step, mean, len(returns))
-        self._metrics["evaluator"].write(
-            {**values, "best_mean_return": self._best}, step=self.env_steps
-        )
-        if target is not None and mean >= target:
-            self.stop(f"an evaluation reached {mean:.2f} (until_return = {target:g})")
-
-    def _manifest(self, mean_return: float | None = None) -> Manifest:
-        return Manifest(
-            learner_step=self._step,
-            param_version=self._step,
-            env_steps=self.env_steps,
-            train_s=self._train_s,
-            config=msgspec.to_builtins(self.config),
-            env=self._facts.env,
-            mean_return=mean_return,
-            best_return=self._best,
-        )
-
-    def _save(self) -> None:
-        """Write a checkpoint, from which its policy can be played and another run begun."""
-        folder, data = self._run.checkpoints, parameters.encode(self._learner.network)
-        state = {"learner": self._learner.state_dict(), "rng": torch.get_rng_state()}
-        checkpoint.save(folder, "step", self._manifest(), data, state)
-        checkpoint.prune(folder, "step", self.config.learner.keep_checkpoints, self._step)
 
     def _log(self) -> None:
-        values = {name: float(value) for name, value in self._values.items()}
+        trainer = self.trainer
         returns = [r for actor in self._actors for r in actor.loop.recent_returns]
-        values["env_steps"] = float(self.env_steps)
-        values["table_items"] = float(len(self.table))
-        self._metrics["learner"].write(values, step=self._step)
+        values = {name: float(value) for name, value in trainer.metrics.items()}
+        counts = {
+            "env_steps": self.env_steps,
+            "table_items": len(self.table),
+            "item_staleness": trainer.item_staleness,
+            "corrupt_items": self._priorities.corrupt_items,
+            "rollbacks": trainer.rollbacks,
+        }
+        self._metrics["learner"].write({**values, **counts}, step=trainer.learner_step)
         log.info(
             "%d env steps, learner step %d, %.0f env steps/s, recent returns %s",
             self.env_steps,
-            self._step,
-            self.env_steps / max(self._train_s, 1e-3),
+            trainer.learner_step,
+            self.env_steps / max(trainer.train_s, 1e-3),
             f"{np.mean(returns):.2f}" if returns else "none yet",
         )

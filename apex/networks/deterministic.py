@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apex.envs.spec import EnvSpec
-from apex.networks.torsos import ConvLayers, ImageTorso, VectorTorso, mlp
+from apex.networks.torsos import ConvLayers, mlp, torso
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,6 @@ class DeterministicLayers:
     actor_hidden: Sequence[int]
     critic_hidden: Sequence[int]
     standardize: bool = False
-
-
-def _torso(spec: EnvSpec, layers: DeterministicLayers) -> ImageTorso | VectorTorso:
-    if spec.frame_stack:
-        return ImageTorso(spec, layers.conv, layers.standardize)
-    return VectorTorso(spec)
 
 
 def _head(in_features: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
@@ -55,7 +49,7 @@ class DeterministicActor(nn.Module):
 
     def __init__(self, spec: EnvSpec, layers: DeterministicLayers, num_numbers: int) -> None:
         super().__init__()
-        self.torso = _torso(spec, layers)
+        self.torso = torso(spec, layers.conv, layers.standardize)
         self.head = _head(self.torso.out_features, layers.actor_hidden, num_numbers)
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -69,7 +63,7 @@ class Critic(nn.Module):
 
     def __init__(self, spec: EnvSpec, layers: DeterministicLayers, num_numbers: int) -> None:
         super().__init__()
-        self.torso = _torso(spec, layers)
+        self.torso = torso(spec, layers.conv, layers.standardize)
         self.head = _head(self.torso.out_features + num_numbers, layers.critic_hidden, 1)
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:

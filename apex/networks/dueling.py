@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from apex.envs.spec import EnvSpec
-from apex.networks.torsos import ConvLayers, ImageTorso, VectorTorso, mlp
+from apex.networks.torsos import ConvLayers, mlp, torso
 from apex.ops.q_learning import dueling_values
 
 
@@ -31,7 +31,7 @@ class DuelingQNetwork(nn.Module):
         standardize: bool = False,
     ) -> None:
         super().__init__()
-        self.torso = ImageTorso(spec, conv, standardize) if spec.frame_stack else VectorTorso(spec)
+        self.torso = torso(spec, conv, standardize)
         self.shared, features = mlp(self.torso.out_features, hidden)
         self.value, value_features = mlp(features, stream_hidden)
         self.value.append(nn.Linear(value_features, 1))

@@ -1,4 +1,4 @@
-"""Cores: what networks for sequences remember from step to step."""
+"""Recurrent cores: what networks for sequences remember from step to step."""
 
 from __future__ import annotations
 
@@ -22,15 +22,19 @@ class SequenceInputs(NamedTuple):
     """`[B, L] bool`: an episode begins, and nothing before it is remembered."""
     core_state: Tensor
     """`[B, core_size]`, before the first step."""
+    episode_edges: tuple[int, ...] = ()
+    """Steps at which an episode begins in any of the sequences, rising."""
 
     def part(self, begin: int, end: int | None, core_state: Tensor) -> SequenceInputs:
         """Some of the steps, with the state before them."""
+        stop = self.is_first.shape[1] if end is None else end
         return SequenceInputs(
             self.observations[:, begin:end],
             self.last_actions[:, begin:end],
             self.last_rewards[:, begin:end],
             self.is_first[:, begin:end],
             core_state,
+            tuple(edge - begin for edge in self.episode_edges if begin <= edge < stop),
         )
 
 
@@ -54,7 +58,7 @@ class LSTMCore(nn.Module):
     Args:
         in_features: of each step.
         num_actions: last actions are one-hot.
-        width: of the LSTM; its two states lie one behind the other in `core_state`.
+        width: of the LSTM; its two states are one after the other in `core_state`.
     """
 
     def __init__(self, in_features: int, num_actions: int, width: int) -> None:
@@ -69,12 +73,10 @@ class LSTMCore(nn.Module):
 
         Steps between two beginnings of episodes, anywhere in the batch, are one call.
         """
-        actions = nn.functional.one_hot(inputs.last_actions, self._num_actions)
-        steps = torch.cat(
-            [features, actions.to(features.dtype), inputs.last_rewards.unsqueeze(-1)], dim=-1
-        )
-        begins: list[int] = torch.nonzero(inputs.is_first.any(dim=0)).flatten().tolist()
-        edges = sorted({0, *begins, steps.shape[1]})
+        numbers = torch.arange(self._num_actions, device=features.device)
+        actions = (inputs.last_actions.unsqueeze(-1) == numbers).to(features.dtype)
+        steps = torch.cat([features, actions, inputs.last_rewards.unsqueeze(-1)], dim=-1)
+        edges = sorted({0, *inputs.episode_edges, steps.shape[1]})
         state, outputs = inputs.core_state, []
         for begin, end in pairwise(edges):
             state = torch.where(inputs.is_first[:, begin, None], 0.0, state)
@@ -88,5 +90,5 @@ class LSTMCore(nn.Module):
 
 
 def make_core(in_features: int, num_actions: int, lstm: int) -> FeedForwardCore | LSTMCore:
-    """An LSTM of that width, or with 0 nothing that remembers."""
+    """An LSTM of that width, or with 0 a core without memory."""
     return LSTMCore(in_features, num_actions, lstm) if lstm else FeedForwardCore(in_features)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from apex.envs.spec import EnvSpec
 from apex.networks.recurrent_cores import SequenceInputs, make_core
-from apex.networks.torsos import ConvLayers, ImageTorso, VectorTorso, mlp
+from apex.networks.torsos import ConvLayers, mlp, torso
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,7 @@ class SequenceNetwork(nn.Module):
 
     def __init__(self, spec: EnvSpec, layers: Layers) -> None:
         super().__init__()
-        self.torso = (
-            ImageTorso(spec, layers.conv, layers.standardize, layers.residual)
-            if spec.frame_stack
-            else VectorTorso(spec)
-        )
+        self.torso = torso(spec, layers.conv, layers.standardize, layers.residual)
         self.shared, features = mlp(self.torso.out_features, layers.hidden)
         self.core = make_core(features, spec.num_actions, layers.lstm)
 

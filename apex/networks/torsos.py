@@ -133,6 +133,20 @@ class VectorTorso(nn.Module):
         return observations.flatten(1).float() * self._scale
 
 
+def torso(
+    spec: EnvSpec, conv: ConvLayers, standardize: bool = False, residual: Sequence[int] = ()
+) -> ImageTorso | VectorTorso:
+    """The torso for an environment: of images where it has frames, else of vectors.
+
+    Args:
+        spec: of the environment.
+        conv, standardize, residual: as `ImageTorso` takes them; unused without images.
+    """
+    if spec.frame_stack:
+        return ImageTorso(spec, conv, standardize, residual)
+    return VectorTorso(spec)
+
+
 def mlp(in_features: int, hidden: Sequence[int]) -> tuple[nn.Sequential, int]:
     """Fully connected layers with ReLU, and how many features come out."""
     layers: list[nn.Module] = []

@@ -19,16 +19,20 @@ class RMSProp(torch.optim.Optimizer):
 
     Args:
         params: to optimize.
-        lr: learning rate.
+        lr: learning rate, a tensor without dimensions on their device.
         decay: of both moving averages.
         epsilon: added to the variance.
         centered: whether the mean's square is taken off the mean square.
     """
 
+    found_inf: Tensor | None = None
+    """Without dimensions: 1 where the next step is to be skipped, else 0; None: 0. The name and
+    meaning are those of torch's fused optimizers."""
+
     def __init__(
         self,
         params: Iterable[Tensor],
-        lr: float,
+        lr: Tensor,
         decay: float,
         epsilon: float,
         *,
@@ -40,29 +44,35 @@ class RMSProp(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step with the gradients that the parameters hold."""
+        """Take one step with the gradients that the parameters hold, and use those up."""
         assert closure is None
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            self._step(parameters, [p.grad for p in parameters], group)
+            if parameters:
+                self._step(parameters, [p.grad for p in parameters], group)
 
     def _step(
         self, parameters: list[Tensor], gradients: list[Tensor], group: dict[str, Any]
     ) -> None:
-        if not parameters:
-            return
         for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter]["mean_square"] = torch.zeros_like(parameter)
-                if group["centered"]:
-                    self.state[parameter]["mean"] = torch.zeros_like(parameter)
+            state = self.state[parameter]
+            if "mean_square" not in state:
+                state["mean_square"] = torch.zeros_like(parameter)
+            if group["centered"] and "mean" not in state:
+                state["mean"] = torch.zeros_like(parameter)
+        decay, rest, rate = group["decay"], 1.0 - group["decay"], group["lr"]
+        if self.found_inf is not None:  # the averages stay, and gradients of zero move nothing
+            skip, zero = self.found_inf > 0, self.found_inf.new_zeros(())
+            decay = torch.where(skip, 1.0, decay)
+            for gradient in gradients:
+                torch.where(skip, zero, gradient, out=gradient)
         squares = [self.state[p]["mean_square"] for p in parameters]
-        rest = 1.0 - group["decay"]
-        torch._foreach_mul_(squares, group["decay"])
+        torch._foreach_mul_(squares, decay)
         torch._foreach_addcmul_(squares, gradients, gradients, rest)
         if group["centered"]:
             means = [self.state[p]["mean"] for p in parameters]
-            torch._foreach_lerp_(means, gradients, rest)
+            torch._foreach_mul_(means, decay)
+            torch._foreach_add_(means, gradients, alpha=rest)
             scale = torch._foreach_mul(means, means)
             torch._foreach_neg_(scale)
             torch._foreach_add_(scale, squares)
@@ -71,4 +81,5 @@ class RMSProp(torch.optim.Optimizer):
         else:
             scale = torch._foreach_add(squares, group["epsilon"])
         torch._foreach_sqrt_(scale)
-        torch._foreach_addcdiv_(parameters, gradients, scale, -group["lr"])
+        torch._foreach_mul_(gradients, rate)
+        torch._foreach_addcdiv_(parameters, gradients, scale, -1.0)

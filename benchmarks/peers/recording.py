@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from apex.acting.accumulator import VectorStep
-from apex.algos.q_learning import MAX_Q, Q_VALUE
+from apex.algos.transition_batches import MAX_Q, Q_VALUE
 from apex.data.chunks import Chunk
 from apex.data.schema import Array
 from apex.envs.registry import make_environments

@@ -9,19 +9,20 @@ import numpy as np
 import torch
 from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
-from torch import Tensor
 
 from apex.acting.agent import Agent, LocalDecider
 from apex.acting.decisions import Decision, Exploration, Inputs
+from apex.acting.exploration import Progress
 from apex.acting.loop import ActingLoop
-from apex.algos.apex_dqn import ApexDQN, QPolicy
+from apex.algos.apex_dqn import ApexDQN
 from apex.algos.base import Algorithm, Learner
-from apex.algos.q_learning import MAX_Q, Q_VALUE
+from apex.algos.batches import Transitions, map_tensors
+from apex.algos.q_learning import QPolicy
 from apex.algos.registry import make_algorithm
+from apex.algos.transition_batches import MAX_Q, Q_VALUE
 from apex.daemons.learner.prefetcher import prepare
 from apex.daemons.replay.client import InsertClient
 from apex.data.chunks import Chunk, Samples
-from apex.data.schema import Arrays
 from apex.envs.registry import make_environments
 from apex.host import process_tuning
 from apex.replay.table.store import Store
@@ -31,6 +32,7 @@ from apex.wire.sockets import Poller
 from benchmarks.run.daemons import until
 from benchmarks.run.workers import Step
 
+START = Progress(0, 0)
 NUM_ENVS = 16
 CHUNK_LENGTH = 50
 
@@ -96,9 +98,11 @@ def samples_of(run: RunDirectory, count: int) -> Samples:
     return Samples(chosen, np.full(count, 1 / total), columns, frames)
 
 
-def batch_of(run: RunDirectory, count: int) -> Arrays:
+def batch_of(run: RunDirectory, count: int) -> Transitions:
     """A batch that is ready for an update."""
-    return prepare(samples_of(run, count), run.facts().schema, algorithm_of(run).collate).arrays
+    samples = samples_of(run, count)
+    batch: Transitions = prepare(samples, run.facts().schema, algorithm_of(run).collate).data
+    return batch
 
 
 def hello(run: RunDirectory, role: str, name: str) -> Hello:
@@ -163,12 +167,13 @@ def bare_acting(path: Path) -> Step:
     return step
 
 
-def bare_learner(path: Path, batch_size: int) -> tuple[Learner, dict[str, Tensor]]:
+def bare_learner(path: Path, batch_size: int) -> tuple[Learner, Transitions]:
     """The run's learner, and a batch that lies on its device."""
     process_tuning.set_up(1)
     run = RunDirectory(path)
     learner = algorithm_of(run).learner(process_tuning.pick_device(run.config().learner.device))
-    return learner, learner.tensors(batch_of(run, batch_size))
+    batch = batch_of(run, batch_size)
+    return learner, map_tensors(batch, lambda tensor: tensor.to(learner.device))
 
 
 def bare_updating(path: Path, batch_size: int) -> Step:
@@ -176,7 +181,7 @@ def bare_updating(path: Path, batch_size: int) -> Step:
     learner, batch = bare_learner(path, batch_size)
 
     def step() -> float:
-        learner.update(batch)
+        learner.learn(batch, START).priorities.cpu()
         return 1
 
     return step

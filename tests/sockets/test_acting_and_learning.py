@@ -7,6 +7,7 @@ crosses recurrent states, frame stacks, episode starts, last actions and rewards
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,6 @@ from apex.algos.registry import make_algorithm
 from apex.algos.sequence_batches import learning_inputs
 from apex.data import frame_compression
 from apex.data.chunks import Samples
-from apex.data.schema import Arrays
 from apex.launch.prepare import preset_config
 from tests.sockets.test_inference import (
     ENVS,
@@ -31,12 +31,13 @@ from tests.sockets.test_inference import (
     small,
     walks,
 )
+from tests.support.batches import learn
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
 
 
-def acted(preset: str, env: type[Walk]) -> Iterator[tuple[np.ndarray, Arrays, Learner]]:
+def acted(preset: str, env: type[Walk]) -> Iterator[tuple[np.ndarray, Any, Learner]]:
     """Initial priorities, the learner's batch and a fresh learner, for each chunk of an actor."""
     environments = walks(env, 3 if issubclass(env, PixelWalk) else 0)
     settings = [*small(preset), "algorithm.conv=[[4, 2, 1]]", f"actor.num_envs={ENVS}"]
@@ -62,7 +63,7 @@ def acted(preset: str, env: type[Walk]) -> Iterator[tuple[np.ndarray, Arrays, Le
 def test_priorities_of_r2d2s_actor_are_those_of_its_learner(env):
     """With a target network like the online one, double Q takes the same maximum."""
     for initial, batch, learner in acted("cartpole-r2d2", env):
-        learned, _ = learner.update(batch)
+        learned, _ = learn(learner, batch)
         np.testing.assert_allclose(learned, initial, rtol=1e-4)
         assert len(set(initial.tolist())) == len(initial), "each its own"
 
@@ -70,14 +71,12 @@ def test_priorities_of_r2d2s_actor_are_those_of_its_learner(env):
 @pytest.mark.parametrize("env", [Walk, PixelWalk])
 def test_ratios_of_impala_are_one_for_the_policy_that_acted(env):
     for _, batch, learner in acted("cartpole-impala", env):
-        tensors = learner.tensors(batch)
         with torch.inference_mode():
-            logits, _, _ = learner.network(learning_inputs(tensors))
-        learned = ~batch["is_last"]
-        np.testing.assert_allclose(
-            logits.numpy()[learned], batch["behaviour_logits"][learned], rtol=1e-4, atol=1e-6
-        )
-        _, metrics = learner.update(batch)
+            logits, _, _ = learner.network(learning_inputs(batch))
+        learned = ~batch.is_last
+        behaviour = batch.extras["behaviour_logits"][learned]
+        np.testing.assert_allclose(logits[learned], behaviour, rtol=1e-4, atol=1e-6)
+        _, metrics = learn(learner, batch)
         assert float(metrics["rho_mean"]) == pytest.approx(1.0, rel=1e-5)
 
 
@@ -85,6 +84,6 @@ def test_ratios_of_impala_are_one_for_the_policy_that_acted(env):
 def test_priorities_of_a_deterministic_actor_are_those_of_its_learner(env):
     """Its target network is like the online one, and what it took lies in the items as float32."""
     for initial, batch, learner in acted("pendulum-dpg", env):
-        learned, _ = learner.update(batch)
+        learned, _ = learn(learner, batch)
         np.testing.assert_allclose(learned, initial, rtol=1e-3, atol=1e-5)
         assert len(set(initial.tolist())) == len(initial), "each its own"

@@ -547,7 +547,7 @@ def test_prefetcher_asks_for_all_its_batches_before_one_has_come_or_was_learned_
     assert server.table.counters.sampled == 12 and server.table.counters.updated_priorities == 0
     # One is taken, one is asked for; no priority was ever sent.
     batch = prefetcher.get(10.0)
-    assert batch is not None and set(batch.arrays["action"].tolist()) <= {1, 2, 3}
+    assert batch is not None and set(batch.data["action"].tolist()) <= {1, 2, 3}
     suite.until(lambda: prefetcher.ready == 3 and server.table.counters.sampled == 16)
 
 
@@ -573,8 +573,8 @@ def test_prefetcher_hands_over_what_a_transfer_made_and_passes_on_that_memory_ra
     for _ in range(2):
         suite.until(lambda: prefetcher.ready == 1)
         batch = prefetcher.get(10.0)
-        assert batch is not None and set(batch.arrays["action"].tolist()) <= {1, 2, 3}
-        assert isinstance(batch.arrays["action"], torch.Tensor)
+        assert batch is not None and set(batch.data["action"].tolist()) <= {1, 2, 3}
+        assert isinstance(batch.data["action"], torch.Tensor)
     suite.until(lambda: prefetcher.ready == 1)
     with pytest.raises(torch.OutOfMemoryError):
         prefetcher.get(10.0)
@@ -601,7 +601,7 @@ def test_corrupt_items_are_left_out_of_their_batch_and_not_sampled_again(suite, 
     client.insert(vector_chunk([1, 2, 3]))
     suite.until(lambda: prefetcher.ready == 1)
     batch = prefetcher.get(10.0)
-    assert batch is not None and set(batch.arrays["action"].tolist()) == {1, 3}
+    assert batch is not None and set(batch.data["action"].tolist()) == {1, 3}
     assert 1 <= len(batch.item_ids) < 64 and prefetcher.dropped_batches == 0
     assert set(batch.corrupt_ids) == {server.table.oldest_id + 1} and prefetcher.corrupt_items > 0
     suite.until(lambda: server.table.counters.updated_priorities > 0)

@@ -20,18 +20,22 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 
 from apex.acting.agent import Agent, LocalDecider
+from apex.acting.exploration import LadderPlace
 from apex.acting.loop import ActingLoop
-from apex.algos import apex_dqn
-from apex.algos.apex_dqn import ApexDQN, ApexDQNConfig
+from apex.algos import apex_dqn, loss_learner, q_learning
+from apex.algos.apex_dqn import ApexDQN
 from apex.config.loading import parse
 from apex.daemons.learner.prefetcher import Batch, prepare
 from apex.daemons.replay.client import InsertClient, SampleClient
 from apex.daemons.replay.daemon import ReplayServer
 from apex.data.chunks import Chunk, Samples
 from apex.envs.base import Environments
+from apex.ops import q_learning as ops
 from apex.replay.table.table import TableCounters
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
+from tests.support.batches import arrays_of
+from tests.support.batches import learn as one_update
 from tests.support.builders import hello, wait_until
 from tests.support.reference import Oracle, Settings, Stream, Transition, q_values
 
@@ -148,7 +152,7 @@ class Recorder(VectorWrapper):
 class Real:
     """The real actor, replay server and learner, which take turns in one process."""
 
-    def __init__(self, folder: Path, stack: ExitStack, algorithm: ApexDQNConfig) -> None:
+    def __init__(self, folder: Path, stack: ExitStack, algorithm: ApexDQN.Config) -> None:
         self.recorder = Recorder(Scripted())
         environments = Environments(self.recorder, "Scripted-v0", 4, life_loss_ends=True)
         self.algorithm = ApexDQN(algorithm, environments.spec)
@@ -164,7 +168,9 @@ class Real:
             environments.spec,
             num_envs,
             self.policy.core_size,
-            exploration=self.algorithm.exploration(np.arange(float(num_envs)), num_envs, seeds),
+            exploration=self.algorithm.exploration(
+                LadderPlace(np.arange(float(num_envs)), num_envs, seeds)
+            ),
             accumulator=self.algorithm.accumulator(num_envs, CHUNK),
             clip_rewards=True,
         )
@@ -261,10 +267,12 @@ def recorded(monkeypatch: pytest.MonkeyPatch, *names: str) -> Calls:
             calls[name].append((arguments, result.detach().clone()))
             return result
 
-        monkeypatch.setattr(apex_dqn, name, recording)
+        for module in (apex_dqn, q_learning, loss_learner):
+            if name in vars(module):
+                monkeypatch.setattr(module, name, recording)
 
     for name in names:
-        record(name, getattr(apex_dqn, name))
+        record(name, getattr(ops, name))
     return calls
 
 
@@ -277,7 +285,7 @@ def check_items(real: Real, oracle: Oracle, samples: Samples, items: list[Transi
     """Every pixel and number of some items, as the learner would get them."""
     batch = real.decode(samples)
     assert batch.item_ids.tolist() == samples.item_ids.tolist()
-    arrays = batch.arrays
+    arrays = arrays_of(batch.data)
     np.testing.assert_array_equal(arrays["observation"], [item.first for item in items])
     for item, bootstrap in zip(items, arrays["next_observation"], strict=True):
         if item.discount > 0:  # of the others nothing is used
@@ -321,7 +329,7 @@ def learn(real: Real, oracle: Oracle, calls: Calls) -> tuple[Any, Any]:
     ids = samples.item_ids.tolist()
     for k, (low, high) in enumerate(map(oracle.table.interval, ids)):  # each from its stratum
         assert low < (k + 1) / BATCH + 1e-5 and high > k / BATCH - 1e-5
-    priorities, metrics = real.learner.update(real.decode(samples).arrays)
+    priorities, metrics = one_update(real.learner, real.decode(samples).data)
     update, probabilities = oracle.learn(ids)
     check_items(real, oracle, samples, [oracle.items[i] for i in ids])
     close(samples.probabilities, probabilities, "P(i)", atol=0.0)
@@ -382,10 +390,10 @@ def chose_greedily(oracle: Oracle, env: int) -> set[bool]:
 
 def same_settings(
     n: int, loss: Loss, max_gradient_norm: float, as_presets: bool
-) -> tuple[ApexDQNConfig, Settings]:
+) -> tuple[ApexDQN.Config, Settings]:
     """For the real path and for the reference; the paper's, or with what the Pong presets add."""
     real, reference = (PRESETS_REAL, PRESETS_REFERENCE) if as_presets else ({}, {})
-    config = ApexDQNConfig(
+    config = ApexDQN.Config(
         n_step=n, discount=0.99, loss=loss, max_gradient_norm=max_gradient_norm,
         optimizer="adam", learning_rate=0.002, optimizer_epsilon=0.001, target_update_period=5,
         importance_sampling_exponent=0.4, conv=CONV, stream_hidden=(16,),

@@ -42,7 +42,7 @@ def test_two_processes_with_one_seed_give_the_same_bytes_and_another_seed_others
     for seed in (1, 2):
         run = serial(preset, tmp_path / f"seed_{seed}", f"run.seed={seed}")
         assert "env steps (max_env_steps" in run.run()
-        assert run._step >= 5, "it has learned"
+        assert run.trainer.learner_step >= 5, "it has learned"
     settings = [word for setting in (*SETTINGS[preset], *QUIET) for word in ("--set", setting)]
     command = [TOOLS / "apex", "run", "--serial", "--preset", preset, "--seed", "1"]
     command += ["--run", tmp_path / "again", *settings]
@@ -81,7 +81,10 @@ def test_queue_serves_each_sequence_once(tmp_path):
     run = serial("cartpole-impala", tmp_path / "run")
     run.run()
     counters = run.table.counters
-    assert counters.sampled == counters.exhausted == 16 * run._step and counters.evicted == 0
+    assert (
+        counters.sampled == counters.exhausted == 16 * run.trainer.learner_step
+        and counters.evicted == 0
+    )
     assert len(run.table) == counters.inserted - counters.sampled
 
 

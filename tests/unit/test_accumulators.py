@@ -12,10 +12,11 @@ import torch
 from apex.acting.accumulator import VectorStep
 from apex.acting.frame_stack import FrameStacker
 from apex.acting.transition_accumulator import NStepAccumulator
-from apex.algos.apex_dqn import ApexDQN, ApexDQNConfig
+from apex.algos.apex_dqn import ApexDQN
 from apex.data import frame_compression
 from apex.data.chunks import Chunk, Samples
 from apex.envs.spec import EnvSpec
+from tests.support.batches import arrays_of
 from tests.support.builders import env_spec
 
 torch.set_num_threads(1)
@@ -40,7 +41,7 @@ class Record:
 
 
 def algorithm(spec: EnvSpec, n_step: int, discount: float = 0.9) -> ApexDQN:
-    return ApexDQN(ApexDQNConfig(n_step=n_step, discount=discount), spec)
+    return ApexDQN(ApexDQN.Config(n_step=n_step, discount=discount), spec)
 
 
 def random_stream(spec: EnvSpec, env: int, length: int, rng: np.random.Generator) -> list[Record]:
@@ -143,7 +144,7 @@ def collated(agent: ApexDQN, chunk: Chunk) -> dict[str, np.ndarray]:
     """A chunk as the learner's update sees it."""
     count = len(chunk)
     samples = Samples(np.arange(count), np.ones(count), chunk.columns, chunk.frames)
-    batch = agent.collate(frame_compression.decompress(samples, agent.schema()))
+    batch = arrays_of(agent.collate(frame_compression.decompress(samples, agent.schema())))
     acted = chunk.columns["learner_step"]
     return {**batch, "priority": chunk.priorities, "learner_step": acted}
 

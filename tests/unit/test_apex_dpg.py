@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from apex.acting.decisions import Inputs
-from apex.acting.exploration import GaussianNoise, noise_ladder
-from apex.algos.apex_dpg import ApexDPG, ApexDPGConfig, DPGLearner
+from apex.acting.exploration import GaussianNoise, LadderPlace, noise_ladder
+from apex.algos.apex_dpg import ApexDPG, DPGLearner
 from apex.algos.registry import make_algorithm
 from apex.data.chunks import Items
 from apex.envs.spec import ActionBounds, EnvSpec
 from apex.errors import ConfigError, CorruptItemsError
 from apex.ops.deterministic_policy_gradient import deterministic_policy_gradient_loss, td_error
+from tests.support.batches import batch_of, learn
 from tests.support.builders import env_spec
 
 torch.set_num_threads(1)
@@ -28,7 +29,7 @@ SMALL = {"actor_hidden": (16,), "critic_hidden": (16, 16), "conv": ((4, 3, 2),)}
 
 def make_learner(spec: EnvSpec = SPEC, **settings: object) -> DPGLearner:
     torch.manual_seed(0)
-    learner = ApexDPG(ApexDPGConfig(**{**SMALL, **settings}), spec).learner(CPU)
+    learner = ApexDPG(ApexDPG.Config(**{**SMALL, **settings}), spec).learner(CPU)
     assert isinstance(learner, DPGLearner)
     return learner
 
@@ -109,7 +110,7 @@ def test_draws_of_an_environment_do_not_depend_on_its_neighbours():
 
 @pytest.mark.parametrize("spec", [SPEC, IMAGES], ids=["vectors", "images"])
 def test_policy_acts_within_bounds_and_notes_the_values_of_what_it_took_and_held_best(spec):
-    algorithm = ApexDPG(ApexDPGConfig(**SMALL), spec)
+    algorithm = ApexDPG(ApexDPG.Config(**SMALL), spec)
     torch.manual_seed(3)
     policy = algorithm.policy()
     torch.nn.init.normal_(policy.network.critic.head[-1].weight)
@@ -118,7 +119,7 @@ def test_policy_acts_within_bounds_and_notes_the_values_of_what_it_took_and_held
         batch["observation"].numpy(), np.zeros((6, 0), np.float32), spec.no_actions(6),
         np.zeros(6, np.float32),
     )  # fmt: skip
-    explore = algorithm.exploration(np.arange(6.0), 6, [(env,) for env in range(6)])
+    explore = algorithm.exploration(LadderPlace(np.arange(6.0), 6, [(env,) for env in range(6)]))
     greedy, noisy = policy.act(inputs, None), policy.act(inputs, explore)
     assert greedy.actions.dtype == np.float32 and greedy.actions.shape == (6, 2)
     assert not spec.bad_actions(noisy.actions).any() and (noisy.actions != greedy.actions).all()
@@ -140,7 +141,7 @@ def test_priorities_are_the_absolute_td_errors_of_the_critic(spec):
             batch["next_observation"], target.actor(batch["next_observation"])
         )
     expected = (batch["n_step_return"] + 0.9 * bootstrap - q).abs()
-    priorities, metrics = learner.update(batch)
+    priorities, metrics = learn(learner, batch)
     assert priorities == pytest.approx(expected.double().numpy(), rel=1e-5)
     assert metrics["td_error"] == pytest.approx(expected.mean().item(), rel=1e-5)
 
@@ -148,11 +149,13 @@ def test_priorities_are_the_absolute_td_errors_of_the_critic(spec):
 def test_each_loss_changes_its_own_network_alone():
     learner, batch = make_learner(), make_batch()
     before = {name: p.clone() for name, p in learner.network.state_dict().items()}
-    learner._improve_critic(batch)
+    learner.optimizations()["critic"].schedule(0)
+    learner._improve_critic(batch_of(batch))
     after = learner.network.state_dict()
     changed = {name.partition(".")[0] for name, p in before.items() if not p.equal(after[name])}
     assert changed == {"critic"}
     before = {name: p.clone() for name, p in after.items()}
+    learner.optimizations()["actor"].schedule(0)
     learner._improve_actor(batch["observation"])
     after = learner.network.state_dict()
     changed = {name.partition(".")[0] for name, p in before.items() if not p.equal(after[name])}
@@ -163,9 +166,9 @@ def test_target_is_a_copy_after_each_period_and_stands_still_between():
     learner, batch = make_learner(target_update_period=3), make_batch()
     first = {name: p.clone() for name, p in learner.target.state_dict().items()}
     for _ in range(2):
-        learner.update(batch)
+        learn(learner, batch)
     assert all(p.equal(first[name]) for name, p in learner.target.state_dict().items())
-    learner.update(batch)
+    learn(learner, batch)
     online = learner.network.state_dict()
     assert all(p.equal(online[name]) for name, p in learner.target.state_dict().items())
 
@@ -181,7 +184,7 @@ def test_it_finds_the_best_action_of_a_known_value():
     for _ in range(1500):
         action = low + torch.rand((64, 2), generator=generator) * (high - low)
         reward = -((action[:, 0] - 1.0) ** 2) - (action[:, 1] - 7.0) ** 2 / 10.0
-        learner.update({
+        learn(learner, {
             "observation": observation, "next_observation": observation, "action": action,
             "n_step_return": reward, "discount": torch.zeros(64),
             "probability": torch.full((64,), 0.1),
@@ -194,17 +197,17 @@ def test_it_finds_the_best_action_of_a_known_value():
 def test_resumed_learner_goes_on_as_the_first_would_have():
     first, batch = make_learner(target_update_period=2), make_batch()
     for _ in range(3):
-        first.update(batch)
+        learn(first, batch)
     second = make_learner(target_update_period=2)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for learner in (first, second):
-        learner.update(batch)
+        learn(learner, batch)
     other = second.network.state_dict()
     assert all(p.equal(other[name]) for name, p in first.network.state_dict().items())
 
 
 def test_an_item_whose_action_lies_outside_its_bounds_is_named():
-    algorithm = ApexDPG(ApexDPGConfig(**SMALL), SPEC)
+    algorithm = ApexDPG(ApexDPG.Config(**SMALL), SPEC)
     columns = {c.name: np.zeros((3, *c.shape), c.dtype) for c in algorithm.schema().columns}
     columns["action"][1] = [0.0, 10.5]
     items = Items(np.array([4, 5, 6]), np.full(3, 0.3), columns)

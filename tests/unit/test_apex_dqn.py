@@ -13,11 +13,8 @@ from torch import Tensor
 
 from apex.acting.decisions import Inputs
 from apex.acting.exploration import EpsilonGreedy
-from apex.algos.apex_dqn import (
-    ApexDQN,
-    ApexDQNConfig,
-    DQNLearner,
-)
+from apex.algos.apex_dqn import ApexDQN
+from apex.algos.loss_learner import LossLearner
 from apex.algos.registry import check_schema, make_algorithm
 from apex.config.sections import ReplayConfig
 from apex.data.chunks import Items
@@ -25,6 +22,7 @@ from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError, CorruptItemsError, RunError
 from apex.networks.dueling import DuelingQNetwork
 from apex.ops.optimizers import RMSProp
+from tests.support.batches import learn
 from tests.support.builders import env_spec
 
 torch.set_num_threads(1)
@@ -33,11 +31,11 @@ CPU = torch.device("cpu")
 Parameters = dict[str, Tensor]
 
 
-def make_learner(spec: EnvSpec = SPEC, seed: int = 0, **settings: object) -> DQNLearner:
+def make_learner(spec: EnvSpec = SPEC, seed: int = 0, **settings: object) -> LossLearner:
     torch.manual_seed(seed)
     defaults = {"hidden": (), "stream_hidden": (5,), "conv": ((2, 3, 1),)}
-    learner = ApexDQN(ApexDQNConfig(**{**defaults, **settings}), spec).learner(CPU)
-    assert isinstance(learner, DQNLearner)
+    learner = ApexDQN(ApexDQN.Config(**{**defaults, **settings}), spec).learner(CPU)
+    assert isinstance(learner, LossLearner)
     return learner
 
 
@@ -134,7 +132,7 @@ def test_updates_match_a_computation_by_hand(loss, optimizer, max_norm):
                 p[name] += step(g * scale, states.setdefault(name, {}))
         if number % 2 == 1:
             target = {k: v.detach().clone() for k, v in p.items()}
-        priorities, metrics = learner.update(batch)
+        priorities, metrics = learn(learner, batch)
         np.testing.assert_allclose(priorities, deltas.abs().numpy(), rtol=1e-4, atol=1e-6)
         assert float(metrics["loss"]) == pytest.approx(expected_loss.item(), rel=1e-4)
         assert float(metrics["gradient_norm"]) == pytest.approx(norm, rel=1e-4)
@@ -144,7 +142,7 @@ def test_updates_match_a_computation_by_hand(loss, optimizer, max_norm):
 
 def test_priorities_are_absolute_td_errors_that_nothing_clips():
     batch = make_batch(0) | {"n_step_return": np.full(8, -500.0, dtype=np.float32)}
-    priorities, _ = make_learner(loss="huber").update(batch)
+    priorities, _ = learn(make_learner(loss="huber"), batch)
     assert priorities.dtype == np.float64 and (priorities > 480).all()
 
 
@@ -158,7 +156,7 @@ def test_target_is_copied_every_period_and_still_between():
     initial = snapshot(learner.network)
     for updates in range(1, 8):
         before = snapshot(learner.target)
-        learner.update(make_batch(updates))
+        learn(learner, make_batch(updates))
         if updates % 3 == 0:
             assert_same(snapshot(learner.target), snapshot(learner.network))
             assert not torch.equal(before["value.0.weight"], learner.target.value[0].weight)
@@ -169,7 +167,7 @@ def test_target_is_copied_every_period_and_still_between():
 
 def test_target_takes_no_gradient():
     learner = make_learner()
-    learner.update(make_batch(0))
+    learn(learner, make_batch(0))
     assert all(p.grad is None and not p.requires_grad for p in learner.target.parameters())
 
 
@@ -180,12 +178,12 @@ def test_gradient_that_is_not_finite_is_skipped_and_counted(bad, optimizer):
     poisoned = make_batch(0)
     poisoned["n_step_return"][3] = bad
     before = snapshot(learner.network)
-    priorities, metrics = learner.update(poisoned)
+    priorities, metrics = learn(learner, poisoned)
     assert metrics["skipped_updates"] == 1.0
     assert_same(before, snapshot(learner.network))
     assert not np.isfinite(priorities[3]) and np.isfinite(np.delete(priorities, 3)).all()
-    _, metrics = learner.update(make_batch(1))
-    untouched.update(make_batch(1))
+    _, metrics = learn(learner, make_batch(1))
+    learn(untouched, make_batch(1))
     assert metrics["skipped_updates"] == 1.0
     assert_same(snapshot(untouched.network), snapshot(learner.network))
 
@@ -195,15 +193,15 @@ def test_state_dict_round_trip_goes_on_bit_equal(optimizer):
     settings = {"optimizer": optimizer, "target_update_period": 4}
     learner = make_learner(seed=1, **settings)
     for number in range(6):
-        learner.update(make_batch(number))
+        learn(learner, make_batch(number))
     file = io.BytesIO()
     torch.save(learner.state_dict(), file)
     file.seek(0)
     resumed = make_learner(seed=2, **settings)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for number in range(6, 12):
-        expected, _ = learner.update(make_batch(number))
-        priorities, _ = resumed.update(make_batch(number))
+        expected, _ = learn(learner, make_batch(number))
+        priorities, _ = learn(resumed, make_batch(number))
         assert (priorities == expected).all()
         assert_same(snapshot(learner.network), snapshot(resumed.network))
         assert_same(snapshot(learner.target), snapshot(resumed.target))
@@ -212,12 +210,12 @@ def test_state_dict_round_trip_goes_on_bit_equal(optimizer):
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
 def test_resumed_learner_has_the_averages_of_then_and_the_learning_rate_of_now(optimizer):
     before = make_learner(optimizer=optimizer, learning_rate=0.1)
-    before.update(make_batch(0))
+    learn(before, make_batch(0))
     after = make_learner(optimizer=optimizer, learning_rate=0.0025)
     after.load_state_dict(copy.deepcopy(before.state_dict()))
     old, start = snapshot(before.network), snapshot(after.network)
-    before.update(make_batch(1))
-    after.update(make_batch(1))
+    learn(before, make_batch(1))
+    learn(after, make_batch(1))
     for name, tensor in after.network.state_dict().items():
         moved = before.network.state_dict()[name] - old[name]
         np.testing.assert_allclose(tensor - start[name], moved / 40, rtol=2e-2, atol=1e-6)
@@ -228,15 +226,15 @@ def test_learning_rate_falls_in_a_straight_line_and_then_stays(optimizer):
     settings = {"learning_rate_decay_steps": 4, "final_learning_rate_fraction": 0.2}
     learner = make_learner(optimizer=optimizer, learning_rate=0.1, **settings)
     batch = make_batch(0)
-    rates = [learner.update(batch)[1]["learning_rate"] for _ in range(3)]
+    rates = [learn(learner, batch)[1]["learning_rate"] for _ in range(3)]
     resumed = make_learner(optimizer=optimizer, learning_rate=0.1, **settings)
     resumed.load_state_dict(learner.state_dict())
-    rates += [resumed.update(batch)[1]["learning_rate"] for _ in range(3)]
+    rates += [learn(resumed, batch)[1]["learning_rate"] for _ in range(3)]
     assert rates == pytest.approx([0.1, 0.08, 0.06, 0.04, 0.02, 0.02])
-    settled = snapshot(resumed.network)
-    resumed._optimization._config = ApexDQNConfig(learning_rate=1e-30, stream_hidden=(5,))
-    resumed.update(batch)
-    assert_same(snapshot(resumed.network), settled)  # the optimizer takes the rate of now
+    still = make_learner(optimizer=optimizer, learning_rate=1e-30)
+    still.load_state_dict(resumed.state_dict())
+    learn(still, batch)
+    assert_same(snapshot(still.network), snapshot(resumed.network))  # the rate is that of now
 
 
 def test_loaded_parameters_reach_the_target_too():
@@ -324,7 +322,7 @@ def test_update_learns_from_uint8_frames():
         for name in ("observation", "next_observation")
     }
     batch = make_batch(0) | images
-    losses = [float(learner.update(batch)[1]["loss"]) for _ in range(30)]
+    losses = [float(learn(learner, batch)[1]["loss"]) for _ in range(30)]
     assert losses[-1] < losses[0] / 2
 
 
@@ -336,12 +334,12 @@ def test_initial_priorities_are_the_actors_absolute_td_errors():
     first = {"q_value": np.array([4.0, 3.0])}
     bootstrap = {"max_q": np.array([2.0, 100.0])}
     # |1 + 0.5 * 2 - 4| and |-2 + 0 - 3|
-    algorithm = ApexDQN(ApexDQNConfig(), SPEC)
+    algorithm = ApexDQN(ApexDQN.Config(), SPEC)
     assert algorithm.initial_priorities(columns, first, bootstrap).tolist() == [2.0, 5.0]
 
 
 def test_policy_gives_the_value_of_the_action_that_it_took():
-    policy = ApexDQN(ApexDQNConfig(stream_hidden=(5,)), SPEC).policy()
+    policy = ApexDQN(ApexDQN.Config(stream_hidden=(5,)), SPEC).policy()
     observations = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
     explore = EpsilonGreedy(np.full(40, 0.7), 4, [(env,) for env in range(40)])
     zeros = np.zeros(40)
@@ -355,16 +353,16 @@ def test_policy_gives_the_value_of_the_action_that_it_took():
 
 
 def test_policy_plays_loaded_parameters():
-    agent = ApexDQN(ApexDQNConfig(stream_hidden=(5,)), SPEC)
+    agent = ApexDQN(ApexDQN.Config(stream_hidden=(5,)), SPEC)
     policy, other = agent.policy(), agent.network()
     policy.load(other.state_dict())
     assert_same(snapshot(policy.network), snapshot(other))
 
 
 def test_schema_follows_observations_and_n_step():
-    image = ApexDQN(ApexDQNConfig(n_step=3), env_spec((84, 84), stack=4)).schema()
+    image = ApexDQN(ApexDQN.Config(n_step=3), env_spec((84, 84), stack=4)).schema()
     assert image.frames.shape == (84, 84) and image.frames.max_frames == 7
-    vector = ApexDQN(ApexDQNConfig(n_step=3), SPEC).schema()
+    vector = ApexDQN(ApexDQN.Config(n_step=3), SPEC).schema()
     columns = {c.name: (c.dtype, c.shape) for c in vector.columns}
     assert vector.frames is None
     assert columns == {
@@ -375,7 +373,7 @@ def test_schema_follows_observations_and_n_step():
 
 
 def test_schema_of_another_n_step_is_refused():
-    one, three = (ApexDQN(ApexDQNConfig(n_step=n), env_spec((8, 8), stack=4)) for n in (1, 3))
+    one, three = (ApexDQN(ApexDQN.Config(n_step=n), env_spec((8, 8), stack=4)) for n in (1, 3))
     check_schema(one, one.schema())
     assert one.schema().hash != three.schema().hash
     with pytest.raises(RunError, match="n_step"):
@@ -399,7 +397,7 @@ def test_algorithm_section_is_refused_by_path(section, message):
 
 
 def test_defaults_are_the_papers():
-    config = ApexDQNConfig()
+    config = ApexDQN.Config()
     assert (config.n_step, config.discount, config.optimizer) == (3, 0.99, "rmsprop")
     assert (config.learning_rate, config.optimizer_epsilon) == (0.00025 / 4, 1.5e-7)
     assert (config.rmsprop_decay, config.max_gradient_norm) == (0.95, 40.0)
@@ -411,10 +409,10 @@ def test_defaults_are_the_papers():
 
 
 def test_default_optimizer_is_centered_rmsprop_with_the_papers_values():
-    optimizer = ApexDQN(ApexDQNConfig(), SPEC).learner(CPU)._optimization._optimizer
-    assert type(optimizer) is RMSProp
-    group = optimizer.param_groups[0]
-    assert (group["lr"], group["decay"], group["epsilon"]) == (6.25e-5, 0.95, 1.5e-7)
+    (optimization,) = ApexDQN(ApexDQN.Config(), SPEC).learner(CPU).optimizations().values()
+    assert type(optimization.optimizer) is RMSProp and optimization.rate_at(0) == 6.25e-5
+    group = optimization.optimizer.param_groups[0]
+    assert (group["decay"], group["epsilon"]) == (0.95, 1.5e-7)
 
 
 @pytest.mark.parametrize("action", [-1, 3, 2**31 - 1])

@@ -10,13 +10,15 @@ import torch
 
 from apex.acting.decisions import Inputs
 from apex.acting.exploration import Sampled
-from apex.algos.impala import Impala, ImpalaConfig, ImpalaLearner
+from apex.algos.impala import Impala
+from apex.algos.loss_learner import LossLearner
 from apex.algos.registry import make_algorithm
 from apex.errors import ConfigError
 from apex.networks.actor_critic import ActorCriticNetwork
 from apex.networks.sequence import Layers
 from apex.networks.torsos import ImageTorso
 from apex.ops.optimizers import RMSProp
+from tests.support.batches import batch_of, learn
 from tests.support.builders import env_spec
 from tests.unit.test_vtrace import sums
 
@@ -26,10 +28,10 @@ CPU = torch.device("cpu")
 SMALL = {"unroll_length": 6, "discount": 0.9, "hidden": (8,)}
 
 
-def make_learner(seed: int = 0, **settings: object) -> ImpalaLearner:
+def make_learner(seed: int = 0, **settings: object) -> LossLearner:
     torch.manual_seed(seed)
-    learner = Impala(ImpalaConfig(**{**SMALL, **settings}), SPEC).learner(CPU)
-    assert isinstance(learner, ImpalaLearner)
+    learner = Impala(Impala.Config(**{**SMALL, **settings}), SPEC).learner(CPU)
+    assert isinstance(learner, LossLearner)
     return learner
 
 
@@ -66,7 +68,7 @@ def test_losses_are_the_papers(lstm):
     from apex.algos.sequence_batches import learning_inputs
 
     with torch.no_grad():
-        inputs = learning_inputs({k: torch.from_numpy(v) for k, v in batch.items()})
+        inputs = learning_inputs(batch_of(batch))
         logits, values, _ = learner.network(inputs)
     logits, values = logits.double().numpy(), values.double().numpy()
     policy = baseline = bonus = 0.0
@@ -89,7 +91,7 @@ def test_losses_are_the_papers(lstm):
             error[t] = abs(targets[t] - values[b, t])
             count, ratios = count + 1, [*ratios, rho[t]]
         errors.append(error.mean())
-    priorities, metrics = learner.update(batch)
+    priorities, metrics = learn(learner, batch)
     found = {name: float(metrics[name]) for name in
              ("policy_loss", "baseline_loss", "entropy", "loss", "rho_mean")}  # fmt: skip
     assert found == pytest.approx(
@@ -115,8 +117,8 @@ def test_final_observation_of_a_truncated_episode_teaches_nothing():
     other["action"][:, 3] = (other["action"][:, 3] + 1) % 4
     other["reward"][:, 3] = 100.0
     other["behaviour_logits"][:, 3] = 3.0
-    first.update(batch)
-    second.update(other)
+    learn(first, batch)
+    learn(second, other)
     for a, b in zip(first.network.parameters(), second.network.parameters()):
         assert torch.equal(a, b)
 
@@ -135,7 +137,7 @@ def test_advantage_makes_the_action_more_probable_and_a_disadvantage_less():
         def mean_log_probability(learner=learner, batch=batch) -> float:
             from apex.algos.sequence_batches import learning_inputs
 
-            inputs = learning_inputs({k: torch.from_numpy(v) for k, v in batch.items()})
+            inputs = learning_inputs(batch_of(batch))
             with torch.no_grad():
                 logits = learner.network(inputs)[0][:, :-1]
             log_pi = torch.log_softmax(logits, -1)
@@ -143,32 +145,33 @@ def test_advantage_makes_the_action_more_probable_and_a_disadvantage_less():
             return float(log_pi.gather(-1, actions).mean())
 
         before = mean_log_probability()
-        learner.update(batch)
+        learn(learner, batch)
         assert direction * (mean_log_probability() - before) > 0
 
 
 def test_resumed_learner_goes_on_as_if_it_had_never_stopped():
     first, second = make_learner(seed=1), make_learner(seed=2)
-    first.update(make_batch(0))
+    learn(first, make_batch(0))
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    assert first.update(make_batch(1))[0].tolist() == second.update(make_batch(1))[0].tolist()
+    assert learn(first, make_batch(1))[0].tolist() == learn(second, make_batch(1))[0].tolist()
     for a, b in zip(first.network.parameters(), second.network.parameters()):
         assert torch.equal(a, b)
 
 
 def test_defaults_are_the_papers():
-    config = ImpalaConfig()
+    config = Impala.Config()
     assert (config.unroll_length, config.rho_clip, config.c_clip) == (20, 1.0, 1.0)
     assert (config.baseline_cost, config.entropy_cost) == (0.5, 0.01)
     assert (config.learning_rate, config.final_learning_rate_fraction) == (0.0006, 0.0)
-    optimizer = Impala(config, SPEC).learner(CPU)._optimization._optimizer
+    (optimization,) = Impala(config, SPEC).learner(CPU).optimizations().values()
+    optimizer = optimization.optimizer
     assert type(optimizer) is RMSProp
     (group,) = optimizer.param_groups
     assert (group["decay"], group["epsilon"], group["centered"]) == (0.99, 0.01, False)
 
 
 def test_policy_tells_the_logits_by_which_it_acted():
-    policy = Impala(ImpalaConfig(**SMALL), SPEC).policy()
+    policy = Impala(Impala.Config(**SMALL), SPEC).policy()
     rng = np.random.default_rng(0)
     zeros = np.zeros(500)
     inputs = Inputs(

@@ -11,12 +11,15 @@ import torch
 
 from apex.acting.decisions import Inputs
 from apex.acting.exploration import EpsilonGreedy
-from apex.algos.r2d2 import R2D2, R2D2Config, R2D2Learner
+from apex.algos.loss_learner import LossLearner
+from apex.algos.r2d2 import R2D2
 from apex.algos.registry import make_algorithm
+from apex.algos.sequence_batches import learning_inputs
 from apex.errors import ConfigError
 from apex.networks.recurrent_cores import LSTMCore, SequenceInputs
 from apex.ops.q_learning import n_step_targets, sequence_priorities
 from apex.ops.value_rescale import rescale, unrescale
+from tests.support.batches import batch_of, learn
 from tests.support.builders import env_spec
 
 torch.set_num_threads(1)
@@ -98,10 +101,10 @@ def test_sequence_priorities_of_literal_numbers():
     assert sequence_priorities(td_errors, learned, 0.9).tolist() == pytest.approx([2.9, 4.0, 0.0])
 
 
-def make_learner(seed: int = 0, **settings: object) -> R2D2Learner:
+def make_learner(seed: int = 0, **settings: object) -> LossLearner:
     torch.manual_seed(seed)
-    learner = R2D2(R2D2Config(**{**SMALL, **settings}), SPEC).learner(CPU)
-    assert isinstance(learner, R2D2Learner)
+    learner = R2D2(R2D2.Config(**{**SMALL, **settings}), SPEC).learner(CPU)
+    assert isinstance(learner, LossLearner)
     with torch.no_grad():  # the target network is another one than the online network
         for parameter in learner.target.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
@@ -165,7 +168,7 @@ def test_update_is_the_papers_step_by_step():
         learned = [t for t in range(3, 8) if not batch["is_last"][row, t]]
         deltas = [abs(rescale(of(sums[t])).item() - chosen[t].item()) for t in learned]
         expected.append((deltas, 0.9 * max(deltas) + 0.1 * sum(deltas) / len(deltas)))
-    priorities, metrics = learner.update(batch)
+    priorities, metrics = learn(learner, batch)
     np.testing.assert_allclose(priorities, [priority for _, priority in expected], rtol=1e-4)
     weights = (batch["probability"].astype(float) / batch["probability"].min()) ** -0.6
     losses = [sum(0.5 * delta**2 for delta in deltas) for deltas, _ in expected]
@@ -174,27 +177,20 @@ def test_update_is_the_papers_step_by_step():
 
 def test_burn_in_gives_the_state_of_a_full_unroll_while_parameters_stay():
     """The last steps' Q-values are those of the whole sequence in one call."""
-    learner, batch = make_learner(), make_batch(2)
-    inputs = SequenceInputs(
-        torch.from_numpy(batch["observation"]), torch.from_numpy(batch["last_action"]).long(),
-        torch.from_numpy(batch["last_reward"]), torch.from_numpy(batch["is_first"]),
-        torch.from_numpy(batch["core_state"]),
-    )  # fmt: skip
+    learner, batch = make_learner(), batch_of(make_batch(2))
+    assert batch.episode_edges
     with torch.no_grad():
-        whole, _ = learner.network(inputs)
-        after_burn_in = learner._unrolled(learner.network, inputs)
+        whole, _ = learner.network(learning_inputs(batch))
+        after_burn_in = R2D2(R2D2.Config(**SMALL), SPEC).q_values(learner.network, batch)
     torch.testing.assert_close(after_burn_in, whole[:, 3:])
 
 
 def test_burn_in_passes_no_gradient():
-    learner, batch = make_learner(), make_batch(3)
-    observations = torch.from_numpy(batch["observation"]).requires_grad_()
-    inputs = SequenceInputs(
-        observations, torch.from_numpy(batch["last_action"]).long(),
-        torch.from_numpy(batch["last_reward"]), torch.zeros(4, LENGTH, dtype=torch.bool),
-        torch.from_numpy(batch["core_state"]),
-    )  # fmt: skip
-    learner._unrolled(learner.network, inputs).sum().backward()
+    learner, arrays = make_learner(), make_batch(3)
+    observations = torch.from_numpy(arrays["observation"]).requires_grad_()
+    batch = batch_of({**arrays, "observation": observations})
+    batch = batch._replace(is_first=torch.zeros(4, LENGTH, dtype=torch.bool), episode_edges=())
+    R2D2(R2D2.Config(**SMALL), SPEC).q_values(learner.network, batch).sum().backward()
     assert not observations.grad[:, :3].any() and observations.grad[:, 3:].any()
 
 
@@ -204,14 +200,14 @@ def test_core_forgets_at_each_beginning_and_only_there():
     features, is_first = torch.randn(2, 6, 2), torch.zeros(2, 6, dtype=torch.bool)
     is_first[0, 3] = is_first[1, 5] = True
     inputs = SequenceInputs(
-        features, torch.randint(3, (2, 6)), torch.randn(2, 6), is_first, torch.randn(2, 8)
+        features, torch.randint(3, (2, 6)), torch.randn(2, 6), is_first, torch.randn(2, 8), (3, 5)
     )
     together, state = core(features, inputs)
     for row in range(2):
         own, outputs = inputs.core_state[row : row + 1], []
         for t in range(6):
             one = inputs.part(t, t + 1, own)
-            one = SequenceInputs(*(part[row : row + 1] for part in one[:-1]), own)
+            one = SequenceInputs(*(part[row : row + 1] for part in one[:4]), own, (0,))
             output, own = core(features[row : row + 1, t : t + 1], one)
             outputs.append(output)
         torch.testing.assert_close(together[row], torch.cat(outputs, dim=1)[0])
@@ -226,16 +222,16 @@ def test_initial_priorities_are_those_of_the_learner_when_its_networks_are_the_a
     chosen = np.take_along_axis(q, batch["action"][..., None].astype(int), axis=-1)[..., 0]
     columns = {name: batch[name] for name in ("action", "reward", "discount")}
     columns["is_last"] = batch["is_last"].astype(np.uint8)
-    algorithm = R2D2(R2D2Config(**SMALL), SPEC)
+    algorithm = R2D2(R2D2.Config(**SMALL), SPEC)
     initial = algorithm.initial_priorities(columns, {"q_value": chosen, "max_q": q.max(-1)})
-    priorities, _ = learner.update(batch)
+    priorities, _ = learn(learner, batch)
     np.testing.assert_allclose(initial, priorities, rtol=1e-4)
 
 
 def test_target_network_follows_each_period():
     learner, batch = make_learner(target_update_period=3), make_batch(5)
     for step in range(1, 7):
-        learner.update(batch)
+        learn(learner, batch)
         same = all(
             torch.equal(a, b)
             for a, b in zip(learner.network.parameters(), learner.target.parameters())
@@ -245,15 +241,15 @@ def test_target_network_follows_each_period():
 
 def test_resumed_learner_goes_on_as_if_it_had_never_stopped():
     first, second = make_learner(seed=1), make_learner(seed=2)
-    first.update(make_batch(0))
+    learn(first, make_batch(0))
     second.load_state_dict(copy.deepcopy(first.state_dict()))
-    assert first.update(make_batch(1))[0].tolist() == second.update(make_batch(1))[0].tolist()
+    assert learn(first, make_batch(1))[0].tolist() == learn(second, make_batch(1))[0].tolist()
     for a, b in zip(first.network.parameters(), second.network.parameters()):
         assert torch.equal(a, b)
 
 
 def test_policy_remembers_and_tells_values_and_the_state_that_it_acted_from():
-    policy = R2D2(R2D2Config(**SMALL), SPEC).policy()
+    policy = R2D2(R2D2.Config(**SMALL), SPEC).policy()
     assert policy.core_size == 8
     rng = np.random.default_rng(0)
     inputs = Inputs(
@@ -275,7 +271,7 @@ def test_overlap_of_a_whole_unroll_is_refused():
 
 
 def test_defaults_are_the_papers():
-    config = R2D2Config()
+    config = R2D2.Config()
     assert (config.burn_in, config.unroll_length, config.overlap, config.n_step) == (40, 80, 40, 5)
     assert (config.discount, config.priority_eta) == (0.997, 0.9)
     assert (config.learning_rate, config.optimizer_epsilon, config.lstm) == (1e-4, 1e-3, 512)

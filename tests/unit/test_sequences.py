@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from apex.acting.accumulator import VectorStep
-from apex.algos.impala import Impala, ImpalaConfig
-from apex.algos.r2d2 import R2D2, R2D2Config
+from apex.algos.impala import Impala
+from apex.algos.r2d2 import R2D2
 from apex.algos.sequence_batches import SequenceAlgorithm, stacked
 from apex.data import frame_compression
 from apex.data.chunks import Chunk, Items, Samples
 from apex.envs.spec import EnvSpec
 from apex.errors import CorruptItemsError
+from tests.support.batches import arrays_of
 from tests.support.builders import env_spec
 
 torch.set_num_threads(1)
@@ -134,16 +135,16 @@ def rows_of(steps: list[Step], gamma: float, depth: int) -> list[dict[str, objec
 
 def agents(kind: str, spec: EnvSpec) -> SequenceAlgorithm:
     if kind == "impala":
-        config = ImpalaConfig(unroll_length=6, lstm=2, discount=0.9, hidden=(4,))
+        config = Impala.Config(unroll_length=6, lstm=2, discount=0.9, hidden=(4,))
         return Impala(config, spec)
     settings = {"burn_in": 3, "unroll_length": 4, "overlap": 2, "n_step": 2}
-    return R2D2(R2D2Config(lstm=2, discount=0.9, hidden=(4,), **settings), spec)
+    return R2D2(R2D2.Config(lstm=2, discount=0.9, hidden=(4,), **settings), spec)
 
 
 def collated(agent: SequenceAlgorithm, chunk: Chunk) -> dict[str, np.ndarray]:
     count = len(chunk)
     samples = Samples(np.arange(count), np.ones(count), chunk.columns, chunk.frames)
-    return agent.collate(frame_compression.decompress(samples, agent.schema()))
+    return arrays_of(agent.collate(frame_compression.decompress(samples, agent.schema())))
 
 
 @pytest.mark.parametrize(

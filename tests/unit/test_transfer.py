@@ -14,23 +14,23 @@ class Copies:
     def __init__(self) -> None:
         self.sizes: list[int] = []
 
-    def __call__(self, array: np.ndarray) -> torch.Tensor:
-        assert array.flags.c_contiguous
-        self.sizes.append(array.nbytes)
-        return torch.from_numpy(array.copy())
+    def __call__(self, tensor: torch.Tensor) -> torch.Tensor:
+        assert tensor.is_contiguous()
+        self.sizes.append(tensor.nbytes)
+        return tensor.clone()
 
 
 def test_overlapping_observations_are_copied_once_with_all_their_frames():
     # As they come from LZ4: 2 transitions of 7 frames of 3x3; stacks of 4, n = 3.
     raw = bytearray(range(126))
-    frames = np.frombuffer(raw, dtype=np.uint8).reshape(2, 7, 3, 3)
-    arrays = {
+    frames = torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).reshape(2, 7, 3, 3))
+    batch = {
         "observation": frames[:, :4],
         "next_observation": frames[:, 3:],
         "action": np.array([5, 6], dtype=np.int32),
     }
     copy = Copies()
-    tensors = copied(arrays, copy)
+    tensors = copied(batch, copy)
     assert copy.sizes == [126, 8]
     raw[:] = bytes(126)
     assert tensors["observation"][0, 0].flatten().tolist() == list(range(9))
@@ -42,7 +42,7 @@ def test_overlapping_observations_are_copied_once_with_all_their_frames():
 
 
 def test_a_small_part_of_a_large_array_is_copied_alone():
-    large = np.arange(1000, dtype=np.float32).reshape(100, 10)
+    large = torch.arange(1000.0).reshape(100, 10)
     copy = Copies()
     tensors = copied({"part": large[10:12, ::2], "other": large[0]}, copy)
     assert copy.sizes == [40, 40]
@@ -50,11 +50,11 @@ def test_a_small_part_of_a_large_array_is_copied_alone():
 
 
 def test_views_of_another_type_or_turned_around_are_copied_as_they_are():
-    numbers = np.arange(4, dtype=np.int32)
-    arrays = {"bytes": numbers.view(np.uint8), "turned": numbers[::-1], "all": numbers[:]}
+    numbers = torch.arange(4, dtype=torch.int32)
+    arrays = {"bytes": numbers.view(torch.uint8), "turned": numbers.view(2, 2).T, "all": numbers}
     tensors = copied(arrays, Copies())
     assert tensors["bytes"].tolist() == [0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0]
-    assert tensors["turned"].tolist() == [3, 2, 1, 0]
+    assert tensors["turned"].tolist() == [[0, 2], [1, 3]]
     assert tensors["all"].tolist() == [0, 1, 2, 3]
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import msgspec
 import numpy as np
 
 from apex.acting.agent import greedy
@@ -16,6 +15,7 @@ from apex.algos.base import Policy
 from apex.algos.registry import make_algorithm
 from apex.daemons import cpu_affinity
 from apex.daemons.command import daemon_command
+from apex.daemons.evaluator.results import evaluation_values, keep_best
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.learner.parameter_versions import Publication
 from apex.daemons.metrics import MetricsLog
@@ -28,7 +28,6 @@ from apex.host import process_tuning
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions
 from apex.runs import checkpoint
-from apex.runs.checkpoint import Manifest
 from apex.wire.messages import EvaluationReport, Heartbeat, Phase
 from apex.wire.sockets import Poller
 
@@ -37,25 +36,6 @@ log = logging.getLogger("apex.daemons.evaluator.daemon")
 WAIT_S = 0.2
 EVALUATION_SEED = 1_000_003
 """Added to the run's seed: other episodes than the actors', where an environment has so many."""
-
-
-def evaluation_values(
-    publication: Publication, returns: Sequence[float], seconds: float, cpu_s: float
-) -> dict[str, float]:
-    """What is kept of one evaluation; its x-values are those of the parameters that it played."""
-    return {
-        "mean_return": float(np.mean(returns)),
-        "std_return": float(np.std(returns)),
-        "min_return": min(returns),
-        "max_return": max(returns),
-        "episodes": len(returns),
-        "env_steps": publication.env_steps,
-        "learner_step": publication.learner_step,
-        "param_version": publication.param_version,
-        "train_s": round(publication.train_s, 1),
-        "seconds": round(seconds, 1),
-        "cpu_s": round(cpu_s, 1),
-    }
 
 
 class EvaluatorDaemon:
@@ -202,8 +182,9 @@ class EvaluatorDaemon:
             seconds,
         )
         self._best = mean if self._best is None else max(mean, self._best)
-        if self._kept is None or mean > self._kept:
-            self._keep_best(publication, mean)
+        better = self._kept is None or mean > self._kept
+        if better and keep_best(self._service.run, publication, mean):
+            self._kept = mean
         self._learner.report(
             EvaluationReport(
                 param_version=publication.param_version,
@@ -215,24 +196,6 @@ class EvaluatorDaemon:
         )
         values = evaluation_values(publication, returns, seconds, cpu_s)
         self._metrics.write({**values, "best_mean_return": self._best}, step=publication.env_steps)
-
-    def _keep_best(self, publication: Publication, mean: float) -> None:
-        manifest = Manifest(
-            learner_step=publication.learner_step,
-            param_version=publication.param_version,
-            env_steps=publication.env_steps,
-            train_s=publication.train_s,
-            config=msgspec.to_builtins(self._config),
-            env=self._service.facts.env,
-            mean_return=mean,
-            best_return=mean,
-        )
-        folder = self._service.run.checkpoints
-        try:
-            checkpoint.save_best(folder, manifest, publication.data)
-            self._kept = mean
-        except OSError as error:
-            log.error("the best checkpoint was not kept: %s", error)
 
 
 def body(service: Service, extensions: Extensions = NONE) -> None:

@@ -1,26 +1,27 @@
-"""Brings batches to a GPU while it trains: from pinned memory, on a stream of their own."""
+"""Batches on their way to a GPU, and results on their way back, while it trains."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from apex.data.schema import Array, Arrays
+from apex.algos.batches import map_tensors
 from apex.errors import DeviceMemoryError
 
 
-def transfer_to(device: torch.device) -> Callable[[Arrays], Mapping[str, Any]]:
+def transfer_to(device: torch.device) -> Callable[[Any], Any]:
     """Brings batches to a device; on the CPU they are there already."""
-    return Transfer(device) if device.type == "cuda" else lambda arrays: arrays
+    return Transfer(device) if device.type == "cuda" else lambda batch: batch
 
 
 class Transfer:
-    """Moves batches to a device, on the threads that prepare them.
+    """Moves batches to a device from pinned memory, on the threads that prepare them.
 
     A batch is there when the call returns, so the training loop waits for no copy; as many copies
     are under way as there are threads.
@@ -33,60 +34,78 @@ class Transfer:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def __call__(self, arrays: Arrays) -> dict[str, Tensor]:
-        """The arrays as tensors on the device."""
+    def __call__(self, batch: Any) -> Any:
+        """The batch on the device."""
         with torch.cuda.stream(self._stream):
-            tensors = copied(arrays, self._copy)
+            moved = copied(batch, self._copy)
             done = self._stream.record_event()
         done.synchronize()
-        return tensors
+        return moved
 
-    def _copy(self, array: Array) -> Tensor:
+    def _copy(self, tensor: Tensor) -> Tensor:
         try:
-            pinned = torch.from_numpy(array).pin_memory()
+            pinned = tensor.pin_memory()
         except RuntimeError as error:
             raise DeviceMemoryError(
                 f"no pinned memory for a batch: {error} Lower learner.batch_size or "
                 "learner.prefetch, or raise the limit of locked memory"
             ) from None
-        tensor = pinned.to(self._device, non_blocking=True)
+        moved = pinned.to(self._device, non_blocking=True)
         # It is freed when the training stream has read it, not when this one has written it.
-        tensor.record_stream(torch.cuda.default_stream(self._device))
-        return tensor
+        moved.record_stream(torch.cuda.default_stream(self._device))
+        return moved
 
 
-def copied(arrays: Arrays, copy: Callable[[Array], Tensor]) -> dict[str, Tensor]:
-    """Copies of arrays; those that overlap, as views of one array, are copied as that one.
+def copied(batch: Any, copy: Callable[[Tensor], Tensor]) -> Any:
+    """A batch of copies; tensors that overlap, as views of one, are copied as that one.
 
     The two observations of a transition share all but n of their frames.
 
     Args:
-        arrays: by name.
-        copy: copies a contiguous array.
+        batch: as `map_tensors` takes it.
+        copy: copies a contiguous tensor.
     """
-    viewed: Counter[int] = Counter()
-    for array in arrays.values():
-        viewed[id(_owner(array))] += array.nbytes
-    owners: dict[int, Tensor] = {}
-    tensors = {}
-    for name, array in arrays.items():
-        owner = _owner(array)
-        if viewed[id(owner)] <= owner.nbytes:
-            tensors[name] = copy(np.ascontiguousarray(array))
-            continue
-        if id(owner) not in owners:
-            owners[id(owner)] = copy(owner)
-        size = array.itemsize
-        offset = array.ctypes.data - owner.ctypes.data
-        strides = [stride // size for stride in array.strides]
-        tensors[name] = owners[id(owner)].as_strided(array.shape, strides, offset // size)
-    return tensors
+    viewed: dict[tuple[int, torch.dtype], int] = defaultdict(int)
+
+    def count(tensor: Tensor) -> Tensor:
+        viewed[tensor.untyped_storage().data_ptr(), tensor.dtype] += tensor.nbytes
+        return tensor
+
+    tensors = map_tensors(batch, count)
+    whole: dict[tuple[int, torch.dtype], Tensor] = {}
+
+    def move(tensor: Tensor) -> Tensor:
+        storage, key = tensor.untyped_storage(), (tensor.untyped_storage().data_ptr(), tensor.dtype)
+        if viewed[key] <= storage.nbytes():
+            return copy(tensor.contiguous())
+        if key not in whole:
+            size = storage.nbytes() // tensor.element_size()
+            whole[key] = copy(tensor.as_strided((size,), (1,), 0))
+        return whole[key].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    return map_tensors(tensors, move)
 
 
-def _owner(array: Array) -> Array:
-    """The contiguous array of the same type that an array is a view of, or the array itself."""
-    base = array.base
-    if not isinstance(base, np.ndarray) or base.dtype != array.dtype:
-        return array
-    forward = min(array.strides, default=0) >= 0
-    return base if base.flags.c_contiguous and forward else array
+class HostCopy:
+    """A tensor's numbers on their way to the host.
+
+    Args:
+        tensor: on any device; the copy follows what is under way there, and nothing waits for it.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        source = tensor.detach().double()
+        self._event: torch.cuda.Event | None = None
+        if tensor.device.type != "cuda":
+            self._tensor = source
+            return
+        self._tensor = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
+        self._tensor.copy_(source, non_blocking=True)
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record()
+
+    def read(self) -> npt.NDArray[np.float64]:
+        """The numbers; waits until they are there."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._tensor.numpy()

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from apex.daemons.replay.client import SampleClient
 from apex.data import frame_compression
 from apex.data.chunks import Items, Samples
-from apex.data.schema import LEARNER_STEP, Arrays, Schema
+from apex.data.schema import LEARNER_STEP, Schema
 from apex.errors import ApexError, CorruptItemsError, SchemaError
 from apex.wire.messages import SnapshotReply
 from apex.wire.sockets import Poller, Waker
@@ -33,15 +33,13 @@ class Batch:
 
     item_ids: npt.NDArray[np.int64]
     learner_steps: npt.NDArray[np.int64]
-    arrays: Mapping[str, Any]
-    """NumPy's, or what a `transfer` made of them."""
+    data: Any
+    """What `Algorithm.collate` made of the items, where it is learned from."""
     corrupt_ids: list[int]
     """Of items that were left out."""
 
 
-def prepare(
-    samples: Samples, schema: Schema, collate: Callable[[Items], Mapping[str, Any]]
-) -> Batch:
+def prepare(samples: Samples, schema: Schema, collate: Callable[[Items], Any]) -> Batch:
     """Decompress and collate the items that are whole.
 
     Raises:
@@ -52,7 +50,7 @@ def prepare(
     while True:
         try:
             items = frame_compression.decompress(samples, schema)
-            arrays = collate(items)
+            data = collate(items)
         except CorruptItemsError as error:
             corrupt += error.item_ids
             whole = ~np.isin(samples.item_ids, corrupt)
@@ -61,7 +59,7 @@ def prepare(
             log.warning("left %d items out of a batch: %s", (~whole).sum(), error)
             samples = samples.take(whole)
         else:
-            return Batch(items.item_ids, items.columns[LEARNER_STEP], arrays, corrupt)
+            return Batch(items.item_ids, items.columns[LEARNER_STEP], data, corrupt)
 
 
 class Prefetcher:
@@ -72,24 +70,24 @@ class Prefetcher:
     Args:
         connect: makes the client, on the thread that will own it.
         schema: of the items.
-        collate: makes arrays for the update of items.
+        collate: makes a batch of items.
         depth: batches on their way or ready.
         threads: for decompression.
-        transfer: moves the arrays of a batch to where they are learned from.
+        transfer: moves a batch to where it is learned from.
     """
 
     def __init__(
         self,
         connect: Callable[[], SampleClient],
         schema: Schema,
-        collate: Callable[[Items], Arrays],
+        collate: Callable[[Items], Any],
         depth: int,
         threads: int,
-        transfer: Callable[[Arrays], Mapping[str, Any]] = lambda arrays: arrays,
+        transfer: Callable[[Any], Any] = lambda batch: batch,
     ) -> None:
         self._connect = connect
         self._schema = schema
-        self._make_arrays = lambda items: transfer(collate(items))
+        self._make_batch = lambda items: transfer(collate(items))
         self._depth = depth
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._ready: queue.SimpleQueue[Future[Batch]] = queue.SimpleQueue()
@@ -160,7 +158,7 @@ class Prefetcher:
                 self._waker.clear()
                 for samples in client.poll():
                     self._ready.put(
-                        self._pool.submit(prepare, samples, self._schema, self._make_arrays)
+                        self._pool.submit(prepare, samples, self._schema, self._make_batch)
                     )
                 self.table_items = client.table_items
                 self.saved = client.saved

@@ -13,7 +13,7 @@ from apex.host.hardware import has_gpu
 from benchmarks.run import cores
 from benchmarks.run.daemons import pong_run
 from benchmarks.run.figures import Figure, figure, in_turn
-from benchmarks.run.pong import bare_learner, bare_updating
+from benchmarks.run.pong import START, bare_learner, bare_updating
 from benchmarks.run.workers import Step, Worker
 
 BATCHES = (512,) if has_gpu() else (32, 512)
@@ -34,11 +34,11 @@ def updating(path: Path, batch_size: int, way: str) -> Step:
         torch.backends.cudnn.allow_tf32 = False
     elif way in MODES:
         compiled = partial(torch.compile, mode=MODES[way])
-        learner.network, learner.target = compiled(learner.network), compiled(learner.target)
+        learner.update = compiled(learner.update)
 
     def step() -> float:
         with narrow:
-            learner.update(batch)
+            learner.learn(batch, START).priorities.cpu()
         return 1
 
     return step

@@ -1,0 +1,75 @@
+"""The learner of an algorithm that is one loss: a network, its optimizer and its target."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from apex.algos.base import Algorithm, Learner, Loss, Update
+from apex.algos.noise import resample_noise
+from apex.algos.optimization import Optimization, TargetNetwork
+from apex.ops.q_learning import importance_weights
+
+
+class LossLearner(Learner):
+    """Follows the gradient of `Algorithm.loss`.
+
+    Has a target network where the algorithm's configuration has a `target_update_period`, and
+    weighs items where it has an `importance_sampling_exponent` and takes their mean.
+
+    Args:
+        algorithm: gives network and loss.
+        device: where both are.
+    """
+
+    def __init__(self, algorithm: Algorithm, device: torch.device) -> None:
+        config = algorithm.config
+        self.device = device
+        self._algorithm = algorithm
+        self.network = algorithm.network().to(device)
+        self._target: TargetNetwork | None = None
+        if hasattr(config, "target_update_period"):
+            target = algorithm.network().to(device)
+            self._target = TargetNetwork(self.network, target, period=config.target_update_period)
+        self._optimization = Optimization(self.network, config)
+        self._exponent = getattr(config, "importance_sampling_exponent", None)
+
+    @property
+    def target(self) -> nn.Module | None:
+        """The target network."""
+        return self._target.network if self._target else None
+
+    def modules(self) -> dict[str, nn.Module]:
+        target = {} if self.target is None else {"target": self.target}
+        return {"online": self.network, **target}
+
+    def optimizations(self) -> dict[str, Optimization]:
+        return {"online": self._optimization}
+
+    def targets(self) -> Sequence[TargetNetwork]:
+        return () if self._target is None else (self._target,)
+
+    def update(self, batch: Any) -> Update:
+        for module in self.modules().values():
+            resample_noise(module)
+        loss = self._algorithm.loss(batch, self.network, self.target)
+        reduced, metrics = self._reduced(loss, batch)
+        metrics = {
+            **self._optimization.step(reduced),
+            "loss": reduced / loss.steps,
+            **loss.metrics,
+            **metrics,
+        }
+        return Update(loss.priority, metrics)
+
+    def _reduced(self, loss: Loss, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """The losses of all items as one number."""
+        if self._algorithm.reduction == "sum":
+            return loss.per_item.sum(), {}
+        if self._exponent is None:
+            return loss.per_item.mean(), {}
+        weights = importance_weights(batch.probability, self._exponent)
+        return (weights * loss.per_item).mean(), {"importance_weight_mean": weights.mean()}

@@ -1,0 +1,322 @@
+"""The trainer: updates, publications, checkpoints, divergence, and the end of a run.
+
+It has no sockets and no threads. The learner's daemon drives it with batches that come over the
+wire, `apex run --serial` with batches from a table in the same process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from zlib_ng import zlib_ng
+
+from apex.acting.exploration import Progress
+from apex.algos.base import Learner, check_priorities
+from apex.config.sections import Config
+from apex.daemons.learner.device_batches import HostCopy
+from apex.daemons.learner.parameter_versions import (
+    Publication,
+    PublicationBoard,
+    VersionCounter,
+)
+from apex.daemons.learner.prefetcher import Batch
+from apex.data.chunks import good_priorities
+from apex.errors import ConfigError, DivergedError
+from apex.host import process_tuning
+from apex.networks import parameters
+from apex.runs import checkpoint
+from apex.runs.checkpoint import ActorRecord, Checkpoint, Manifest
+from apex.runs.directory import RunDirectory
+
+log = logging.getLogger("apex.learner")
+
+
+class Counts(Protocol):
+    """What is counted outside of the trainer."""
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps of all actors, since the run's first start."""
+
+    def counted(self) -> tuple[int, dict[str, ActorRecord], float | None]:
+        """These steps, what each actor has in them, and the best mean return."""
+
+
+class Priorities(Protocol):
+    """Where new priorities go."""
+
+    def put_priorities(
+        self, item_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]
+    ) -> None:
+        """Set priorities: `[B]` each."""
+
+    def reject(self, item_ids: Sequence[int]) -> None:
+        """Count items that cannot be learned from, and give them priority 0."""
+
+
+class _Pending(NamedTuple):
+    """An update whose results have not been looked at."""
+
+    learner_step: int
+    """Before it."""
+    batch: Batch
+    priorities: HostCopy
+    metrics: Mapping[str, Any]
+
+
+def begin_training(config: Config) -> torch.device:
+    """Seed torch and take the threads and the device of a learner; returns the device."""
+    process_tuning.set_up(config.learner.torch_threads)
+    torch.manual_seed(config.run.seed)
+    return process_tuning.pick_device(config.learner.device)
+
+
+class Trainer:
+    """Trains a learner, and keeps what a run must not lose.
+
+    Args:
+        run: the run.
+        learner: with fresh parameters; goes on from the run's newest good checkpoint.
+        clock: seconds, monotonic.
+
+    Raises:
+        ConfigError: a checkpoint does not fit the configuration.
+    """
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        learner: Learner,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._run, self._config, self._env = run, run.config(), run.facts().env
+        self._learner, self._clock = learner, clock
+        self._counts: Counts
+        self._priorities: Priorities
+        # A GPU's results are looked at while the next update runs.
+        self._lag = 1 if learner.device.type == "cuda" else 0
+        self._pending: deque[_Pending] = deque()
+        self._unproven: Publication | None = None
+        """Published when the loss of an update from its parameters has shown them to be finite."""
+        self.board = PublicationBoard()
+        self.learner_step = 0
+        self.rollbacks = 0
+        self.alarm: str | None = None
+        self.outcome: str | None = None
+        """Why the run is at its end."""
+        self.metrics: Mapping[str, Any] = {}
+        """Of the last update."""
+        self.item_staleness = 0.0
+        """Mean learner steps between an item and its update, of the last batch."""
+        self._earlier_s = 0.0
+        self._started = clock()
+        self.resumed = self._restore()
+        """Manifest of the checkpoint that training goes on from."""
+        known = self.resumed.param_version if self.resumed else -1
+        self._versions = VersionCounter(run.checkpoints / "param_version", known)
+
+    def begin(self, counts: Counts, priorities: Priorities) -> None:
+        """Publish what training begins with.
+
+        Args:
+            counts: what is counted elsewhere, by any thread.
+            priorities: takes the new priorities.
+        """
+        self._counts, self._priorities = counts, priorities
+        self.publish()
+
+    @property
+    def train_s(self) -> float:
+        """Seconds of training, resumed ones included."""
+        return self._earlier_s + self._clock() - self._started
+
+    def _restore(self) -> Manifest | None:
+        """Go on from the newest good checkpoint, if there is one; returns its manifest."""
+        found = checkpoint.newest(self._run.checkpoints)
+        if found is None:
+            self._initialise()
+            return None
+        self._load(found)
+        manifest = found.manifest
+        self._earlier_s = manifest.train_s
+        kept = self._config.replay.durability != "off"
+        log.info(
+            "resumed from %s at learner step %d, %d env steps; replay %s",
+            found.path.name,
+            self.learner_step,
+            manifest.env_steps,
+            "brings its contents back" if kept else "starts empty (replay.durability)",
+        )
+        return manifest
+
+    def _initialise(self) -> None:
+        if not self._config.run.init_from:
+            return
+        source = checkpoint.find(Path(self._config.run.init_from))
+        try:
+            self._learner.load_parameters(parameters.decode(source.parameters()))
+        except RuntimeError as error:
+            raise ConfigError(f"run.init_from: {source.path} does not fit: {error}") from None
+        log.info("parameters initialised from %s", source.path)
+
+    def _load(self, found: Checkpoint) -> None:
+        """Take networks, optimizers, RNG and step of a checkpoint. Raises `ConfigError`."""
+        state = found.learner_state()
+        try:
+            self._learner.load_state_dict(state["learner"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ConfigError(
+                f"{found.path} does not fit the [algorithm] section: {error}; undo the change of "
+                "its network or optimizer, or start a new run with --init-from"
+            ) from None
+        torch.set_rng_state(state["rng"])
+        self.learner_step = found.manifest.learner_step
+
+    def update(self, batch: Batch) -> None:
+        """Learn from a batch, then look at what came of it.
+
+        Raises:
+            ConfigError: the learner gave something else than a priority for each item.
+            DivergedError: the run diverged, and there is nothing left to go back to.
+        """
+        progress = Progress(self.learner_step, self._counts.env_steps)
+        update = self._learner.learn(batch.data, progress)
+        check_priorities(update, len(batch.item_ids), self._learner)
+        copy = HostCopy(update.priorities)
+        self._pending.append(_Pending(self.learner_step, batch, copy, update.metrics))
+        self.learner_step += 1
+        if not self._settle(self._lag):
+            return
+        if self.learner_step % self._config.learner.publish_period == 0:
+            self._unproven = self._publication()
+
+    def _settle(self, left: int = 0) -> bool:
+        """Look at results until so many are left; returns whether training goes on from here."""
+        while len(self._pending) > left:
+            if not self._look_at(self._pending.popleft()):
+                return False
+        return True
+
+    def _look_at(self, update: _Pending) -> bool:
+        priorities, item_ids = update.priorities.read(), update.batch.item_ids
+        self.metrics = update.metrics
+        good = good_priorities(priorities)
+        if not good.all() and (not good.any() or not self._learner.is_finite()):
+            self._go_back(update.learner_step)
+            return False
+        if not good.all():
+            log.warning("%d items have values from which no network learns", (~good).sum())
+            self._priorities.reject(item_ids[~good].tolist())
+        if self._unproven is not None and self._unproven.learner_step <= update.learner_step:
+            self.board.put(self._unproven)
+            self._unproven = None
+        if self._config.replay.selector == "prioritized":
+            self._priorities.put_priorities(item_ids[good], priorities[good])
+        age = np.maximum(update.learner_step - update.batch.learner_steps, 0)
+        self.item_staleness = float(age.mean())
+        return True
+
+    def _go_back(self, learner_step: int) -> None:
+        """The loss is not finite: go on from the last good checkpoint, once.
+
+        Nothing of the diverged network is published or saved.
+
+        Raises:
+            DivergedError: it happened before, or there is no checkpoint yet.
+        """
+        # A checkpoint of this very step has the parameters that gave this loss.
+        folder = self._run.checkpoints
+        checkpoint.remove_from(folder, "step", learner_step)
+        found = checkpoint.newest(folder)
+        what = f"the loss at learner step {learner_step} is not finite"
+        if self.rollbacks or found is None:
+            state = "again, after going back once" if self.rollbacks else "before any checkpoint"
+            raise DivergedError(
+                f"{what}, {state}; published parameters and checkpoints are from before it. Lower "
+                "algorithm.learning_rate or algorithm.max_gradient_norm, then `apex run --resume`"
+            )
+        self.rollbacks += 1
+        self._pending.clear()
+        self._load(found)
+        self._unproven = None
+        log.error("%s: back to %s, once", what, found.path.name)
+        self.publish()
+
+    def publish(self) -> None:
+        """Publish the parameters as they are: fresh ones, or those of a checkpoint."""
+        publication = self._publication()
+        if publication is not None:
+            self.board.put(publication)
+
+    def _publication(self) -> Publication | None:
+        """The parameters of now, to be published; None when no version can be had."""
+        try:
+            version = self._versions.take()
+        except OSError as error:
+            log.error("not published, training goes on: %s", error)
+            return None
+        data = parameters.encode(self._learner.network)
+        env_steps, crc32 = self._counts.env_steps, zlib_ng.crc32(data)
+        return Publication(version, self.learner_step, env_steps, self.train_s, data, crc32)
+
+    def save(self) -> Path | None:
+        """Write a checkpoint; None, with an alarm, when the disk refuses it."""
+        self._settle()
+        folder = self._run.checkpoints
+        state = {"learner": self._learner.state_dict(), "rng": torch.get_rng_state()}
+        try:
+            data = parameters.encode(self._learner.network)
+            path = checkpoint.save(folder, "step", self._manifest(), data, state)
+            keep = self._config.learner.keep_checkpoints
+            checkpoint.prune(folder, "step", keep, self.learner_step)
+        except OSError as error:
+            log.error("no checkpoint at step %d, training goes on: %s", self.learner_step, error)
+            self.alarm = f"no checkpoint at step {self.learner_step}: {error}"
+            return None
+        self.alarm = None
+        log.info("checkpoint %s", path.name)
+        return path
+
+    def _manifest(self) -> Manifest:
+        newest = self.board.newest()
+        env_steps, actors, best_return = self._counts.counted()
+        return Manifest(
+            learner_step=self.learner_step,
+            param_version=newest.param_version if newest else -1,
+            env_steps=env_steps,
+            actors=actors,
+            train_s=self.train_s,
+            config=msgspec.to_builtins(self._config),
+            env=self._env,
+            best_return=best_return,
+        )
+
+    def evaluated(self, mean_return: float) -> None:
+        """Take an evaluation's mean return; any thread may call it."""
+        target = self._config.run.until_return
+        log.info("evaluation: mean return %.2f", mean_return)
+        if target is not None and mean_return >= target:
+            self.finish(f"an evaluation reached {mean_return:.2f} (until_return = {target:g})")
+
+    def check_end(self) -> None:
+        """See whether the run is at its end by steps or hours."""
+        limits, env_steps = self._config.run, self._counts.env_steps
+        if limits.max_env_steps and env_steps >= limits.max_env_steps:
+            self.finish(f"{env_steps} env steps (max_env_steps = {limits.max_env_steps})")
+        if limits.max_hours and self.train_s >= limits.max_hours * 3600:
+            self.finish(f"{self.train_s / 3600:.2f} hours (max_hours = {limits.max_hours:g})")
+
+    def finish(self, reason: str) -> None:
+        """The run is at its end, for the first reason that is given; any thread may call it."""
+        if self.outcome is None:
+            self.outcome = reason
+            log.info("the run ends: %s", reason)

@@ -1,0 +1,105 @@
+"""Names of apex 0.1 that have moved: they work for one version, with a warning that says where to.
+
+`apex.api` has what a researcher's own code needs; this file and its uses go with version 0.3.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+MODULES = {
+    "apex.acting.accumulators": ("apex.acting.accumulator", "apex.acting.transition_accumulator"),
+    "apex.acting.sequences": ("apex.acting.sequence_accumulator",),
+    "apex.algos.agents": ("apex.algos.agent_factory",),
+    "apex.algos.sequences": ("apex.algos.sequence_batches",),
+    "apex.algos.transitions": ("apex.algos.transition_batches",),
+    "apex.checkpoint": ("apex.runs.checkpoint",),
+    "apex.curves": ("apex.evaluation.curves",),
+    "apex.endpoints": ("apex.wire.endpoints", "apex.host.paths"),
+    "apex.engine": ("apex.launch.engine", "apex.runs.engine_record"),
+    "apex.env_spec": ("apex.envs.spec",),
+    "apex.extensions": ("apex.plugins",),
+    "apex.film": ("apex.evaluation.film",),
+    "apex.frames": ("apex.data.frame_compression",),
+    "apex.networks.cores": ("apex.networks.recurrent_cores",),
+    "apex.params": ("apex.networks.parameters",),
+    "apex.prepare": ("apex.launch.prepare",),
+    "apex.run_directory": ("apex.runs.directory",),
+    "apex.serial": ("apex.launch.single_process",),
+    "apex.trained_policy": ("apex.evaluation.trained_policy",),
+    "apex.types": ("apex.data.schema", "apex.data.chunks", "apex.envs.spec", "apex.plugins"),
+    "apex.user_code": ("apex.plugins",),
+}
+"""Modules that are gone, and those that have their names now."""
+PACKAGES = {
+    "apex.config": ("apex.config.sections", "apex.config.loading"),
+    "apex.acting.agent": ("apex.acting.decisions", "apex.acting.frame_stack"),
+    "apex.algos.q_learning": ("apex.algos.older_interface",),
+}
+"""Modules that are still there, and those that have names which they had."""
+RENAMED = {
+    "ApexDPGConfig": "ApexDPG.Config",
+    "ApexDQNConfig": "ApexDQN.Config",
+    "ImpalaConfig": "Impala.Config",
+    "OptimizerSection": "OptimizerConfig",
+    "R2D2Config": "R2D2.Config",
+    "SequenceSection": "SequenceAlgorithm.Config",
+    "TransitionSection": "TransitionAlgorithm.Config",
+}
+
+
+def older_names(module: str) -> Callable[[str], Any]:
+    """A module's `__getattr__`: finds names that it had, and warns.
+
+    Args:
+        module: its `__name__`.
+    """
+
+    def find(name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(f"module '{module}' has no attribute '{name}'")
+        outer, _, inner = RENAMED.get(name, name).partition(".")
+        for place in MODULES.get(module) or (module, *PACKAGES.get(module, ())):
+            found = vars(import_module(place)).get(outer)
+            if found is not None:
+                _warn(f"{module}.{name}", place, RENAMED.get(name, name))
+                return getattr(found, inner) if inner else found
+        raise AttributeError(f"module '{module}' has no attribute '{name}'")
+
+    return find
+
+
+def _warn(old: str, place: str, name: str) -> None:
+    api = import_module("apex.api")
+    public = name.partition(".")[0] in api.__all__
+    new = f"apex.api.{name}" if public else f"{place}.{name}"
+    warnings.warn(f"{old} is now {new}; the old name goes with apex 0.3", FutureWarning, 3)
+
+
+class _MovedModule(Loader):
+    """Makes a module that has nothing but names of others."""
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return ModuleType(spec.name, "Moved; see apex.older_names.")
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__dict__["__getattr__"] = older_names(module.__name__)
+
+
+class _MovedModules(MetaPathFinder):
+    """Finds the modules of apex 0.1 by their old names."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
+        return ModuleSpec(name, _MovedModule()) if name in MODULES else None
+
+
+def install() -> None:
+    """Let moved modules be imported by their old names."""
+    sys.meta_path.append(_MovedModules())

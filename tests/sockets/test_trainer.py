@@ -1,0 +1,242 @@
+"""The trainer: publications, checkpoints, bad items, divergence, and the end of a run."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+
+from apex.algos.registry import make_algorithm
+from apex.daemons.learner.prefetcher import Batch
+from apex.daemons.learner.trainer import Trainer
+from apex.errors import ConfigError, DivergedError
+from apex.runs import checkpoint
+from apex.runs.checkpoint import ActorRecord
+from apex.runs.directory import RunDirectory
+from tests.support.batches import batch_of
+from tests.support.services import prepared
+
+torch.set_num_threads(1)
+CPU = torch.device("cpu")
+
+
+class Counted:
+    """What is counted elsewhere; and where priorities go."""
+
+    env_steps = 4321
+    best_return = 8.0
+
+    def __init__(self) -> None:
+        self.put: list[tuple[list[int], list[float]]] = []
+        self.rejected: list[int] = []
+
+    def counted(self) -> tuple[int, dict[str, ActorRecord], float]:
+        record = ActorRecord(epoch=5, incarnation=0, slot=0, env_steps=4321)
+        return self.env_steps, {"actor_000": record}, self.best_return
+
+    def put_priorities(self, item_ids: np.ndarray, priorities: np.ndarray) -> None:
+        self.put.append((item_ids.tolist(), priorities.tolist()))
+
+    def reject(self, item_ids: Sequence[int]) -> None:
+        self.rejected += item_ids
+
+
+def trainer_of(run: RunDirectory, counted: Counted | None = None, **clock: Any) -> Trainer:
+    """A trainer that has begun."""
+    learner = make_algorithm(run.config().algorithm, run.facts().env).learner(CPU)
+    trainer = Trainer(run, learner, **clock)
+    counted = counted or Counted()
+    trainer.begin(counted, counted)
+    return trainer
+
+
+def make_batch(seed: int, **changes: Any) -> Batch:
+    """Eight transitions of CartPole; `changes` sets one item's column to a value."""
+    rng = np.random.default_rng(seed)
+    arrays = {
+        "observation": rng.normal(size=(8, 4)).astype(np.float32),
+        "next_observation": rng.normal(size=(8, 4)).astype(np.float32),
+        "action": rng.integers(0, 2, 8).astype(np.int32),
+        "n_step_return": rng.normal(size=8).astype(np.float32),
+        "discount": rng.choice([0.0, 0.97], 8).astype(np.float32),
+        "probability": rng.uniform(0.001, 0.1, 8).astype(np.float32),
+    }
+    for column, value in changes.items():
+        arrays[column][1] = value
+    return Batch(np.arange(8), np.zeros(8, dtype=np.int64), batch_of(arrays), [])
+
+
+def saved_state(run: RunDirectory) -> dict[str, Any]:
+    """What the newest checkpoint says of the learner, with lists instead of tensors."""
+    newest = checkpoint.newest(run.checkpoints)
+    assert newest is not None
+    return plain(newest.learner_state())
+
+
+def plain(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {key: plain(value) for key, value in state.items()}
+    return state.tolist() if isinstance(state, torch.Tensor) else state
+
+
+@pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
+def test_second_start_goes_on_with_step_averages_target_random_state_and_counts(
+    tmp_path: Path, optimizer: str
+) -> None:
+    run = prepared(
+        tmp_path, f"algorithm.optimizer={optimizer}", "algorithm.target_update_period=3",
+        "algorithm.hidden=[]", "algorithm.stream_hidden=[4]", "learner.publish_period=2",
+    )  # fmt: skip
+    first = trainer_of(run)
+    for number in range(5):
+        first.update(make_batch(number))
+    torch.rand(5)  # the generator is no longer where a start puts it
+    assert first.save() is not None
+    draws, saved, newest = torch.rand(3), saved_state(run), first.board.newest()
+    first.update(make_batch(5))
+    first.save()
+    gone_on = saved_state(run)
+    checkpoint.remove_from(run.checkpoints, "step", 6)
+    modules = saved["learner"]["modules"]
+    # Two updates after its copy the target lags, and the averages are not at their start.
+    assert modules["target"] != modules["online"]
+    assert saved["learner"]["optimizations"]["online"]["optimizer"]["state"]
+
+    second = trainer_of(run)
+    assert torch.equal(torch.rand(3), draws)
+    assert second.learner_step == 5 and second.resumed is not None
+    assert (second.resumed.env_steps, second.resumed.best_return) == (4321, 8.0)
+    assert second.resumed.actors["actor_000"].env_steps == 4321
+    assert second.train_s > second.resumed.train_s > 0
+    published = second.board.newest()
+    assert published is not None and newest is not None
+    assert (published.learner_step, published.env_steps) == (5, 4321)
+    assert published.param_version > newest.param_version
+    second.update(make_batch(5))
+    second.save()
+    assert saved_state(run)["learner"] == gone_on["learner"]
+
+
+@pytest.mark.parametrize(("was", "now"), [("adam", "rmsprop"), ("rmsprop", "adam")])
+def test_resume_with_another_optimizer_is_refused_by_name(
+    tmp_path: Path, was: str, now: str
+) -> None:
+    run = prepared(tmp_path, f"algorithm.optimizer={was}")
+    first = trainer_of(run)
+    first.update(make_batch(0))
+    first.save()
+    config = run.config()
+    other = {**config.algorithm, "optimizer": now}
+    run.write_config(msgspec.structs.replace(config, algorithm=other))
+    message = f"trained with the optimizer '{was}', algorithm.optimizer is '{now}'"
+    with pytest.raises(ConfigError, match=message):
+        trainer_of(run)
+
+
+def test_parameters_that_blew_up_are_not_published_and_not_gone_back_to(tmp_path: Path) -> None:
+    # The first update's loss is finite; the parameters that it makes are about 1e30.
+    run = prepared(tmp_path, "algorithm.learning_rate=1e30", "learner.publish_period=1")
+    trainer = trainer_of(run)
+    trainer.save()
+    good, first = saved_state(run)["learner"], trainer.board.newest()
+    trainer.update(make_batch(0))
+    trainer.save()
+    assert trainer.learner_step == 1 and trainer.board.newest() is first
+    trainer.update(make_batch(1))
+    assert trainer.learner_step == 0 and trainer.rollbacks == 1
+    published = trainer.board.newest()
+    assert published is not None and published is not first and published.learner_step == 0
+    paths = checkpoint.all_paths(run.checkpoints, "step")
+    assert [path.name for path in paths] == ["step_0000000000"]
+    trainer.save()
+    assert saved_state(run)["learner"] == good
+    trainer.update(make_batch(0))
+    with pytest.raises(DivergedError, match="step 1 is not finite, again"):
+        trainer.update(make_batch(1))
+
+
+@pytest.mark.parametrize("column", ["observation", "n_step_return"])
+def test_an_item_with_an_absurd_value_is_left_out_and_training_goes_on(
+    tmp_path: Path, column: str
+) -> None:
+    """Finite all the same, so the table takes it; 1e30 is above every priority that it takes."""
+    run, counted = prepared(tmp_path), Counted()
+    trainer = trainer_of(run, counted)
+    trainer.save()
+    before = saved_state(run)["learner"]["modules"]["online"]
+    trainer.update(make_batch(0, **{column: 3e38 if column == "observation" else 1e30}))
+    assert trainer.learner_step == 1 and trainer.rollbacks == 0
+    assert counted.rejected == [1]
+    ((item_ids, priorities),) = counted.put
+    assert item_ids == [0, 2, 3, 4, 5, 6, 7] and len(priorities) == 7
+    trainer.update(make_batch(1))
+    trainer.save()
+    assert trainer.learner_step == 2
+    assert saved_state(run)["learner"]["modules"]["online"] != before
+
+
+def test_a_checkpoint_that_the_disk_does_not_take_is_an_alarm_until_one_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*rest: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    trainer = trainer_of(prepared(tmp_path))
+    with monkeypatch.context() as disk:
+        disk.setattr(checkpoint, "save", full)
+        assert trainer.save() is None
+    assert trainer.alarm == "no checkpoint at step 0: [Errno 28] No space left on device"
+    assert trainer.save() is not None and trainer.alarm is None
+
+
+def test_parameters_are_published_when_the_next_loss_shows_them_to_be_finite(
+    tmp_path: Path,
+) -> None:
+    trainer = trainer_of(prepared(tmp_path, "learner.publish_period=2"))
+    for number, expected in enumerate([0, 0, 2, 2, 4]):
+        trainer.update(make_batch(number))
+        newest = trainer.board.newest()
+        assert newest is not None and newest.learner_step == expected
+
+
+def test_a_run_ends_for_the_first_of_its_reasons(tmp_path: Path) -> None:
+    now = [0.0]
+    settings = ("run.max_env_steps=5000", "run.max_hours=1", "run.until_return=100")
+    counted = Counted()
+    trainer = trainer_of(prepared(tmp_path, *settings), counted, clock=lambda: now[0])
+    now[0] = 3599.0
+    trainer.check_end()
+    trainer.evaluated(99.9)
+    assert trainer.outcome is None
+    now[0] = 3600.0
+    trainer.check_end()
+    assert trainer.outcome == "1.00 hours (max_hours = 1)"
+    counted.env_steps = 5000
+    trainer.check_end()
+    trainer.evaluated(100.0)
+    assert trainer.outcome == "1.00 hours (max_hours = 1)"
+
+
+@pytest.mark.parametrize(
+    ("env_steps", "mean_return", "outcome"),
+    [
+        (5000, 0.0, "5000 env steps (max_env_steps = 5000)"),
+        (4999, 100.0, "an evaluation reached 100.00 (until_return = 100)"),
+    ],
+)
+def test_a_run_ends_by_steps_and_by_return(
+    tmp_path: Path, env_steps: int, mean_return: float, outcome: str
+) -> None:
+    counted = Counted()
+    run = prepared(tmp_path, "run.max_env_steps=5000", "run.until_return=100")
+    trainer = trainer_of(run, counted)
+    counted.env_steps = env_steps
+    trainer.evaluated(mean_return)
+    trainer.check_end()
+    assert trainer.outcome == outcome
