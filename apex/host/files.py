@@ -22,20 +22,20 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_synced(path: Path, data: bytes | memoryview) -> None:
-    """Write `data` to `path` and wait until it is on the disk."""
+def write_synced(path: Path, *parts: bytes | memoryview) -> None:
+    """Write `parts`, joined, to `path` and wait until they are on the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     with open(descriptor, "wb") as file:
-        file.write(data)
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Put `data` at `path` so that a reader sees the old content or the new, never a part."""
+def replace_file(path: Path, *parts: bytes | memoryview) -> None:
+    """Put `parts`, joined, at `path` so that a reader sees the old content or the new one whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write_synced(temporary, data)
+        write_synced(temporary, *parts)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import zmq
 from apex.launch.prepare import prepare_run, preset_config
 from apex.launch.single_process import SerialRun
 from apex.runs import checkpoint
-from tests.suite.test_memory import resident_bytes
+from tests.suite.test_memory import memory_bytes
 from tests.support.paths import ROOT
 
 TOOLS = Path(sys.executable).parent
@@ -62,7 +62,7 @@ def test_memory_is_flat_once_the_table_is_full(tmp_path, monkeypatch):
     def measured_turn() -> None:
         turn()
         if run.env_steps // 6000 > len(resident):
-            resident.append(resident_bytes(os.getpid()))
+            resident.append(memory_bytes(os.getpid()))
 
     monkeypatch.setattr(run, "_turn", measured_turn)
     run.run()

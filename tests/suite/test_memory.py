@@ -56,9 +56,9 @@ def test_100000_pong_transitions_cost_the_replay_process_at_most_60_mb(suite: Su
     try:
         client = InsertClient(run.endpoints().of("replay.insert"), hello(run))
         wait_until(lambda: client.poll() or client.client.ready, 30.0, "the server is there")
-        before = resident_bytes(replay.pid)
+        before = memory_bytes(replay.pid)
         insert_transitions(run, client)
-        grown = resident_bytes(replay.pid) - before
+        grown = memory_bytes(replay.pid) - before
         client.close()
         assert 10e6 < grown <= 60e6, f"{grown / 1e6:.1f} MB for {TRANSITIONS} transitions"
     finally:
@@ -68,43 +68,47 @@ def test_100000_pong_transitions_cost_the_replay_process_at_most_60_mb(suite: Su
 
 def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: Suite) -> None:
     settings = ["actor.chunk_length=32", "replay.samples_per_insert=0", "replay.capacity=200000",
-                "replay.save_period_s=0.5"]  # fmt: skip
+                "replay.save_period_s=1"]  # fmt: skip
     run = prepare_run(suite.path, preset_config("cartpole", settings))
     replay = subprocess.Popen([sys.executable, ROOT / "bin" / "replay", "--run", run.path])
     clients = []
     try:
         address = run.endpoints().of("replay.insert")
-        clients = [InsertClient(address, hello(run, f"actor_{k:03d}")) for k in range(64)]
-        poller = Poller(*(client.client for client in clients))
         chunk = cartpole_chunk(32)
         assert sum(array.nbytes for array in chunk_to_arrays(chunk).values()) == 32 * 60
+        clients = [InsertClient(address, hello(run))]
+        wait_until(lambda: clients[0].poll() or clients[0].has_credit, 60.0, "the server is there")
+        clients[0].insert(chunk)  # the first one loads modules
+        wait_until(lambda: clients[0].poll() or not clients[0].unacknowledged, 60.0, "an insert")
+        empty = memory_bytes(replay.pid)
+        clients += [InsertClient(address, hello(run, f"actor_{k:03d}")) for k in range(1, 64)]
+        poller = Poller(*(client.client for client in clients))
         turn = partial(insert_all, clients, poller, chunk)
-        wait_until(lambda: turn() > 1_000, 60.0, "the first insert")
-        empty = resident_bytes(replay.pid)
         wait_until(lambda: turn() > 100_000, 60.0, "all insert")
         os.kill(replay.pid, signal.SIGSTOP)
-        stopped_at, mine = turn(), resident_bytes(os.getpid())
+        stopped_at, mine = turn(), memory_bytes(os.getpid())
         deadline = time.monotonic() + 5.0
         while time.monotonic() < deadline:
             sent = turn()
         assert sent - stopped_at <= 64 * 4 * 32
         assert {client.unacknowledged for client in clients} == {4}
-        assert resident_bytes(os.getpid()) - mine < 5e6
+        assert memory_bytes(os.getpid()) - mine < 5e6
         os.kill(replay.pid, signal.SIGCONT)
         wait_until(lambda: turn() > 400_000, 60.0, "the table is full and saved")
-        # ARCHITECTURE's formula: column bytes + 8, 16 for the selector, what is in flight, a save.
-        table = 200_000 * (52 + 8) + 262_144 * 16 + 64 * 4 * 32 * 60 + 72 * 200_000
+        # ARCHITECTURE's formula: column bytes + 8, 16 for the selector, 16 that saves leave, and
+        # of 64 producers what is in flight and the connection.
+        table = 200_000 * (52 + 8 + 16) + 262_144 * 16 + 64 * (4 * 32 * 60 + 150_000)
 
         def grown(since: int) -> int:
             turn()
-            return resident_bytes(replay.pid) - since
+            return memory_bytes(replay.pid) - since
 
-        # A save under way or the allocator may hold a moment's more; what grows stays above.
-        wait_until(lambda: grown(empty) < table + 4e6, 20.0, "the formula holds")
-        full = resident_bytes(replay.pid)
-        assert full - empty > 0.3 * table
+        # A save that is under way holds 8 MB more for a moment.
+        wait_until(lambda: grown(empty) < table, 30.0, "the formula holds")
+        between_saves = min(grown(empty) for _ in range(500))
+        assert between_saves > 0.3 * table
         wait_until(lambda: turn() > 800_000, 60.0, "the table is new more than twice over")
-        wait_until(lambda: grown(full) < 4e6, 20.0, "and nothing grows")
+        wait_until(lambda: grown(empty) < between_saves + 4e6, 30.0, "and nothing grows")
     finally:
         for client in clients:
             client.close()
@@ -148,14 +152,14 @@ def test_a_stopped_learner_makes_the_others_wait_and_nothing_grows(
     os.kill(learner, signal.SIGSTOP)
     try:
         wait_until(lambda: waiting(suite) == 8, 30.0, "two actors wait with four chunks each")
-        before = {name: resident_bytes(pid) for name, pid in pids.items()}
+        before = {name: memory_bytes(pid) for name, pid in pids.items()}
         inserted = replay_status(suite)["inserted"]
         deadline = time.monotonic() + 8.0
         while time.monotonic() < deadline:
             assert waiting(suite) == 8
             time.sleep(0.5)
         assert replay_status(suite)["inserted"] == inserted
-        grown = {name: resident_bytes(pid) - before[name] for name, pid in pids.items()}
+        grown = {name: memory_bytes(pid) - before[name] for name, pid in pids.items()}
         assert max(grown.values()) < 2e6, grown
     finally:
         os.kill(learner, signal.SIGCONT)
@@ -203,6 +207,10 @@ def insert_transitions(run: RunDirectory, client: InsertClient) -> None:
     wait_until(lambda: client.poll() or not client.unacknowledged, 30.0, "all acknowledged")
 
 
-def resident_bytes(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+def memory_bytes(pid: int) -> int:
+    """Memory of a process besides files, exact: `statm` may miss some pages for each core."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    kilobytes = {
+        name: rest.split()[0] for name, _, rest in (line.partition(":") for line in lines[1:])
+    }
+    return 1024 * (int(kilobytes["Anonymous"]) + int(kilobytes["Swap"]))

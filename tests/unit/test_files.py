@@ -16,7 +16,7 @@ from apex.host.files import FileLock, is_locked, replace_directory, replace_file
 def test_replaced_file_holds_the_new_content_and_leaves_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file"
     replace_file(path, b"one")
-    replace_file(path, b"two")
+    replace_file(path, b"t", b"", memoryview(b"wo"))
     assert path.read_bytes() == b"two"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -43,8 +43,9 @@ STATE_DTYPES = {"item_ids": "int64", "priorities": "float64", "times_sampled": "
 def save_state(folder: Path, state: TableState) -> None:
     """Replace the saved state. Raises `OSError`."""
     buffers, body = declare({name: getattr(state, name) for name in STATE_DTYPES})
-    record = encode_record(STATE_MARKER, Saved(state.next_id, buffers), body)
-    replace_file(folder / STATE_FILE, b"".join(record))
+    replace_file(
+        folder / STATE_FILE, *encode_record(STATE_MARKER, Saved(state.next_id, buffers), body)
+    )
 
 
 def load_state(folder: Path) -> TableState | None:
