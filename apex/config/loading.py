@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 import sys
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -13,6 +11,7 @@ from typing import Any
 import msgspec
 import tomli_w
 
+from apex.config.conversion import convert
 from apex.config.sections import Config, check
 from apex.errors import ConfigError
 
@@ -24,39 +23,6 @@ else:
 
 OVERLAYS = ("cpu", "gpu")
 """Tables whose contents are laid over the rest on a machine without or with a GPU."""
-
-
-def convert(raw: Mapping[str, Any], kind: type[msgspec.Struct], path: str = "") -> Any:
-    """Turn a parsed TOML table into `kind`.
-
-    Raises:
-        ConfigError: an unknown key (with the closest known one) or a wrong type, by its path.
-    """
-    try:
-        return msgspec.convert(raw, kind, strict=True)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_explain(str(error), kind, path)) from None
-
-
-def _explain(message: str, kind: type[msgspec.Struct], prefix: str) -> str:
-    """Rewrite msgspec's message so that it begins with the key's path and offers a remedy."""
-    reason, _, where = message.partition(" - at `$")
-    path = ".".join(part for part in (prefix, where.rstrip("`").lstrip(".")) if part)
-    unknown = re.search(r"unknown field `([^`]+)`", reason)
-    if unknown is None:
-        return f"{path or 'configuration'}: {reason}"
-    key = unknown.group(1)
-    full = f"{path}.{key}" if path else key
-    close = difflib.get_close_matches(key, _fields_at(kind, where), n=1)
-    return f"{full}: unknown key" + (f"; did you mean '{close[0]}'?" if close else "")
-
-
-def _fields_at(kind: type[msgspec.Struct], where: str) -> list[str]:
-    section = where.rstrip("`").strip(".")
-    for field in msgspec.structs.fields(kind):
-        if field.name == section and isinstance(field.type, type):
-            kind = field.type
-    return [field.name for field in msgspec.structs.fields(kind)]
 
 
 def parse(raw: Mapping[str, Any]) -> Config:

@@ -61,6 +61,8 @@ class Service:
         self._crashes = CrashHistory(run.crash_file(name), self.config.run.max_crashes)
         self.epoch = self._crashes.epoch
         """This start of the daemon; a later start's is higher, whatever the clock does."""
+        self.starts = self._crashes.starts
+        """Of this daemon in this run, before this one."""
         self.restarted = self._crashes.restarted
         """Whether this run had this daemon before."""
 

@@ -77,6 +77,7 @@ _EMPTY_LEARNER = {
     "samples_per_s": 0.0,
     "data_wait_fraction": None,
     "param_version": -1,
+    "learning_rate": None,
     "rollbacks": 0,
     "alarm": None,
 }
@@ -246,6 +247,12 @@ def alarms(status: dict[str, Any]) -> list[str]:
         found.append(f"inserts are not durable: {status['replay']['alarm']}")
     if status["learner"]["alarm"]:
         found.append(f"the newest training is not saved: {status['learner']['alarm']}")
+    if status["learner"].get("learning_rate") == 0:
+        found.append(
+            "the learning rate is 0: nothing is learned any more. `apex stop` ends the run; `apex "
+            "run --resume --set algorithm.final_learning_rate_fraction=0.1` after it lets it learn "
+            "again"
+        )
     for daemon in ("learner", "replay", "inference"):
         if status.get(daemon) is None:
             continue

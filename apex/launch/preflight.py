@@ -98,7 +98,7 @@ def try_algorithm(algorithm: Algorithm, observation: Array) -> None:
 def _decisions(algorithm: Algorithm, observations: Array) -> dict[str, Any]:
     """What the policy does in two environments, by how it decides."""
     policy = algorithm.policy()
-    agent = Agent(algorithm.spec, 2, policy.core_size)
+    agent = Agent(algorithm.spec, 2, policy.core_size, clip_rewards=False)
     agent.begin(observations)
     inputs = Inputs.joined([agent.inputs])
     exploration = algorithm.exploration(LadderPlace(np.arange(2.0), 2, [(0,), (1,)]))

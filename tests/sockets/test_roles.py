@@ -99,7 +99,9 @@ class House:
         )  # fmt: skip
         self.acts = ActEndpoint(
             self.endpoints.of("inference.act"), config, facts,
-            lambda slot, incarnation: Agent(facts.env, 2, 0, exploration=Sampled([(0,), (1,)])),
+            lambda *place: Agent(
+                facts.env, 2, 0, clip_rewards=False, exploration=Sampled([(0,), (1,)])
+            ),
             status=dict, stop=lambda: None,
         )  # fmt: skip
         stack.callback(self.acts.server.close)

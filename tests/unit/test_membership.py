@@ -58,6 +58,55 @@ def test_returning_actor_has_its_old_slot_and_a_new_incarnation():
     assert [w.incarnation for w in (first, same, again)] == [0, 0, 1]
 
 
+def given(membership: Membership, name: str, epoch: int) -> tuple[int, int]:
+    """The slot and incarnation of one start, which its seeds are made of."""
+    welcome = membership.greet(hello(name, epoch=epoch))
+    return welcome.slot, welcome.incarnation
+
+
+def test_no_incarnation_of_a_slot_is_given_twice_whoever_has_it():
+    membership, clock = make(1)
+    places = [given(membership, "actor_000", 1), given(membership, "extra_a", 1)]
+    clock.now += 30.5  # both are silent, and the slot of the extra one is free
+    places.append(given(membership, "extra_b", 2))
+    places.append(given(membership, "extra_a", 3))
+    places.append(given(membership, "actor_000", 2))
+    clock.now += 30.5
+    places += [given(membership, name, 4) for name in ("extra_c", "extra_a", "extra_b")]
+    assert places == [(0, 0), (1, 0), (1, 1), (2, 0), (0, 1), (1, 2), (2, 1), (3, 0)]
+
+
+def test_an_actor_whose_slot_was_given_away_meanwhile_gets_an_incarnation_of_its_new_one():
+    membership, clock = make(1)
+    assert given(membership, "extra_a", 1) == (1, 0)
+    membership.heartbeat(hello("extra_a"), beat(500))
+    clock.now += 30.5
+    assert given(membership, "extra_b", 1) == (1, 1)
+    assert given(membership, "extra_c", 1) == (2, 0)
+    clock.now += 30.5
+    membership.heartbeat(hello("extra_b"), beat())
+    membership.heartbeat(hello("extra_c"), beat())
+    assert given(membership, "extra_a", 1) == (3, 0), "the same process, in a new slot"
+    membership.heartbeat(hello("extra_a"), beat(510))
+    assert membership.env_steps == 510, "and its steps are not counted again"
+
+
+@pytest.mark.parametrize("saved", [None, 1, 2, 3], ids="checkpoint_of_start_{}".format)
+def test_no_incarnation_is_given_twice_across_starts_of_the_learner(saved):
+    """Whatever its checkpoint has of the actors that came after it, or none at all."""
+    records: dict[str, ActorRecord] = {}
+    places, epoch = [], 0
+    for start in range(4):
+        membership = Membership(2, 5, 0, records, Clock(), start)
+        for _ in range(3):
+            epoch += 1
+            places += [given(membership, name, epoch) for name in ("actor_000", "actor_001", "x")]
+        if start == saved:
+            records = dict(membership.records)
+    assert len(places) == 36 == len(set(places))
+    assert places[:3] == [(0, 0), (1, 0), (2, 0)], "the first ones are the same in each run"
+
+
 def test_slot_of_an_extra_actor_is_free_after_thirty_seconds_of_silence():
     membership, clock = make(1)
     membership.greet(hello("extra_a"))

@@ -21,6 +21,19 @@ def cartpole() -> gym.Env:
     return gym.make("CartPole-v1")
 
 
+def test_settings_of_atari_that_another_environment_ignores_are_named(caplog):
+    settings = ["env.frame_size=[42, 42]", "env.noop_max=0", "env.life_loss_ends=true"]
+    prepare.check_config(prepare.preset_config("cartpole", settings))
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(
+        "env.frame_size, env.noop_max: read for Atari games (ALE/...) only, and ignored here"
+    )
+    caplog.clear()
+    prepare.check_config(prepare.preset_config("cartpole", []))
+    prepare.check_config(prepare.preset_config("pong-fast", settings))
+    assert caplog.records == []
+
+
 @pytest.mark.parametrize(
     ("cores", "memory", "count"), [(2, 24e9, 2), (16, 64e9, 15), (64, 8e9, 5), (1, 1e9, 2)]
 )

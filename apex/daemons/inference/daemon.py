@@ -57,6 +57,7 @@ class InferenceDaemon:
             partial(make_agent, algorithm, config, self._policy.core_size),
             status=self.status,
             stop=service.stop,
+            starts=service.starts,
         )
         self._poller = Poller(self._acts.server, self._learner.client, self._replay.client)
         self._backlog: deque[Chunk] = deque()

@@ -28,6 +28,8 @@ from apex.wire.server import Request, Server
 log = logging.getLogger("apex.inference")
 
 MAX_AGENTS = 10_000
+AGENTS_A_START = 2**32
+"""More than a server ever makes for one start of an actor."""
 
 
 @dataclass
@@ -51,6 +53,27 @@ class _Question(NamedTuple):
     ended: Array
 
 
+class _AgentsMade:
+    """Numbers the agents of each start of an actor, so that none repeats another's exploration.
+
+    Args:
+        first: of an actor that is not known.
+    """
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+        self._next: dict[tuple[int, int], int] = {}
+
+    def count(self, slot: int, incarnation: int) -> int:
+        """One more agent: a number that no agent of this slot and incarnation has had."""
+        number = self._next.get((slot, incarnation), self._first)
+        self._next[slot, incarnation] = number + 1
+        if len(self._next) > MAX_AGENTS:  # what is forgotten may have had any number until now
+            self._first = max(self._next.values())
+            self._next.clear()
+        return number
+
+
 class ActEndpoint:
     """Keeps an agent for each actor and decides for those that have asked, many at once.
 
@@ -62,9 +85,11 @@ class ActEndpoint:
         endpoint: where to bind.
         config: of the run.
         facts: of the run.
-        make_agent: makes the agent of a slot and incarnation.
+        make_agent: makes the agent of a slot and incarnation, with the number of those that may
+            have been made for them before.
         status: the daemon's own part of STATUS.
         stop: called when an operator asks to stop.
+        starts: of the inference server in this run, before this one.
         clock: seconds, monotonic.
     """
 
@@ -73,8 +98,9 @@ class ActEndpoint:
         endpoint: Endpoint,
         config: Config,
         facts: RunFacts,
-        make_agent: Callable[[int, int], Agent],
+        make_agent: Callable[[int, int, int], Agent],
         *,
+        starts: int = 0,
         status: Callable[[], dict[str, Any]],
         stop: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
@@ -97,6 +123,7 @@ class ActEndpoint:
         self._members: dict[str, _Member] = {}
         self._asking: OrderedDict[str, float] = OrderedDict()
         """Who waits for an answer, since when; first come, first served."""
+        self._made = _AgentsMade(starts * AGENTS_A_START)
         self._left: list[Chunk] = []
         """Of agents that are gone."""
 
@@ -153,7 +180,8 @@ class ActEndpoint:
     def _begin(self, request: Request, question: _Question, member: _Member | None) -> None:
         hello, message = request.peer.hello, question.message
         if member is None:
-            agent = self._make_agent(message.slot, message.incarnation)
+            before = self._made.count(message.slot, message.incarnation)
+            agent = self._make_agent(message.slot, message.incarnation, before)
             member = _Member(request.peer.identity, hello.epoch, agent, message.seq)
             self._members[hello.member] = member
             if len(self._members) > MAX_AGENTS:

@@ -17,6 +17,7 @@ from apex.daemons.command import daemon_command
 from apex.daemons.every import Every
 from apex.daemons.learner.checkpointing import Snapshots
 from apex.daemons.learner.device_batches import transfer_to
+from apex.daemons.learner.membership import Membership
 from apex.daemons.learner.parameter_server import ParamsServer
 from apex.daemons.learner.prefetcher import Prefetcher
 from apex.daemons.learner.trainer import Trainer, begin_training
@@ -59,6 +60,7 @@ class LearnerDaemon:
             resumed.env_steps if resumed else 0,
             resumed.actors if resumed else {},
             self._trainer.board,
+            starts=service.starts,
             status=self.status,
             on_evaluation=self._trainer.evaluated,
             on_shutdown=service.stop,
@@ -74,6 +76,11 @@ class LearnerDaemon:
             transfer_to(device),
         )
         self._server.start()
+
+    @property
+    def membership(self) -> Membership:
+        """The book of actors and evaluators."""
+        return self._server.membership
 
     def _connect(self) -> SampleClient:
         return SampleClient(
@@ -98,7 +105,7 @@ class LearnerDaemon:
             self._loop()
             orderly = True
         finally:
-            self._close(orderly)
+            self.close(orderly)
 
     def _loop(self) -> None:
         config, trainer = self._config.learner, self._trainer
@@ -130,7 +137,7 @@ class LearnerDaemon:
         self._trainer.update(batch)
         self._update_rate.add(1)
 
-    def _close(self, orderly: bool) -> None:
+    def close(self, orderly: bool) -> None:
         """End; with a checkpoint only where no exception may have left a broken state."""
         self._state = "draining"
         if orderly:
@@ -153,8 +160,8 @@ class LearnerDaemon:
 
     def status(self) -> dict[str, Any]:
         """How the learner is, as plain values."""
-        trainer = self._trainer
-        newest = trainer.board.newest()
+        trainer, metrics = self._trainer, self._trainer.metrics
+        newest, rate = trainer.board.newest(), metrics.get("learning_rate")
         updates_per_s = self._update_rate.per_second()
         return {
             "state": self._state,
@@ -167,7 +174,8 @@ class LearnerDaemon:
             "param_version": newest.param_version if newest else -1,
             "train_s": round(trainer.train_s, 1),
             "ready_batches": self._prefetcher.ready,
-            "skipped_updates": int(trainer.metrics.get("skipped_updates", 0)),
+            "skipped_updates": int(metrics.get("skipped_updates", 0)),
+            "learning_rate": float(rate) if rate is not None else None,
             "corrupt_items": self._prefetcher.corrupt_items,
             "rollbacks": trainer.rollbacks,
             "alarm": trainer.alarm,

@@ -54,6 +54,7 @@ class ParamsServer:
         env_steps: made before this start.
         records: of the actors, as of then.
         board: where the training thread publishes.
+        starts: of the learner in this run, before this one.
         status: the learner's own part of STATUS; called on the serving thread.
         on_evaluation: called with each evaluation's mean return, on the serving thread.
         on_shutdown: called when an operator asks to stop.
@@ -70,6 +71,7 @@ class ParamsServer:
         records: Mapping[str, ActorRecord],
         board: PublicationBoard,
         *,
+        starts: int = 0,
         status: Callable[[], dict[str, Any]],
         on_evaluation: Callable[[float], None],
         on_shutdown: Callable[[], None],
@@ -87,7 +89,9 @@ class ParamsServer:
             },
             lambda peer: self._greet(peer.hello),
         )
-        self.membership = Membership(num_actors, self._server.instance, env_steps, records)
+        self.membership = Membership(
+            num_actors, self._server.instance, env_steps, records, starts=starts
+        )
         self._lock = threading.Lock()
         self._board = board
         self._status = status

@@ -38,8 +38,8 @@ class ReplayServer:
         facts: of the run.
         stop: called when an operator asks to stop.
         folder: where the contents are kept, and an earlier server's found.
-        restarted: this run had a replay server before; the state is `recovering` until the
-            table is full enough to be sampled again.
+        starts: of a replay server in this run, before this one; after the first the state is
+            `recovering` until the table is full enough to be sampled again.
         clock_ns: nanoseconds since the epoch. Item ids begin there, so that those of a table that
             was lost with its server, which a learner may still hold, never name items of this one.
         progress: called often while an earlier server's contents are read.
@@ -53,7 +53,7 @@ class ReplayServer:
         stop: Callable[[], None],
         folder: Path,
         *,
-        restarted: bool = False,
+        starts: int = 0,
         clock_ns: Callable[[], int] = time.time_ns,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
@@ -61,12 +61,12 @@ class ReplayServer:
             folder,
             config.replay,
             facts,
-            lambda first_id: make_table(config, facts.schema, first_id),
+            lambda first_id: make_table(config, facts.schema, first_id, starts),
             clock_ns=clock_ns,
             progress=progress,
         )
         self.table = self._keeper.table
-        self._restarted = restarted
+        self._restarted = starts > 0
         self._inserts = InsertEndpoint(endpoints.of("replay.insert"), facts, self._keeper)
         self._samples = SampleEndpoint(
             endpoints.of("replay.sample"), facts, self._keeper, self.status, stop
@@ -139,7 +139,7 @@ def body(service: Service) -> None:
         service.facts,
         service.stop,
         service.run.replay,
-        restarted=service.restarted,
+        starts=service.starts,
         progress=progress,
     )
     metrics = MetricsLog(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from apex.config.sections import MAX_BATCH_SIZE
 from apex.daemons.metrics import Rate
 from apex.data.chunk_bytes import samples_to_arrays
 from apex.data.schema import Arrays
@@ -35,7 +36,6 @@ from apex.wire.server import Request, Server
 log = logging.getLogger("apex.replay")
 
 MAX_PENDING_SAMPLES = 64
-MAX_BATCH_SIZE = 65_536
 
 
 @dataclass
