@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
 from apex import plugins
 from apex.algos.base import Algorithm
 from apex.algos.registry import algorithm_class, check_schema, make_algorithm
-from apex.config import loading, sections
+from apex.config import fitting, loading, sections
 from apex.config.sections import Config
 from apex.data.schema import Schema
 from apex.envs.spec import EnvSpec
@@ -32,14 +31,6 @@ from apex.wire.keys import read_secret
 log = logging.getLogger("apex.launch.prepare")
 
 DEFAULT_ALGORITHM = "apex_dqn"
-REPLAY_MEMORY_SHARE = 0.5
-"""Largest share of the machine's memory that a full table may take."""
-ACTORS_MEMORY_SHARE = 0.25
-"""Largest share of the machine's memory that the actors together may take."""
-ACTOR_BYTES = 400e6
-"""Resident memory of one actor with torch and eight Atari environments, measured, rounded up."""
-COMPRESSED_SHARE = 0.27
-"""Compressed size of a frame, as a share of its pixels: the worst of the games measured."""
 
 
 def new_run_path(name: str) -> Path:
@@ -146,39 +137,13 @@ def _for_machine(raw: dict[str, Any], settings: Sequence[str]) -> Config:
 
 
 def fit_to_cores(config: Config) -> Config:
-    """Fill in `actor.count = 0`: one a core but one, as far as memory goes, at least two."""
-    if config.actor.count:
-        return config
-    fitting = int(hardware.memory_bytes() * ACTORS_MEMORY_SHARE / ACTOR_BYTES)
-    count = max(2, min(hardware.cores() - 1, fitting))
-    actor = msgspec.structs.replace(config.actor, count=count)
-    return msgspec.structs.replace(config, actor=actor)
+    """Fill in `actor.count = 0`."""
+    return fitting.choose_actor_count(config, hardware.cores(), hardware.memory_bytes())
 
 
 def fit_to_memory(config: Config, schema: Schema) -> Config:
     """Lower `replay.capacity` where a full table would not fit this machine's memory."""
-    affordable = int(hardware.memory_bytes() * REPLAY_MEMORY_SHARE / item_bytes(schema))
-    if config.replay.capacity <= affordable:
-        return config
-    log.warning(
-        "replay.capacity lowered from %d to %d: a full table may take %.0f %% of the memory",
-        config.replay.capacity,
-        affordable,
-        100 * REPLAY_MEMORY_SHARE,
-    )
-    replay = msgspec.structs.replace(config.replay, capacity=affordable)
-    return msgspec.structs.replace(config, replay=replay)
-
-
-def item_bytes(schema: Schema) -> float:
-    """Estimated bytes of one item in the table."""
-    overhead = 100
-    columns = sum(
-        np.dtype(column.dtype).itemsize * int(np.prod(column.shape, dtype=np.int64))
-        for column in schema.columns
-    )
-    frames = schema.frames.frame_bytes * COMPRESSED_SHARE if schema.frames else 0
-    return overhead + columns + frames
+    return fitting.limit_capacity(config, schema.item_bytes, hardware.memory_bytes())
 
 
 def check_config(

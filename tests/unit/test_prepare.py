@@ -42,6 +42,18 @@ def test_replay_capacity_is_lowered_to_half_of_the_memory(
     assert run.config().replay.capacity == int(200e6 / (100 + 20 + 0.27 * 7056))
 
 
+def test_table_without_room_for_the_other_settings_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: 100_000)
+    config = prepare.preset_config("cartpole", ["replay.min_size=400"])
+    # 100 bytes, two observations of 16 and four numbers of 20 an item: 328 fit half of it.
+    message = r"50 % of this machine's memory holds 328 items.* a table of 400; lower replay\.min"
+    with pytest.raises(ConfigError, match=message):
+        prepare.prepare_run(tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
 def test_part_for_the_machine_goes_with_the_gpu_and_the_device(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
