@@ -147,10 +147,10 @@ def run(
 
 def _running(preset: str | None) -> RunDirectory | None:
     """The newest run with living daemons whose environment is the preset's."""
-    from apex.config.loading import preset as load_preset
+    from apex.config.loading import preset_table
     from apex.runs import engine_record
 
-    wanted = load_preset(preset, gpu=False)["env"]["id"] if preset else None
+    wanted = preset_table(preset)["env"]["id"] if preset else None
     for candidate in all_runs():
         alive = candidate.living() or engine_record.living_engine(candidate)
         if alive and wanted in (None, candidate.facts().env.env_id):
@@ -177,20 +177,12 @@ def _new(
     run_path: Path | None,
     endpoints: Path | None,
 ) -> RunDirectory:
+    from apex.config.loading import read_table
     from apex.daemons.logs import log_to_stderr
-    from apex.launch.prepare import (
-        any_config,
-        names_environment,
-        new_run_path,
-        prepare_run,
-        run_name,
-    )
+    from apex.launch.prepare import new_run
 
     log_to_stderr("run")
-    config = any_config(preset, config_file, settings)
-    named = preset or (config_file.stem if config_file else None)
-    name = named if named and not names_environment(settings) else run_name(config)
-    return prepare_run(run_path or new_run_path(name), config, endpoints)
+    return new_run(read_table(preset, config_file, settings), run_path, endpoints)
 
 
 def _run_serially(directory: RunDirectory) -> None:

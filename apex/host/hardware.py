@@ -4,7 +4,31 @@ from __future__ import annotations
 
 import ctypes.util
 import os
+import platform
 from pathlib import Path
+from typing import NamedTuple
+
+
+class Machine(NamedTuple):
+    """What a machine offers to this process."""
+
+    cores: int
+    memory_bytes: int
+    has_gpu: bool
+    cpu: str
+    """The model of its cores, for people."""
+
+
+def this_machine() -> Machine:
+    """Look at the machine that this process runs on."""
+    return Machine(cores(), memory_bytes(), has_gpu(), cpu_model())
+
+
+def cpu_model() -> str:
+    """The model of the cores by `/proc/cpuinfo`, or else the architecture."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())
 
 
 def cores() -> int:
