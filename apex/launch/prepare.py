@@ -31,7 +31,7 @@ from apex.host import hardware
 from apex.launch.preflight import try_config, try_environment
 from apex.plugins import NONE, Extensions
 from apex.replay.log.records import segments
-from apex.runs import checkpoint
+from apex.runs import checkpoint, provenance
 from apex.runs.directory import RunDirectory, new_run_path
 from apex.wire import endpoints as addresses
 from apex.wire.keys import read_secret
@@ -60,7 +60,7 @@ def new_run(
     if extensions != NONE:
         config = plugins.with_extensions(config, extensions)
     path = path or new_run_path(table.name or run_name(config))
-    return prepare_run(path, config, endpoints_file, extensions)
+    return prepare_run(path, config, endpoints_file, extensions, preset=table.preset)
 
 
 def configure(table: Table, algorithm: type[Algorithm] | None = None) -> Config:
@@ -140,6 +140,8 @@ def prepare_run(
     config: Config,
     endpoints_file: Path | None = None,
     extensions: Extensions = NONE,
+    *,
+    preset: str = "",
 ) -> RunDirectory:
     """Try a configuration, fit it to this machine's memory, and make the run's directory.
 
@@ -148,6 +150,7 @@ def prepare_run(
         config: of `configure` or `check_own`.
         endpoints_file: by default the one that is installed.
         extensions: what a script brought.
+        preset: the configuration's, for `run.json`.
 
     Raises:
         ApexError: the configuration, the environment, the endpoints or the directory is unusable.
@@ -165,7 +168,8 @@ def prepare_run(
     if config.run.init_from:
         source = checkpoint.find(Path(config.run.init_from))
         _check_like(source.manifest.env, trial.spec, "run.init_from")
-    run.create(config, endpoints, trial.spec, trial.schema)
+    more = provenance.files_of_new_run(machine, preset)
+    run.create(config, endpoints, trial.spec, trial.schema, more)
     return run
 
 
@@ -203,4 +207,5 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
         )
     check_schema(make_algorithm(config.algorithm, facts.env), facts.schema)
     run.write_config(config)
+    provenance.add_command(run)
     return config

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -45,6 +45,7 @@ class RunDirectory:
         self.config_file = config or self.path / "config.toml"
         self.endpoints_file = endpoints or self.path / "endpoints.toml"
         self.schema_file = self.path / "schema.json"
+        self.origin_file = self.path / "run.json"
         self.engine_file = self.path / "engine.json"
         self.outcome_file = self.path / "outcome.json"
         self.logs = self.path / "logs"
@@ -130,7 +131,12 @@ class RunDirectory:
             raise RunError(f"{self.path} {what}; choose another --run DIR")
 
     def create(
-        self, config: Config, endpoints: Endpoints, env: EnvSpec, schema: Schema
+        self,
+        config: Config,
+        endpoints: Endpoints,
+        env: EnvSpec,
+        schema: Schema,
+        more: Mapping[str, bytes],
     ) -> RunFacts:
         """Make the directory of a new run.
 
@@ -139,6 +145,7 @@ class RunDirectory:
             endpoints: not resolved yet.
             env: what is known of its environment.
             schema: of its items.
+            more: files that it gets too: contents by name.
 
         Raises:
             EndpointError: the endpoints cannot be resolved.
@@ -153,6 +160,7 @@ class RunDirectory:
         files = {
             self.endpoints_file: addresses.dump(resolved).encode(),
             self.config_file: loading.dump(config).encode(),
+            **{self.path / name: content for name, content in more.items()},
             self.schema_file: msgspec.json.format(msgspec.json.encode(facts)),
         }
         for file, content in files.items():
