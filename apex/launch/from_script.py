@@ -12,6 +12,7 @@ from apex.config.sections import Config
 from apex.errors import RunError, UsageError
 from apex.launch import engine
 from apex.launch.extension_bytes import packed
+from apex.launch.handle import Run
 from apex.plugins import NONE, Extensions, with_extensions
 from apex.runs.directory import RunDirectory, new_run_path
 
@@ -27,7 +28,7 @@ def run(
     algorithm: type[Algorithm] | None = None,
     settings: Sequence[str] = (),
     path: Path | str | None = None,
-) -> RunDirectory:
+) -> Run:
     """Start a suite in the background from a script or a notebook.
 
     Args:
@@ -38,7 +39,8 @@ def run(
         path: the run's directory; default: a new one under `runs/`.
 
     Returns:
-        The run; `apex.launch.engine.stop(run)` ends it, and so does `apex stop --run DIR`.
+        The run: `run.wait()`, `run.status()`, `run.metrics()`, `run.stop()`, `run.path`; the
+        commands (`apex watch`, `apex stop --run DIR`, …) work on it too.
 
     Raises:
         ApexError: the configuration or the environment cannot be used.
@@ -60,11 +62,11 @@ def run(
         directory = new_run(table, target, extensions=extensions)
     else:
         directory = new_run(read_table(config, settings=settings), target, extensions=extensions)
-    _start(directory, packed(extensions) if extensions != NONE else b"")
-    return directory
+    payload = packed(extensions) if extensions != NONE else b""
+    return Run(directory.path, _start(directory, payload))
 
 
-def _start(directory: RunDirectory, payload: bytes) -> None:
+def _start(directory: RunDirectory, payload: bytes) -> subprocess.Popen[bytes]:
     """Start a launcher in a session of its own, with the extensions through its pipe."""
     with (directory.logs / "engine.log").open("ab") as output:
         process = subprocess.Popen(
@@ -82,3 +84,4 @@ def _start(directory: RunDirectory, payload: bytes) -> None:
         pass
     if engine.await_daemons(directory, process) is None:
         raise RunError(f"the launcher did not start; see {directory.logs / 'engine.log'}")
+    return process
