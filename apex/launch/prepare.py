@@ -26,7 +26,7 @@ from apex.config import fitting, loading, sections
 from apex.config.loading import OVERLAYS, Table
 from apex.config.sections import Config
 from apex.envs.spec import EnvSpec
-from apex.errors import ConfigError
+from apex.errors import ConfigError, UsageError
 from apex.host import hardware
 from apex.launch.preflight import try_config, try_environment
 from apex.plugins import NONE, Extensions
@@ -209,3 +209,36 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
     run.write_config(config)
     provenance.add_command(run)
     return config
+
+
+def check_preset(run: RunDirectory, preset: str) -> None:
+    """Raise unless a run was made from a preset, or the preset would configure it the same.
+
+    Raises:
+        ConfigError: there is no such preset.
+        UsageError: the run was made from something else.
+    """
+    table = loading.read_table(preset)
+    origin = provenance.read(run)
+    made_from = "" if origin is None else origin.preset
+    if preset == made_from or _would_configure(table, run):
+        return
+    raise UsageError(
+        f"--preset {preset}: {run.path} was made from "
+        f"{f'the preset {made_from}' if made_from else 'another configuration'}; --resume goes on "
+        "with that: leave --preset, or start a new run without --resume"
+    )
+
+
+def _would_configure(table: Table, run: RunDirectory) -> bool:
+    """Whether a table gives the very configuration that a run has."""
+    facts = run.facts()
+    try:
+        config = plugins.with_absolute_paths(configure(table))
+        section = msgspec.to_builtins(make_algorithm(config.algorithm, facts.env).config)
+        config = msgspec.structs.replace(config, algorithm=section)
+        memory = hardware.memory_bytes()
+        config = fitting.limit_capacity(config, facts.schema.item_bytes, memory)
+    except ConfigError:  # its algorithm cannot learn the run's environment, say
+        return False
+    return loading.dump(config) == loading.dump(run.config())
