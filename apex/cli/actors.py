@@ -93,7 +93,7 @@ def attach(count: int, run_path: Path | None) -> None:
     config = run.config()
     if engine_record.living_engine(run) is None and not run.living():
         raise RunError(f"{run.path} is down; start it with `apex run --resume`")
-    run.check_kept()
+    run.check_kept(config)
     log_to_stderr("attach")
     lock = FileLock(run.lock_file(f"attach_{os.getpid()}"))
     if not lock.acquire():

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from apex.config.conversion import convert
 from apex.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
-
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
@@ -248,6 +241,12 @@ class Config(Section, frozen=True):
             self.learner.batch_size * self.learner.prefetch
             + self.replay.samples_per_insert * self.actor.chunk_length
         )
+
+    @property
+    def min_capacity(self) -> int:
+        """The smallest `replay.capacity`, in items, with which a run of these settings works."""
+        batch = self.learner.batch_size if self.replay.max_times_sampled else 0
+        return max(self.replay.min_size, self.actor.chunk_length, batch)
 
 
 def check(config: Config) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from apex.config.fitting import ACTOR_BYTES, REPLAY_MEMORY_SHARE
 from apex.config.sections import Config
 from apex.data.schema import Schema
 from apex.doctor.findings import Finding, megabytes
@@ -42,12 +43,10 @@ def memory_needed(config: Config, schema: Schema, parameters: int, machine: int)
         parameters: bytes of the network.
         machine: bytes of all memory, of which a table gets a share only.
     """
-    from apex.launch.prepare import ACTOR_BYTES, REPLAY_MEMORY_SHARE, item_bytes
-
-    table = min(config.replay.capacity * item_bytes(schema), machine * REPLAY_MEMORY_SHARE)
+    table = min(config.replay.capacity * schema.item_bytes, machine * REPLAY_MEMORY_SHARE)
     frames = 2 * schema.frames.max_frames * schema.frames.frame_bytes if schema.frames else 0
     batches = (config.learner.prefetch + 1) * config.learner.batch_size
-    learner = LEARNER_BYTES + batches * (item_bytes(schema) + frames)
+    learner = LEARNER_BYTES + batches * (schema.item_bytes + frames)
     actor = CENTRAL_ACTOR_BYTES if config.central else ACTOR_BYTES
     needed = {
         "table": table,
@@ -74,8 +73,6 @@ def check_memory(needed: Mapping[str, int], available: int) -> Iterator[Finding]
 
 def disk_needed(config: Config, schema: Schema, parameters: int) -> dict[str, int]:
     """Bytes on the disk of a run's directory by what takes them, at most."""
-    from apex.launch.prepare import item_bytes
-
     checkpoint = PARAMETERS_IN_CHECKPOINT * parameters
     daemons = len(engine.daemon_names(config)) + 1
     files = 2 * daemons * 1e6  # one older file is kept of each
@@ -88,7 +85,7 @@ def disk_needed(config: Config, schema: Schema, parameters: int) -> dict[str, in
     }
     if config.replay.durability != "off":
         segments = SEGMENTS_BESIDE_TABLE * config.replay.segment_mb * 1e6
-        needed["insert log"] = config.replay.capacity * item_bytes(schema) + segments
+        needed["insert log"] = config.replay.capacity * schema.item_bytes + segments
     return {name: int(count) for name, count in needed.items()}
 
 

@@ -244,10 +244,11 @@ def main(
 def _prepared(
     path: Path | None, preset: str | None, settings: tuple[str, ...], endpoints: Path | None
 ) -> RunDirectory:
-    from apex.launch.prepare import new_run_path, prepare_run, preset_config, resume_run
+    from apex.config.loading import read_table
+    from apex.launch.prepare import new_run, resume_run
 
     if preset is None:
         directory = find_run(path)
         resume_run(directory, settings)
         return directory
-    return prepare_run(path or new_run_path(preset), preset_config(preset, settings), endpoints)
+    return new_run(read_table(preset, settings=settings), path, endpoints)

@@ -21,6 +21,7 @@ from apex.envs.registry import make_environments
 from apex.envs.spec import ActionBounds
 from apex.errors import ConfigError, EnvError, EnvFaultError
 from apex.launch import prepare
+from apex.launch.preflight import try_config
 from apex.plugins import Extensions
 
 pytest.importorskip("ale_py")
@@ -196,13 +197,13 @@ def test_stack_of_ataris_memory_is_refused_by_name():
 def test_wrapper_that_stacks_vectors_is_seen_by_an_agent_as_advised():
     config = prepare.preset_config("cartpole", ["env.frame_stack=4"])
     with pytest.raises(EnvError, match=r"FrameStackObservation\(env, 4\)"):
-        prepare.check_config(config)
+        try_config(config)
 
     def stacked() -> gym.Env:
         return gym.wrappers.FrameStackObservation(gym.make("CartPole-v1"), 4)
 
     config = prepare.preset_config("cartpole", [])
-    _, spec, _ = prepare.check_config(config, Extensions(stacked))
+    spec = try_config(config, Extensions(stacked)).spec
     assert spec.policy_shape == (4, 4)
 
 

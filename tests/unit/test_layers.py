@@ -49,6 +49,7 @@ def test_loaded_modules_are_seen():
         ("apex.acting.agent", {"torch", "zmq", "gymnasium"}),
         ("apex.acting.transition_accumulator", {"torch", "zmq", "gymnasium"}),
         ("apex.envs.registry", {"torch", "zmq"}),
+        ("apex.runs.provenance", {"torch", "zmq", "gymnasium"}),
         ("apex.replay.table.table", {"torch", "zmq", "gymnasium"}),
         ("apex.algos.registry", {"zmq", "gymnasium"}),
         ("apex.config.sections", {"torch", "zmq", "gymnasium", "numpy"}),
