@@ -253,9 +253,9 @@ def test_a_daemon_that_crashes_again_and_again_gives_up_with_its_own_code(
     script.write_text(
         "import sys\n"
         "from pathlib import Path\n"
-        "from apex import crashes, service\n"
+        "from apex.daemons import restart_backoff, service\n"
         "from apex.runs.directory import RunDirectory\n"
-        "crashes.MAX_DELAY_S = 0.01\n"
+        "restart_backoff.MAX_DELAY_S = 0.01\n"
         "def body(_):\n"
         "    raise ValueError('on purpose')\n"
         f"sys.exit(service.serve(RunDirectory(Path({str(run.path)!r})), 'replay', body))\n"
