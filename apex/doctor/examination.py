@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+from apex.daemons.catalog import daemon_names
 from apex.doctor import (
     environment,
     gpu,
@@ -25,7 +26,6 @@ from apex.doctor.findings import Finding, guarded
 from apex.doctor.subject import Subject, preset_subject, run_subject
 from apex.host import hardware
 from apex.host.paths import install_root, socket_directory_path
-from apex.launch import engine
 from apex.runs.directory import RunDirectory, all_runs, runs_root
 
 
@@ -136,7 +136,7 @@ def _threads(subject: Subject) -> Iterator[Finding]:
 
 
 def _shared_memory(subject: Subject) -> Iterator[Finding]:
-    daemons = len(engine.daemon_names(subject.config))
+    daemons = len(daemon_names(subject.config))
     yield from limits.check_shared_memory(daemons, limits.shared_memory_free())
 
 

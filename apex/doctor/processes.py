@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from apex.daemons.catalog import CATALOG
 from apex.doctor.findings import Finding
+from apex.launch.engine import MODULES
 
 PROC = Path("/proc")
-DAEMONS = ("learner", "replay", "actor", "evaluator", "inference")
-ENGINES = ("apex.launch.supervisord", "apex.launch.local")
+DAEMONS = {spec.kind for spec in CATALOG}
+ENGINES = set(MODULES.values())
 LISTENING = "0A"
 """The state of a listening socket in /proc/net/tcp."""
 

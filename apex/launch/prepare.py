@@ -17,6 +17,7 @@ from apex.algos.base import Algorithm
 from apex.algos.registry import algorithm_class, check_schema, make_algorithm
 from apex.config import loading, sections
 from apex.config.sections import Config
+from apex.daemons.catalog import ACTOR
 from apex.data.schema import Schema
 from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError, UsageError
@@ -36,8 +37,6 @@ REPLAY_MEMORY_SHARE = 0.5
 """Largest share of the machine's memory that a full table may take."""
 ACTORS_MEMORY_SHARE = 0.25
 """Largest share of the machine's memory that the actors together may take."""
-ACTOR_BYTES = 400e6
-"""Resident memory of one actor with torch and eight Atari environments, measured, rounded up."""
 COMPRESSED_SHARE = 0.27
 """Compressed size of a frame, as a share of its pixels: the worst of the games measured."""
 
@@ -149,7 +148,7 @@ def fit_to_cores(config: Config) -> Config:
     """Fill in `actor.count = 0`: one a core but one, as far as memory goes, at least two."""
     if config.actor.count:
         return config
-    fitting = int(hardware.memory_bytes() * ACTORS_MEMORY_SHARE / ACTOR_BYTES)
+    fitting = int(hardware.memory_bytes() * ACTORS_MEMORY_SHARE / ACTOR.memory_bytes(config))
     count = max(2, min(hardware.cores() - 1, fitting))
     actor = msgspec.structs.replace(config.actor, count=count)
     return msgspec.structs.replace(config, actor=actor)

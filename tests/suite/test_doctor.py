@@ -234,9 +234,9 @@ def test_low_limit_of_open_files_is_named_by_a_real_process(tmp_path: Path) -> N
     assert done.returncode == ExitCode.DEGRADED, done.stderr
     found = {one["check"]: one for one in json.loads(done.stdout)}["open files"]
     assert found["state"] == "problem"
-    assert "too few for learner, replay, supervisord" in found["found"]
+    assert "too few for replay, learner, supervisord" in found["found"]
     # 64 and 4 besides one for each actor; supervisord: 6, and 3 for each of 2003 daemons.
-    assert found["expected"] == "learner 2,068, replay 2,068, supervisord 6,015"
+    assert found["expected"] == "replay 2,068, learner 2,068, supervisord 6,015"
     assert found["remedy"].startswith("ulimit -n 6015")
 
 
@@ -285,7 +285,7 @@ def test_memory_and_disk_of_a_suite_are_the_sums_of_their_parts() -> None:
     # An item: 100 besides 4 + 8 bytes of columns and 27 of a frame's 100 pixels.
     assert needed == {
         "table": 50_000 * 139,
-        "replay server": 60_000_000,
+        "replay": 60_000_000,
         "learner": 650_000_000 + 5 * 64 * (139 + 2 * 7 * 100) + 5 * 1000,
         "actors (2)": 800_000_000,
         "engine": 50_000_000,

@@ -68,9 +68,7 @@ class EvaluatorDaemon:
         self._environments = self._recreation.first(made_before=service.restarted)
         self._unplayed: Publication | None = None
         """What was being played when the environments failed."""
-        self._learner = LearnerClient(
-            service.endpoints.of("learner.params"), service.hello("evaluator")
-        )
+        self._learner = LearnerClient(service.endpoints.of("learner.params"), service.hello())
         self._poller = Poller(self._learner.client)
         self._metrics = MetricsLog(
             service.run.metrics, service.name, service.config.run.metrics_max_mb, tensorboard=True

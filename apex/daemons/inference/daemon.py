@@ -47,7 +47,7 @@ class InferenceDaemon:
         self._policy = algorithm.policy()
         self._policy.to(process_tuning.pick_device(config.inference.device, "inference.device"))
         self._learner_step = 0
-        hello = service.hello("inference")
+        hello = service.hello()
         self._learner = LearnerClient(service.endpoints.of("learner.params"), hello)
         self._replay = InsertClient(service.endpoints.of("replay.insert"), hello)
         self._acts = ActEndpoint(

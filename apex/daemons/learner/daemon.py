@@ -78,7 +78,7 @@ class LearnerDaemon:
     def _connect(self) -> SampleClient:
         return SampleClient(
             self._service.endpoints.of("replay.sample"),
-            self._service.hello("learner"),
+            self._service.hello(),
             self._config.learner.batch_size,
         )
 
