@@ -51,6 +51,8 @@ class DaemonSpec:
     """Endpoints that it serves."""
     status_endpoint: str | None = None
     """The one of them that answers STATUS."""
+    healthy_states: tuple[str, ...] = ("running",)
+    """States of its row in a status in which it does its work."""
     connects: Callable[[Config], tuple[str, ...]]
     """Endpoints of others that it uses."""
     torch: Callable[[Config], Torch]
@@ -105,6 +107,7 @@ LEARNER = DaemonSpec(
     role="learner",
     binds=("learner.params",),
     status_endpoint="learner.params",
+    healthy_states=("waiting", "training"),
     connects=always(("replay.sample",)),
     torch=always("yes"),
     own_threads=("params-server", "prefetch"),
@@ -142,6 +145,7 @@ ACTOR = DaemonSpec(
     start_order=4,
     count=lambda config: config.actor.count,
     role="actor",
+    healthy_states=("stepping", "waiting_for_credit", "waiting_for_actions"),
     connects=lambda config: (
         ("inference.act", "learner.params")
         if config.central

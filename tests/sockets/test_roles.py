@@ -22,6 +22,7 @@ from apex.daemons.learner.parameter_server import ParamsServer
 from apex.daemons.learner.parameter_versions import PublicationBoard
 from apex.daemons.logs import EventFormatter
 from apex.daemons.replay.daemon import ReplayServer
+from apex.daemons.status.reports import to_wire
 from apex.data.chunk_bytes import chunk_to_arrays
 from apex.data.schema import Array
 from apex.envs.spec import StepResult
@@ -47,6 +48,7 @@ from apex.wire.messages import (
 )
 from apex.wire.sockets import context
 from tests.support.builders import VECTOR_SCHEMA, env_spec, hello, vector_chunk, wait_until
+from tests.support.statuses import inference_report, learner_report
 from tests.unit.test_codec import EVERY_MESSAGE
 
 PERMITTED = {
@@ -94,13 +96,13 @@ class House:
         stack.callback(self.replay.close)
         self.learner = ParamsServer(
             self.endpoints, facts, 1, 0, {}, PublicationBoard(),
-            status=dict, on_evaluation=lambda mean: None, on_shutdown=lambda: None,
+            status=learner_report, on_evaluation=lambda mean: None, on_shutdown=lambda: None,
             on_snapshot=lambda: None,
         )  # fmt: skip
         self.acts = ActEndpoint(
             self.endpoints.of("inference.act"), config, facts,
             lambda slot, incarnation: Agent(facts.env, 2, 0, exploration=Sampled([(0,), (1,)])),
-            status=dict, stop=lambda: None,
+            status=inference_report, stop=lambda: None,
         )  # fmt: skip
         stack.callback(self.acts.server.close)
         self.learner.start()
@@ -262,10 +264,10 @@ def test_no_number_that_a_role_may_say_ends_a_daemon_or_fills_its_disk(tmp_path)
             rest = [random_message(rng, role) for _ in range(9)]
             house.answers(endpoint, (greeting, {}), *rest)
         for server in (house.learner, house.replay):
-            encode(StatusReply(status=server.status()))
+            encode(StatusReply(status=to_wire(server.status())))
         operator = hello("operator_1", "operator")
         _, status = house.answers("learner.params", (operator, {}), (Status(), {}))
         assert isinstance(status, StatusReply) and 0 < status.status["env_steps"] <= 2**53
         found = house.replay.status()
-        assert found["inserted"] > 10 and found["updated_priorities"] + found["sampled"] > 0
-        assert found["log_bytes"] < 400_000
+        assert found.inserted > 10 and found.updated_priorities + found.sampled > 0
+        assert found.log_bytes < 400_000

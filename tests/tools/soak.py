@@ -24,7 +24,7 @@ from typing import NamedTuple
 import click
 from matplotlib.figure import Figure
 
-from apex.daemons.status import gather
+from apex.daemons.status.gathering import gather
 from apex.launch import engine
 from apex.runs.directory import RunDirectory
 from benchmarks.provenance import provenance
@@ -159,7 +159,7 @@ def main(minutes: float, preset: str, out: Path | None) -> None:
         subprocess.run(command, check=True, timeout=120)
         try:
             samples = soak(run, 60.0 * minutes)
-            status = gather(run)
+            status = gather(run).as_map()
         finally:
             engine.stop(run, timeout_s=60.0)
     del status["run"]["path"]  # a temporary one

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from apex.acting.decisions import Exploration, Inputs, JoinedExploration
 from apex.algos.base import Policy
 from apex.config.sections import Config
 from apex.daemons.inference.client import FLAGS
+from apex.daemons.status.reports import InferenceReport, to_wire
 from apex.data.chunks import Chunk
 from apex.data.schema import Array, Arrays
 from apex.envs.spec import MAX_REWARD, EnvSpec, StepResult, good_rewards
@@ -75,7 +76,7 @@ class ActEndpoint:
         facts: RunFacts,
         make_agent: Callable[[int, int], Agent],
         *,
-        status: Callable[[], dict[str, Any]],
+        status: Callable[[], InferenceReport],
         stop: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -119,7 +120,7 @@ class ActEndpoint:
             elif isinstance(message, Leave):
                 self._retire(request.peer.hello.member)
             elif isinstance(message, Status):
-                self.server.send(identity, StatusReply(status=self._status()))
+                self.server.send(identity, StatusReply(status=to_wire(self._status())))
             elif isinstance(message, Shutdown):
                 log.info("asked to stop: %s", message.reason)
                 self.server.send(identity, Ack())

@@ -9,9 +9,11 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from apex.daemons.learner.membership import Membership
 from apex.daemons.learner.parameter_versions import PublicationBoard
+from apex.daemons.status.reports import LearnerAnswer, LearnerReport, to_wire
 from apex.runs.checkpoint import ActorRecord
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints
@@ -70,7 +72,7 @@ class ParamsServer:
         records: Mapping[str, ActorRecord],
         board: PublicationBoard,
         *,
-        status: Callable[[], dict[str, Any]],
+        status: Callable[[], LearnerReport],
         on_evaluation: Callable[[float], None],
         on_shutdown: Callable[[], None],
         on_snapshot: Callable[[], None],
@@ -150,7 +152,7 @@ class ParamsServer:
             self._server.send(identity, Ack())
             self._on_evaluation(mean)
         elif isinstance(message, Status):
-            self._server.send(identity, StatusReply(status=self.status()))
+            self._server.send(identity, StatusReply(status=to_wire(self.status())))
         elif isinstance(message, Snapshot):
             with self._lock:
                 self._snapshot_askers.append(SnapshotAsker(identity, message.snapshot_id))
@@ -213,19 +215,16 @@ class ParamsServer:
             {"parameters": np.frombuffer(newest.data, dtype=np.uint8)},
         )
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> LearnerAnswer:
         """The whole answer to STATUS."""
+        refused = sum(self._server.refused.values())
         with self._lock:
-            return {
-                "learner": {
-                    **self._status(),
-                    **connections(),
-                    "refused": sum(self._server.refused.values()),
-                },
-                "env_steps": self.membership.env_steps,
-                "actors": self.membership.actors(),
-                "evaluator": self.membership.evaluator(),
-            }
+            return LearnerAnswer(
+                learner=replace(self._status(), refused=refused, **connections()._asdict()),
+                env_steps=self.membership.env_steps,
+                actors=self.membership.actors(),
+                evaluator=self.membership.evaluator(),
+            )
 
     def close(self) -> None:
         """End the thread and unbind."""

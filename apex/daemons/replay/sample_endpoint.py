@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from apex.daemons.metrics import Rate
+from apex.daemons.status.reports import ReplayReport, to_wire
 from apex.data.chunk_bytes import samples_to_arrays
 from apex.data.schema import Arrays
 from apex.errors import EmptyTableError
@@ -67,7 +68,7 @@ class SampleEndpoint:
         endpoint: Endpoint,
         facts: RunFacts,
         keeper: TableKeeper,
-        status: Callable[[], dict[str, Any]],
+        status: Callable[[], ReplayReport],
         stop: Callable[[], None],
     ) -> None:
         self._keeper = keeper
@@ -115,7 +116,7 @@ class SampleEndpoint:
         if isinstance(message, UpdatePriorities):
             self._take_priorities(identity, request.arrays)
         elif isinstance(message, Status):
-            self.server.send(identity, StatusReply(status=self._status()))
+            self.server.send(identity, StatusReply(status=to_wire(self._status())))
         elif isinstance(message, Snapshot):
             if len(self._snapshots) >= MAX_PENDING_SAMPLES:
                 self.server.refuse(identity, "busy", "too many waiting snapshot requests")
