@@ -36,7 +36,6 @@ class Suite:
         self.folder = folder / "replay"
         self.now = 0.0
         self.first_id = 0
-        self.stopped = False
         self.batches: list[Samples] = []
         self._clients: list[object] = []
         self._stack = stack
@@ -60,16 +59,13 @@ class Suite:
         config = parse(merge(raw, {"replay": replay}))
         facts = RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA)
         self.server = ReplayServer(
-            config, self.endpoints, facts, self.stop, self.folder, clock_ns=lambda: self.first_id
+            config, self.endpoints, facts, self.folder, clock_ns=lambda: self.first_id
         )
         self._stack.callback(self.server.close)
         return self.server
 
     def callback(self, close: Callable[[], None]) -> None:
         self._stack.callback(close)
-
-    def stop(self) -> None:
-        self.stopped = True
 
     def restart(self) -> None:
         self.server.close()
@@ -388,7 +384,7 @@ def test_bad_chunk_is_refused_and_the_next_good_one_taken(suite, change):
     client.send(Insert(seq=1), good)
     suite.until(lambda: len(server.table) == 2)
     suite.until(lambda: received and received[-1].message == InsertAck(
-        seq=1, credits=4, durable=False, volatile_seq=1
+        seq=1, credits=4, volatile_seq=1
     ))  # fmt: skip
     assert server.status().refused_by == {"bad_chunk": 1}
     codes = [r.message.code for r in received if isinstance(r.message, Error)]

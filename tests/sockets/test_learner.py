@@ -34,7 +34,7 @@ def test_actors_that_come_late_get_the_newest_parameters_at_once_however_many(tm
     board.put(publication(41))
     server = ParamsServer(
         endpoints, RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA), 1, 0, {}, board,
-        status=learner_report, on_evaluation=lambda mean: None, on_shutdown=lambda: None,
+        status=learner_report, on_evaluation=lambda mean: None,
         on_snapshot=lambda: None,
     )  # fmt: skip
     with ExitStack() as stack:

@@ -55,13 +55,13 @@ PERMITTED = {
     ("replay.insert", "actor"): {"Insert"},
     ("replay.insert", "inference"): {"Insert"},
     ("replay.sample", "learner"): {"Sample", "UpdatePriorities", "Snapshot"},
-    ("replay.sample", "operator"): {"Status", "Shutdown", "Snapshot"},
+    ("replay.sample", "operator"): {"Status", "Snapshot"},
     ("learner.params", "actor"): {"GetParams", "Heartbeat"},
     ("learner.params", "inference"): {"GetParams"},
     ("inference.act", "actor"): {"Act", "Leave"},
-    ("inference.act", "operator"): {"Status", "Shutdown"},
+    ("inference.act", "operator"): {"Status"},
     ("learner.params", "evaluator"): {"GetParams", "Heartbeat", "EvaluationReport"},
-    ("learner.params", "operator"): {"Status", "Shutdown", "Snapshot"},
+    ("learner.params", "operator"): {"Status", "Snapshot"},
 }
 """As PROTOCOL.md says; a role that is not here is not greeted at the endpoint."""
 MESSAGES = [message for message in EVERY_MESSAGE if not isinstance(message, Hello)]
@@ -91,18 +91,18 @@ class House:
         facts = RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA)
         config = parse(merge(raw, {}))
         self.replay = ReplayServer(
-            config, self.endpoints, facts, lambda: None, folder / "replay", clock_ns=lambda: 0
+            config, self.endpoints, facts, folder / "replay", clock_ns=lambda: 0
         )
         stack.callback(self.replay.close)
         self.learner = ParamsServer(
             self.endpoints, facts, 1, 0, {}, PublicationBoard(),
-            status=learner_report, on_evaluation=lambda mean: None, on_shutdown=lambda: None,
+            status=learner_report, on_evaluation=lambda mean: None,
             on_snapshot=lambda: None,
         )  # fmt: skip
         self.acts = ActEndpoint(
             self.endpoints.of("inference.act"), config, facts,
             lambda slot, incarnation: Agent(facts.env, 2, 0, exploration=Sampled([(0,), (1,)])),
-            status=inference_report, stop=lambda: None,
+            status=inference_report,
         )  # fmt: skip
         stack.callback(self.acts.server.close)
         self.learner.start()
@@ -197,12 +197,10 @@ def random_message(rng: np.random.Generator, role: str) -> tuple[Message, dict[s
     count = [min(max(n, 0), 2**53) for n in number]
     value = [float(rng.choice([0.0, -1.0, 1.7e308, np.nan, np.inf])) for _ in range(3)]
     beat = Heartbeat(
-        phase="stepping", progress=count[0], param_version=number[1], env_steps=count[2],
+        phase="stepping", param_version=number[1], env_steps=count[2],
         env_steps_per_s=value[0], episodes=count[3], mean_return=value[1],
     )  # fmt: skip
-    report = EvaluationReport(
-        param_version=number[0], learner_step=number[1], env_steps=number[2], train_s=value[0],
-        returns=(value[1], value[2]),
+    report = EvaluationReport(returns=(value[1], value[2]),
     )  # fmt: skip
     chunk = chunk_to_arrays(vector_chunk([1, 2])) if rng.random() < 0.5 else {}
     ids = {

@@ -57,9 +57,8 @@ def valid_messages() -> list[Frames]:
         encode(messages.Sample(request_id=1, batch_size=512)),
         encode(messages.UpdatePriorities(), priorities),
         encode(messages.GetParams(newer_than=-1)),
-        encode(messages.Heartbeat(phase="stepping", progress=1, mean_return=0.5)),
-        encode(messages.EvaluationReport(
-            param_version=1, learner_step=2, env_steps=3, train_s=4.0, returns=(1.0, -2.5))),
+        encode(messages.Heartbeat(phase="stepping", mean_return=0.5)),
+        encode(messages.EvaluationReport(returns=(1.0, -2.5))),
         encode(messages.StatusReply(status={"a": {"b": [1.5, None, "x"]}})),
         encode(messages.Error(code="x", detail="y")),
     ]  # fmt: skip

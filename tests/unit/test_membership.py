@@ -29,7 +29,7 @@ def make(
 
 
 def beat(steps: int = 0, phase: str = "stepping") -> Heartbeat:
-    return Heartbeat(phase=phase, progress=steps, env_steps=steps)
+    return Heartbeat(phase=phase, env_steps=steps)
 
 
 def states(membership: Membership) -> dict[str, str]:
@@ -100,7 +100,7 @@ def test_rows_are_sorted_by_slot_and_show_the_last_heartbeat():
     membership.heartbeat(
         hello("actor_001"),
         Heartbeat(
-            phase="stepping", progress=9, param_version=3, env_steps=40, env_steps_per_s=12.34,
+            phase="stepping", param_version=3, env_steps=40, env_steps_per_s=12.34,
             episodes=2, mean_return=-20.5,
         ),
     )  # fmt: skip
@@ -187,9 +187,7 @@ def test_all_steps_stay_a_number_that_can_be_sent():
 
 def test_the_mean_of_large_returns_is_finite():
     membership, _ = make(1)
-    report = EvaluationReport(
-        param_version=1, learner_step=1, env_steps=1, train_s=1.0, returns=(1.5e308, 1.5e308)
-    )
+    report = EvaluationReport(returns=(1.5e308, 1.5e308))
     assert membership.evaluation(report) == 1.5e308
 
 
@@ -210,7 +208,7 @@ def test_evaluator_has_no_slot_and_is_no_actor():
     membership, _ = make(1)
     assert membership.greet(hello("evaluator", "evaluator")).slot == -1
     assert membership.actors() == () and membership.evaluator().phase is None
-    membership.heartbeat(hello("evaluator", "evaluator"), Heartbeat(phase="evaluating", progress=1))
+    membership.heartbeat(hello("evaluator", "evaluator"), Heartbeat(phase="evaluating"))
     assert membership.actors() == () and membership.evaluator().phase == "evaluating"
     assert membership.greet(hello("extra")).slot == 1
 
@@ -226,11 +224,7 @@ def test_member_is_known_by_name_and_epoch():
 def test_evaluations_give_means_and_the_best_whole_one():
     membership, _ = make(1)
     means = [
-        membership.evaluation(
-            EvaluationReport(
-                param_version=1, learner_step=1, env_steps=1, train_s=1.0, returns=returns
-            )
-        )
+        membership.evaluation(EvaluationReport(returns=returns))
         for returns in ((1.0, 3.0), (-5.0, 21.0, 2.0), (0.0, 0.0))
     ]
     assert means == [2.0, 6.0, 0.0]
@@ -255,8 +249,8 @@ def test_who_is_forgotten_for_the_many_that_came_and_left_greets_again(monkeypat
     membership.greet(hello("actor_000"))
     for name in ("a", "b", "c", "d"):
         membership.greet(hello(name))
-        membership.heartbeat(hello(name), Heartbeat(phase="leaving", progress=0))
+        membership.heartbeat(hello(name), Heartbeat(phase="leaving"))
     assert not membership.knows(hello("actor_000"))
     membership.greet(hello("actor_000"))
-    membership.heartbeat(hello("actor_000"), Heartbeat(phase="stepping", progress=1, env_steps=7))
+    membership.heartbeat(hello("actor_000"), Heartbeat(phase="stepping", env_steps=7))
     assert membership.env_steps == 7

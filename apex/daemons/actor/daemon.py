@@ -221,11 +221,10 @@ class ActorDaemon:
     def _heartbeat(self) -> Heartbeat:
         loop = self._loop
         if loop is None:
-            return Heartbeat(phase=self._phase, progress=0, env_faults=self._recreation.faults)
+            return Heartbeat(phase=self._phase, env_faults=self._recreation.faults)
         returns = loop.recent_returns
         return Heartbeat(
             phase=self._phase,
-            progress=loop.env_steps,
             param_version=self._learner.param_version,
             env_steps=loop.env_steps,
             env_steps_per_s=self._rate.per_second(),

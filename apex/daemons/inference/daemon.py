@@ -56,7 +56,6 @@ class InferenceDaemon:
             service.facts,
             partial(make_agent, algorithm, config, self._policy.core_size),
             status=self.status,
-            stop=service.stop,
         )
         self._poller = Poller(self._acts.server, self._learner.client, self._replay.client)
         self._backlog: deque[Chunk] = deque()

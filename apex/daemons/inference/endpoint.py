@@ -23,7 +23,7 @@ from apex.envs.spec import MAX_REWARD, EnvSpec, StepResult, good_rewards
 from apex.errors import SchemaError
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint
-from apex.wire.messages import Ack, Act, Actions, Leave, Shutdown, Status, StatusReply, Welcome
+from apex.wire.messages import Act, Actions, Leave, Status, StatusReply, Welcome
 from apex.wire.server import Request, Server
 
 log = logging.getLogger("apex.inference")
@@ -65,7 +65,6 @@ class ActEndpoint:
         facts: of the run.
         make_agent: makes the agent of a slot and incarnation.
         status: the daemon's own part of STATUS.
-        stop: called when an operator asks to stop.
         clock: seconds, monotonic.
     """
 
@@ -77,7 +76,6 @@ class ActEndpoint:
         make_agent: Callable[[int, int], Agent],
         *,
         status: Callable[[], InferenceReport],
-        stop: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spec = facts.env
@@ -86,13 +84,12 @@ class ActEndpoint:
         self._max_wait_s = config.inference.max_wait_ms / 1e3
         self._make_agent = make_agent
         self._status = status
-        self._stop = stop
         self._clock = clock
         self.server = Server(
             endpoint,
             facts.run_id,
             facts.schema.hash,
-            {"actor": (Act, Leave), "operator": (Status, Shutdown)},
+            {"actor": (Act, Leave), "operator": (Status,)},
             lambda peer: Welcome(instance=self.server.instance),
         )
         self._members: dict[str, _Member] = {}
@@ -121,10 +118,6 @@ class ActEndpoint:
                 self._retire(request.peer.hello.member)
             elif isinstance(message, Status):
                 self.server.send(identity, StatusReply(status=to_wire(self._status())))
-            elif isinstance(message, Shutdown):
-                log.info("asked to stop: %s", message.reason)
-                self.server.send(identity, Ack())
-                self._stop()
         self._forget_silent()
 
     def _take(self, request: Request, message: Act) -> None:

@@ -61,7 +61,6 @@ class LearnerDaemon:
             self._trainer.board,
             status=self.status,
             on_evaluation=self._trainer.evaluated,
-            on_shutdown=service.stop,
             on_snapshot=self._snapshots.ask,
         )
         self._server.membership.best_return = resumed.best_return if resumed else None

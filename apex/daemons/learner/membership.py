@@ -159,7 +159,7 @@ class Membership:
 
     def _row(self, member: Member) -> ActorReport:
         age = self._clock() - member.last_seen
-        beat = member.heartbeat or Heartbeat(phase="starting", progress=0)
+        beat = member.heartbeat or Heartbeat(phase="starting")
         state: str = beat.phase
         if age > GONE_S:
             state = "gone"

@@ -26,7 +26,6 @@ from apex.wire.messages import (
     Hello,
     NotModified,
     Params,
-    Shutdown,
     Snapshot,
     SnapshotReply,
     Status,
@@ -58,7 +57,6 @@ class ParamsServer:
         board: where the training thread publishes.
         status: the learner's own part of STATUS; called on the serving thread.
         on_evaluation: called with each evaluation's mean return, on the serving thread.
-        on_shutdown: called when an operator asks to stop.
         on_snapshot: called when one asks for a snapshot, on the serving thread; the learner says
             `snapshot_taken` when it is there.
     """
@@ -74,7 +72,6 @@ class ParamsServer:
         *,
         status: Callable[[], LearnerReport],
         on_evaluation: Callable[[float], None],
-        on_shutdown: Callable[[], None],
         on_snapshot: Callable[[], None],
     ) -> None:
         self._server = Server(
@@ -85,7 +82,7 @@ class ParamsServer:
                 "actor": (GetParams, Heartbeat),
                 "evaluator": (GetParams, Heartbeat, EvaluationReport),
                 "inference": (GetParams,),
-                "operator": (Status, Shutdown, Snapshot),
+                "operator": (Status, Snapshot),
             },
             lambda peer: self._greet(peer.hello),
         )
@@ -94,7 +91,6 @@ class ParamsServer:
         self._board = board
         self._status = status
         self._on_evaluation = on_evaluation
-        self._on_shutdown = on_shutdown
         self._on_snapshot = on_snapshot
         self._snapshot_askers: list[SnapshotAsker] = []
         self._snapshots: SimpleQueue[tuple[list[SnapshotAsker], dict[str, Any]]] = SimpleQueue()
@@ -157,10 +153,6 @@ class ParamsServer:
             with self._lock:
                 self._snapshot_askers.append(SnapshotAsker(identity, message.snapshot_id))
             self._on_snapshot()
-        elif isinstance(message, Shutdown):
-            log.info("asked to stop: %s", message.reason)
-            self._server.send(identity, Ack())
-            self._on_shutdown()
 
     def snapshot_begins(self) -> list[SnapshotAsker]:
         """Who has asked for a snapshot until now; any thread may call it."""
@@ -189,19 +181,13 @@ class ParamsServer:
         if not known:
             self._server.refuse(request.peer.identity, "hello_required", "say HELLO again")
             return
-        self._server.send(
-            request.peer.identity,
-            HeartbeatAck(
-                learner_step=newest.learner_step if newest else 0,
-                param_version=newest.param_version if newest else -1,
-            ),
-        )
+        learner_step = newest.learner_step if newest else 0
+        self._server.send(request.peer.identity, HeartbeatAck(learner_step=learner_step))
 
     def _send_params(self, identity: bytes, newer_than: int) -> None:
         newest = self._board.newest()
         if newest is None or newest.param_version <= newer_than:
-            version, step = (newest.param_version, newest.learner_step) if newest else (-1, 0)
-            self._server.send(identity, NotModified(param_version=version, learner_step=step))
+            self._server.send(identity, NotModified())
             return
         self._server.send(
             identity,

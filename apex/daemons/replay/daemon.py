@@ -36,7 +36,6 @@ class ReplayServer:
         config: of the run.
         endpoints: where to bind.
         facts: of the run.
-        stop: called when an operator asks to stop.
         folder: where the contents are kept, and an earlier server's found.
         restarted: this run had a replay server before; the state is `recovering` until the
             table is full enough to be sampled again.
@@ -50,7 +49,6 @@ class ReplayServer:
         config: Config,
         endpoints: Endpoints,
         facts: RunFacts,
-        stop: Callable[[], None],
         folder: Path,
         *,
         restarted: bool = False,
@@ -69,7 +67,7 @@ class ReplayServer:
         self._restarted = restarted
         self._inserts = InsertEndpoint(endpoints.of("replay.insert"), facts, self._keeper)
         self._samples = SampleEndpoint(
-            endpoints.of("replay.sample"), facts, self._keeper, self.status, stop
+            endpoints.of("replay.sample"), facts, self._keeper, self.status
         )
         self._poller = Poller(self._inserts.server, self._samples.server)
 
@@ -137,7 +135,6 @@ def body(service: Service) -> None:
         config,
         service.endpoints,
         service.facts,
-        service.stop,
         service.run.replay,
         restarted=service.restarted,
         progress=progress,

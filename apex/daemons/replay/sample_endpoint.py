@@ -20,10 +20,8 @@ from apex.replay.log.durable_table import TableKeeper
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint
 from apex.wire.messages import (
-    Ack,
     Sample,
     SampleReply,
-    Shutdown,
     Snapshot,
     SnapshotReply,
     Status,
@@ -60,7 +58,6 @@ class SampleEndpoint:
         facts: of the run.
         keeper: of the table.
         status: the answer to STATUS.
-        stop: called when an operator asks to stop.
     """
 
     def __init__(
@@ -69,19 +66,17 @@ class SampleEndpoint:
         facts: RunFacts,
         keeper: TableKeeper,
         status: Callable[[], ReplayReport],
-        stop: Callable[[], None],
     ) -> None:
         self._keeper = keeper
         self._table = keeper.table
         self._status = status
-        self._stop = stop
         self.server = Server(
             endpoint,
             facts.run_id,
             facts.schema.hash,
             {
                 "learner": (Sample, UpdatePriorities, Snapshot),
-                "operator": (Status, Shutdown, Snapshot),
+                "operator": (Status, Snapshot),
             },
             lambda peer: Welcome(instance=self.server.instance),
         )
@@ -124,10 +119,6 @@ class SampleEndpoint:
             self._snapshots.append(
                 _PendingSnapshot(identity, message.snapshot_id, self._keeper.save())
             )
-        elif isinstance(message, Shutdown):
-            log.info("asked to stop: %s", message.reason)
-            self.server.send(identity, Ack())
-            self._stop()
         elif isinstance(message, Sample):
             if not 1 <= message.batch_size <= MAX_BATCH_SIZE:
                 self.server.refuse(

@@ -77,7 +77,7 @@ def publish(path: Path, pipe: Connection) -> None:
     network = algorithm_of(run).policy().network
     server = ParamsServer(
         run.endpoints(), run.facts(), CLIENTS, 0, {}, board, status=no_report,
-        on_evaluation=print, on_shutdown=print, on_snapshot=print,
+        on_evaluation=print, on_snapshot=print,
     )  # fmt: skip
     server.start()
     for version in _told(pipe):
