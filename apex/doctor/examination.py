@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from apex.daemons.catalog import daemon_names
 from apex.doctor import (
     environment,
     gpu,
@@ -78,7 +77,6 @@ def _checks(subject: Subject) -> list[tuple[str, Callable[[], Iterator[Finding]]
         ("disk", partial(_disk, subject)),
         ("open files", partial(_open_files, subject)),
         ("threads", partial(_threads, subject)),
-        ("shared memory", partial(_shared_memory, subject)),
     ]
 
 
@@ -133,11 +131,6 @@ def _threads(subject: Subject) -> Iterator[Finding]:
     needed = limits.threads_needed(subject.config, limits.algebra_threads())
     left = limits.threads_left(privileged=limits.may_raise_limits())
     yield from limits.check_threads(needed, left)
-
-
-def _shared_memory(subject: Subject) -> Iterator[Finding]:
-    daemons = len(daemon_names(subject.config))
-    yield from limits.check_shared_memory(daemons, limits.shared_memory_free())
 
 
 def _all_runs_findings(there: list[RunDirectory]) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""What the kernel lets a suite have: open files, threads, shared memory.
+"""What the kernel lets a suite have: open files and threads.
 
 The figures were read from /proc of suites of 2 to 8 actors on two cores, under both engines, with
 local and central inference: each further actor cost its servers one open file, and nothing else.
@@ -6,7 +6,6 @@ local and central inference: each further actor cost its servers one open file, 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import resource
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from typing import NamedTuple
 
 from apex.config.sections import Config
 from apex.daemons.catalog import ACTOR, CATALOG, daemon_names
-from apex.doctor.findings import Finding, megabytes
+from apex.doctor.findings import Finding
 from apex.host import hardware
 from apex.launch.supervisord_config import MIN_FILES
 
@@ -30,9 +29,6 @@ ENGINE_THREADS = 2
 MOST_ALGEBRA_THREADS = 64
 ALGEBRA_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 
-SHARED_MEMORY = Path("/dev/shm")
-SHARED_BYTES_OF_DAEMON = 12 * 1024
-"""TensorBoard's writer has three semaphores, a page each; nothing else of apex lies there."""
 CAP_SYS_RESOURCE = 24
 
 
@@ -162,35 +158,3 @@ def threads_left(*, privileged: bool) -> dict[str, int | None]:
 def _all_threads() -> int:
     """Of the machine, as /proc/loadavg tells them: `running/all`."""
     return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
-
-
-def check_shared_memory(daemons: int, free: int) -> Iterator[Finding]:
-    """Whether daemons can make the semaphores of TensorBoard's writer; it makes one to see.
-
-    Args:
-        daemons: how many there will be.
-        free: bytes free in `SHARED_MEMORY`.
-    """
-    needed = daemons * SHARED_BYTES_OF_DAEMON
-    expected = f"{needed // 1024} kB for semaphores"
-    remedy = f"mount {SHARED_MEMORY} with some room (in a container: --shm-size=64m)"
-    try:
-        multiprocessing.get_context("spawn").Lock()
-    except OSError as error:
-        found = f"no semaphore can be made in {SHARED_MEMORY}: {error.strerror}"
-        yield Finding("shared memory", "problem", found, expected, remedy)
-        return
-    found = f"{megabytes(free)} free in {SHARED_MEMORY}"
-    if free >= needed:
-        yield Finding("shared memory", "ok", found, expected)
-    else:
-        yield Finding("shared memory", "problem", found, expected, remedy)
-
-
-def shared_memory_free() -> int:
-    """Bytes free in `SHARED_MEMORY`; 0 where it is not there."""
-    try:
-        status = os.statvfs(SHARED_MEMORY)
-    except OSError:
-        return 0
-    return status.f_bavail * status.f_frsize
