@@ -15,6 +15,7 @@ from typing import NamedTuple
 from apex.config.sections import Config
 from apex.daemons.catalog import ACTOR, CATALOG, daemon_names
 from apex.doctor.findings import Finding
+from apex.doctor.processes import user_threads
 from apex.host import hardware
 from apex.launch.supervisord_config import MIN_FILES
 
@@ -112,18 +113,6 @@ def threads_needed(config: Config, algebra: int) -> int:
     """Threads of a whole suite, with `algebra` of NumPy's in each process."""
     of_daemons = (len(spec.names(config)) * (spec.threads(config) + algebra) for spec in CATALOG)
     return ENGINE_THREADS + sum(of_daemons)
-
-
-def user_threads() -> int:
-    """Threads that this user has now; those of processes that end meanwhile are not counted."""
-    count = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if folder.stat().st_uid == os.getuid():
-                count += len(os.listdir(folder / "task"))
-        except OSError:
-            continue
-    return count
 
 
 def check_threads(needed: int, left: dict[str, int | None]) -> Iterator[Finding]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import sys
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from pathlib import Path
 import click
 import msgspec
 import numpy as np
+import psutil
 
 from apex.data.chunk_bytes import chunk_from_arrays, chunk_to_arrays
 from apex.data.schema import Schema
@@ -187,8 +187,7 @@ class Report:
 
 def resident_mb() -> float:
     """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1e6
+    return psutil.Process().memory_info().rss / 1e6
 
 
 def fuzz(inputs: int, seed: int) -> Report:

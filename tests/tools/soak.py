@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+import psutil
 from matplotlib.figure import Figure
 
 from apex.daemons.status.gathering import gather
@@ -54,9 +55,9 @@ def stop_times(seconds: float) -> tuple[float, float]:
 
 def look(seconds: float, daemon: str, pid: int) -> Sample:
     """Memory and open files of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    rss = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-    return Sample(round(seconds, 1), daemon, pid, round(rss, 2), len(os.listdir(f"/proc/{pid}/fd")))
+    process = psutil.Process(pid)
+    rss = process.memory_info().rss / 1e6
+    return Sample(round(seconds, 1), daemon, pid, round(rss, 2), process.num_fds())
 
 
 def soak(run: RunDirectory, seconds: float) -> list[Sample]:

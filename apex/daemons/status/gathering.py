@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from typing import Any
 
 from msgspec.structs import asdict, replace
@@ -175,8 +176,7 @@ def _actor(
 
 def _uptime(engine: EngineRecord) -> float:
     """Seconds since the engine's start."""
-    with open("/proc/uptime", encoding="ascii") as file:
-        since_boot = float(file.read().split()[0])
+    since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
     return max(0.0, since_boot - engine.started_ticks / os.sysconf("SC_CLK_TCK"))
 
 
