@@ -231,11 +231,12 @@ def _run_serially(directory: RunDirectory) -> None:
 
 
 def _start(directory: RunDirectory, name: str) -> None:
+    from apex.daemons.catalog import daemon_names
     from apex.launch import engine
 
     if name == "none":
         click.echo(f"{directory.path} is ready; start its daemons with --run {directory.path}:")
-        for daemon in engine.daemon_names(directory.config()):
+        for daemon in daemon_names(directory.config()):
             click.echo(f"  {daemon}")
         return
     chosen: EngineName = "local" if name == "local" else "supervisor"

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from apex.daemons.status import gather
+from apex.daemons.catalog import daemon_names
+from apex.daemons.status.gathering import gather
 from apex.data.schema import Array
 from apex.errors import RunError, UsageError
 from apex.launch import engine
@@ -135,7 +136,7 @@ class MetricsFolder(PosixPath):
             UsageError: the run has no such daemon.
         """
         found = recorded_metrics.records(self / f"{name}.jsonl")
-        names = engine.daemon_names(RunDirectory(self.parent).config()) if not found else [name]
+        names = daemon_names(RunDirectory(self.parent).config()) if not found else [name]
         if name not in names:
             raise UsageError(f"no metrics of '{name}'; there are: {', '.join(names)}")
         return recorded_metrics.columns(found)

@@ -58,27 +58,12 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
         ApexError: the environment or the algorithm cannot be used.
     """
     config = plugins.with_absolute_paths(config)
-    _warn_of_ignored_settings(config.env)
     spec, observation = try_environment(config.env, extensions, steps=steps)
     algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm)
     try_algorithm(algorithm, observation)
     section = msgspec.to_builtins(algorithm.config)
     whole = msgspec.structs.replace(config, algorithm=section)
     return Trial(whole, spec, algorithm.schema(), algorithm)
-
-
-def _warn_of_ignored_settings(env: EnvConfig) -> None:
-    """Name settings that only Atari games have, where the environment is another one."""
-    if env.id.startswith("ALE/"):
-        return
-    default = EnvConfig(id=env.id)
-    made = [name for name in ATARI_FIELDS if getattr(env, name) != getattr(default, name)]
-    if made:
-        log.warning(
-            "%s: read for Atari games (ALE/...) only, and ignored here; change the environment "
-            "itself, by wrappers or env.kwargs",
-            ", ".join(f"env.{name}" for name in made),
-        )
 
 
 def try_environment(
@@ -89,6 +74,14 @@ def try_environment(
     Raises:
         EnvError: it cannot be made, or failed.
     """
+    default = EnvConfig(id=config.id)
+    made = [name for name in ATARI_FIELDS if getattr(config, name) != getattr(default, name)]
+    if made and not config.id.startswith("ALE/"):
+        log.warning(
+            "%s: read for Atari games (ALE/...) only, and ignored here; change the environment "
+            "itself, by wrappers or env.kwargs",
+            ", ".join(f"env.{name}" for name in made),
+        )
     environments = make_environments(config, 1, extensions.make_env)
     spec, rng = environments.spec, np.random.default_rng(0)
     observation = np.zeros((1, *spec.observation_shape), spec.observation_dtype)

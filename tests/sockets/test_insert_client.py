@@ -36,7 +36,6 @@ class Suite:
         self.folder = folder / "replay"
         self.now = 0.0
         self.first_id = 0
-        self.stopped = False
         self.batches: list[Samples] = []
         self._clients: list[object] = []
         self._stack = stack
@@ -60,16 +59,13 @@ class Suite:
         config = parse(merge(raw, {"replay": replay}))
         facts = RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA)
         self.server = ReplayServer(
-            config, self.endpoints, facts, self.stop, self.folder, clock_ns=lambda: self.first_id
+            config, self.endpoints, facts, self.folder, clock_ns=lambda: self.first_id
         )
         self._stack.callback(self.server.close)
         return self.server
 
     def callback(self, close: Callable[[], None]) -> None:
         self._stack.callback(close)
-
-    def stop(self) -> None:
-        self.stopped = True
 
     def restart(self) -> None:
         self.server.close()
@@ -141,7 +137,7 @@ def test_inserted_chunks_are_in_the_table_in_order_and_acknowledged(suite):
         insert(suite, client, first, first + 1)
     suite.until(lambda: client.unacknowledged == 0)
     assert suite.actions() == list(range(40)) and client.inserted_items == 40
-    assert suite.server.status()["duplicate_inserts"] == 0
+    assert suite.server.status().duplicate_inserts == 0
 
 
 def test_chunk_is_in_the_table_before_its_acknowledgement_leaves(suite):
@@ -184,7 +180,7 @@ def test_lost_acknowledgement_leads_to_a_resend_and_no_second_insert(suite, monk
     assert client.unacknowledged == 2
     suite.now += 11.0
     suite.until(lambda: client.unacknowledged == 0)
-    suite.until(lambda: suite.server.status()["duplicate_inserts"] == 2)
+    suite.until(lambda: suite.server.status().duplicate_inserts == 2)
     assert suite.actions() == [1, 2, 3]
 
 
@@ -237,7 +233,7 @@ def test_every_chunk_is_inserted_once_despite_random_losses(suite, monkeypatch):
             suite.server._inserts.server.peers.clear()
 
     sent = 0
-    while sent < 80 or not suite.server.status()["duplicate_inserts"]:
+    while sent < 80 or not suite.server.status().duplicate_inserts:
         wait_until(lambda: client.has_credit, turn)
         client.insert(vector_chunk([sent]))
         sent += 1
@@ -265,11 +261,11 @@ def test_producer_without_credit_waits_and_nothing_grows(suite):
             client.insert(vector_chunk([inserted, inserted + 1]))
             inserted += 2
     assert suite.server.table.limiter.inserted <= 7 and client.unacknowledged == 4
-    assert suite.server.status()["waiting_inserts"] == 4 and not client.has_credit
+    assert suite.server.status().waiting_inserts == 4 and not client.has_credit
     # Resends of what waits are no duplicates in the table and take no second place.
     suite.now += 11.0
-    suite.until(lambda: suite.server.status()["duplicate_inserts"] == 4)
-    assert suite.server.status()["waiting_inserts"] == 4
+    suite.until(lambda: suite.server.status().duplicate_inserts == 4)
+    assert suite.server.status().waiting_inserts == 4
     learner = suite.learner()
 
     def drain() -> None:
@@ -289,11 +285,11 @@ def test_producer_beyond_its_credit_is_refused(suite):
     }
     for seq in range(12):
         client.send(Insert(seq=seq), arrays)
-    suite.until(lambda: sum(server.status()["refused_by"].values()) >= 5)
+    suite.until(lambda: sum(server.status().refused_by.values()) >= 5)
     status = server.status()
     # Three of two items fit below the tolerance; at most four wait.
-    assert status["waiting_inserts"] <= 4 and status["items"] == 6
-    assert 6 <= sum(status["refused_by"].values()) + status["waiting_inserts"] <= 9
+    assert status.waiting_inserts <= 4 and status.items == 6
+    assert 6 <= sum(status.refused_by.values()) + status.waiting_inserts <= 9
     errors = [r.message.code for r in received if isinstance(r.message, Error)]
     assert set(errors) <= {"no_credit", "sequence_gap"}
 
@@ -317,7 +313,7 @@ def test_the_first_insert_that_finds_no_room_is_waited_for(suite, monkeypatch):
     # Taking 1 now would acknowledge 0, which is not here.
     assert send(1) == ["sequence_gap"]
     assert send(0) == [""] and send(1) == [""]
-    assert suite.actions() == [0, 1] and server.status()["items"] == 2
+    assert suite.actions() == [0, 1] and server.status().items == 2
 
 
 def test_older_start_of_one_name_is_superseded(suite):
@@ -388,9 +384,9 @@ def test_bad_chunk_is_refused_and_the_next_good_one_taken(suite, change):
     client.send(Insert(seq=1), good)
     suite.until(lambda: len(server.table) == 2)
     suite.until(lambda: received and received[-1].message == InsertAck(
-        seq=1, credits=4, durable=False, volatile_seq=1
+        seq=1, credits=4, volatile_seq=1
     ))  # fmt: skip
-    assert server.status()["refused_by"] == {"bad_chunk": 1}
+    assert server.status().refused_by == {"bad_chunk": 1}
     codes = [r.message.code for r in received if isinstance(r.message, Error)]
     assert codes == ["bad_chunk"]
 
@@ -461,7 +457,7 @@ def test_sample_waits_until_the_table_has_enough(suite):
     learner, client = suite.learner(), suite.producer()
     suite.until(lambda: learner.client.ready and client.has_credit)
     learner.ask(2)
-    suite.until(lambda: suite.server.status()["waiting_samples"] == 2)
+    suite.until(lambda: suite.server.status().waiting_samples == 2)
     client.insert(vector_chunk([1, 2]))
     suite.until(lambda: client.unacknowledged == 0)
     assert suite.batches == [] and learner.in_flight == 2
@@ -474,11 +470,11 @@ def test_waiting_request_that_is_repeated_is_served_once(suite):
     learner, client = suite.learner(), suite.producer()
     suite.until(lambda: learner.client.ready and client.has_credit)
     learner.ask(1)
-    suite.until(lambda: suite.server.status()["waiting_samples"] == 1)
+    suite.until(lambda: suite.server.status().waiting_samples == 1)
     suite.now += 11.0
     for _ in range(10):
         suite.turn()
-    assert suite.server.status()["waiting_samples"] == 1
+    assert suite.server.status().waiting_samples == 1
     client.insert(vector_chunk([1, 2, 3]))
     suite.until(lambda: suite.batches)
     assert suite.server.table.counters.sampled == 4
@@ -500,12 +496,12 @@ def test_requests_of_a_learner_that_is_gone_take_no_items(suite):
     gone, client = suite.learner(batch_size=3, epoch=1), suite.producer()
     suite.until(lambda: gone.client.ready and client.has_credit)
     gone.ask(1)
-    suite.until(lambda: suite.server.status()["waiting_samples"] == 1)
+    suite.until(lambda: suite.server.status().waiting_samples == 1)
     suite.leave(gone)
     learner = suite.learner(batch_size=3, epoch=2)
     suite.until(lambda: learner.client.ready)
     learner.ask(1)
-    suite.until(lambda: suite.server.status()["waiting_samples"] == 1 and learner.in_flight == 1)
+    suite.until(lambda: suite.server.status().waiting_samples == 1 and learner.in_flight == 1)
     client.insert(vector_chunk([1, 2, 3]))
     suite.until(lambda: suite.batches)
     assert suite.batches[0].columns["action"].tolist() == [1, 2, 3]
@@ -524,11 +520,11 @@ def test_all_waiting_inserts_are_taken_beside_one_batch(suite, monkeypatch):
             for chunk in range(4):
                 producer.insert(vector_chunk([10 * k + chunk]))
         learner.ask(2)
-        suite.until(lambda: server.status()["waiting_inserts"] == 12)
-        suite.until(lambda: server.status()["waiting_samples"] == 2)
+        suite.until(lambda: server.status().waiting_inserts == 12)
+        suite.until(lambda: server.status().waiting_samples == 2)
     server.turn(0.0)
     status = server.status()
-    assert (status["items"], status["waiting_inserts"], status["waiting_samples"]) == (12, 0, 0)
+    assert (status.items, status.waiting_inserts, status.waiting_samples) == (12, 0, 0)
 
 
 def test_prefetcher_asks_for_all_its_batches_before_one_has_come_or_was_learned_from(suite):
@@ -541,7 +537,7 @@ def test_prefetcher_asks_for_all_its_batches_before_one_has_come_or_was_learned_
         VECTOR_SCHEMA, lambda items: items.columns, depth=3, threads=1,
     )  # fmt: skip
     suite.callback(prefetcher.close)
-    suite.until(lambda: client.has_credit and server.status()["waiting_samples"] == 3)
+    suite.until(lambda: client.has_credit and server.status().waiting_samples == 3)
     client.insert(vector_chunk([1, 2, 3]))
     suite.until(lambda: prefetcher.ready == 3)
     assert server.table.counters.sampled == 12 and server.table.counters.updated_priorities == 0
@@ -597,7 +593,7 @@ def test_corrupt_items_are_left_out_of_their_batch_and_not_sampled_again(suite, 
         VECTOR_SCHEMA, collate, depth=1, threads=1,
     )  # fmt: skip
     suite.callback(prefetcher.close)
-    suite.until(lambda: client.has_credit and server.status()["waiting_samples"] == 1)
+    suite.until(lambda: client.has_credit and server.status().waiting_samples == 1)
     client.insert(vector_chunk([1, 2, 3]))
     suite.until(lambda: prefetcher.ready == 1)
     batch = prefetcher.get(10.0)
@@ -615,11 +611,11 @@ def test_of_too_many_producers_the_one_that_greeted_first_is_forgotten_and_greet
     server = suite.start()
     first, second, third = (suite.producer(name=f"actor_{k:03d}") for k in range(3))
     suite.until(lambda: first.has_credit and second.has_credit and third.has_credit)
-    assert server.status()["producers"] == 2
+    assert server.status().producers == 2
     for number, client in enumerate((first, second, third)):
         client.insert(vector_chunk([number]))
     suite.until(lambda: not (first.unacknowledged or second.unacknowledged or third.unacknowledged))
-    assert server.status()["producers"] == 2 and server.status()["items"] == 3
+    assert server.status().producers == 2 and server.status().items == 3
 
 
 def test_learner_asks_a_restarted_server_anew(suite):
@@ -638,7 +634,7 @@ def test_server_lives_when_every_priority_is_zero(suite):
     learner = suite.learner()
     suite.until(lambda: learner.client.ready)
     learner.ask(1)
-    suite.until(lambda: suite.server.status()["refused_by"].get("no_mass"))
+    suite.until(lambda: suite.server.status().refused_by.get("no_mass"))
     suite.until(lambda: client.has_credit)
     client.insert(vector_chunk([7], [1.0]))
     suite.until(lambda: client.unacknowledged == 0)

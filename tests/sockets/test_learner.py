@@ -17,6 +17,7 @@ from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.wire.sockets import Poller
 from tests.support.builders import VECTOR_SCHEMA, env_spec, hello, wait_until
 from tests.support.services import prepared, service_of
+from tests.support.statuses import learner_report
 
 torch.set_num_threads(1)
 
@@ -36,7 +37,7 @@ def test_actors_that_come_late_get_the_newest_parameters_at_once_however_many(tm
     board.put(publication(41))
     server = ParamsServer(
         endpoints, RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA), 1, 0, {}, board,
-        status=dict, on_evaluation=lambda mean: None, on_shutdown=lambda: None,
+        status=learner_report, on_evaluation=lambda mean: None,
         on_snapshot=lambda: None,
     )  # fmt: skip
     with ExitStack() as stack:

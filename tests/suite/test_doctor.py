@@ -84,7 +84,7 @@ def test_healthy_machine_exits_0_and_tells_every_check(tmp_path: Path) -> None:
     checks = {one["check"] for one in findings}
     assert checks >= {
         "python", "packages", "files", "torch", "environment", "cores", "memory", "disk",
-        "open files", "threads", "shared memory", "runs", "clock", "socket paths",
+        "open files", "threads", "runs", "clock", "socket paths",
     }  # fmt: skip
     # What other programs leave on this machine while the test runs is none of its business.
     problems = [one for one in findings if one["state"] == "problem"]
@@ -234,9 +234,9 @@ def test_low_limit_of_open_files_is_named_by_a_real_process(tmp_path: Path) -> N
     assert done.returncode == ExitCode.DEGRADED, done.stderr
     found = {one["check"]: one for one in json.loads(done.stdout)}["open files"]
     assert found["state"] == "problem"
-    assert "too few for learner, replay, supervisord" in found["found"]
+    assert "too few for replay, learner, supervisord" in found["found"]
     # 64 and 4 besides one for each actor; supervisord: 6, and 3 for each of 2003 daemons.
-    assert found["expected"] == "learner 2,068, replay 2,068, supervisord 6,015"
+    assert found["expected"] == "replay 2,068, learner 2,068, supervisord 6,015"
     assert found["remedy"].startswith("ulimit -n 6015")
 
 
@@ -265,11 +265,6 @@ def test_threads_are_counted_for_every_daemon_and_compared_with_each_limit() -> 
     assert only(limits.check_threads(75, {"RLIMIT_NPROC": 76})).state == "ok"
 
 
-def test_shared_memory_without_room_for_semaphores_is_a_problem() -> None:
-    assert only(limits.check_shared_memory(5, 61_440)).state == "ok"
-    assert only(limits.check_shared_memory(5, 61_439)).state == "problem"
-
-
 # Memory, disk, cores, clock
 
 
@@ -285,7 +280,7 @@ def test_memory_and_disk_of_a_suite_are_the_sums_of_their_parts() -> None:
     # An item: 100 besides 4 + 8 bytes of columns and 27 of a frame's 100 pixels.
     assert needed == {
         "table": 50_000 * 139,
-        "replay server": 60_000_000,
+        "replay": 60_000_000,
         "learner": 650_000_000 + 5 * 64 * (139 + 2 * 7 * 100) + 5 * 1000,
         "actors (2)": 800_000_000,
         "engine": 50_000_000,

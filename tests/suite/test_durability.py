@@ -115,9 +115,9 @@ def test_a_server_that_is_asked_to_stop_while_it_reads_its_log_stops(
     segments = {path: path.read_bytes() for path in suite.run.replay.glob("segment_*")}
     code = f"""
 from pathlib import Path
-from apex.replay.server import body
-from apex.run_directory import RunDirectory
-from apex.service import serve
+from apex.daemons.replay.daemon import body
+from apex.runs.directory import RunDirectory
+from apex.daemons.service import serve
 def asked_at_once(service):
     service.stop()
     body(service)

@@ -7,10 +7,13 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from apex.daemons.status import gather
+import psutil
+
+from apex.daemons.status.gathering import gather
 from apex.launch import engine
 from apex.runs.directory import RunDirectory
 from tests.support.paths import APEX
@@ -23,14 +26,12 @@ LOOK_PAUSE_S = 0.2
 def suite_processes(marker: str) -> list[int]:
     """Process ids whose command line or environment names the run at `marker`."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
-            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if marker.encode() in words and state != "Z" and int(folder.name) != os.getpid():
-            found.append(int(folder.name))
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            words = [*process.cmdline(), *process.environ().values()]
+            zombie = process.status() == psutil.STATUS_ZOMBIE
+            if process.pid != os.getpid() and not zombie and any(marker in one for one in words):
+                found.append(process.pid)
     return found
 
 
@@ -78,7 +79,7 @@ class Suite:
 
         def look() -> bool:
             last.clear()
-            last.update(json.loads(json.dumps(gather(self.run))))
+            last.update(json.loads(json.dumps(gather(self.run).as_map())))
             return bool(condition(last))
 
         try:

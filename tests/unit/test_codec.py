@@ -13,7 +13,7 @@ from apex.data.array_bytes import Buffer
 from apex.errors import DecodeError
 from apex.wire import messages
 from apex.wire.codec import decode, encode
-from apex.wire.messages import Insert, Sample, StatusReply
+from apex.wire.messages import PROTOCOL_VERSION, Insert, Sample, StatusReply
 from tests.support.builders import hello
 from tests.support.paths import ROOT
 
@@ -22,7 +22,7 @@ EVERY_MESSAGE = [
     messages.Welcome(instance=2**62, credits=4, last_seq=7, slot=2, incarnation=1),
     messages.Error(code="x", detail="größer"),
     messages.Insert(seq=3),
-    messages.InsertAck(seq=3, credits=4, durable=True),
+    messages.InsertAck(seq=3, credits=4),
     messages.Sample(request_id=9, batch_size=512),
     messages.SampleReply(request_id=9, table_items=10),
     messages.UpdatePriorities(),
@@ -31,17 +31,14 @@ EVERY_MESSAGE = [
     messages.Leave(),
     messages.GetParams(newer_than=-1),
     messages.Params(param_version=1, learner_step=2, env_steps=3, train_s=1.5, crc32=2**32 - 1),
-    messages.NotModified(param_version=1, learner_step=2),
-    messages.Heartbeat(phase="stepping", progress=1, mean_return=None),
-    messages.Heartbeat(phase="idle", progress=1, mean_return=-20.5, env_steps_per_s=1e3),
-    messages.HeartbeatAck(learner_step=1, param_version=2),
-    messages.EvaluationReport(
-        param_version=1, learner_step=2, env_steps=3, train_s=4.0, returns=(1.0, -2.5)
-    ),
+    messages.NotModified(),
+    messages.Heartbeat(phase="stepping", mean_return=None),
+    messages.Heartbeat(phase="idle", mean_return=-20.5, env_steps_per_s=1e3),
+    messages.HeartbeatAck(learner_step=1),
+    messages.EvaluationReport(returns=(1.0, -2.5)),
     messages.Ack(),
     messages.Status(),
     messages.StatusReply(status={"items": 3, "nested": {"a": [1.5, None, "x", True]}}),
-    messages.Shutdown(reason="the end"),
     messages.Snapshot(),
     messages.SnapshotReply(snapshot_id=4, saved={"items": 3, "durable": True}),
 ]
@@ -84,7 +81,7 @@ def code_of(frames: list[bytes]) -> str:
 
 
 def header(**fields: object) -> bytes:
-    plain = {"type": "insert", "protocol": 4, "buffers": [], "seq": 0}
+    plain = {"type": "insert", "protocol": PROTOCOL_VERSION, "buffers": [], "seq": 0}
     return msgspec.msgpack.encode({**plain, **fields})
 
 
@@ -146,11 +143,11 @@ MALFORMED = {
     "huge_header": [header(type="error", code="x", detail="y" * 2_000_000)],
     "no_protocol": [msgspec.msgpack.encode({"type": "insert", "seq": 0})],
     "protocol_is_text": [header(protocol="1")],
-    "no_type": [msgspec.msgpack.encode({"protocol": 4, "seq": 0})],
+    "no_type": [msgspec.msgpack.encode({"protocol": PROTOCOL_VERSION, "seq": 0})],
     "unknown_type": [header(type="format_disk")],
     "type_is_number": [header(type=3)],
     "extra_field": [header(surprise=1)],
-    "missing_field": [msgspec.msgpack.encode({"type": "insert", "protocol": 4})],
+    "missing_field": [msgspec.msgpack.encode({"type": "insert", "protocol": PROTOCOL_VERSION})],
     "wrong_field_type": [header(seq="0")],
     "float_for_int": [header(seq=0.5)],
     "bad_utf8": [header(type="error", code="x", detail="abc").replace(b"abc", b"\xff\xfe\xfd")],
@@ -193,7 +190,7 @@ def test_plain_header_of_these_tests_is_well_formed():
     assert decode(with_buffer("x", "float32", [2, 3], bytes(24))).arrays["x"].shape == (2, 3)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, 5, -1, 2**63])
+@pytest.mark.parametrize("version", [0, 1, PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1, -1, 2**63])
 def test_other_protocol_version_has_its_own_code(version):
     # Of another version nothing else is understood, not even the message's type.
     assert code_of([header(protocol=version, type="from_the_future", other=1)]) == (

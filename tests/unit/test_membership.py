@@ -6,6 +6,7 @@ import pytest
 
 from apex.daemons.learner import membership as membership_module
 from apex.daemons.learner.membership import Membership
+from apex.daemons.status.reports import ActorReport, EvaluationsReport
 from apex.errors import RefusedError
 from apex.runs.checkpoint import ActorRecord
 from apex.wire.messages import EvaluationReport, Heartbeat
@@ -28,11 +29,11 @@ def make(
 
 
 def beat(steps: int = 0, phase: str = "stepping") -> Heartbeat:
-    return Heartbeat(phase=phase, progress=steps, env_steps=steps)
+    return Heartbeat(phase=phase, env_steps=steps)
 
 
 def states(membership: Membership) -> dict[str, str]:
-    return {row["actor_id"]: row["state"] for row in membership.actors()}
+    return {row.actor_id: row.state for row in membership.actors()}
 
 
 def test_configured_actor_has_the_slot_of_its_number_in_any_order():
@@ -148,18 +149,18 @@ def test_rows_are_sorted_by_slot_and_show_the_last_heartbeat():
     membership.heartbeat(
         hello("actor_001"),
         Heartbeat(
-            phase="stepping", progress=9, param_version=3, env_steps=40, env_steps_per_s=12.34,
+            phase="stepping", param_version=3, env_steps=40, env_steps_per_s=12.34,
             episodes=2, mean_return=-20.5,
         ),
     )  # fmt: skip
     clock.now += 1.5
     rows = membership.actors()
-    assert [row["slot"] for row in rows] == [0, 1, 2]
-    assert rows[1] == {
-        "actor_id": "actor_001", "slot": 1, "pid": 77, "state": "stepping", "env_steps": 40,
-        "env_steps_per_s": 12.3, "param_version": 3, "heartbeat_age_s": 1.5, "episodes": 2,
-        "mean_return": -20.5, "env_faults": 0,
-    }  # fmt: skip
+    assert [row.slot for row in rows] == [0, 1, 2]
+    assert rows[1] == ActorReport(
+        actor_id="actor_001", slot=1, pid=77, state="stepping", env_steps=40,
+        env_steps_per_s=12.3, param_version=3, heartbeat_age_s=1.5, episodes=2,
+        mean_return=-20.5, env_faults=0,
+    )  # fmt: skip
 
 
 def test_env_steps_add_up_over_actors_and_their_restarts():
@@ -222,7 +223,7 @@ def test_an_evaluator_with_an_actors_name_is_not_taken_for_it():
     assert membership.greet(false).slot == -1
     membership.heartbeat(false, beat(700))
     assert membership.knows(hello("actor_000", epoch=5)) and membership.env_steps == 10
-    assert [row["env_steps"] for row in membership.actors()] == [10]
+    assert [row.env_steps for row in membership.actors()] == [10]
 
 
 def test_all_steps_stay_a_number_that_can_be_sent():
@@ -235,9 +236,7 @@ def test_all_steps_stay_a_number_that_can_be_sent():
 
 def test_the_mean_of_large_returns_is_finite():
     membership, _ = make(1)
-    report = EvaluationReport(
-        param_version=1, learner_step=1, env_steps=1, train_s=1.0, returns=(1.5e308, 1.5e308)
-    )
+    report = EvaluationReport(returns=(1.5e308, 1.5e308))
     assert membership.evaluation(report) == 1.5e308
 
 
@@ -248,7 +247,7 @@ def test_env_steps_are_not_counted_again_when_an_extra_actor_was_away():
     membership.heartbeat(hello("extra"), beat(0))
     membership.heartbeat(hello("extra"), beat(5000))
     clock.now += 60
-    assert membership.actors() == []
+    assert membership.actors() == ()
     membership.greet(hello("extra", epoch=1))
     membership.heartbeat(hello("extra"), beat(5010))
     assert membership.env_steps == 5010
@@ -257,9 +256,9 @@ def test_env_steps_are_not_counted_again_when_an_extra_actor_was_away():
 def test_evaluator_has_no_slot_and_is_no_actor():
     membership, _ = make(1)
     assert membership.greet(hello("evaluator", "evaluator")).slot == -1
-    assert membership.actors() == [] and membership.evaluator()["phase"] is None
-    membership.heartbeat(hello("evaluator", "evaluator"), Heartbeat(phase="evaluating", progress=1))
-    assert membership.actors() == [] and membership.evaluator()["phase"] == "evaluating"
+    assert membership.actors() == () and membership.evaluator().phase is None
+    membership.heartbeat(hello("evaluator", "evaluator"), Heartbeat(phase="evaluating"))
+    assert membership.actors() == () and membership.evaluator().phase == "evaluating"
     assert membership.greet(hello("extra")).slot == 1
 
 
@@ -274,18 +273,13 @@ def test_member_is_known_by_name_and_epoch():
 def test_evaluations_give_means_and_the_best_whole_one():
     membership, _ = make(1)
     means = [
-        membership.evaluation(
-            EvaluationReport(
-                param_version=1, learner_step=1, env_steps=1, train_s=1.0, returns=returns
-            )
-        )
+        membership.evaluation(EvaluationReport(returns=returns))
         for returns in ((1.0, 3.0), (-5.0, 21.0, 2.0), (0.0, 0.0))
     ]
     assert means == [2.0, 6.0, 0.0]
-    assert membership.evaluator() == {
-        "phase": None, "env_faults": 0,
-        "episodes": 7, "mean_return": 0.0, "best_mean_return": 6.0,
-    }  # fmt: skip
+    assert membership.evaluator() == EvaluationsReport(
+        phase=None, env_faults=0, episodes=7, mean_return=0.0, best_mean_return=6.0
+    )
     assert membership.best_return == pytest.approx(6.0)
 
 
@@ -304,8 +298,8 @@ def test_who_is_forgotten_for_the_many_that_came_and_left_greets_again(monkeypat
     membership.greet(hello("actor_000"))
     for name in ("a", "b", "c", "d"):
         membership.greet(hello(name))
-        membership.heartbeat(hello(name), Heartbeat(phase="leaving", progress=0))
+        membership.heartbeat(hello(name), Heartbeat(phase="leaving"))
     assert not membership.knows(hello("actor_000"))
     membership.greet(hello("actor_000"))
-    membership.heartbeat(hello("actor_000"), Heartbeat(phase="stepping", progress=1, env_steps=7))
+    membership.heartbeat(hello("actor_000"), Heartbeat(phase="stepping", env_steps=7))
     assert membership.env_steps == 7

@@ -39,7 +39,7 @@ class LocalInference:
         check_schema(self._algorithm, facts.schema)
         self._policy = self._algorithm.policy()
         self._learner = learner
-        self._replay = InsertClient(service.endpoints.of("replay.insert"), service.hello("actor"))
+        self._replay = InsertClient(service.endpoints.of("replay.insert"), service.hello())
         self._decider: LocalDecider | None = None
         self._backlog: deque[Chunk] = deque()
         self._steps_to_refresh = 0

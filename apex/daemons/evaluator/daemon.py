@@ -67,9 +67,7 @@ class EvaluatorDaemon:
         self._environments = self._recreation.first(made_before=service.restarted)
         self._unplayed: Publication | None = None
         """What was being played when the environments failed."""
-        self._learner = LearnerClient(
-            service.endpoints.of("learner.params"), service.hello("evaluator")
-        )
+        self._learner = LearnerClient(service.endpoints.of("learner.params"), service.hello())
         self._poller = Poller(self._learner.client)
         self._metrics = MetricsLog(
             service.run.metrics, service.name, service.config.run.metrics_max_mb, tensorboard=True
@@ -135,9 +133,7 @@ class EvaluatorDaemon:
 
     def _poll(self, phase: Phase) -> Publication | None:
         self._service.beat()
-        self._learner.heartbeat(
-            lambda: Heartbeat(phase=phase, progress=self._count, env_faults=self._recreation.faults)
-        )
+        self._learner.heartbeat(lambda: Heartbeat(phase=phase, env_faults=self._recreation.faults))
         return self._learner.poll()
 
     def evaluate(self, publication: Publication) -> None:
@@ -184,15 +180,7 @@ class EvaluatorDaemon:
         better = self._kept is None or mean > self._kept
         if better and keep_best(self._service.run, publication, mean):
             self._kept = mean
-        self._learner.report(
-            EvaluationReport(
-                param_version=publication.param_version,
-                learner_step=publication.learner_step,
-                env_steps=publication.env_steps,
-                train_s=publication.train_s,
-                returns=tuple(returns),
-            )
-        )
+        self._learner.report(EvaluationReport(returns=tuple(returns)))
         values = evaluation_values(publication, returns, seconds, cpu_s)
         self._metrics.write({**values, "best_mean_return": self._best}, step=publication.env_steps)
 

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,13 +16,14 @@ from apex.acting.decisions import Exploration, Inputs, JoinedExploration
 from apex.algos.base import Policy
 from apex.config.sections import Config
 from apex.daemons.inference.client import FLAGS
+from apex.daemons.status.reports import InferenceReport, to_wire
 from apex.data.chunks import Chunk
 from apex.data.schema import Array, Arrays
 from apex.envs.spec import MAX_REWARD, EnvSpec, StepResult, good_rewards
 from apex.errors import SchemaError
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint
-from apex.wire.messages import Ack, Act, Actions, Leave, Shutdown, Status, StatusReply, Welcome
+from apex.wire.messages import Act, Actions, Leave, Status, StatusReply, Welcome
 from apex.wire.server import Request, Server
 
 log = logging.getLogger("apex.inference")
@@ -88,7 +89,6 @@ class ActEndpoint:
         make_agent: makes the agent of a slot and incarnation, with the number of those that may
             have been made for them before.
         status: the daemon's own part of STATUS.
-        stop: called when an operator asks to stop.
         starts: of the inference server in this run, before this one.
         clock: seconds, monotonic.
     """
@@ -101,8 +101,7 @@ class ActEndpoint:
         make_agent: Callable[[int, int, int], Agent],
         *,
         starts: int = 0,
-        status: Callable[[], dict[str, Any]],
-        stop: Callable[[], None],
+        status: Callable[[], InferenceReport],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spec = facts.env
@@ -111,13 +110,12 @@ class ActEndpoint:
         self._max_wait_s = config.inference.max_wait_ms / 1e3
         self._make_agent = make_agent
         self._status = status
-        self._stop = stop
         self._clock = clock
         self.server = Server(
             endpoint,
             facts.run_id,
             facts.schema.hash,
-            {"actor": (Act, Leave), "operator": (Status, Shutdown)},
+            {"actor": (Act, Leave), "operator": (Status,)},
             lambda peer: Welcome(instance=self.server.instance),
         )
         self._members: dict[str, _Member] = {}
@@ -146,11 +144,7 @@ class ActEndpoint:
             elif isinstance(message, Leave):
                 self._retire(request.peer.hello.member)
             elif isinstance(message, Status):
-                self.server.send(identity, StatusReply(status=self._status()))
-            elif isinstance(message, Shutdown):
-                log.info("asked to stop: %s", message.reason)
-                self.server.send(identity, Ack())
-                self._stop()
+                self.server.send(identity, StatusReply(status=to_wire(self._status())))
         self._forget_silent()
 
     def _take(self, request: Request, message: Act) -> None:

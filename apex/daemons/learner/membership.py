@@ -7,10 +7,11 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
+from apex.daemons.status.reports import ActorReport, EvaluationsReport
 from apex.errors import RefusedError
 from apex.runs.checkpoint import ActorRecord
 from apex.wire.messages import MAX_COUNT, EvaluationReport, Heartbeat, Hello, Welcome
@@ -168,42 +169,42 @@ class Membership:
         self.best_return = mean if self.best_return is None else max(self.best_return, mean)
         return mean
 
-    def actors(self) -> list[dict[str, Any]]:
+    def actors(self) -> tuple[ActorReport, ...]:
         """One row for each actor that is not gone, by slot."""
         self._forget_gone()
         rows = [self._row(m) for m in self._members.values() if m.hello.role == "actor"]
-        return sorted(rows, key=lambda row: row["slot"])
+        return tuple(sorted(rows, key=lambda row: row.slot or 0))
 
-    def _row(self, member: Member) -> dict[str, Any]:
+    def _row(self, member: Member) -> ActorReport:
         age = self._clock() - member.last_seen
-        beat = member.heartbeat or Heartbeat(phase="starting", progress=0)
+        beat = member.heartbeat or Heartbeat(phase="starting")
         state: str = beat.phase
         if age > GONE_S:
             state = "gone"
         elif age > SUSPECT_S:
             state = "suspect"
-        return {
-            "actor_id": member.hello.name,
-            "slot": member.slot,
-            "pid": member.hello.pid,
-            "state": state,
-            "env_steps": beat.env_steps,
-            "env_steps_per_s": round(beat.env_steps_per_s, 1),
-            "param_version": beat.param_version,
-            "heartbeat_age_s": round(age, 2),
-            "episodes": beat.episodes,
-            "mean_return": beat.mean_return,
-            "env_faults": beat.env_faults,
-        }
+        return ActorReport(
+            actor_id=member.hello.name,
+            slot=member.slot,
+            pid=member.hello.pid,
+            state=state,
+            env_steps=beat.env_steps,
+            env_steps_per_s=round(beat.env_steps_per_s, 1),
+            param_version=beat.param_version,
+            heartbeat_age_s=round(age, 2),
+            episodes=beat.episodes,
+            mean_return=beat.mean_return,
+            env_faults=beat.env_faults,
+        )
 
-    def evaluator(self) -> dict[str, Any]:
+    def evaluator(self) -> EvaluationsReport:
         """What the evaluations so far said, and what the evaluator does now."""
         beats = [m.heartbeat for m in self._members.values() if m.hello.role == "evaluator"]
         newest = beats[-1] if beats else None
-        return {
-            "phase": newest.phase if newest is not None else None,
-            "env_faults": newest.env_faults if newest is not None else 0,
-            "episodes": self._evaluations,
-            "mean_return": self._last_evaluation,
-            "best_mean_return": self.best_return,
-        }
+        return EvaluationsReport(
+            phase=newest.phase if newest is not None else None,
+            env_faults=newest.env_faults if newest is not None else 0,
+            episodes=self._evaluations,
+            mean_return=self._last_evaluation,
+            best_mean_return=self.best_return,
+        )

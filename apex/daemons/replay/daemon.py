@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from apex.config.sections import Config
 from apex.daemons.command import daemon_command
@@ -16,6 +15,7 @@ from apex.daemons.metrics import MetricsLog
 from apex.daemons.replay.insert_endpoint import InsertEndpoint
 from apex.daemons.replay.sample_endpoint import SampleEndpoint
 from apex.daemons.service import Service
+from apex.daemons.status.reports import ReplayReport, to_wire
 from apex.errors import StopAskedError
 from apex.replay.log.durable_table import TableKeeper
 from apex.replay.table.table import make_table
@@ -36,7 +36,6 @@ class ReplayServer:
         config: of the run.
         endpoints: where to bind.
         facts: of the run.
-        stop: called when an operator asks to stop.
         folder: where the contents are kept, and an earlier server's found.
         starts: of a replay server in this run, before this one; after the first the state is
             `recovering` until the table is full enough to be sampled again.
@@ -50,7 +49,6 @@ class ReplayServer:
         config: Config,
         endpoints: Endpoints,
         facts: RunFacts,
-        stop: Callable[[], None],
         folder: Path,
         *,
         starts: int = 0,
@@ -69,7 +67,7 @@ class ReplayServer:
         self._restarted = starts > 0
         self._inserts = InsertEndpoint(endpoints.of("replay.insert"), facts, self._keeper)
         self._samples = SampleEndpoint(
-            endpoints.of("replay.sample"), facts, self._keeper, self.status, stop
+            endpoints.of("replay.sample"), facts, self._keeper, self.status
         )
         self._poller = Poller(self._inserts.server, self._samples.server)
 
@@ -94,28 +92,28 @@ class ReplayServer:
         self._restarted &= few and not self._samples.served
         return "recovering" if self._restarted else "running"
 
-    def status(self) -> dict[str, Any]:
-        """How the server is, as plain values."""
+    def status(self) -> ReplayReport:
+        """How the server is."""
         refused = self._inserts.server.refused + self._samples.server.refused
-        return {
-            "state": self._state,
-            "pid": os.getpid(),
-            "items": len(self.table),
-            "capacity": self.table.capacity,
-            "min_size": self.table.limiter.min_size,
-            "bytes": self.table.nbytes,
-            "inserts_per_s": round(self._inserts.rate.per_second(), 1),
-            "samples_per_s": round(self._samples.rate.per_second(), 1),
-            "waiting_inserts": self._inserts.waiting,
-            "waiting_samples": self._samples.waiting,
-            "producers": self._inserts.producers,
-            "duplicate_inserts": self._inserts.duplicates,
-            "refused": sum(refused.values()) + self.table.counters.refused_priorities,
-            "refused_by": dict(refused),
-            **connections(),
-            **self._keeper.status(),
+        return ReplayReport(
+            state=self._state,
+            pid=os.getpid(),
+            items=len(self.table),
+            capacity=self.table.capacity,
+            min_size=self.table.limiter.min_size,
+            bytes=self.table.nbytes,
+            inserts_per_s=round(self._inserts.rate.per_second(), 1),
+            samples_per_s=round(self._samples.rate.per_second(), 1),
+            waiting_inserts=self._inserts.waiting,
+            waiting_samples=self._samples.waiting,
+            producers=self._inserts.producers,
+            duplicate_inserts=self._inserts.duplicates,
+            refused=sum(refused.values()) + self.table.counters.refused_priorities,
+            refused_by=dict(refused),
             **asdict(self.table.counters),
-        }
+            **self._keeper.status()._asdict(),
+            **connections()._asdict(),
+        )
 
     def close(self) -> None:
         """Send what is under way, unbind, and save the contents."""
@@ -137,7 +135,6 @@ def body(service: Service) -> None:
         config,
         service.endpoints,
         service.facts,
-        service.stop,
         service.run.replay,
         starts=service.starts,
         progress=progress,
@@ -159,7 +156,7 @@ def body(service: Service) -> None:
             if time.monotonic() >= next_metrics:
                 next_metrics += METRICS_PERIOD_S
                 status = server.status()
-                metrics.write(status, step=status["inserted"])
+                metrics.write(to_wire(status), step=status.inserted)
     finally:
         server.close()
         metrics.close()
