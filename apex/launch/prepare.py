@@ -95,7 +95,7 @@ def preset_config(
 
 def check_own(config: Config) -> Config:
     """Check a script's own `Config`, and fit it to this machine's cores. Raises `ConfigError`."""
-    sections.check(config)
+    sections.check(convert(msgspec.to_builtins(config), Config))
     machine = hardware.this_machine()
     return fitting.choose_actor_count(config, machine.cores, machine.memory_bytes)
 
