@@ -71,17 +71,16 @@ class Optimization:
         self.skipped = torch.zeros((), device=device)
         """Steps whose gradient was not finite."""
         self.optimizer = self._make_optimizer()
+        self._use_scheduled_rate()
         self._said_zero = False
 
     def _make_optimizer(self) -> torch.optim.Adam | RMSProp:
-        config, rate = self._config, self.learning_rate
+        config = self._config
         if config.optimizer == "adam":
-            return torch.optim.Adam(
-                self._parameters, lr=rate, eps=config.optimizer_epsilon, fused=True
-            )
+            return torch.optim.Adam(self._parameters, eps=config.optimizer_epsilon, fused=True)
         return RMSProp(
             self._parameters,
-            rate,
+            self.learning_rate,
             config.rmsprop_decay,
             config.optimizer_epsilon,
             centered=config.rmsprop_centered,
@@ -137,9 +136,12 @@ class Optimization:
         settings = self.optimizer.state_dict()["param_groups"]
         averages = state["optimizer"]["state"]
         self.optimizer.load_state_dict({"state": averages, "param_groups": settings})
+        self._use_scheduled_rate()
+        self.skipped.fill_(float(state["skipped"]))
+
+    def _use_scheduled_rate(self) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        self.skipped.fill_(float(state["skipped"]))
 
 
 class TargetNetwork:

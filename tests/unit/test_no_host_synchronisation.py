@@ -1,0 +1,122 @@
+"""An update waits for no device: under fake tensors, which have no numbers, it runs to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from apex.acting.exploration import Progress
+from apex.algos.base import Algorithm
+from apex.algos.batches import map_tensors
+from apex.api import R2D2, ApexDPG, ApexDQN, Impala
+from apex.envs.spec import ActionBounds, EnvSpec
+from examples.munchausen import Munchausen
+from examples.own_network import WideDQN
+from tests.support.batches import batch_of, random_sequences, random_transitions
+
+CPU = torch.device("cpu")
+VECTORS = EnvSpec("Test-v0", (3,), "float32", 0, 4)
+IMAGES = EnvSpec("Test-v0", (12, 12), "uint8", 2, 4)
+BOUNDS = ActionBounds("float32", (2,), (-2.0, 0.0), (2.0, 10.0))
+CONTINUOUS = EnvSpec("Test-v0", (3,), "float32", 0, 0, BOUNDS)
+CONV = {"conv": ((4, 3, 2),)}
+SEQUENCES = {"burn_in": 3, "unroll_length": 5, "overlap": 2, "n_step": 2}
+
+CASES = {
+    "apex_dqn": (ApexDQN, VECTORS, {"optimizer": "rmsprop"}),
+    "apex_dqn, images, adam": (ApexDQN, IMAGES, {**CONV, "optimizer": "adam"}),
+    "apex_dpg": (ApexDPG, CONTINUOUS, {}),
+    "r2d2": (R2D2, VECTORS, {**SEQUENCES, "lstm": 4}),
+    "r2d2, images": (R2D2, IMAGES, {**SEQUENCES, **CONV, "lstm": 4}),
+    "impala": (Impala, VECTORS, {"unroll_length": 9}),
+    "impala, lstm": (Impala, VECTORS, {"unroll_length": 9, "lstm": 4}),
+    "munchausen": (Munchausen, VECTORS, {}),
+    "own network": (WideDQN, VECTORS, {}),
+}
+
+
+def numbers_of(algorithm: Algorithm) -> dict[str, Any]:
+    """A batch of the algorithm's, as arrays."""
+    if isinstance(algorithm, (R2D2, Impala)):
+        return random_sequences(algorithm, batch_size=4)
+    return random_transitions(algorithm, batch_size=8)
+
+
+@contextmanager
+def no_numbers() -> Iterator[None]:
+    """Tensors have shapes and no numbers; whoever asks for one raises."""
+
+    def refuse(*rest: Any, **more: Any) -> None:
+        raise AssertionError("an update copied a tensor to the host")
+
+    with (
+        FakeTensorMode(allow_non_fake_inputs=False),
+        # All is made on one device here, and parameters without numbers cannot be moved.
+        mock.patch.object(nn.Module, "to", lambda module, *rest, **more: module),
+        mock.patch.object(Tensor, "cpu", refuse),
+        mock.patch.object(Tensor, "numpy", refuse),
+    ):
+        yield
+
+
+def update_without_numbers(algorithm: Algorithm) -> None:
+    batch = batch_of(numbers_of(algorithm))
+    with no_numbers():
+        fake = map_tensors(batch, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        learner = algorithm.learner(CPU)
+        for step in range(2):  # the second has the optimizer's averages
+            learner.learn(fake, Progress(step, 100 * step))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_update_asks_for_no_number(name: str) -> None:
+    kind, spec, settings = CASES[name]
+    update_without_numbers(kind(kind.Config(**settings), spec))
+
+
+class Peeking(ApexDQN):
+    """Logs a number of its own in each update."""
+
+    def td_error(self, batch: Any, online: Any, target: Any) -> Any:
+        errors, metrics = super().td_error(batch, online, target)
+        return errors, {**metrics, "seen": torch.tensor(self.peek(errors))}
+
+    def peek(self, errors: Tensor) -> float:
+        return errors.mean().item()
+
+
+class Branching(Peeking):
+    def peek(self, errors: Tensor) -> float:
+        return 1.0 if (errors > 0).all() else 0.0
+
+
+class Masking(Peeking):
+    def peek(self, errors: Tensor) -> float:
+        return float(len(errors[errors > 0]))
+
+
+class Copying(Peeking):
+    def peek(self, errors: Tensor) -> float:
+        return len(errors.cpu())
+
+
+@pytest.mark.parametrize(
+    ("kind", "refusal"),
+    [
+        (Peeking, "_local_scalar_dense"),
+        (Branching, "_local_scalar_dense"),
+        (Masking, "nonzero"),
+        (Copying, "an update copied a tensor to the host"),
+    ],
+)
+def test_an_update_that_asks_for_a_number_is_found(kind: type[Peeking], refusal: str) -> None:
+    """Guards the test above."""
+    with pytest.raises(Exception, match=refusal):
+        update_without_numbers(kind(kind.Config(), VECTORS))
