@@ -61,9 +61,9 @@ class Optimization:
     ) -> None:
         if isinstance(parameters, nn.Module):
             parameters = parameters.parameters()
-        self._parameters = list(parameters)
+        self.parameters = list(parameters)
         self._config = config
-        device = self._parameters[0].device
+        device = self.parameters[0].device
         # Fused Adam reads a rate of 64 bits on a CPU and of 32 bits on a GPU.
         dtype = torch.float64 if device.type == "cpu" else torch.float32
         self.learning_rate = torch.zeros((), dtype=dtype, device=device)
@@ -77,9 +77,9 @@ class Optimization:
     def _make_optimizer(self) -> torch.optim.Adam | RMSProp:
         config = self._config
         if config.optimizer == "adam":
-            return torch.optim.Adam(self._parameters, eps=config.optimizer_epsilon, fused=True)
+            return torch.optim.Adam(self.parameters, eps=config.optimizer_epsilon, fused=True)
         return RMSProp(
-            self._parameters,
+            self.parameters,
             self.learning_rate,
             config.rmsprop_decay,
             config.optimizer_epsilon,
@@ -106,7 +106,7 @@ class Optimization:
         """One step down the gradient of a loss; returns what is logged of it."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._config.max_gradient_norm)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self._config.max_gradient_norm)
         skip = 1.0 - torch.isfinite(norm).float()
         self.optimizer.found_inf = skip  # type: ignore[union-attr]
         self.optimizer.step()

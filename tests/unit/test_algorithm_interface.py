@@ -1,0 +1,300 @@
+"""Algorithms of other kinds fit the interface: quantiles and noise, several optimizers, epochs."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from apex.acting.exploration import Progress
+from apex.algos.batches import map_tensors
+from apex.api import ApexDPG as DPG
+from apex.api import (
+    ApexDQN,
+    Column,
+    DeterministicNetwork,
+    EpsilonGreedy,
+    Impala,
+    Inputs,
+    Learner,
+    Loss,
+    Optimization,
+    QAlgorithm,
+    Sequences,
+    TargetNetwork,
+    Transitions,
+    Update,
+    mlp,
+    nn,
+    torso,
+)
+from apex.envs.spec import ActionBounds, EnvSpec
+from tests.support.batches import batch_of, random_sequences, random_transitions
+
+CPU = torch.device("cpu")
+SPEC = EnvSpec("Test-v0", (3,), "float32", 0, 4)
+BOUNDS = ActionBounds("float32", (2,), (-2.0, 0.0), (2.0, 10.0))
+CONTINUOUS = EnvSpec("Test-v0", (3,), "float32", 0, 0, BOUNDS)
+START = Progress(0, 0)
+
+
+class NoisyLinear(nn.Linear):
+    """y = (w + sigma * noise) x + b, the noise drawn by `resample_noise`."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.sigma = nn.Parameter(torch.full((outputs, inputs), 0.5))
+        self.register_buffer("noise", torch.zeros(outputs, inputs))
+
+    def resample_noise(self, generator: torch.Generator | None) -> None:
+        if generator is None:
+            self.noise.zero_()
+        else:
+            self.noise.normal_(generator=generator)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return nn.functional.linear(inputs, self.weight + self.sigma * self.noise, self.bias)
+
+
+class NoisyQuantiles(QAlgorithm):
+    """QR-DQN with a noisy last layer: a mixture of losses, and priorities of its own."""
+
+    class Config(QAlgorithm.Config, frozen=True):
+        quantiles: int = 5
+        target_update_period: int = 2
+
+    def network(self) -> nn.Module:
+        below = torso(self.spec, self.config.conv)
+        outputs = self.spec.num_actions * self.config.quantiles
+        return nn.Sequential(
+            below,
+            NoisyLinear(below.out_features, outputs),
+            nn.Unflatten(1, (self.spec.num_actions, self.config.quantiles)),
+        )
+
+    def q_values(self, network: nn.Module, observation: Any) -> Tensor:
+        return network(observation).mean(dim=2)
+
+    def td_error(self, batch: Transitions, online: nn.Module, target: nn.Module) -> Any:
+        raise AssertionError("its loss is not made of one error an item")
+
+    def loss(self, batch: Transitions, online: nn.Module, target: nn.Module | None) -> Loss:
+        assert target is not None
+        rows = torch.arange(len(batch.action))
+        chosen = online(batch.observation)[rows, batch.action.long()]
+        with torch.no_grad():
+            best = self.q_values(online, batch.next_observation).argmax(dim=1)
+            after = target(batch.next_observation)[rows, best]
+            goal = batch.n_step_return.unsqueeze(1) + batch.discount.unsqueeze(1) * after
+        error = goal.unsqueeze(1) - chosen.unsqueeze(2)
+        level = (torch.arange(self.config.quantiles) + 0.5) / self.config.quantiles
+        weight = (level.view(1, -1, 1) - (error.detach() < 0).float()).abs()
+        loss = (weight * nn.functional.huber_loss(error, 0 * error, reduction="none")).mean((1, 2))
+        return Loss(loss, error.detach().abs().mean((1, 2)), {"spread": chosen.std(1).mean()})
+
+
+def learn(learner: Learner, batch: Any, updates: int = 1) -> Update:
+    for step in range(updates):
+        update = learner.learn(batch, Progress(step, 10 * step))
+    return update
+
+
+def inputs_of(spec: EnvSpec, envs: int) -> Inputs:
+    rng = np.random.default_rng(0)
+    return Inputs(
+        rng.normal(size=(envs, *spec.policy_shape)).astype(np.float32),
+        np.zeros((envs, 0), np.float32), spec.no_actions(envs), np.zeros(envs, np.float32),
+    )  # fmt: skip
+
+
+def test_quantiles_with_noise_learn_by_a_loss_of_their_own() -> None:
+    torch.manual_seed(0)
+    algorithm = NoisyQuantiles(NoisyQuantiles.Config(optimizer="adam", learning_rate=0.01), SPEC)
+    learner = algorithm.learner(CPU)
+    batch = batch_of(random_transitions(algorithm, 32))
+    losses = [float(learn(learner, batch).metrics["loss"]) for _ in range(200)]
+    assert np.mean(losses[-20:]) < 0.9 * np.mean(losses[:5])
+    update = learn(learner, batch)
+    assert update.priorities.shape == (32,) and "spread" in update.metrics
+    noisy = learner.network[1]
+    before = noisy.noise.clone()
+    learn(learner, batch)
+    assert not torch.equal(noisy.noise, before), "each update draws noise"
+
+
+def test_a_noisy_policy_has_noise_while_it_explores_and_none_when_it_is_greedy() -> None:
+    torch.manual_seed(0)
+    policy = NoisyQuantiles(NoisyQuantiles.Config(), SPEC).policy()
+    nothing = EpsilonGreedy(np.zeros(6), 4, [(env,) for env in range(6)])
+    inputs = inputs_of(SPEC, 6)
+    explored = [policy.act(inputs, nothing).extras["max_q"] for _ in range(2)]
+    greedy = [policy.act(inputs, None).extras["max_q"] for _ in range(2)]
+    assert (explored[0] != explored[1]).all() and (greedy[0] == greedy[1]).all()
+
+
+class SoftActorCritic(DPG):
+    """Twin critics, a temperature that is learned, and Polyak averages: three optimizers."""
+
+    def learner(self, device: torch.device) -> Learner:
+        return SoftLearner(self, device)
+
+
+class SoftLearner(Learner):
+    def __init__(self, algorithm: SoftActorCritic, device: torch.device) -> None:
+        self.device = device
+        self.network = algorithm.network()
+        self.second = algorithm.network()
+        self.followers = [TargetNetwork(one, algorithm.network(), rate=0.1)
+                          for one in (self.network, self.second)]  # fmt: skip
+        self.log_temperature = torch.zeros((), requires_grad=True)
+        config = algorithm.config
+        self.steps = {
+            "critics": Optimization(
+                [*self.network.critic.parameters(), *self.second.critic.parameters()], config
+            ),
+            "actor": Optimization(self.network.actor, config),
+            "temperature": Optimization([nn.Parameter(self.log_temperature)], config),
+        }
+        (self.log_temperature,) = self.steps["temperature"].parameters
+
+    def modules(self) -> dict[str, nn.Module]:
+        first, second = (follower.network for follower in self.followers)
+        return {"online": self.network, "second": self.second, "slow": first, "slow2": second}
+
+    def optimizations(self) -> dict[str, Optimization]:
+        return self.steps
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {"log_temperature": self.log_temperature.data}
+
+    def targets(self) -> list[TargetNetwork]:
+        return self.followers
+
+    def update(self, batch: Transitions) -> Update:
+        network: DeterministicNetwork = self.network
+        taken = network.from_environment(batch.action)
+        with torch.no_grad():
+            best = network.actor(batch.next_observation)
+            after = [f.network.critic(batch.next_observation, best) for f in self.followers]
+            goal = batch.n_step_return + batch.discount * torch.minimum(*after)
+        errors = [goal - one.critic(batch.observation, taken) for one in (network, self.second)]
+        metrics = self.steps["critics"].step(sum(error.square().mean() for error in errors))
+        actions = network.actor(batch.observation)
+        self.steps["actor"].step(-network.critic(batch.observation, actions).mean())
+        self.steps["temperature"].step((self.log_temperature.exp() - 0.5).square())
+        return Update(errors[0].abs(), {**metrics, "temperature": self.log_temperature.exp()})
+
+
+def test_several_networks_and_optimizers_learn_and_are_resumed_to_the_bit() -> None:
+    torch.manual_seed(0)
+    config = SoftActorCritic.Config(actor_hidden=(8,), critic_hidden=(8,), learning_rate=0.01)
+    algorithm = SoftActorCritic(config, CONTINUOUS)
+    first, second = algorithm.learner(CPU), algorithm.learner(CPU)
+    batch = batch_of(random_transitions(algorithm, 16))
+    learn(first, batch, 5)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert second.updates == 5
+    one, other = learn(first, batch), learn(second, batch)
+    assert torch.equal(one.priorities, other.priorities)
+    assert one.metrics["temperature"] == other.metrics["temperature"] < 1
+    for left, right in zip(first.modules().values(), second.modules().values()):
+        assert all(map(torch.equal, left.state_dict().values(), right.state_dict().values()))
+
+
+def test_a_target_that_averages_moves_by_its_rate_each_update() -> None:
+    online, target = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    follower = TargetNetwork(online, target, rate=0.25)
+    with torch.no_grad():
+        online.weight.fill_(8.0)
+        target.weight.fill_(0.0)
+    moved = []
+    for updates in (1, 2):
+        follower.follow(updates)
+        moved.append(float(target.weight.detach()))
+    assert moved == [2.0, 3.5]  # 0 + 8/4, 2 + 6/4
+
+
+class Epochs(Impala):
+    """Four steps of the optimizer on each batch, with a clipped ratio: one update of PPO."""
+
+    def learner(self, device: torch.device) -> Learner:
+        return EpochsLearner(self, device)
+
+
+class EpochsLearner(Learner):
+    def __init__(self, algorithm: Epochs, device: torch.device) -> None:
+        self.device, self.algorithm = device, algorithm
+        self.network = algorithm.network()
+        self.step = Optimization(self.network, algorithm.config)
+
+    def optimizations(self) -> dict[str, Optimization]:
+        return {"online": self.step}
+
+    def update(self, batch: Sequences) -> Update:
+        for _ in range(4):
+            loss = self.algorithm.loss(batch, self.network, None)
+            metrics = self.step.step(loss.per_item.mean())
+        return Update(loss.priority, metrics)
+
+
+def test_an_update_of_several_epochs_is_one_learner_step() -> None:
+    torch.manual_seed(0)
+    config = Epochs.Config(unroll_length=4, learning_rate=0.01, learning_rate_decay_steps=2)
+    algorithm = Epochs(config, SPEC)
+    learner = algorithm.learner(CPU)
+    batch = batch_of(random_sequences(algorithm, 3))
+    rates = [float(learn(learner, batch).metrics["learning_rate"]) for _ in range(3)]
+    assert learner.updates == 3
+    assert rates == pytest.approx([0.01, 0.005, 0.0])
+
+
+class Scheduled(ApexDQN):
+    """Its loss fades in over the first 100 learner steps, by the run's progress."""
+
+    def learner(self, device: torch.device) -> Learner:
+        learner = super().learner(device)
+        loss = self.loss
+
+        def fading(batch: Any, online: nn.Module, target: nn.Module | None) -> Loss:
+            share = (learner.progress.learner_step / 100).clamp(max=1.0)
+            given = loss(batch, online, target)
+            return given._replace(per_item=share * given.per_item, metrics={"share": share})
+
+        self.loss = fading  # type: ignore[method-assign]
+        return learner
+
+
+def test_progress_reaches_the_loss_as_tensors() -> None:
+    algorithm = Scheduled(Scheduled.Config(), SPEC)
+    learner, batch = algorithm.learner(CPU), batch_of(random_transitions(algorithm, 4))
+    shares = [float(learner.learn(batch, Progress(step, 0)).metrics["share"])
+              for step in (0, 25, 200)]  # fmt: skip
+    assert shares == [0.0, 0.25, 1.0]
+
+
+class Logged(ApexDQN):
+    """Items hold the value that the actor saw."""
+
+    extra_columns = (Column("q_value", "float32"),)
+
+
+def test_what_a_policy_adds_to_transitions_is_in_the_extras_of_their_batch() -> None:
+    algorithm = Logged(Logged.Config(), SPEC)
+    assert ("q_value", "float32", ()) in [
+        (column.name, column.dtype, column.shape) for column in algorithm.schema().columns
+    ]
+    batch = batch_of({**random_transitions(algorithm, 4), "q_value": np.arange(4.0)})
+    moved = map_tensors(batch, lambda tensor: tensor + 1)
+    assert moved.extras["q_value"].tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert batch.extras["q_value"].tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_layer_below_the_heads_is_made_for_vectors_and_images() -> None:
+    assert torso(SPEC, ()).out_features == 3
+    images = EnvSpec("Test-v0", (12, 12), "uint8", 2, 4)
+    assert torso(images, ((4, 3, 2),)).out_features == 4 * 5 * 5
+    assert mlp(3, (8, 7))[1] == 7
