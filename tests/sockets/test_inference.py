@@ -34,6 +34,7 @@ from apex.wire.messages import Act
 from tests.fixtures.texts import check_status_keys
 from tests.support.builders import hello, wait_until
 from tests.support.services import prepared, service_of
+from tests.support.statuses import inference_report
 from tests.support.suite import Suite
 
 torch.set_num_threads(1)
@@ -80,7 +81,7 @@ class Stage:
         """Start the server, which was started so often before."""
         self.acts = ActEndpoint(
             self.run.endpoints().of("inference.act"), self.config, self.facts, self.make_agent,
-            status=dict, stop=lambda: None, starts=starts, clock=self.clock,
+            status=inference_report, starts=starts, clock=self.clock,
         )  # fmt: skip
         self.stack.callback(self.acts.server.close)
 

@@ -36,6 +36,7 @@ from apex.runs import checkpoint
 from apex.runs.directory import RunDirectory
 from tests.support.builders import hello, wait_until
 from tests.support.services import prepared, service_of
+from tests.support.statuses import inference_report
 
 torch.set_num_threads(1)
 
@@ -142,7 +143,7 @@ def in_inference_server(run: RunDirectory) -> list[Inputs]:
         acts = ActEndpoint(
             endpoint, config, facts,
             lambda *place: make_agent(algorithm, config, recorder.core_size, *place),
-            status=dict, stop=lambda: None,
+            status=inference_report,
         )  # fmt: skip
         stack.callback(acts.server.close)
         greeting = hello(run_id=facts.run_id, schema_hash=facts.schema.hash)

@@ -80,7 +80,10 @@ class Suite:
         def look() -> bool:
             last.clear()
             last.update(json.loads(json.dumps(gather(self.run).as_map())))
-            return bool(condition(last))
+            try:
+                return bool(condition(last))
+            except KeyError:  # a daemon that does not answer just now has fewer fields
+                return False
 
         try:
             wait_until(look, timeout_s, what, pause_s=LOOK_PAUSE_S)
