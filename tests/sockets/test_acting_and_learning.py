@@ -22,7 +22,7 @@ from apex.algos.sequence_batches import learning_inputs
 from apex.data import frame_compression
 from apex.data.chunks import Samples
 from apex.launch.prepare import preset_config
-from tests.sockets.test_inference import (
+from tests.support.walks import (
     ENVS,
     PixelWalk,
     PulledPixelWalk,

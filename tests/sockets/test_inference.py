@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from apex.acting.agent import LocalDecider
 from apex.acting.loop import ActingLoop
@@ -30,23 +28,15 @@ from apex.errors import EndpointError, SchemaError
 from apex.launch.prepare import prepare_run, preset_config
 from apex.wire.messages import Act
 from tests.fixtures.texts import check_status_keys
-from tests.support.builders import hello, wait_until
+from tests.support.builders import hello
+from tests.support.clock import Clock
 from tests.support.services import prepared
 from tests.support.suite import Suite
+from tests.support.waiting import wait_until
+from tests.support.walks import ENVS, SMALL, small, walk_for, walks
 
 torch.set_num_threads(1)
-ENVS = 2
 ONE_STEP = "algorithm.n_step=1"
-
-
-class Clock:
-    """Time that stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Stage:
@@ -93,7 +83,7 @@ class Stage:
         client.start(int(name[-1]), incarnation=0)
         self.stack.callback(client.close)
         self.clients[name] = client
-        wait_until(lambda: client.client.ready, self.turn)
+        wait_until(lambda: client.client.ready, turn=self.turn)
         return client
 
     def turn(self) -> None:
@@ -103,13 +93,13 @@ class Stage:
             client.poll()
 
     def until_asking(self, actors: int) -> None:
-        wait_until(lambda: self.acts.asking == actors * ENVS, self.turn)
+        wait_until(lambda: self.acts.asking == actors * ENVS, turn=self.turn)
 
     def decide(self) -> int:
         return self.acts.decide(self.policy, 7)
 
     def answered(self, client: ActClient) -> np.ndarray:
-        wait_until(lambda: client.answered, self.turn)
+        wait_until(lambda: client.answered, turn=self.turn)
         return client.take()
 
     def round(self, client: ActClient) -> np.ndarray:
@@ -229,7 +219,7 @@ def test_a_restarted_actor_begins_anew_and_what_the_one_before_gave_is_kept(stag
     stage.clients.pop("actor_000").close()
     again = stage.client("actor_000", epoch=2)
     again.begin(seen(9.0))
-    wait_until(lambda: stage.acts._members["actor_000"].agent is not before, stage.turn)
+    wait_until(lambda: stage.acts._members["actor_000"].agent is not before, turn=stage.turn)
     # Cut at 2.0, where it was decided but nothing came of it: items of 0.0 and 1.0, none across.
     chunks = stage.acts.take_chunks()
     assert first_observations(chunks) == [0.0, 0.0, 1.0, 1.0]
@@ -273,7 +263,7 @@ def test_an_actor_that_leaves_hands_over_what_is_complete(stage):
     one.observe(result(1.0))
     stage.round(one)
     one.leave()
-    wait_until(lambda: stage.acts.agents == 0, stage.turn)
+    wait_until(lambda: stage.acts.agents == 0, turn=stage.turn)
     assert first_observations(stage.acts.take_chunks()) == [0.0, 0.0]
 
 
@@ -299,83 +289,6 @@ def test_a_question_that_does_not_fit_is_refused(stage, change, reason):
     message = Act(seq=0, begins=False, slot=0, incarnation=0)
     with pytest.raises(SchemaError, match=reason):
         _checked(message, arrays, stage.facts.env, ENVS)
-
-
-class Walk(gym.Env):
-    """Random observations and rewards; episodes of random length, some truncated."""
-
-    observation_space = gym.spaces.Box(-10, 10, (4,), np.float32)
-    action_space = gym.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self._left = int(self.np_random.integers(1, 12))
-        return self._seen(), {}
-
-    def _seen(self):
-        return self.np_random.normal(size=4).astype(np.float32)
-
-    def step(self, action):
-        self._left -= 1
-        ended, cut = self._left == 0, self.np_random.random() < 0.05
-        reward = float(self.np_random.normal() + np.sum(action))
-        return self._seen(), reward, ended, cut and not ended, {}
-
-
-class PixelWalk(Walk):
-    """The same with frames of 5 x 5 pixels."""
-
-    observation_space = gym.spaces.Box(0, 255, (5, 5), np.uint8)
-
-    def _seen(self):
-        return self.np_random.integers(0, 256, (5, 5), dtype=np.uint8)
-
-
-PULL = gym.spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 5.0], np.float32))
-
-
-class PulledWalk(Walk):
-    """The same with actions of two numbers."""
-
-    action_space = PULL
-
-
-class PulledPixelWalk(PixelWalk):
-    """The same with frames and actions of two numbers."""
-
-    action_space = PULL
-
-
-WALKS = {
-    ("discrete", False): Walk,
-    ("discrete", True): PixelWalk,
-    ("continuous", False): PulledWalk,
-    ("continuous", True): PulledPixelWalk,
-}
-"""By the kind of actions, and whether there are frames."""
-
-
-def walk_for(preset: str, pixels: bool) -> type[Walk]:
-    """The walk that a preset's algorithm can learn."""
-    return WALKS["continuous" if preset == "pendulum-dpg" else "discrete", pixels]
-
-
-def walks(env: type[Walk] = Walk, frame_stack: int = 0) -> Environments:
-    vector = SyncVectorEnv([env] * ENVS, autoreset_mode=AutoresetMode.NEXT_STEP)
-    return Environments(vector, "Walk-v0", frame_stack, life_loss_ends=False)
-
-
-SMALL = {
-    "cartpole": {"n_step": 3},
-    "cartpole-r2d2": {"burn_in": 2, "unroll_length": 4, "overlap": 2, "n_step": 2, "lstm": 4},
-    "cartpole-impala": {"unroll_length": 4, "lstm": 4},
-    "pendulum-dpg": {"n_step": 3},
-}
-
-
-def small(preset: str) -> list[str]:
-    """Settings that make short items."""
-    return [f"algorithm.{name}={value}" for name, value in SMALL[preset].items()]
 
 
 @pytest.mark.parametrize("preset", SMALL)
@@ -405,7 +318,7 @@ def test_items_of_central_inference_are_byte_for_byte_those_of_local_inference(
             stage.until_asking(1)
             stage.decide()
             one.observe(environments.step(stage.answered(one)))
-            wait_until(lambda: stage.acts.asking, stage.turn)
+            wait_until(lambda: stage.acts.asking, turn=stage.turn)
             central += stage.acts.take_chunks()
     assert len(central) == len(expected) > 10
     for mine, theirs in zip(central, expected):

@@ -34,10 +34,9 @@ from apex.ops import q_learning as ops
 from apex.replay.table.table import TableCounters
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
-from tests.support.batches import arrays_of
-from tests.support.batches import learn as one_update
-from tests.support.builders import hello, wait_until
+from tests.support.builders import hello
 from tests.support.reference import Oracle, Settings, Stream, Transition, q_values
+from tests.support.waiting import wait_until
 
 PHASES = ((34, 8), (26, 8), (20, 9))
 """Acting steps, then learner updates; then the learned parameters act."""
@@ -206,7 +205,7 @@ class Real:
         self._priorities_sent = 0
 
     def _until(self, condition: Callable[[], object]) -> None:
-        wait_until(condition, self._turn)
+        wait_until(condition, turn=self._turn)
 
     def _turn(self) -> None:
         self.server.turn(0.001)

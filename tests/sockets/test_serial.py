@@ -14,8 +14,8 @@ import zmq
 from apex.launch.prepare import prepare_run, preset_config
 from apex.launch.single_process import SerialRun
 from apex.runs import checkpoint
-from tests.suite.test_memory import memory_bytes
 from tests.support.paths import ROOT
+from tests.support.processes import memory_bytes
 
 TOOLS = Path(sys.executable).parent
 QUIET = ("evaluator.enabled=false", "learner.checkpoint_period_s=3600")

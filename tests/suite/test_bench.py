@@ -20,34 +20,16 @@ from benchmarks.run import plot, scenarios
 from benchmarks.run.daemons import Daemon
 from benchmarks.run.figures import figure, in_turn, line
 from benchmarks.run.scenarios import params
-from benchmarks.run.workers import Step, Worker
-from tests.support.suite import suite_processes
+from benchmarks.run.workers import Worker
+from tests.support.processes import gone, suite_processes
 from tests.support.waiting import wait_until
+from tests.support.worker_steps import failing, naming_its_process
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIOS = {
     "actor", "actor-random", "learner", "learner-data", "replay", "suite", "params", "scale",
     "start", "inference", "precision",
 }  # fmt: skip
-
-
-def naming_its_process(path: str) -> Step:
-    """Writes down which process and cores it has; each step is worth 2."""
-    Path(path).write_text(json.dumps([os.getpid(), sorted(os.sched_getaffinity(0))]))
-    return lambda: 2.0
-
-
-def failing() -> Step:
-    """Cannot be made."""
-    raise SystemExit("no such thing")
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended; its parent may not have looked yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def test_a_figure_is_the_median_of_the_pairs_beside_the_extremes_of_their_ratios():
@@ -110,7 +92,7 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path):
     named = tmp_path / "named"
     script = (
         "import os\nfrom benchmarks.run.workers import Worker\n"
-        "from tests.suite.test_bench import naming_its_process\n"
+        "from tests.support.worker_steps import naming_its_process\n"
         "if __name__ == '__main__':\n"
         f"    Worker(naming_its_process, os.sched_getaffinity(0), {str(named)!r})\n"
         "    os.kill(os.getpid(), 9)\n"

@@ -18,19 +18,10 @@ from apex.daemons.operator_client import ask
 from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from apex.wire.sockets import context
-from tests.support.paths import ROOT
+from tests.support.processes import ARGUMENTS, DaemonProcess, daemon_command
 from tests.support.waiting import wait_until
 from tests.tools.fuzz import mutated_frames, valid_messages
 
-DAEMONS = {
-    "replay": (),
-    "learner": (),
-    "evaluator": (),
-    "inference": (),
-    "actor": ("--index", "0"),
-}
-BUSY_S = 10.0
-"""What a machine with other work may add."""
 WAITS_FOR = {
     "learner": "waiting for replay to hold",
     "evaluator": "waiting for the learner at",
@@ -39,36 +30,10 @@ WAITS_FOR = {
 }
 
 
-def command(daemon: str, *arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "bin" / daemon), *DAEMONS[daemon], *arguments]
-
-
 def finish(daemon: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(daemon, *arguments), capture_output=True, text=True, timeout=60)
-
-
-class Process:
-    """One executable, with what it writes."""
-
-    def __init__(self, path: Path, daemon: str, *arguments: str) -> None:
-        self._daemon = daemon
-        self._log = path / f"{daemon}.out"
-        with self._log.open("wb") as output:
-            self.popen = subprocess.Popen(
-                command(daemon, *arguments), stdout=output, stderr=subprocess.STDOUT
-            )
-
-    def wait_for_text(self, text: str, timeout_s: float = 60.0) -> None:
-        wait_until(lambda: text in self.output() or self.popen.poll() is not None, timeout_s, text)
-        assert text in self.output(), self.output()
-
-    def output(self) -> str:
-        return self._log.read_text(errors="replace")
-
-    def end(self) -> int:
-        """By SIGTERM. Five seconds are promised, thirty of a learner, which writes a checkpoint."""
-        self.popen.send_signal(signal.SIGTERM)
-        return self.popen.wait(timeout=30 if self._daemon == "learner" else 5 + BUSY_S)
+    return subprocess.run(
+        daemon_command(daemon, *arguments), capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.fixture
@@ -83,10 +48,10 @@ def run(tmp_path: Path) -> RunDirectory:
 @pytest.fixture
 def start(tmp_path: Path, run: RunDirectory) -> Iterator[object]:
     """Starts executables of the run; kills those that the test leaves."""
-    processes: list[Process] = []
+    processes: list[DaemonProcess] = []
 
-    def begin(daemon: str) -> Process:
-        processes.append(Process(tmp_path, daemon, "--run", str(run.path)))
+    def begin(daemon: str) -> DaemonProcess:
+        processes.append(DaemonProcess(tmp_path, daemon, "--run", str(run.path)))
         return processes[-1]
 
     yield begin
@@ -95,14 +60,14 @@ def start(tmp_path: Path, run: RunDirectory) -> Iterator[object]:
         process.popen.wait()
 
 
-@pytest.mark.parametrize("daemon", DAEMONS)
+@pytest.mark.parametrize("daemon", ARGUMENTS)
 def test_help_exits_0_and_no_arguments_exit_2(daemon: str) -> None:
     helped = finish(daemon, "--help")
     assert helped.returncode == 0 and "--run" in helped.stdout and "--endpoints" in helped.stdout
     assert finish(daemon).returncode == 2
 
 
-@pytest.mark.parametrize("daemon", DAEMONS)
+@pytest.mark.parametrize("daemon", ARGUMENTS)
 def test_a_missing_run_exits_78_with_one_line_and_no_traceback(daemon: str, tmp_path: Path) -> None:
     done = finish(daemon, "--run", str(tmp_path / "nothing"))
     assert done.returncode == 78
@@ -253,9 +218,9 @@ def test_a_daemon_that_crashes_again_and_again_gives_up_with_its_own_code(
     script.write_text(
         "import sys\n"
         "from pathlib import Path\n"
-        "from apex import crashes, service\n"
+        "from apex.daemons import restart_backoff, service\n"
         "from apex.runs.directory import RunDirectory\n"
-        "crashes.MAX_DELAY_S = 0.01\n"
+        "restart_backoff.MAX_DELAY_S = 0.01\n"
         "def body(_):\n"
         "    raise ValueError('on purpose')\n"
         f"sys.exit(service.serve(RunDirectory(Path({str(run.path)!r})), 'replay', body))\n"

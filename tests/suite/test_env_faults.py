@@ -18,6 +18,7 @@ from apex.acting.transition_accumulator import NStepAccumulator
 from apex.envs.base import Environments
 from apex.envs.recreation import Recreation
 from apex.errors import EnvError, EnvFaultError
+from tests.support.clock import Clock
 from tests.support.suite import Suite
 
 
@@ -114,14 +115,6 @@ def test_episodes_in_environments_made_anew_begin_afresh():
     items = rows(agent)
     assert items[:5] == CUT and items[5] == (0.0, 1.75, 0.125, 3.0) and len(items) == 6
     assert loop.env_steps == 9 and loop.episodes == 0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_each_further_fault_waits_twice_as_long_until_there_was_a_calm_minute():

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +23,10 @@ from apex.data.chunks import Chunk
 from apex.envs.registry import make_environments
 from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
-from apex.wire.messages import Hello
 from apex.wire.sockets import Poller
+from tests.support.builders import cartpole_chunk, hello_of
 from tests.support.paths import ROOT
+from tests.support.processes import memory_bytes
 from tests.support.suite import Suite
 from tests.support.waiting import wait_until
 
@@ -54,7 +54,7 @@ def test_100000_pong_transitions_cost_the_replay_process_at_most_60_mb(suite: Su
     run = prepare_run(suite.path, preset_config("pong", settings))
     replay = subprocess.Popen([sys.executable, ROOT / "bin" / "replay", "--run", run.path])
     try:
-        client = InsertClient(run.endpoints().of("replay.insert"), hello(run))
+        client = InsertClient(run.endpoints().of("replay.insert"), hello_of(run))
         wait_until(lambda: client.poll() or client.client.ready, 30.0, "the server is there")
         before = memory_bytes(replay.pid)
         insert_transitions(run, client)
@@ -76,12 +76,12 @@ def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: 
         address = run.endpoints().of("replay.insert")
         chunk = cartpole_chunk(32)
         assert sum(array.nbytes for array in chunk_to_arrays(chunk).values()) == 32 * 60
-        clients = [InsertClient(address, hello(run))]
+        clients = [InsertClient(address, hello_of(run))]
         wait_until(lambda: clients[0].poll() or clients[0].has_credit, 60.0, "the server is there")
         clients[0].insert(chunk)  # the first one loads modules
         wait_until(lambda: clients[0].poll() or not clients[0].unacknowledged, 60.0, "an insert")
         empty = memory_bytes(replay.pid)
-        clients += [InsertClient(address, hello(run, f"actor_{k:03d}")) for k in range(1, 64)]
+        clients += [InsertClient(address, hello_of(run, f"actor_{k:03d}")) for k in range(1, 64)]
         poller = Poller(*(client.client for client in clients))
         turn = partial(insert_all, clients, poller, chunk)
         wait_until(lambda: turn() > 100_000, 60.0, "all insert")
@@ -126,20 +126,6 @@ def insert_all(clients: list[InsertClient], poller: Poller, chunk: Chunk) -> int
     return sum(client.inserted_items for client in clients)
 
 
-def cartpole_chunk(items: int) -> Chunk:
-    return Chunk(
-        {
-            "action": np.zeros(items, dtype=np.int32),
-            "n_step_return": np.zeros(items, dtype=np.float32),
-            "discount": np.ones(items, dtype=np.float32),
-            "learner_step": np.zeros(items, dtype=np.int64),
-            "observation": np.zeros((items, 4), dtype=np.float32),
-            "next_observation": np.zeros((items, 4), dtype=np.float32),
-        },
-        np.ones(items),
-    )
-
-
 def test_a_stopped_learner_makes_the_others_wait_and_nothing_grows(
     suite: Suite, small: tuple[str, ...]
 ) -> None:
@@ -180,18 +166,6 @@ def waiting(suite: Suite) -> int:
     return int(replay_status(suite)["waiting_inserts"])
 
 
-def hello(run: RunDirectory, name: str = "actor_000") -> Hello:
-    facts = run.facts()
-    return Hello(
-        role="actor",
-        name=name,
-        epoch=1,
-        run_id=facts.run_id,
-        schema_hash=facts.schema.hash,
-        pid=os.getpid(),
-    )
-
-
 def insert_transitions(run: RunDirectory, client: InsertClient) -> None:
     config = run.config()
     algorithm = make_algorithm(config.algorithm, run.facts().env)
@@ -205,12 +179,3 @@ def insert_transitions(run: RunDirectory, client: InsertClient) -> None:
             wait_until(lambda: client.poll() or client.has_credit, 30.0, "credit")
             client.insert(chunk)
     wait_until(lambda: client.poll() or not client.unacknowledged, 30.0, "all acknowledged")
-
-
-def memory_bytes(pid: int) -> int:
-    """Memory of a process besides files, exact: `statm` may miss some pages for each core."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    kilobytes = {
-        name: rest.split()[0] for name, _, rest in (line.partition(":") for line in lines[1:])
-    }
-    return 1024 * (int(kilobytes["Anonymous"]) + int(kilobytes["Swap"]))

@@ -25,8 +25,8 @@ from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from apex.wire import keys
 from apex.wire.messages import Hello
-from tests.suite.test_daemons import Process
 from tests.support.paths import ROOT
+from tests.support.processes import DaemonProcess
 from tests.support.waiting import wait_until
 
 CLIENT = ROOT / "examples" / "clients" / "node"
@@ -112,8 +112,8 @@ class Daemons:
         self.client, self.run = client, run
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(self, daemon: str) -> Process:
-        process = Process(self.run.path, daemon, "--run", str(self.run.path))
+    def start(self, daemon: str) -> DaemonProcess:
+        process = DaemonProcess(self.run.path, daemon, "--run", str(self.run.path))
         self._started.append(process.popen)
         return process
 

@@ -13,7 +13,7 @@ from apex.launch import engine
 from apex.runs.directory import RunDirectory
 from tests.support.fenced import Block, DocumentError, Reader, blocks
 from tests.support.paths import ROOT
-from tests.support.suite import suite_processes
+from tests.support.processes import suite_processes
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(900)

@@ -14,24 +14,11 @@ from apex.daemons.status import gather
 from apex.launch import engine
 from apex.runs.directory import RunDirectory
 from tests.support.paths import APEX
+from tests.support.processes import suite_processes
 from tests.support.waiting import wait_until
 
 LOOK_PAUSE_S = 0.2
 """Between two looks at a suite's status."""
-
-
-def suite_processes(marker: str) -> list[int]:
-    """Process ids whose command line or environment names the run at `marker`."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
-            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if marker.encode() in words and state != "Z" and int(folder.name) != os.getpid():
-            found.append(int(folder.name))
-    return found
 
 
 class Suite:

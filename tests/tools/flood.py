@@ -29,7 +29,7 @@ from apex.runs.directory import RunDirectory
 from apex.wire.client import Client
 from apex.wire.sockets import Poller
 from benchmarks.provenance import provenance
-from tests.suite.test_memory import cartpole_chunk, hello
+from tests.support.builders import cartpole_chunk, hello_of
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
 
@@ -57,7 +57,7 @@ class Producer:
     """Inserts as fast as it may."""
 
     def __init__(self, run: RunDirectory) -> None:
-        self.client = InsertClient(run.endpoints().of("replay.insert"), hello(run))
+        self.client = InsertClient(run.endpoints().of("replay.insert"), hello_of(run))
         self._poller = Poller(self.client.client)
         self._chunk = cartpole_chunk(16)
 
@@ -106,7 +106,7 @@ def hold(path: Path, endpoint: str) -> None:
     run = RunDirectory(path)
     target = run.endpoints().of(endpoint)
     with ExitStack() as stack:
-        many = [Client(target, hello(run, f"actor_{k:03d}")) for k in range(100, 100 + GREETING)]
+        many = [Client(target, hello_of(run, f"actor_{k:03d}")) for k in range(100, 100 + GREETING)]
         for client in many:
             stack.callback(client.close)
 

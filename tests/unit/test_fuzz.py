@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from apex.errors import DecodeError
 from apex.wire.codec import decode
 from apex.wire.messages import PROTOCOL_VERSION, AnyMessage
+from tests.support.messages import EVERY_MESSAGE
 from tests.tools.fuzz import fuzz, read_record, valid_messages, valid_records
-from tests.unit.test_codec import EVERY_MESSAGE
 
 TAGS = sorted({type(message).__struct_config__.tag for message in EVERY_MESSAGE})
 FIELDS = sorted(

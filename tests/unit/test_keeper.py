@@ -27,8 +27,8 @@ from tests.support.builders import (
     env_spec,
     frame_chunk,
     vector_chunk,
-    wait_until,
 )
+from tests.support.waiting import wait_until
 
 
 class Life:
@@ -473,7 +473,7 @@ def test_after_a_sync_that_failed_nothing_before_it_is_called_durable(
                 assert not only.keeper.commit()
             else:
                 only.keeper._log._sync_due = float("-inf")
-                wait_until(lambda: only.keeper.status()["alarm"], only.keeper.tick)
+                wait_until(lambda: only.keeper.status()["alarm"], turn=only.keeper.tick)
         only.keeper._log._retry_at = float("-inf")
         assert only.insert(3) and only.keeper.commit(), "the disk takes the log again"
         assert only.keeper.save().result() == {"items": 3, "durable": False}

@@ -11,14 +11,7 @@ from pathlib import Path
 import pytest
 
 from apex.daemons.metrics import JsonLines, MetricsLog, Rate
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 def test_rate_is_the_mean_since_the_start_at_first():

@@ -1,0 +1,112 @@
+"""Processes of the machine, and one daemon's executable."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.support.paths import ROOT
+from tests.support.waiting import wait_until
+
+ARGUMENTS = {
+    "replay": (),
+    "learner": (),
+    "evaluator": (),
+    "inference": (),
+    "actor": ("--index", "0"),
+}
+"""What each executable needs beside `--run`."""
+
+END_S = {"learner": 30.0}
+"""Seconds in which a daemon drains after SIGTERM: five, and a learner's write a checkpoint."""
+
+BUSY_S = 10.0
+"""What a machine with other work may add."""
+
+
+def suite_processes(marker: str) -> list[int]:
+    """Process ids whose command line or environment names the run at `marker`."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+        except OSError:
+            continue
+        if marker.encode() in words and state != "Z" and int(folder.name) != os.getpid():
+            found.append(int(folder.name))
+    return found
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; its parent may not have looked yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def memory_bytes(pid: int) -> int:
+    """Memory of a process besides files, exact: `statm` may miss some pages for each core."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    kilobytes = {
+        name: rest.split()[0] for name, _, rest in (line.partition(":") for line in lines[1:])
+    }
+    return 1024 * (int(kilobytes["Anonymous"]) + int(kilobytes["Swap"]))
+
+
+def cpu_ticks(pids: Iterable[int]) -> int:
+    """CPU time that living processes have used, in the kernel's ticks of 10 ms."""
+    ticks = 0
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks
+
+
+def daemon_command(daemon: str, *arguments: str) -> list[str]:
+    """The command line of one executable of `bin`."""
+    return [sys.executable, str(ROOT / "bin" / daemon), *ARGUMENTS[daemon], *arguments]
+
+
+class DaemonProcess:
+    """One executable, with what it writes."""
+
+    def __init__(self, folder: Path, daemon: str, *arguments: str) -> None:
+        self._daemon = daemon
+        self._log = folder / f"{daemon}.out"
+        with self._log.open("wb") as output:
+            self.popen = subprocess.Popen(
+                daemon_command(daemon, *arguments), stdout=output, stderr=subprocess.STDOUT
+            )
+
+    def wait_for_text(self, text: str, timeout_s: float = 60.0) -> None:
+        """Wait until it has written `text`; fails when it ends before."""
+        wait_until(
+            lambda: text in self.output() or self.popen.poll() is not None,
+            timeout_s,
+            text,
+            progress=lambda: cpu_ticks([self.popen.pid]),
+        )
+        assert text in self.output(), self.output()
+
+    def output(self) -> str:
+        """All that it has written."""
+        return self._log.read_text(errors="replace")
+
+    def end(self) -> int:
+        """Ask it to drain, by SIGTERM, and give its exit code."""
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(timeout=END_S.get(self._daemon, 5.0 + BUSY_S))
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.popen.kill()
+        self.popen.wait()
