@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,11 +24,9 @@ from apex.envs.spec import StepResult
 from apex.errors import EndpointError, SchemaError
 from apex.launch.prepare import prepare_run, preset_config
 from apex.wire.messages import Act
-from tests.fixtures.texts import check_status_keys
 from tests.support.builders import hello
 from tests.support.clock import Clock
 from tests.support.services import prepared
-from tests.support.suite import Suite
 from tests.support.waiting import wait_until
 from tests.support.walks import ENVS, SMALL, small, walk_for, walks
 
@@ -338,85 +333,6 @@ def test_endpoints_without_the_inference_server_are_refused_before_anything_star
     with pytest.raises(EndpointError, match=r"no inference\.act; actor\.inference = .central"):
         prepare_run(tmp_path / "run", preset_config("cartpole-seed", []), endpoints)
     assert not (tmp_path / "run").exists()
-
-
-CENTRAL = (
-    "--preset", "cartpole-seed", "--actors", "2", "--set", "replay.min_size=200",
-    "--set", "actor.num_envs=2", "--set", "evaluator.enabled=false",
-)  # fmt: skip
-
-
-def rows(status: dict, *names: str) -> list:
-    return [[row[name] for name in names] for row in status["actors"]]
-
-
-@pytest.mark.parametrize("engine", ["supervisor", "local"])
-def test_a_killed_inference_server_is_back_within_ten_seconds_and_training_goes_on(suite, engine):
-    suite.start(*CENTRAL, "--engine", engine)
-    first = suite.wait_healthy()
-    assert first["inference"]["state"] == "running" and first["inference"]["actors"] == 2
-    for row in first["actors"]:
-        maps = Path(f"/proc/{row['pid']}/maps").read_text()
-        assert "libzmq" in maps and "libtorch" not in maps, "an actor needs no torch"
-    check_status_keys(suite.status(), "central")
-    killed = first["inference"]["pid"]
-    os.kill(killed, signal.SIGKILL)
-    at = time.monotonic()
-    back = suite.wait_for(
-        lambda s: (
-            s["inference"]["state"] == "running"
-            and s["inference"]["pid"] not in (None, killed)
-            and s["inference"]["actors"] == 2
-            and s["inference"]["decisions_per_s"] > 0
-        ),
-        30.0,
-        "the inference server decides for both actors again",
-    )
-    assert time.monotonic() - at <= 10.0
-    assert [r[0] for r in rows(back, "pid")] == [r[0] for r in rows(first, "pid")]
-    suite.wait_for(
-        lambda s: (
-            s["run"]["env_steps"] > back["run"]["env_steps"]
-            and s["learner"]["learner_step"] > back["learner"]["learner_step"]
-            and s["replay"]["inserted"] > back["replay"]["inserted"]
-            and s["run"]["health"] == "healthy"
-        ),
-        30.0,
-        "training goes on",
-    )
-
-
-def test_one_actor_that_hangs_or_dies_holds_up_nobody_and_one_more_may_come(suite: Suite) -> None:
-    suite.start(*CENTRAL)
-    first = suite.wait_healthy()
-    (zero, one) = (row["pid"] for row in first["actors"])
-    os.kill(zero, signal.SIGSTOP)
-    try:
-        stopped = suite.status()
-        suite.wait_for(
-            lambda s: s["actors"][1]["env_steps"] > stopped["actors"][1]["env_steps"] + 200,
-            20.0,
-            "the other actor goes on",
-        )
-    finally:
-        os.kill(zero, signal.SIGCONT)
-    os.kill(one, signal.SIGKILL)
-    suite.wait_for(
-        lambda s: (
-            s["actors"][1]["pid"] not in (None, one)
-            and s["actors"][1]["state"] in ("stepping", "waiting_for_actions", "waiting_for_credit")
-            and s["run"]["health"] == "healthy"
-        ),
-        30.0,
-        "the killed actor is back and asks for actions",
-    )
-    done = suite.apex("actor", "restart", "0")
-    assert done.returncode == 0, done.stderr
-    suite.wait_for(
-        lambda s: s["actors"][0]["pid"] not in (None, zero) and s["run"]["health"] == "healthy",
-        30.0,
-        "the restarted actor steps again",
-    )
 
 
 def test_cut_of_a_central_actor_is_told_by_its_next_beginning(stage):
