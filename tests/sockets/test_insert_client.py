@@ -120,8 +120,7 @@ class InProcessReplay:
     def actions(self) -> list[int]:
         """The actions in the table by item id, without sampling."""
         table = self.server.table
-        present = np.sort(table._ids[table._ids >= 0])
-        return table._store.get(present % table.capacity)[0]["action"].tolist()
+        return table.contents(table.state().item_ids)[0]["action"].tolist()
 
 
 @pytest.fixture
@@ -150,22 +149,22 @@ def test_chunk_is_in_the_table_before_its_acknowledgement_leaves(replay):
     client = replay.producer()
     insert(replay, client, 1, 2)
     sizes = []
-    send = replay.server._inserts.server.send
+    send = replay.server.inserts.server.send
 
     def watch(identity, message, arrays=None):
         if isinstance(message, InsertAck):
             sizes.append(len(replay.server.table))
         return send(identity, message, arrays)
 
-    replay.server._inserts.server.send = watch
+    replay.server.inserts.server.send = watch
     replay.until(lambda: client.unacknowledged == 0)
     assert sizes == [2]
 
 
 def lose_acknowledgements(replay: InProcessReplay, monkeypatch) -> None:
-    send = replay.server._inserts.server.send
+    send = replay.server.inserts.server.send
     monkeypatch.setattr(
-        replay.server._inserts.server,
+        replay.server.inserts.server,
         "send",
         lambda identity, message, arrays=None: (
             True if isinstance(message, InsertAck) else send(identity, message, arrays)
@@ -197,7 +196,7 @@ def test_lost_acknowledgement_is_made_good_by_the_next_welcome(replay, monkeypat
     client.insert(vector_chunk([1, 2]))
     replay.until(lambda: len(replay.server.table) == 2)
     monkeypatch.undo()
-    replay.server._inserts.server.peers.clear()
+    replay.server.inserts.server.peers.clear()
     client.insert(vector_chunk([3]))  # is told to say HELLO, and learns that 1, 2 are in
     replay.until(lambda: client.unacknowledged == 0)
     assert replay.actions() == [1, 2, 3]
@@ -223,7 +222,7 @@ def test_what_was_unacknowledged_is_sent_to_a_restarted_server_and_nothing_else(
 def test_every_chunk_is_inserted_once_despite_random_losses(replay, monkeypatch):
     replay.start()
     client, rng = replay.producer(), np.random.default_rng(0)
-    send, lost = replay.server._inserts.server.send, []
+    send, lost = replay.server.inserts.server.send, []
 
     def unreliable(identity, message, arrays=None):
         if isinstance(message, InsertAck) and rng.random() < 0.3:
@@ -231,13 +230,13 @@ def test_every_chunk_is_inserted_once_despite_random_losses(replay, monkeypatch)
             return False
         return send(identity, message, arrays)
 
-    monkeypatch.setattr(replay.server._inserts.server, "send", unreliable)
+    monkeypatch.setattr(replay.server.inserts.server, "send", unreliable)
 
     def turn() -> None:
         replay.turn()
         replay.now += 3.0
         if rng.random() < 0.1:
-            replay.server._inserts.server.peers.clear()
+            replay.server.inserts.server.peers.clear()
 
     sent = 0
     while sent < 80 or not replay.server.status()["duplicate_inserts"]:
@@ -521,7 +520,7 @@ def test_all_waiting_inserts_are_taken_beside_one_batch(replay, monkeypatch):
     learner = replay.learner()
     replay.until(lambda: learner.client.ready and all(p.has_credit for p in producers))
     with monkeypatch.context() as held:
-        for endpoint in (server._inserts, server._samples):
+        for endpoint in (server.inserts, server.samples):
             held.setattr(endpoint, "work", lambda: False)
         for k, producer in enumerate(producers):
             for chunk in range(4):
@@ -633,7 +632,7 @@ def test_learner_asks_a_restarted_server_anew(replay):
     sample(replay, learner)
     replay.restart()
     learner.ask(2)  # into the broken connection: nothing may stay in flight for good
-    replay.until(lambda: len(replay.server._samples.server.peers) == 1 and learner.client.ready)
+    replay.until(lambda: len(replay.server.samples.server.peers) == 1 and learner.client.ready)
     assert learner.in_flight == 0
 
 

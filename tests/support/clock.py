@@ -11,3 +11,7 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+    def move(self, seconds: float) -> None:
+        """Let time pass."""
+        self.now += seconds
