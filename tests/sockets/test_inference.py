@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from apex.acting.agent import LocalDecider
+from apex.acting.agent import Agent, LocalDecider
 from apex.acting.loop import ActingLoop
 from apex.algos.agent_factory import make_agent
 from apex.algos.registry import make_algorithm
+from apex.daemons.inference import endpoint
 from apex.daemons.inference.client import ActClient
 from apex.daemons.inference.endpoint import ActEndpoint
 from apex.data.chunk_bytes import chunk_to_arrays
@@ -57,6 +58,8 @@ class Stage:
         self.policy = self.algorithm.policy()
         self.clock = Clock()
         self.clients: dict[str, ActClient] = {}
+        self.made: list[Agent] = []
+        """The server's agents."""
         self.open()
 
     def open(self) -> None:
@@ -67,14 +70,18 @@ class Stage:
         )  # fmt: skip
         self.stack.callback(self.acts.server.close)
 
-    def make_agent(self, slot: int, incarnation: int):
-        return make_agent(self.algorithm, self.config, self.policy.core_size, slot, incarnation)
+    def make_agent(self, slot: int, incarnation: int) -> Agent:
+        self.made.append(
+            make_agent(self.algorithm, self.config, self.policy.core_size, slot, incarnation)
+        )
+        return self.made[-1]
 
     def client(self, name: str, epoch: int = 1) -> ActClient:
         """One more actor, greeted."""
         facts = self.facts
         greeting = hello(name, run_id=facts.run_id, schema_hash=facts.schema.hash, epoch=epoch)
-        client = ActClient(self.run.endpoints().of("inference.act"), greeting, facts.env)
+        address = self.run.endpoints().of("inference.act")
+        client = ActClient(address, greeting, facts.env, self.clock)
         client.start(int(name[-1]), incarnation=0)
         self.stack.callback(client.close)
         self.clients[name] = client
@@ -175,18 +182,22 @@ def test_each_actor_gets_its_own_actions(stage):
 
 
 def test_the_same_question_gets_the_same_answer_and_is_one_step(stage):
-    one = stage.client("actor_000")
+    one, lost = stage.client("actor_000"), []
     one.begin(seen(0.0))
     stage.until_asking(1)
-    one._send()  # as after RESEND_S, before the answer
+    stage.clock.now += 2.1  # seconds after which it asks again
+    one.poll()
     stage.decide()
     actions = stage.answered(one)
     one.observe(result(1.0))
-    question = one._question
-    again = stage.round(one)
-    one._question = question  # as if the answer had been lost
-    one._send()
-    assert stage.answered(one).tolist() == again.tolist() and stage.acts.asking == 0
+    stage.until_asking(1)
+    with pytest.MonkeyPatch.context() as losing:
+        losing.setattr(stage.acts.server, "send", lambda *answer: lost.append(answer))
+        stage.decide()
+    ((_, _, arrays),) = lost
+    stage.clock.now += 2.1
+    again = stage.answered(one)
+    assert again.tolist() == arrays["actions"].tolist() and stage.acts.asking == 0
     one.observe(result(2.0))
     stage.until_asking(1)
     stage.decide()
@@ -210,11 +221,11 @@ def test_a_restarted_actor_begins_anew_and_what_the_one_before_gave_is_kept(stag
         stage.round(one)
         one.observe(result(value))
     stage.round(one)
-    before = stage.acts._members["actor_000"].agent
+    assert len(stage.made) == 1
     stage.clients.pop("actor_000").close()
     again = stage.client("actor_000", epoch=2)
     again.begin(seen(9.0))
-    wait_until(lambda: stage.acts._members["actor_000"].agent is not before, turn=stage.turn)
+    wait_until(lambda: len(stage.made) == 2, turn=stage.turn)
     # Cut at 2.0, where it was decided but nothing came of it: items of 0.0 and 1.0, none across.
     chunks = stage.acts.take_chunks()
     assert first_observations(chunks) == [0.0, 0.0, 1.0, 1.0]
@@ -239,11 +250,14 @@ def test_a_restarted_server_is_begun_with_the_last_observations(stage):
     assert first_observations(chunks) == [2.0, 2.0]
 
 
-def test_an_actor_that_the_server_has_forgotten_begins_anew(stage):
-    one = stage.client("actor_000")
+def test_an_actor_that_the_server_has_forgotten_begins_again(stage, monkeypatch):
+    monkeypatch.setattr(endpoint, "MAX_AGENTS", 1)
+    one, two = stage.client("actor_000"), stage.client("actor_001")
     one.begin(seen(0.0))
     stage.round(one)
-    stage.acts._retire("actor_000")
+    two.begin(seen(0.0))  # for whom the server forgets the other one
+    stage.round(two)
+    assert stage.acts.agents == 1
     one.observe(result(1.0))
     stage.until_asking(1)
     assert stage.acts.server.refused["unknown_agent"] == 1
@@ -277,13 +291,13 @@ def test_an_actor_that_leaves_hands_over_what_is_complete(stage):
 )
 def test_a_question_that_does_not_fit_is_refused(stage, change, reason):
     from apex.daemons.inference.client import result_to_arrays
-    from apex.daemons.inference.endpoint import _checked
+    from apex.daemons.inference.endpoint import checked_question
 
     arrays = {**result_to_arrays(result(0.0)), **change}
     arrays = {name: array for name, array in arrays.items() if array is not None}
     message = Act(seq=0, begins=False, slot=0, incarnation=0)
     with pytest.raises(SchemaError, match=reason):
-        _checked(message, arrays, stage.facts.env, ENVS)
+        checked_question(message, arrays, stage.facts.env, ENVS)
 
 
 @pytest.mark.parametrize("preset", SMALL)
