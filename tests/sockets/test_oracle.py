@@ -34,6 +34,8 @@ from apex.ops import q_learning as ops
 from apex.replay.table.table import TableCounters
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
+from tests.support.batches import arrays_of
+from tests.support.batches import learn as one_update
 from tests.support.builders import hello
 from tests.support.reference import Oracle, Settings, Stream, Transition, q_values
 from tests.support.waiting import wait_until

@@ -24,6 +24,7 @@ from apex.runs import engine_record
 from apex.wire.keys import make_folder
 from tests.support.findings import of_state, only
 from tests.support.paths import APEX, ROOT
+from tests.support.processes import running
 from tests.support.services import prepared
 from tests.support.suite import Suite
 from tests.support.waiting import wait_until
@@ -150,11 +151,10 @@ def test_orphans_are_named_when_the_engine_was_killed_and_the_remedy_ends_them(
 ) -> None:
     suite.start(*small)
     suite.wait_healthy()
-    by_hand = subprocess.Popen(
+    with running(
         [sys.executable, str(ROOT / "bin" / "actor"), "--run", str(suite.path), "--index", "7"],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
+    ) as by_hand:  # fmt: skip
         wait_until(lambda: suite.run.pid("actor_007"), 120.0, "the actor by hand")
         assert of_state(runs.check_run(suite.run), "problem") == []
         stopped, record = suite.run.pid("actor_000"), engine_record.living_engine(suite.run)
@@ -179,18 +179,14 @@ def test_orphans_are_named_when_the_engine_was_killed_and_the_remedy_ends_them(
         assert remedy.returncode == 0, remedy.stderr
         assert suite.run.living() == {} and by_hand.wait(timeout=10) == 0
         assert of_state(runs.check_run(suite.run), "problem") == []
-    finally:
-        by_hand.kill()
-        by_hand.wait()
 
 
 def test_daemon_of_a_removed_run_and_a_socket_without_server(tmp_path: Path) -> None:
     run = prepared(tmp_path)
-    replay = subprocess.Popen(
+    with running(
         [sys.executable, str(ROOT / "bin" / "replay"), "--run", str(run.path)],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
+    ) as replay:  # fmt: skip
         address = Path(run.endpoints().replay.insert.removeprefix("ipc://"))
         wait_until(address.exists, 30.0, "the replay server's socket")
         assert of_state(runs.check_run(run), "note") == []
@@ -201,9 +197,6 @@ def test_daemon_of_a_removed_run_and_a_socket_without_server(tmp_path: Path) -> 
         lost = only(processes.check_lost(mine))
         assert lost.state == "problem" and lost.remedy == f"kill {replay.pid}"
         aside.rename(run.path)
-    finally:
-        replay.kill()
-        replay.wait()
     left = [one.found for one in of_state(runs.check_run(run), "note")]
     assert any(str(address) in found for found in left), left
     assert any(f"replay (pid {replay.pid})" in found for found in left), left

@@ -26,7 +26,7 @@ from apex.runs.directory import RunDirectory
 from apex.wire.sockets import Poller
 from tests.support.builders import cartpole_chunk, hello_of
 from tests.support.paths import ROOT
-from tests.support.processes import memory_bytes
+from tests.support.processes import memory_bytes, running
 from tests.support.suite import Suite
 from tests.support.waiting import wait_until
 
@@ -52,8 +52,7 @@ def test_100000_pong_transitions_cost_the_replay_process_at_most_60_mb(suite: Su
     settings = ["replay.capacity=120000", f"actor.num_envs={NUM_ENVS}", "env.frame_size=[84,84]"]
     settings += ["replay.samples_per_insert=0"]
     run = prepare_run(suite.path, preset_config("pong", settings))
-    replay = subprocess.Popen([sys.executable, ROOT / "bin" / "replay", "--run", run.path])
-    try:
+    with running([sys.executable, ROOT / "bin" / "replay", "--run", run.path]) as replay:
         client = InsertClient(run.endpoints().of("replay.insert"), hello_of(run))
         wait_until(lambda: client.poll() or client.client.ready, 30.0, "the server is there")
         before = memory_bytes(replay.pid)
@@ -61,9 +60,6 @@ def test_100000_pong_transitions_cost_the_replay_process_at_most_60_mb(suite: Su
         grown = memory_bytes(replay.pid) - before
         client.close()
         assert 10e6 < grown <= 60e6, f"{grown / 1e6:.1f} MB for {TRANSITIONS} transitions"
-    finally:
-        replay.kill()
-        replay.wait()
 
 
 def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: Suite) -> None:

@@ -29,8 +29,8 @@ from tests.tools.ledger import ITEMS, audit
 CLIENT = """
 import json, sys, threading
 from pathlib import Path
-from apex.run_directory import RunDirectory
-from tests.ledger import Producer
+from apex.runs.directory import RunDirectory
+from tests.tools.ledger import Producer
 run = RunDirectory(Path(sys.argv[1]))
 producer = Producer(run, 0, lives_s=1000.0, pause_s=0.005)
 producer.start()
@@ -172,7 +172,7 @@ def ledger_across(hosts: Hosts, run: RunDirectory, scratch: Path) -> Iterator[Fa
 @pytest.mark.parametrize(
     ("breaks", "seconds"),
     [
-        (Hosts.cut, 30.0),
+        (Hosts.cut, 13.0),
         (lambda hosts: hosts.deafen("server"), 13.0),
         (lambda hosts: hosts.deafen("client"), 13.0),
     ],

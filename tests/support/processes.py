@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
@@ -59,8 +61,11 @@ def memory_bytes(pid: int) -> int:
     return 1024 * (int(kilobytes["Anonymous"]) + int(kilobytes["Swap"]))
 
 
+CPU_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+
+
 def cpu_ticks(pids: Iterable[int]) -> int:
-    """CPU time that living processes have used, in the kernel's ticks of 10 ms."""
+    """CPU time that living processes have used, in the kernel's ticks."""
     ticks = 0
     for pid in pids:
         try:
@@ -74,6 +79,16 @@ def cpu_ticks(pids: Iterable[int]) -> int:
 def daemon_command(daemon: str, *arguments: str) -> list[str]:
     """The command line of one executable of `bin`."""
     return [sys.executable, str(ROOT / "bin" / daemon), *ARGUMENTS[daemon], *arguments]
+
+
+@contextmanager
+def running(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process that ends with the block, and whose pipes are closed then."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 class DaemonProcess:
@@ -93,7 +108,7 @@ class DaemonProcess:
             lambda: text in self.output() or self.popen.poll() is not None,
             timeout_s,
             text,
-            progress=lambda: cpu_ticks([self.popen.pid]),
+            progress=lambda: cpu_ticks([self.popen.pid]) // CPU_TICKS_A_SECOND,
         )
         assert text in self.output(), self.output()
 

@@ -31,6 +31,7 @@ from apex.wire.sockets import Poller
 from benchmarks.provenance import provenance
 from tests.support.builders import cartpole_chunk, hello_of
 from tests.support.paths import ROOT
+from tests.support.processes import running
 from tests.support.waiting import wait_until
 
 IDLE, GREETING = 2000, 512
@@ -43,14 +44,10 @@ def replay_server(path: Path, endpoints: Path | None = None) -> Iterator[RunDire
     """A replay server that takes all that it is sent; it must live to the end."""
     settings = ["replay.samples_per_insert=0", "replay.capacity=20000"]
     run = prepare_run(path, preset_config("cartpole", settings), endpoints)
-    replay = subprocess.Popen([sys.executable, ROOT / "bin" / "replay", "--run", run.path])
-    try:
+    with running([sys.executable, ROOT / "bin" / "replay", "--run", run.path]) as replay:
         wait_until(lambda: ask(run, "replay.sample"), 30.0, "replay answers")
         yield run
         assert replay.poll() is None, "replay has died"
-    finally:
-        replay.kill()
-        replay.wait()
 
 
 class Producer:

@@ -22,6 +22,7 @@ from apex.algos.sequence_batches import learning_inputs
 from apex.data import frame_compression
 from apex.data.chunks import Samples
 from apex.launch.prepare import preset_config
+from tests.support.batches import learn
 from tests.support.walks import (
     ENVS,
     PixelWalk,
@@ -31,7 +32,6 @@ from tests.support.walks import (
     small,
     walks,
 )
-from tests.support.batches import learn
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")
