@@ -70,7 +70,9 @@ run("cartpole", algorithm=Hungry, path={str(suite.path)!r}, settings=[
     "learner.checkpoint_period_s=0.2", "evaluator.enabled=false"])
 """
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=150
+    )
     assert done.returncode == 0, done.stderr
     status = suite.wait_for(
         lambda s: any("learner is not started again" in a for a in s["run"]["alarms"]),

@@ -121,7 +121,7 @@ def test_lock_of_a_dead_process_is_noted_and_one_that_another_holds_is_a_problem
         assert f"of pid {gone}, which is gone" in held.found
         assert held.remedy == f"kill {holder.pid}"
         subprocess.run(held.remedy, shell=True, check=True)
-        assert holder.wait(timeout=10) == -signal.SIGTERM
+        assert holder.wait(timeout=30) == -signal.SIGTERM
     assert of_state(runs.check_run(run), "problem") == []
 
 
@@ -173,11 +173,11 @@ def test_orphans_are_named_when_the_engine_was_killed_and_the_remedy_ends_them(
         assert found["remedy"] == f"kill -CONT {stopped}; apex stop --run {suite.path}"
         path = f"{BIN}:{os.environ['PATH']}"
         remedy = subprocess.run(
-            found["remedy"], shell=True, timeout=60, capture_output=True, cwd=ROOT,
+            found["remedy"], shell=True, timeout=150, capture_output=True, cwd=ROOT,
             env={**os.environ, "PATH": path},
         )  # fmt: skip
         assert remedy.returncode == 0, remedy.stderr
-        assert suite.run.living() == {} and by_hand.wait(timeout=10) == 0
+        assert suite.run.living() == {} and by_hand.wait(timeout=30) == 0
         assert of_state(runs.check_run(suite.run), "problem") == []
 
 
@@ -188,7 +188,7 @@ def test_daemon_of_a_removed_run_and_a_socket_without_server(tmp_path: Path) -> 
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     ) as replay:  # fmt: skip
         address = Path(run.endpoints().replay.insert.removeprefix("ipc://"))
-        wait_until(address.exists, 30.0, "the replay server's socket")
+        wait_until(address.exists, 60.0, "the replay server's socket")
         assert of_state(runs.check_run(run), "note") == []
         mine = [one for one in processes.apex_processes() if one.run == run.path]
         assert [(one.pid, one.kind) for one in mine] == [(replay.pid, "replay")]

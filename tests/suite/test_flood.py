@@ -39,7 +39,7 @@ def test_thousands_of_connections_neither_end_a_daemon_nor_keep_a_producer_out(
                     30.0,
                     "those that say nothing are cut off",
                 )  # fmt: skip
-            wait_until(lambda: status(run)["open_files"] < files + 20, 30.0, "all are gone")
+            wait_until(lambda: status(run)["open_files"] < files + 20, 60.0, "all are gone")
         finally:
             producer.client.close()
 
@@ -87,7 +87,7 @@ def test_a_replay_server_on_tcp_with_no_file_left_to_open_goes_on(
         try:
             with ExitStack() as stack:
                 wait_until(crowd, 60.0, "the server counts its files and finds none left")
-            wait_until(lambda: status(run)["open_files"] < limit - 5, 30.0, "the others are gone")
+            wait_until(lambda: status(run)["open_files"] < limit - 5, 60.0, "the others are gone")
             assert status(run)["pid"] == before["pid"]
         finally:
             producer.client.close()

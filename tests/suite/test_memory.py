@@ -54,7 +54,7 @@ def test_100000_pong_transitions_cost_the_replay_process_at_most_60_mb(suite: Su
     run = prepare_run(suite.path, preset_config("pong", settings))
     with running([sys.executable, ROOT / "bin" / "replay", "--run", run.path]) as replay:
         client = InsertClient(run.endpoints().of("replay.insert"), hello_of(run))
-        wait_until(lambda: client.poll() or client.client.ready, 30.0, "the server is there")
+        wait_until(lambda: client.poll() or client.client.ready, 60.0, "the server is there")
         before = memory_bytes(replay.pid)
         insert_transitions(run, client)
         grown = memory_bytes(replay.pid) - before
@@ -100,11 +100,11 @@ def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: 
             return memory_bytes(replay.pid) - since
 
         # A save that is under way holds 8 MB more for a moment.
-        wait_until(lambda: grown(empty) < table, 30.0, "the formula holds")
+        wait_until(lambda: grown(empty) < table, 60.0, "the formula holds")
         between_saves = min(grown(empty) for _ in range(500))
         assert between_saves > 0.3 * table
         wait_until(lambda: turn() > 800_000, 60.0, "the table is new more than twice over")
-        wait_until(lambda: grown(empty) < between_saves + 4e6, 30.0, "and nothing grows")
+        wait_until(lambda: grown(empty) < between_saves + 4e6, 60.0, "and nothing grows")
     finally:
         for client in clients:
             client.close()
@@ -133,7 +133,7 @@ def test_a_stopped_learner_makes_the_others_wait_and_nothing_grows(
     assert learner is not None
     os.kill(learner, signal.SIGSTOP)
     try:
-        wait_until(lambda: waiting(suite) == 8, 30.0, "two actors wait with four chunks each")
+        wait_until(lambda: waiting(suite) == 8, 60.0, "two actors wait with four chunks each")
         before = {name: memory_bytes(pid) for name, pid in pids.items()}
         inserted = replay_status(suite)["inserted"]
         deadline = time.monotonic() + 8.0
@@ -172,6 +172,6 @@ def insert_transitions(run: RunDirectory, client: InsertClient) -> None:
     while client.inserted_items < TRANSITIONS:
         loop.step()
         for chunk in agent.take_chunks():
-            wait_until(lambda: client.poll() or client.has_credit, 30.0, "credit")
+            wait_until(lambda: client.poll() or client.has_credit, 60.0, "credit")
             client.insert(chunk)
-    wait_until(lambda: client.poll() or not client.unacknowledged, 30.0, "all acknowledged")
+    wait_until(lambda: client.poll() or not client.unacknowledged, 60.0, "all acknowledged")

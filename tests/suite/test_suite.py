@@ -46,12 +46,14 @@ def test_training_thread_has_a_core_that_all_others_of_the_run_keep_off(shared: 
     training = os.sched_getaffinity(learner)  # of its first thread, which trains
     alone = hardware.cores() == len(available) > 1
     assert training <= available and len(training) == (1 if alone else len(available))
-    others = [
-        int(t.name) for t in Path(f"/proc/{learner}/task").iterdir() if t.name != f"{learner}"
-    ]
-    others += [pid for name, pid in shared.run.living().items() if name != "learner"]
-    for thread in (*others, engine.pid):
-        assert os.sched_getaffinity(thread) == (available - training if alone else available)
+    threads = [int(t.name) for t in Path(f"/proc/{learner}/task").iterdir()]
+    away = available - training if alone else available
+    there = [t for t in threads if t != learner and os.sched_getaffinity(t) != away]
+    # The writer of TensorBoard's files is started by the training thread, at its first metrics.
+    assert len(there) <= 1 and all(os.sched_getaffinity(t) == training for t in there)
+    others = [pid for name, pid in shared.run.living().items() if name != "learner"]
+    for process in (*others, engine.pid):
+        assert os.sched_getaffinity(process) == away
 
 
 def test_logs_metrics_and_tensorboard_files_are_there(shared: Suite) -> None:
@@ -62,7 +64,7 @@ def test_logs_metrics_and_tensorboard_files_are_there(shared: Suite) -> None:
     assert {"loss", "td_error", "q_mean", "item_staleness", "updates_per_s"} <= record.keys()
     wait_until(
         lambda: list((shared.run.metrics / "tensorboard").glob("learner/events.*")),
-        10.0,
+        30.0,
         "TensorBoard files",
     )
     shown = shared.apex("logs", "learner", "-n", "3")
@@ -194,7 +196,7 @@ def test_stop_ends_attached_actors_too(suite: Suite, small: tuple[str, ...]) -> 
     ) as attached:
         suite.wait_for(lambda s: len(s["actors"]) == 3, 60.0, "an attached actor")
         assert suite.apex("stop").returncode == 0
-        assert attached.wait(timeout=10) == 0
+        assert attached.wait(timeout=30) == 0
         assert suite.run.living() == {}
 
 
@@ -210,7 +212,7 @@ def test_when_supervisord_is_killed_an_attached_actor_waits_and_then_no_process_
         record = living_engine(suite.run)
         assert record is not None
         os.kill(record.pid, signal.SIGKILL)
-        _, errors = attached.communicate(timeout=40)
+        _, errors = attached.communicate(timeout=150)
         assert attached.returncode == ExitCode.PEERS_GONE, errors
         wait_until(lambda: not suite.processes(), 40.0, "every process of the run is gone")
         assert suite.run.living() == {}
@@ -257,7 +259,7 @@ def test_diverged_learner_goes_back_once_then_gives_up_and_keeps_what_was_good(
     assert "is not finite, again, after going back once" in log
     assert max(learned.run.checkpoints.glob("step_*")).name == good
     stays_down = wait_until(
-        lambda: "exit status 79" in (learned.run.logs / "supervisord.log").read_text(), 10.0, "79"
+        lambda: "exit status 79" in (learned.run.logs / "supervisord.log").read_text(), 30.0, "79"
     )
     assert stays_down and learned.status()["learner"]["pid"] is None
     assert learned.apex("stop").returncode == 0
@@ -286,8 +288,10 @@ def test_two_suites_run_side_by_side_one_on_tcp_loopback(
 
 def test_a_run_ends_by_itself_at_its_env_steps(suite: Suite, small: tuple[str, ...]) -> None:
     suite.start(*small, "--set", "run.max_env_steps=2000")
-    wait_until(lambda: living_engine(suite.run) is None, 90.0, "the run has ended")
-    wait_until(lambda: not suite.processes(), 10.0, "its processes are gone")
+    wait_until(
+        lambda: living_engine(suite.run) is None, 90.0, "the run has ended", progress=suite.progress
+    )
+    wait_until(lambda: not suite.processes(), 30.0, "its processes are gone")
     status = suite.status()
     assert "max_env_steps = 2000" in status["run"]["outcome"]
     assert status["run"]["env_steps"] >= 2000
@@ -318,7 +322,9 @@ run("cartpole", make_env=Corridor, path={str(suite.path)!r}, settings=[
     "evaluator.num_envs=2", "evaluator.episodes=2"])
 """
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=150
+    )
     assert done.returncode == 0, done.stderr
     status = suite.wait_for(
         lambda s: s["learner"]["learner_step"] > 0 and s["evaluator"]["episodes"] > 0,
@@ -359,6 +365,6 @@ def test_a_suite_on_tcp_with_keys_trains_and_lets_a_far_actor_in_until_its_key_i
             "the far actor steps",
         )
         assert suite.keys("revoke", str(folder), "far").returncode == 0
-        _, said = actor.communicate(timeout=30)
+        _, said = actor.communicate(timeout=150)
     assert actor.returncode == 78 and "no longer authorized" in said
     assert suite.status()["learner"]["learner_step"] > 0

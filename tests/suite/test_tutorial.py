@@ -77,7 +77,7 @@ def test_tutorial_is_as_it_is_seen_in_section(section: str, afternoon: Afternoon
 
 def test_nothing_of_the_tutorial_runs_on_after_its_last_line(afternoon: Afternoon) -> None:
     afternoon.follow_to(SECTIONS[-1])
-    wait_until(lambda: not afternoon.processes(), 10.0, "all processes are gone")
+    wait_until(lambda: not afternoon.processes(), 60.0, "all processes are gone")
 
 
 @pytest.mark.parametrize(

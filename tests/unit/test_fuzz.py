@@ -47,7 +47,7 @@ QUIET = {"derandomize": True, "database": None, "deadline": 1000,
 edits = st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=4)), min_size=1, max_size=3)
 
 
-@settings(max_examples=10_000, **QUIET)
+@settings(max_examples=3_000, **QUIET)
 @given(st.sampled_from(valid_messages()), st.integers(0, 3), edits)
 def test_edited_frames_are_read_or_refused(frames, chosen, changes):
     frames = list(frames)
@@ -59,7 +59,7 @@ def test_edited_frames_are_read_or_refused(frames, chosen, changes):
     assert outcome in ("malformed", "protocol_version") or outcome == len(frames) - 1
 
 
-@settings(max_examples=1000, **QUIET)
+@settings(max_examples=500, **QUIET)
 @given(messages)
 def test_any_frames_are_read_or_refused(frames):
     outcome = outcome_of(frames)
