@@ -80,7 +80,7 @@ def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: 
         clients += [InsertClient(address, hello_of(run, f"actor_{k:03d}")) for k in range(1, 64)]
         poller = Poller(*(client.client for client in clients))
         turn = partial(insert_all, clients, poller, chunk)
-        wait_until(lambda: turn() > 100_000, 60.0, "all insert")
+        wait_until(lambda: turn() > 100_000, 60.0, "all insert", progress=turn)
         os.kill(replay.pid, signal.SIGSTOP)
         stopped_at, mine = turn(), memory_bytes(os.getpid())
         deadline = time.monotonic() + 5.0
@@ -90,7 +90,7 @@ def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: 
         assert {client.unacknowledged for client in clients} == {4}
         assert memory_bytes(os.getpid()) - mine < 5e6
         os.kill(replay.pid, signal.SIGCONT)
-        wait_until(lambda: turn() > 400_000, 60.0, "the table is full and saved")
+        wait_until(lambda: turn() > 400_000, 60.0, "the table is full and saved", progress=turn)
         # ARCHITECTURE's formula: column bytes + 8, 16 for the selector, 16 that saves leave, and
         # of 64 producers what is in flight and the connection.
         table = 200_000 * (52 + 8 + 16) + 262_144 * 16 + 64 * (4 * 32 * 60 + 150_000)
@@ -103,7 +103,9 @@ def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: 
         wait_until(lambda: grown(empty) < table, 60.0, "the formula holds")
         between_saves = min(grown(empty) for _ in range(500))
         assert between_saves > 0.3 * table
-        wait_until(lambda: turn() > 800_000, 60.0, "the table is new more than twice over")
+        wait_until(
+            lambda: turn() > 800_000, 60.0, "the table is new more than twice over", progress=turn
+        )
         wait_until(lambda: grown(empty) < between_saves + 4e6, 60.0, "and nothing grows")
     finally:
         for client in clients:
