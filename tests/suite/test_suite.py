@@ -28,14 +28,17 @@ from tests.support.waiting import wait_until
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     """A suite of supervisord that the next tests share; each leaves it healthy.
 
-    The last of them ends it.
+    The last of them ends it. Other runs of this user may hold all cores: it looks elsewhere.
     """
-    one = Suite(tmp_path_factory.mktemp("shared") / "run")
-    try:
-        one.start(*SMALL, "--set", "learner.metrics_period_s=1.0")
-        yield one
-    finally:
-        one.end()
+    folder = tmp_path_factory.mktemp("shared")
+    one = Suite(folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        try:
+            one.start(*SMALL, "--set", "learner.metrics_period_s=1.0")
+            yield one
+        finally:
+            one.end()
 
 
 def test_training_thread_has_a_core_that_all_others_of_the_run_keep_off(shared: Suite) -> None:
@@ -48,12 +51,9 @@ def test_training_thread_has_a_core_that_all_others_of_the_run_keep_off(shared: 
     assert training <= available and len(training) == (1 if alone else len(available))
     threads = [int(t.name) for t in Path(f"/proc/{learner}/task").iterdir()]
     away = available - training if alone else available
-    there = [t for t in threads if t != learner and os.sched_getaffinity(t) != away]
-    # The writer of TensorBoard's files is started by the training thread, at its first metrics.
-    assert len(there) <= 1 and all(os.sched_getaffinity(t) == training for t in there)
     others = [pid for name, pid in shared.run.living().items() if name != "learner"]
-    for process in (*others, engine.pid):
-        assert os.sched_getaffinity(process) == away
+    for thread in (*threads, *others, engine.pid):
+        assert thread == learner or os.sched_getaffinity(thread) == away
 
 
 def test_logs_metrics_and_tensorboard_files_are_there(shared: Suite) -> None:
