@@ -136,6 +136,10 @@ def told(error: Exception, otherwise: str = "") -> str:
     return f"{what} ({place}); mend it there"
 
 
+FACTORY = "factory:"
+"""Begins the name of an environment or an algorithm that came from a script."""
+
+
 @dataclass(frozen=True)
 class Extensions:
     """What replaces the parts that a configuration can only name.
@@ -152,8 +156,14 @@ class Extensions:
 NONE = Extensions()
 
 
-"""Import a user's own environment or algorithm by reference: `my_file.py:Name`."""
-
-
-FACTORY = "factory:"
-"""Begins the id of an environment that came from a script's factory."""
+def with_extensions(config: Config, extensions: Extensions) -> Config:
+    """Name the parts that a script brought in a configuration: they are not kept."""
+    if extensions.make_env is not None:
+        make_env = extensions.make_env
+        env_id = FACTORY + getattr(make_env, "__name__", type(make_env).__name__)
+        env = msgspec.structs.replace(config.env, id=env_id)
+        config = msgspec.structs.replace(config, env=env)
+    if extensions.algorithm is not None:
+        section = {**config.algorithm, "name": FACTORY + extensions.algorithm.__name__}
+        config = msgspec.structs.replace(config, algorithm=section)
+    return config

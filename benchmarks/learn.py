@@ -11,16 +11,17 @@ commit, seed, time to the target, shares). Results of other seeds that are there
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
+import psutil
 
 from apex.errors import RunError
 from apex.evaluation import curves
@@ -32,7 +33,6 @@ from apex.runs.directory import RunDirectory, runs_root
 from benchmarks.provenance import provenance
 
 SAMPLE_S = 2.0
-TICKS = os.sysconf("SC_CLK_TCK")
 PICTURES: dict[curves.Axis, str] = {
     "wall": "",
     "env_steps": "-env-steps",
@@ -41,22 +41,20 @@ PICTURES: dict[curves.Axis, str] = {
 
 
 class CpuMeter:
-    """CPU seconds of a run's daemons, and how busy the machine was, from /proc."""
+    """CPU seconds of a run's daemons, and how busy the machine was."""
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
         self._started = time.monotonic()
-        self._first = _machine_ticks()
+        self._first = _machine_seconds()
         self._seconds: dict[tuple[str, int], float] = {}
 
     def sample(self) -> None:
         """Look at every living daemon."""
         for name, pid in self._run.living().items():
-            try:
-                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            self._seconds[name, pid] = (int(fields[11]) + int(fields[12])) / TICKS
+            with suppress(psutil.NoSuchProcess):
+                times = psutil.Process(pid).cpu_times()
+                self._seconds[name, pid] = times.user + times.system
 
     def shares(self) -> dict[str, float]:
         """Cores that each daemon used on average, and the fraction of the machine that was idle."""
@@ -64,14 +62,14 @@ class CpuMeter:
         cores: dict[str, float] = {}
         for (name, _), seconds in self._seconds.items():
             cores[name] = round(cores.get(name, 0.0) + seconds / elapsed, 3)
-        total, idle = (b - a for a, b in zip(self._first, _machine_ticks()))
+        total, idle = (b - a for a, b in zip(self._first, _machine_seconds()))
         return {**cores, "machine_idle": round(idle / total, 4)}
 
 
-def _machine_ticks() -> tuple[int, int]:
-    """Ticks of all cores since boot: all, and idle ones."""
-    fields = [int(v) for v in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
-    return sum(fields), fields[3] + fields[4]
+def _machine_seconds() -> tuple[float, float]:
+    """Seconds of all cores since boot: all, and idle ones."""
+    times = psutil.cpu_times()
+    return sum(times[:8]), times.idle + times.iowait  # those of guests are in `user` too
 
 
 def train(command: list[str], run: RunDirectory) -> tuple[float, dict[str, float]]:

@@ -19,14 +19,12 @@ PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "mujoco", "pyzmq", "lz4", "
 
 def provenance() -> dict[str, Any]:
     """Date, command, machine, commit and versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    model = next(models, platform.machine())
+    machine = hardware.this_machine()
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "machine": f"{model}, {hardware.cores()} cores, {hardware.memory_bytes() / 2**30:.0f} GiB, "
-        + ("with a GPU" if hardware.has_gpu() else "no GPU"),
+        "machine": f"{machine.cpu}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB, "
+        + ("with a GPU" if machine.has_gpu else "no GPU"),
         "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "-s") else ""),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in PACKAGES},

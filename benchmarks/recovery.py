@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from apex.daemons.operator_client import ask
 from apex.daemons.replay.client import InsertClient
+from apex.daemons.status.reports import ReplayReport
 from apex.data import frame_compression
 from apex.data.chunks import Chunk, FrameRanges
 from apex.host.paths import install_root
@@ -133,11 +134,11 @@ class Meter:
         """Read every fifth of a second, where replay answers."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            status = ask(self._run, "replay.sample")
+            status = ask(self._run, "replay.sample", ReplayReport)
             if status is not None:
-                self._seen.append((time.monotonic(), status["inserted"], status["sampled"]))
-                if status["pid"] != self._server:
-                    self._server, self._since = status["pid"], self._seen[-1][0]
+                self._seen.append((time.monotonic(), status.inserted, status.sampled))
+                if status.pid != self._server:
+                    self._server, self._since = status.pid, self._seen[-1][0]
             time.sleep(0.2)
 
     def rates(self, begin: float, end: float) -> npt.NDArray[np.float64] | None:

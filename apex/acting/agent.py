@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.acting.accumulator import Accumulator, VectorStep
-from apex.acting.decisions import ActingPolicy, Decision, Exploration, Inputs
+from apex.acting.decisions import ActingPolicy, Decision, Exploration, Inputs, seen_rewards
 from apex.acting.frame_stack import Bools, FrameStacker
+from apex.config.sections import EnvConfig
 from apex.data.chunks import Chunk
 from apex.data.schema import Array
 from apex.envs.spec import EnvSpec, StepResult
@@ -26,9 +27,9 @@ class Agent:
         spec: of the environments.
         num_envs: E.
         core_size: of the policy.
+        clip_rewards: `env.clip_rewards` of the run.
         exploration: of these environments; None: greedy.
         accumulator: makes items; None when none are wanted.
-        clip_rewards: clip the rewards that are learned from to [-1, 1].
     """
 
     def __init__(
@@ -37,9 +38,9 @@ class Agent:
         num_envs: int,
         core_size: int,
         *,
+        clip_rewards: bool,
         exploration: Exploration | None = None,
         accumulator: Accumulator | None = None,
-        clip_rewards: bool = False,
     ) -> None:
         self.num_envs = num_envs
         self.exploration = exploration
@@ -78,9 +79,7 @@ class Agent:
         """Take what the environments gave for the last decision."""
         decision = self._decision
         assert decision is not None
-        rewards = result.rewards
-        if self._clip_rewards:
-            rewards = np.minimum(np.maximum(rewards, -1.0), 1.0)
+        rewards = seen_rewards(result.rewards, clip=self._clip_rewards)
         self._add(
             decision, rewards, result.terminated, result.truncated, result.life_lost, self._ignored
         )
@@ -184,6 +183,14 @@ class LocalDecider:
         return self.agent.decide(decision, self.learner_step)
 
 
-def greedy(policy: ActingPolicy, spec: EnvSpec, num_envs: int) -> LocalDecider:
-    """Decides greedily, and makes no items."""
-    return LocalDecider(policy, Agent(spec, num_envs, policy.core_size))
+def greedy(policy: ActingPolicy, spec: EnvSpec, env: EnvConfig, num_envs: int) -> LocalDecider:
+    """Decides greedily, makes no items, and sees what the actors of the run see.
+
+    Args:
+        policy: decides.
+        spec: of the environments.
+        env: their section of the run's configuration.
+        num_envs: E.
+    """
+    agent = Agent(spec, num_envs, policy.core_size, clip_rewards=env.clip_rewards)
+    return LocalDecider(policy, agent)

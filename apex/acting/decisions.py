@@ -21,12 +21,22 @@ class Inputs(NamedTuple):
     last_actions: Array
     """`[E, *action shape]`, of the step before; 0 where an episode begins."""
     last_rewards: npt.NDArray[np.float32]
-    """`[E]`, of the step before, as learned from; 0 where an episode begins."""
+    """`[E]`, of the step before, as `seen_rewards` gives them; 0 where an episode begins."""
 
     @classmethod
     def joined(cls, parts: Sequence[Inputs]) -> Inputs:
         """Those of several agents, one after the other, as a copy."""
         return cls(*map(np.concatenate, zip(*parts)))
+
+
+def seen_rewards(rewards: npt.NDArray[np.float64], *, clip: bool) -> npt.NDArray[np.float64]:
+    """Rewards as an agent sees them and learns from them, wherever it acts.
+
+    Args:
+        rewards: `[E]`, as the environments gave them.
+        clip: to [-1, 1] (`env.clip_rewards`).
+    """
+    return np.minimum(np.maximum(rewards, -1.0), 1.0) if clip else rewards
 
 
 class Decision(NamedTuple):

@@ -49,15 +49,46 @@ def ladder_positions(slot: int, num_actors: int, num_envs: int) -> Floats:
     return np.minimum(rungs + 0.5 * extra, num_actors * num_envs - 1)
 
 
-def place_seeds(seed: int, slot: int, incarnation: int, num_envs: int) -> list[tuple[int, ...]]:
-    """A seed for each environment of the actor in a slot, another one at each of its starts."""
-    return [(seed, slot, env, incarnation) for env in range(num_envs)]
+def place_seeds(
+    seed: int, slot: int, incarnation: int, num_envs: int, agents_before: int = 0
+) -> list[tuple[int, ...]]:
+    """A seed for each environment of the actor in a slot, another one at each of its starts.
+
+    Args:
+        seed: of the run.
+        slot: of the actor.
+        incarnation: of the actor in that slot.
+        num_envs: of the actor.
+        agents_before: that were made for this incarnation, by an inference server that was started
+            again or had forgotten the actor: each explores differently.
+    """
+    # The 0 tells them from `environments_seed`, which has a number from 1 on there.
+    again = (0, agents_before) if agents_before else ()
+    return [(seed, slot, env, incarnation, *again) for env in range(num_envs)]
 
 
 def environments_seed(seed: int, slot: int, incarnation: int, faults: int = 0) -> int:
     """A seed for the environments of the actor in a slot, also by their faults so far."""
-    sequence = np.random.SeedSequence((seed, slot, 0, incarnation, 1 + faults))
-    return int(sequence.generate_state(1)[0] >> 2)
+    return _first_seed(seed, slot, 0, incarnation, 1 + faults)
+
+
+def evaluation_seed(seed: int, param_version: int = 0, faults: int = 0) -> int:
+    """A seed for the environments of an evaluation: their games are those of no other.
+
+    Args:
+        seed: of the run, or of a command that plays a checkpoint.
+        param_version: that is evaluated; a run evaluates none twice, also after a restart.
+        faults: of the environments so far.
+    """
+    return _first_seed(seed, param_version, 1, faults, 1)
+
+
+def _first_seed(*numbers: int) -> int:
+    """A seed of 30 bits; those that follow it, one an environment, fit the int32 of ALE too.
+
+    Numbers are hashed, so that seeds that follow one another have no environment in common.
+    """
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 2)
 
 
 def epsilon_ladder(positions: Floats, size: int, epsilon: float, alpha: float) -> Floats:

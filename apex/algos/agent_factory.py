@@ -9,7 +9,12 @@ from apex.config.sections import Config
 
 
 def make_agent(
-    algorithm: Algorithm, config: Config, core_size: int, slot: int, incarnation: int
+    algorithm: Algorithm,
+    config: Config,
+    core_size: int,
+    slot: int,
+    incarnation: int,
+    agents_before: int = 0,
 ) -> Agent:
     """The agent of the actor in a slot.
 
@@ -18,7 +23,8 @@ def make_agent(
         config: of the run.
         core_size: of the policy that will decide.
         slot: of the actor, which is its place on the exploration ladder.
-        incarnation: how often the actor was started before: it explores differently each time.
+        incarnation: of the actor, which explores differently after each start.
+        agents_before: that were made for this incarnation: so do they.
     """
     num_envs, count = config.actor.num_envs, config.actor.count
     return Agent(
@@ -29,7 +35,7 @@ def make_agent(
             LadderPlace(
                 ladder_positions(slot, count, num_envs),
                 count * num_envs,
-                place_seeds(config.run.seed, slot, incarnation, num_envs),
+                place_seeds(config.run.seed, slot, incarnation, num_envs, agents_before),
             )
         ),
         accumulator=algorithm.accumulator(num_envs, config.actor.chunk_length),

@@ -53,6 +53,12 @@ class ApexDPG(TransitionAlgorithm):
         critic_hidden: Widths = (400, 300)
         """Widths of the critic's fully connected layers."""
 
+        def __post_init__(self) -> None:
+            if self.smallest_noise > self.noise:
+                raise ValueError(
+                    f"smallest_noise ({self.smallest_noise}) must be at most noise ({self.noise})"
+                )
+
     action_kinds = frozenset({"continuous"})
 
     def exploration(self, place: LadderPlace) -> Exploration:

@@ -23,7 +23,7 @@ from apex.algos.sequence_batches import (
     core_state_column,
     learning_inputs,
 )
-from apex.config.sections import NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
+from apex.config.sections import Decay, NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from apex.data.schema import Arrays, Column
 from apex.networks.actor_critic import ActorCriticNetwork
 from apex.older_names import older_names
@@ -55,7 +55,7 @@ class Impala(SequenceAlgorithm):
         optimizer: Literal["rmsprop", "adam"] = "rmsprop"
         learning_rate: PositiveFloat = 0.0006
         final_learning_rate_fraction: UnitFloat = 0.0
-        rmsprop_decay: UnitFloat = 0.99
+        rmsprop_decay: Decay = 0.99
         rmsprop_centered: bool = False
         optimizer_epsilon: PositiveFloat = 0.01
         hidden: tuple[PositiveInt, ...] = (256,)

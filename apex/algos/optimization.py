@@ -9,24 +9,34 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from apex.config.sections import AlgorithmConfig, NonNegativeInt, PositiveFloat, UnitFloat
+from apex.config.sections import AlgorithmConfig, Decay, NonNegativeInt, PositiveFloat, UnitFloat
 from apex.ops.optimizers import RMSProp
 
 log = logging.getLogger("apex.learner")
+
+ZERO_RATE = (
+    "update %d: the learning rate is 0, nothing is learned from here on "
+    "(algorithm.learning_rate_decay_steps = %d, algorithm.final_learning_rate_fraction = 0). "
+    "`apex stop` ends the run; `apex run --resume --set "
+    "algorithm.final_learning_rate_fraction=0.1` after it lets it learn again"
+)
 
 
 class OptimizerConfig(AlgorithmConfig, frozen=True):
     """The part of an `[algorithm]` section that every gradient needs."""
 
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
-    """`rmsprop` is the papers': without momentum, its epsilon inside the root."""
+    """`rmsprop` is the papers' (TensorFlow's): without momentum, its epsilon inside the root, its
+    mean square 1 at the start."""
     learning_rate: PositiveFloat = 0.00025 / 4
     """Of the first learner step."""
     learning_rate_decay_steps: NonNegativeInt = 0
-    """Learner steps in which it falls in a straight line to its final fraction; 0: it does not."""
+    """Learner steps in which it falls in a straight line to its final fraction; 0: it does not.
+    A run goes on after them, for as long as its `[run]` section says."""
     final_learning_rate_fraction: UnitFloat = 0.1
-    """Of `learning_rate`, what is left from `learning_rate_decay_steps` on."""
-    rmsprop_decay: UnitFloat = 0.95
+    """Of `learning_rate`, what is left from `learning_rate_decay_steps` on; with 0 nothing is
+    learned from there on: the learner's log says so, and `apex status` with an alarm."""
+    rmsprop_decay: Decay = 0.95
     """Of both moving averages of RMSProp."""
     rmsprop_centered: bool = True
     """Whether the gradient's mean is taken off its mean square."""
@@ -61,6 +71,7 @@ class Optimization:
         self.skipped = torch.zeros((), device=device)
         """Steps whose gradient was not finite."""
         self.optimizer = self._make_optimizer()
+        self._said_zero = False
 
     def _make_optimizer(self) -> torch.optim.Adam | RMSProp:
         config, rate = self._config, self.learning_rate
@@ -86,7 +97,11 @@ class Optimization:
 
     def schedule(self, updates: int) -> None:
         """Set the learning rate of the next update, after a number of updates."""
-        self.learning_rate.fill_(self.rate_at(updates))
+        rate = self.rate_at(updates)
+        if rate == 0.0 and not self._said_zero:
+            self._said_zero = True
+            log.warning(ZERO_RATE, updates, self._config.learning_rate_decay_steps)
+        self.learning_rate.fill_(rate)
 
     def step(self, loss: Tensor) -> dict[str, Tensor]:
         """One step down the gradient of a loss; returns what is logged of it."""

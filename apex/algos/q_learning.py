@@ -16,7 +16,7 @@ from apex.algos.base import Loss, Metrics, Policy
 from apex.algos.batches import Observation, Transitions
 from apex.algos.noise import resample_noise
 from apex.algos.transition_batches import MAX_Q, Q_VALUE, TransitionAlgorithm
-from apex.config.sections import NonNegativeFloat, PositiveFloat
+from apex.config.sections import NonNegativeFloat, UnitFloat
 from apex.envs.spec import EnvSpec
 from apex.older_names import older_names
 from apex.ops.q_learning import huber_loss, squared_loss
@@ -55,7 +55,7 @@ class QAlgorithm(TransitionAlgorithm):
 
         loss: Literal["squared", "huber"] = "squared"
         """Of the TD error."""
-        epsilon: PositiveFloat = 0.4
+        epsilon: UnitFloat = 0.4
         """The largest of the ladder of epsilons."""
         epsilon_alpha: NonNegativeFloat = 7.0
         """How steeply the others fall: the smallest is epsilon^(1 + alpha)."""

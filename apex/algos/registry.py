@@ -14,7 +14,7 @@ from apex.algos.apex_dqn import ApexDQN
 from apex.algos.base import Algorithm
 from apex.algos.impala import Impala
 from apex.algos.r2d2 import R2D2
-from apex.config.loading import convert
+from apex.config.conversion import convert
 from apex.data.schema import Schema
 from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError, RunError

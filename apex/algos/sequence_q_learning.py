@@ -25,7 +25,6 @@ from apex.algos.transition_batches import MAX_Q, Q_VALUE
 from apex.config.sections import (
     NonNegativeFloat,
     NonNegativeInt,
-    PositiveFloat,
     PositiveInt,
     UnitFloat,
 )
@@ -50,12 +49,12 @@ class SequenceQAlgorithm(SequenceAlgorithm):
         """Steps that are learned from in one item."""
         priority_eta: UnitFloat = 0.9
         """Share of the largest TD error in a sequence's priority; the rest is the mean's."""
-        importance_sampling_exponent: NonNegativeFloat = 0.6
+        importance_sampling_exponent: UnitFloat = 0.6
         """beta: how far the learner makes up for what prioritized sampling favours; 0: not at
         all."""
         target_update_period: PositiveInt = 2500
         """Learner steps between two copies of the online to the target network."""
-        epsilon: PositiveFloat = 0.4
+        epsilon: UnitFloat = 0.4
         """The largest of the ladder of epsilons."""
         epsilon_alpha: NonNegativeFloat = 7.0
         """How steeply the others fall: the smallest is epsilon^(1 + alpha)."""

@@ -14,7 +14,7 @@ from apex.acting.transition_accumulator import NStepAccumulator
 from apex.algos.base import Algorithm
 from apex.algos.batches import Transitions
 from apex.algos.optimization import OptimizerConfig
-from apex.config.sections import NonNegativeFloat, PositiveInt, UnitFloat
+from apex.config.sections import PositiveInt, UnitFloat
 from apex.data.chunks import Items
 from apex.data.schema import LEARNER_STEP, Array, Arrays, Column, FramesColumn, Schema
 from apex.errors import CorruptItemsError
@@ -33,7 +33,7 @@ class TransitionAlgorithm(Algorithm):
         """Rewards of a transition."""
         discount: UnitFloat = 0.99
         """gamma."""
-        importance_sampling_exponent: NonNegativeFloat = 0.4
+        importance_sampling_exponent: UnitFloat = 0.4
         """beta: how far the learner makes up for what prioritized sampling favours; 0: not at
         all."""
         target_update_period: PositiveInt = 2500

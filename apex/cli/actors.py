@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from apex.cli.options import complete_actor, run_option
+from apex.daemons.catalog import ACTOR, daemon_names
 from apex.errors import PeerTimeoutError, RunError, UsageError
 from apex.host.files import FileLock, is_locked
 from apex.runs.directory import RunDirectory, find_run
@@ -33,7 +34,7 @@ def restart(actor_id: str, run_path: Path | None) -> None:
     from apex.launch import engine
 
     run = find_run(run_path)
-    name = f"actor_{int(actor_id):03d}" if actor_id.isdigit() else actor_id
+    name = ACTOR.name(int(actor_id)) if actor_id.isdigit() else actor_id
     if not run.lock_file(name).exists() or not name.startswith("actor_"):
         known = sorted(p.stem for p in run.daemons.glob("actor_*.lock"))
         raise UsageError(f"no actor '{name}'; there are: {', '.join(known) or 'none'}")
@@ -56,10 +57,7 @@ def restart(actor_id: str, run_path: Path | None) -> None:
 
 def _is_kept(run: RunDirectory, name: str) -> bool:
     """Whether an engine, or a shell that attached it, would start this actor again."""
-    from apex.launch import engine
-
-    configured = name in engine.daemon_names(run.config())
-    return configured or is_locked(run.daemons / f"{name}.reserved")
+    return name in daemon_names(run.config()) or is_locked(run.daemons / f"{name}.reserved")
 
 
 def _end(run: RunDirectory, name: str, pid: int) -> None:
@@ -93,7 +91,7 @@ def attach(count: int, run_path: Path | None) -> None:
     config = run.config()
     if engine_record.living_engine(run) is None and not run.living():
         raise RunError(f"{run.path} is down; start it with `apex run --resume`")
-    run.check_kept()
+    run.check_kept(config)
     log_to_stderr("attach")
     lock = FileLock(run.lock_file(f"attach_{os.getpid()}"))
     if not lock.acquire():
@@ -116,7 +114,7 @@ def _reserve_names(run: RunDirectory, first: int, count: int) -> dict[str, FileL
     reserved: dict[str, FileLock] = {}
     index = first
     while len(reserved) < count:
-        name = f"actor_{index:03d}"
+        name = ACTOR.name(index)
         held = FileLock(run.daemons / f"{name}.reserved")
         if run.pid(name) is None and held.acquire():
             reserved[name] = held

@@ -44,10 +44,11 @@ def show_preset(name: str, resolved: bool) -> None:
     if not resolved:
         click.echo(loading.preset_text(name), nl=False)
         return
-    from apex.launch.prepare import check_config, preset_config
+    from apex.launch.preflight import try_config
+    from apex.launch.prepare import configure
 
-    config, _, _ = check_config(preset_config(name, []))
-    click.echo(loading.dump(config), nl=False)
+    trial = try_config(configure(loading.read_table(name)))
+    click.echo(loading.dump(trial.config), nl=False)
 
 
 @click.group()
@@ -68,13 +69,16 @@ def check(
     settings: tuple[str, ...],
 ) -> None:
     """Check FILE, a preset or defaults with settings: environment and algorithm are tried."""
-    from apex.launch.prepare import any_config, check_config
+    from apex.launch.preflight import try_config
+    from apex.launch.prepare import configure
 
-    checked = any_config(preset, file, [*settings, *own_code_settings(env, algorithm)])
-    checked, spec, schema = check_config(checked)
+    table = loading.read_table(preset, file, [*settings, *own_code_settings(env, algorithm)])
+    trial = try_config(configure(table))
+    spec = trial.spec
     click.echo(
-        f"good: {checked.algorithm['name']} on {spec.env_id}, observations {spec.policy_shape} "
-        f"{spec.observation_dtype}, {spec.actions_text}, schema {schema.hash}"
+        f"good: {trial.config.algorithm['name']} on {spec.env_id}, observations "
+        f"{spec.policy_shape} {spec.observation_dtype}, {spec.actions_text}, schema "
+        f"{trial.schema.hash}"
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any
 
 import click
 
 from apex.cli.status_text import duration
 from apex.config.sections import RunConfig
-from apex.daemons.status import gather
+from apex.daemons.status.gathering import gather
+from apex.daemons.status.reports import LearnerReport
+from apex.daemons.status.run_status import RunStatus
 from apex.errors import ExitCode
 from apex.runs.directory import RunDirectory
 
@@ -29,60 +30,62 @@ class Progress:
         self._last: tuple[float, int] | None = None
         self.evaluations: list[float] = []
 
-    def update(self, status: dict[str, Any]) -> None:
+    def update(self, status: RunStatus) -> None:
         """Take a new status."""
-        now, env_steps = time.monotonic(), status["run"]["env_steps"]
+        now, env_steps = time.monotonic(), status.run.env_steps
         if self._last is not None and now > self._last[0]:
             current = (env_steps - self._last[1]) / (now - self._last[0])
             self._rate = current if self._rate == 0 else 0.8 * self._rate + 0.2 * current
         self._last = (now, env_steps)
-        evaluator = status["evaluator"]
-        if evaluator["episodes"] != self._episodes and evaluator["mean_return"] is not None:
-            self._episodes = evaluator["episodes"]
-            self.evaluations = [*self.evaluations, evaluator["mean_return"]][-SHOWN_EVALUATIONS:]
+        evaluator = status.evaluator
+        if evaluator.episodes != self._episodes and evaluator.mean_return is not None:
+            self._episodes = evaluator.episodes
+            self.evaluations = [*self.evaluations, evaluator.mean_return][-SHOWN_EVALUATIONS:]
 
-    def frames_per_s(self, status: dict[str, Any]) -> float:
+    def frames_per_s(self, status: RunStatus) -> float:
         """Emulator frames a second."""
-        steps = status["run"]["env_steps"]
-        return self._rate * (status["run"]["frames"] / steps if steps else 1.0)
+        steps = status.run.env_steps
+        return self._rate * (status.run.frames / steps if steps else 1.0)
 
-    def eta(self, status: dict[str, Any]) -> str:
+    def eta(self, status: RunStatus) -> str:
         """Time to the run's end, or how it ends."""
         limits = self._limits
         left = []
         if limits.max_env_steps and self._rate > 0:
-            left.append((limits.max_env_steps - status["run"]["env_steps"]) / self._rate)
+            left.append((limits.max_env_steps - status.run.env_steps) / self._rate)
         if limits.max_hours:
-            left.append(limits.max_hours * 3600 - status["learner"].get("train_s", 0.0))
+            learner = status.learner
+            train_s = learner.train_s if isinstance(learner, LearnerReport) else 0.0
+            left.append(limits.max_hours * 3600 - train_s)
         if left:
             return duration(max(0.0, min(left)))
         if limits.until_return is not None:
             return f"at return {limits.until_return:g}"
         return "none: runs until `apex stop`"
 
-    def rows(self, status: dict[str, Any]) -> list[tuple[str, str]]:
+    def rows(self, status: RunStatus) -> list[tuple[str, str]]:
         """Label and value of each figure."""
-        learner, replay, run = status["learner"], status["replay"], status["run"]
-        actors = status["actors"]
-        stepping = sum(row["state"] in ("stepping", "waiting_for_credit") for row in actors)
-        returns = [row["mean_return"] for row in actors if row["mean_return"] is not None]
-        best = status["evaluator"]["best_mean_return"]
-        under_way = ["one under way"] if status["evaluator"]["phase"] == "evaluating" else []
-        fill = 100 * replay["items"] / max(1, replay["capacity"])
+        learner, replay, run = status.learner, status.replay, status.run
+        actors = status.actors
+        stepping = sum(row.state in ("stepping", "waiting_for_credit") for row in actors)
+        returns = [row.mean_return for row in actors if row.mean_return is not None]
+        best = status.evaluator.best_mean_return
+        under_way = ["one under way"] if status.evaluator.phase == "evaluating" else []
+        fill = 100 * replay.items / max(1, replay.capacity)
         return [
-            ("frames", f"{run['frames']:,}"),
+            ("frames", f"{run.frames:,}"),
             ("frames/s", f"{self.frames_per_s(status):,.0f}"),
-            ("learner step", f"{learner['learner_step']:,}"),
-            ("updates/s", f"{learner['updates_per_s']:.1f}"),
-            ("replay fill", f"{fill:.1f} % ({replay['items']:,} items, "
-                            f"{replay['bytes'] / 1e6:.0f} MB)"),
+            ("learner step", f"{learner.learner_step:,}"),
+            ("updates/s", f"{learner.updates_per_s:.1f}"),
+            ("replay fill", f"{fill:.1f} % ({replay.items:,} items, "
+                            f"{replay.bytes / 1e6:.0f} MB)"),
             ("actors", f"{stepping} of {len(actors)} at work"),
             ("actors' returns", ", ".join(f"{value:.1f}" for value in returns) or "none yet"),
             ("evaluations", ", ".join([*(f"{v:.1f}" for v in self.evaluations), *under_way])
                             or "none yet"),
             ("best evaluation", "none yet" if best is None else f"{best:.1f}"),
             ("ETA", self.eta(status)),
-            ("bottleneck", run["bottleneck"]),
+            ("bottleneck", run.bottleneck),
         ]  # fmt: skip
 
 
@@ -101,7 +104,7 @@ def watch_run(run: RunDirectory) -> int:
             f"\n{run.path} goes on running. `apex watch` shows it again, `apex stop` ends it."
         )
         return int(ExitCode.CLEAN)
-    outcome = last["run"]["outcome"]
+    outcome = last.run.outcome
     click.echo(f"the run has ended: {outcome or 'its daemons are gone'}")
     return int(ExitCode.DOWN if outcome is None else ExitCode.CLEAN)
 
@@ -112,7 +115,7 @@ def _over(run: RunDirectory) -> bool:
     return engine_record.living_engine(run) is None and not run.living()
 
 
-def _panel(run: RunDirectory, progress: Progress) -> dict[str, Any]:
+def _panel(run: RunDirectory, progress: Progress) -> RunStatus:
     from rich.console import Console
     from rich.live import Live
     from rich.panel import Panel
@@ -125,8 +128,8 @@ def _panel(run: RunDirectory, progress: Progress) -> dict[str, Any]:
             grid = Table.grid(padding=(0, 2))
             for label, value in progress.rows(status):
                 grid.add_row(f"[dim]{label}", value)
-            facts = status["run"]
-            title = f"{facts['algorithm']} · {facts['env_id']} · {facts['health']}"
+            facts = status.run
+            title = f"{facts.algorithm} · {facts.env_id} · {facts.health}"
             footer = "Ctrl-C leaves it running · apex stop ends it"
             live.update(Panel(grid, title=title, subtitle=footer, expand=False), refresh=True)
             if _over(run):
@@ -134,7 +137,7 @@ def _panel(run: RunDirectory, progress: Progress) -> dict[str, Any]:
             time.sleep(PANEL_PERIOD_S)
 
 
-def _lines(run: RunDirectory, progress: Progress) -> dict[str, Any]:
+def _lines(run: RunDirectory, progress: Progress) -> RunStatus:
     while True:
         status = gather(run)
         progress.update(status)

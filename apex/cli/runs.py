@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 SNAPSHOT_TIMEOUT_S = 60.0
 RESUME_ALONE = (
     "--resume goes on with the run's own configuration, endpoints and parameters; change single "
-    "settings with --set, without --preset, --config, --env, --algorithm, --endpoints, --init-from"
+    "settings with --set, and leave"
 )
 SERIAL_ALONE = (
     "--serial keeps no replay contents and has no daemons: it begins a new run and stays in this "
@@ -116,25 +116,21 @@ def run(
     """Start a run, or go on with one, and show its progress."""
     from apex.cli.live_view import watch_run
 
-    given = {
-        "actor.count": actors,
-        "run.seed": seed,
-        "learner.device": quoted(device) if device else None,
-        "run.init_from": quoted(str(Path(init_from).resolve())) if init_from else None,
-        "run.until_return": until_return,
-    }
-    options = [f"{key}={value}" for key, value in given.items() if value is not None]
-    all_settings = [*settings, *own_code_settings(env, algorithm), *options]
+    all_settings = [
+        *settings,
+        *own_code_settings(env, algorithm),
+        *_option_settings(actors, seed, device, init_from, until_return),
+    ]
     running = _running(preset) if show_running else None
     if running is not None:
         click.echo(f"{running.path} is running: showing it", err=True)
         sys.exit(watch_run(running))
-    if resume and (preset or config_file or env or algorithm or endpoints or init_from):
-        raise UsageError(RESUME_ALONE)
+    if resume:
+        _check_resumes(config_file, env, algorithm, endpoints, init_from)
     if serial and (resume or detach or engine or endpoints):
         raise UsageError(SERIAL_ALONE)
     if resume:
-        directory = _resumed(run_path, all_settings)
+        directory = _resumed(run_path, preset, all_settings)
     else:
         directory = _new(preset, config_file, all_settings, run_path, endpoints)
     if serial:
@@ -145,12 +141,50 @@ def run(
         sys.exit(watch_run(directory))
 
 
+def _option_settings(
+    actors: int | None,
+    seed: int | None,
+    device: str | None,
+    init_from: str | None,
+    until_return: float | None,
+) -> list[str]:
+    """What single options say, as `--set` would."""
+    given = {
+        "actor.count": actors,
+        "run.seed": seed,
+        "learner.device": quoted(device) if device else None,
+        "run.init_from": quoted(str(Path(init_from).resolve())) if init_from else None,
+        "run.until_return": until_return,
+    }
+    return [f"{key}={value}" for key, value in given.items() if value is not None]
+
+
+def _check_resumes(
+    config_file: Path | None,
+    env: str | None,
+    algorithm: str | None,
+    endpoints: Path | None,
+    init_from: str | None,
+) -> None:
+    """Raise `UsageError` where `--resume` comes with an option that is for new runs only."""
+    given = {
+        "--config": config_file,
+        "--env": env,
+        "--algorithm": algorithm,
+        "--endpoints": endpoints,
+        "--init-from": init_from,
+    }
+    refused = [option for option, value in given.items() if value is not None]
+    if refused:
+        raise UsageError(f"{RESUME_ALONE} {', '.join(refused)}")
+
+
 def _running(preset: str | None) -> RunDirectory | None:
     """The newest run with living daemons whose environment is the preset's."""
-    from apex.config.loading import preset as load_preset
+    from apex.config.loading import preset_table
     from apex.runs import engine_record
 
-    wanted = load_preset(preset, gpu=False)["env"]["id"] if preset else None
+    wanted = preset_table(preset)["env"]["id"] if preset else None
     for candidate in all_runs():
         alive = candidate.living() or engine_record.living_engine(candidate)
         if alive and wanted in (None, candidate.facts().env.env_id):
@@ -158,14 +192,16 @@ def _running(preset: str | None) -> RunDirectory | None:
     return None
 
 
-def _resumed(run_path: Path | None, settings: Sequence[str]) -> RunDirectory:
-    from apex.launch.prepare import resume_run
+def _resumed(run_path: Path | None, preset: str | None, settings: Sequence[str]) -> RunDirectory:
+    from apex.launch.prepare import check_preset, resume_run
     from apex.runs import engine_record
 
     directory = find_run(run_path)
     record = engine_record.living_engine(directory)
     if record is not None or directory.living():
         raise UsageError(f"{directory.path} is running; `apex stop` first, or `apex watch` it")
+    if preset is not None:
+        check_preset(directory, preset)
     resume_run(directory, settings)
     return directory
 
@@ -177,20 +213,12 @@ def _new(
     run_path: Path | None,
     endpoints: Path | None,
 ) -> RunDirectory:
+    from apex.config.loading import read_table
     from apex.daemons.logs import log_to_stderr
-    from apex.launch.prepare import (
-        any_config,
-        names_environment,
-        new_run_path,
-        prepare_run,
-        run_name,
-    )
+    from apex.launch.prepare import new_run
 
     log_to_stderr("run")
-    config = any_config(preset, config_file, settings)
-    named = preset or (config_file.stem if config_file else None)
-    name = named if named and not names_environment(settings) else run_name(config)
-    return prepare_run(run_path or new_run_path(name), config, endpoints)
+    return new_run(read_table(preset, config_file, settings), run_path, endpoints)
 
 
 def _run_serially(directory: RunDirectory) -> None:
@@ -203,11 +231,12 @@ def _run_serially(directory: RunDirectory) -> None:
 
 
 def _start(directory: RunDirectory, name: str) -> None:
+    from apex.daemons.catalog import daemon_names
     from apex.launch import engine
 
     if name == "none":
         click.echo(f"{directory.path} is ready; start its daemons with --run {directory.path}:")
-        for daemon in engine.daemon_names(directory.config()):
+        for daemon in daemon_names(directory.config()):
             click.echo(f"  {daemon}")
         return
     chosen: EngineName = "local" if name == "local" else "supervisor"

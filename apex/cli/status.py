@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from apex.cli.options import json_option, run_option
 from apex.cli.status_text import describe
-from apex.daemons.status import gather
+from apex.daemons.status.gathering import gather
 from apex.errors import ExitCode
 from apex.runs.directory import find_run
-
-if TYPE_CHECKING:
-    pass
-
 
 EXIT_CODES = {"healthy": ExitCode.CLEAN, "degraded": ExitCode.DEGRADED, "down": ExitCode.DOWN}
 
@@ -27,5 +23,5 @@ EXIT_CODES = {"healthy": ExitCode.CLEAN, "degraded": ExitCode.DEGRADED, "down": 
 def status(run_path: Any, as_json: bool) -> None:
     """Show how each daemon is. Exit status: 0 healthy, 3 degraded, 4 down."""
     gathered = gather(find_run(run_path))
-    click.echo(json.dumps(gathered) if as_json else describe(gathered))
-    sys.exit(int(EXIT_CODES[gathered["run"]["health"]]))
+    click.echo(json.dumps(gathered.as_map()) if as_json else describe(gathered))
+    sys.exit(int(EXIT_CODES[gathered.run.health]))

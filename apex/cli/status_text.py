@@ -2,56 +2,56 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from apex.daemons.status.reports import ActorReport, InferenceSummary
+from apex.daemons.status.run_status import EvaluatorSummary, RunStatus
 from apex.host.escaping import printable
 
 
-def describe(status: dict[str, Any]) -> str:
+def describe(status: RunStatus) -> str:
     """The status for a person, several lines."""
-    run, learner, replay = status["run"], status["learner"], status["replay"]
-    evaluator = status["evaluator"]
+    run, learner, replay = status.run, status.learner, status.replay
+    evaluator = status.evaluator
     lines = [
-        f"{run['path']}: {run['algorithm']} on {run['env_id']}, "
-        f"{run['health']}, "
-        f"engine {run['engine'] or 'none'}, up {duration(run['uptime_s'])}",
-        f"  env steps {run['env_steps']:,}  frames {run['frames']:,}",
-        f"  bottleneck: {run['bottleneck']}",
-        f"  learner   {learner['state']:<10} pid {learner['pid']}  step {learner['learner_step']:,}"
-        f"  {learner['updates_per_s']} updates/s  {learner['samples_per_s']} samples/s"
-        f"  version {learner['param_version']}",
-        f"  replay    {replay['state']:<10} pid {replay['pid']}  {replay['items']:,} of "
-        f"{replay['capacity']:,} items  {replay['bytes'] / 1e6:.1f} MB"
-        f"  {replay['inserts_per_s']} inserts/s  refused {replay['refused']}",
-        f"  evaluator {evaluator['phase'] or evaluator['state']:<10} pid {evaluator['pid']}"
-        f"  mean return {_return(evaluator['mean_return'])}"
-        f"  best {_return(evaluator['best_mean_return'])}" + _faults(evaluator),
+        f"{run.path}: {run.algorithm} on {run.env_id}, "
+        f"{run.health}, "
+        f"engine {run.engine or 'none'}, up {duration(run.uptime_s)}",
+        f"  env steps {run.env_steps:,}  frames {run.frames:,}",
+        f"  bottleneck: {run.bottleneck}",
+        f"  learner   {learner.state:<10} pid {learner.pid}  step {learner.learner_step:,}"
+        f"  {learner.updates_per_s} updates/s  {learner.samples_per_s} samples/s"
+        f"  version {learner.param_version}",
+        f"  replay    {replay.state:<10} pid {replay.pid}  {replay.items:,} of "
+        f"{replay.capacity:,} items  {replay.bytes / 1e6:.1f} MB"
+        f"  {replay.inserts_per_s} inserts/s  refused {replay.refused}",
+        f"  evaluator {evaluator.phase or evaluator.state:<10} pid {evaluator.pid}"
+        f"  mean return {_return(evaluator.mean_return)}"
+        f"  best {_return(evaluator.best_mean_return)}" + _faults(evaluator),
     ]
-    if status["inference"] is not None:
-        lines.append(_describe_inference(status["inference"]))
-    for row in status["actors"]:
+    if status.inference is not None:
+        lines.append(_describe_inference(status.inference))
+    for row in status.actors:
         lines.append(
-            f"  {row['actor_id']:<9} {row['state']:<10} pid {row['pid']}  slot {row['slot']}"
-            f"  {row['env_steps']:,} env steps  {row['env_steps_per_s']}/s"
-            f"  return {_return(row['mean_return'])}" + _faults(row)
+            f"  {row.actor_id:<9} {row.state:<10} pid {row.pid}  slot {row.slot}"
+            f"  {row.env_steps:,} env steps  {row.env_steps_per_s}/s"
+            f"  return {_return(row.mean_return)}" + _faults(row)
         )
-    lines += [f"  ALARM: {printable(alarm)}" for alarm in run["alarms"]]
-    if learner["rollbacks"]:
+    lines += [f"  ALARM: {printable(alarm)}" for alarm in run.alarms]
+    if learner.rollbacks:
         lines.append("  the learner diverged and went back to its last good checkpoint")
-    if run["outcome"]:
-        lines.append(f"  ended: {run['outcome']}")
+    if run.outcome:
+        lines.append(f"  ended: {run.outcome}")
     return "\n".join(lines)
 
 
-def _describe_inference(row: dict[str, Any]) -> str:
+def _describe_inference(row: InferenceSummary) -> str:
     return (
-        f"  inference {row['state']:<10} pid {row['pid']}  {row['decisions_per_s']} decisions/s"
-        f"  {row['batch_mean']} a batch  version {row['param_version']}"
+        f"  inference {row.state:<10} pid {row.pid}  {row.decisions_per_s} decisions/s"
+        f"  {row.batch_mean} a batch  version {row.param_version}"
     )
 
 
-def _faults(row: dict[str, Any]) -> str:
-    return f"  {row['env_faults']} environment faults" if row["env_faults"] else ""
+def _faults(row: ActorReport | EvaluatorSummary) -> str:
+    return f"  {row.env_faults} environment faults" if row.env_faults else ""
 
 
 def _return(value: float | None) -> str:

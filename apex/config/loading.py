@@ -1,20 +1,24 @@
-"""Read a configuration: TOML files, presets, and `--set` overrides."""
+"""Read a configuration: from a preset or a TOML file with `--set` settings to a checked `Config`.
+
+A configuration goes one way: `read_table` reads what was written, `laid_over` chooses the part for
+this machine, `parse` types and checks it. `apex/launch/prepare.py` has the steps after that.
+"""
 
 from __future__ import annotations
 
-import difflib
-import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import tomli_w
 
+from apex.config.conversion import convert
 from apex.config.sections import Config, check
-from apex.errors import ConfigError
+from apex.errors import ConfigError, UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,43 +28,73 @@ else:
 
 OVERLAYS = ("cpu", "gpu")
 """Tables whose contents are laid over the rest on a machine without or with a GPU."""
+DEFAULT_ALGORITHM = "apex_dqn"
 
 
-def convert(raw: Mapping[str, Any], kind: type[msgspec.Struct], path: str = "") -> Any:
-    """Turn a parsed TOML table into `kind`.
+class Table(NamedTuple):
+    """A configuration as it was written: not laid over for a machine yet, not typed."""
+
+    written: dict[str, Any]
+    """Of a preset or a file, with the parts for both kinds of machine."""
+    settings: dict[str, Any]
+    """Of `--set`; they win over what was written."""
+    name: str = ""
+    """Of a run of it: the preset's or the file's; empty where settings name the environment."""
+    preset: str = ""
+    """The preset that was read, if it was one."""
+
+
+def read_table(
+    preset: str | None = None, file: Path | None = None, settings: Iterable[str] = ()
+) -> Table:
+    """Read what a command line names: a preset, a file, or an environment with defaults.
+
+    Args:
+        preset: its name.
+        file: a TOML file instead.
+        settings: like `--set`: `section.key=value`.
 
     Raises:
-        ConfigError: an unknown key (with the closest known one) or a wrong type, by its path.
+        ConfigError: an unknown preset, an unreadable file, or a setting without `=` or section.
+        UsageError: both a preset and a file, or neither of them and no environment.
     """
-    try:
-        return msgspec.convert(raw, kind, strict=True)
-    except msgspec.ValidationError as error:
-        raise ConfigError(_explain(str(error), kind, path)) from None
+    given = override({}, settings)
+    own_environment = "id" in given.get("env", {})
+    if preset is not None and file is not None:
+        raise UsageError("--preset NAME and --config FILE are two ways to say the same: leave one")
+    if preset is not None:
+        return Table(preset_table(preset), given, "" if own_environment else preset, preset)
+    if file is not None:
+        return Table(read_toml(file), given, "" if own_environment else file.stem)
+    if not own_environment:
+        raise UsageError("expected --preset NAME, --config FILE or --env ID (or --resume)")
+    return Table({"algorithm": {"name": DEFAULT_ALGORITHM}}, given)
 
 
-def _explain(message: str, kind: type[msgspec.Struct], prefix: str) -> str:
-    """Rewrite msgspec's message so that it begins with the key's path and offers a remedy."""
-    reason, _, where = message.partition(" - at `$")
-    path = ".".join(part for part in (prefix, where.rstrip("`").lstrip(".")) if part)
-    unknown = re.search(r"unknown field `([^`]+)`", reason)
-    if unknown is None:
-        return f"{path or 'configuration'}: {reason}"
-    key = unknown.group(1)
-    full = f"{path}.{key}" if path else key
-    close = difflib.get_close_matches(key, _fields_at(kind, where), n=1)
-    return f"{full}: unknown key" + (f"; did you mean '{close[0]}'?" if close else "")
+def laid_over(table: Table, *, gpu: bool) -> dict[str, Any]:
+    """Lay a table's part for this machine over the rest, and the settings over both.
 
+    Args:
+        table: as it was written.
+        gpu: whether this machine has a GPU; the part for one is left out where `learner.device`
+            is cpu.
 
-def _fields_at(kind: type[msgspec.Struct], where: str) -> list[str]:
-    section = where.rstrip("`").strip(".")
-    for field in msgspec.structs.fields(kind):
-        if field.name == section and isinstance(field.type, type):
-            kind = field.type
-    return [field.name for field in msgspec.structs.fields(kind)]
+    Raises:
+        ConfigError: the part is not a table.
+    """
+    whole = merge(table.written, table.settings)
+    learner = whole.get("learner")
+    on_cpu = isinstance(learner, Mapping) and learner.get("device") == "cpu"
+    name = "gpu" if gpu and not on_cpu else "cpu"
+    part = whole.get(name, {})
+    if not isinstance(part, Mapping):
+        raise ConfigError(f"{name}: expected a table of sections, got {part!r}")
+    rest = {key: value for key, value in whole.items() if key not in OVERLAYS}
+    return merge(merge(rest, part), table.settings)
 
 
 def parse(raw: Mapping[str, Any]) -> Config:
-    """Turn a parsed TOML document into a checked `Config`. Raises `ConfigError`."""
+    """Turn a table that was laid over into a checked `Config`. Raises `ConfigError`."""
     config: Config = convert(raw, Config)
     check(config)
     return config
@@ -79,8 +113,15 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def load(path: Path) -> Config:
     """Read a resolved configuration file. Raises `ConfigError`."""
-    try:
+    with naming(path):
         return parse(read_toml(path))
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name the file in a `ConfigError` about what it holds."""
+    try:
+        yield
     except ConfigError as error:
         message = str(error)
         raise ConfigError(message if str(path) in message else f"{path}: {message}") from None
@@ -116,15 +157,9 @@ def preset_table(name: str) -> dict[str, Any]:
     return table
 
 
-def overlaid(raw: Mapping[str, Any], *, gpu: bool) -> dict[str, Any]:
-    """A raw table with its part for a machine with or without a GPU laid over the rest."""
-    rest = {key: value for key, value in raw.items() if key not in OVERLAYS}
-    return merge(rest, raw.get("gpu" if gpu else "cpu", {}))
-
-
 def preset(name: str, *, gpu: bool) -> dict[str, Any]:
     """A preset as a raw table, for a machine with or without a GPU."""
-    return overlaid(preset_table(name), gpu=gpu)
+    return laid_over(read_table(name), gpu=gpu)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any, Literal
 
 import msgspec
 
+from apex.config.conversion import convert
 from apex.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    pass
-else:
-    pass
-
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
 PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
 UnitFloat = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Decay = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+"""Of a moving average: with 1 it would never move."""
+Threads = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+Niceness = Annotated[int, msgspec.Meta(ge=0, le=19)]
+"""The kernel knows none beyond 19."""
+
+MAX_ACTORS = 10_000
+"""More than any server keeps in its books."""
+MAX_BATCH_SIZE = 65_536
+"""Items that the replay server gives in one batch."""
+
+MAX_SEED = 2**63 - 1
+"""The largest integer of TOML; torch's generator takes none of more than 64 bits."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -36,7 +43,7 @@ class AlgorithmConfig(Section, frozen=True):
 class RunConfig(Section, frozen=True):
     """When the run ends and what it may use."""
 
-    seed: NonNegativeInt = 1
+    seed: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEED)] = 1
     """Of environments, exploration and initial parameters; each gets its own from it."""
     max_env_steps: NonNegativeInt = 0
     """Environment steps of all actors together after which the run ends; 0: never."""
@@ -56,8 +63,16 @@ class RunConfig(Section, frozen=True):
     """Megabytes of one metrics file; one older file is kept."""
 
 
+ATARI_FIELDS = (
+    "frame_skip", "obs_type", "frame_size", "repeat_action_probability", "noop_max", "fire_reset",
+    "full_action_space", "max_episode_frames",
+)  # fmt: skip
+"""Of `EnvConfig`, without effect on any other environment."""
+
+
 class EnvConfig(Section, frozen=True):
-    """The environment. Fields from `frame_skip` on are read for Atari (`ALE/...`) only."""
+    """The environment. Fields from `frame_skip` on are read for Atari (`ALE/...`) only, but for
+    `life_loss_ends`."""
 
     id: str
     """gymnasium id, `ALE/Name-v5`, or `module:Id` or `path/to/file.py:Id`, whose module registers
@@ -65,9 +80,10 @@ class EnvConfig(Section, frozen=True):
     kwargs: dict[str, Any] = {}
     """Keyword arguments for `gymnasium.make`; Atari takes none."""
     frame_stack: NonNegativeInt = 0
-    """Consecutive frames in one observation of the policy; 0: 4 for Atari images, else 1."""
+    """Consecutive images in one observation of the policy; 0: 4 for Atari images, else 1. Vectors
+    are not stacked: more than 1 is refused."""
     clip_rewards: bool = False
-    """Clip the rewards that are learned from to [-1, 1]; reported returns stay whole."""
+    """Clip the rewards that policies see and learn from to [-1, 1]; reported returns stay whole."""
     frame_skip: PositiveInt = 4
     """Emulator frames of one step, in which the action is repeated."""
     obs_type: Literal["grayscale", "rgb", "ram"] = "grayscale"
@@ -81,7 +97,8 @@ class EnvConfig(Section, frozen=True):
     fire_reset: bool = True
     """Press FIRE at an episode's start where the game has that action."""
     life_loss_ends: bool = False
-    """Learn from a lost life as from an episode's end; the episode itself goes on."""
+    """Learn from a lost life (of `info["lives"]`) as from an episode's end; the episode itself goes
+    on."""
     full_action_space: bool = False
     """All 18 actions of the console instead of those that matter in the game."""
     max_episode_frames: PositiveInt = 108_000
@@ -91,7 +108,7 @@ class EnvConfig(Section, frozen=True):
 class ActorConfig(Section, frozen=True):
     """The processes that step environments."""
 
-    count: NonNegativeInt = 0
+    count: Annotated[int, msgspec.Meta(ge=0, le=MAX_ACTORS)] = 0
     """Actors that the engine starts; 0: one a core, less one for the learner, at least two."""
     num_envs: PositiveInt = 8
     """Environments that one actor steps together."""
@@ -101,9 +118,9 @@ class ActorConfig(Section, frozen=True):
     """Steps of the actor's environments (frames = this x frame_skip) between two asks."""
     inference: Literal["local", "central"] = "local"
     """Where actions are decided: in each actor, or in one inference server for all (SEED RL)."""
-    torch_threads: PositiveInt = 1
+    torch_threads: Threads = 1
     """Of an actor that decides itself."""
-    nice: NonNegativeInt = 10
+    nice: Niceness = 10
     """Added to the process's niceness when it begins to step: who restarts goes first."""
     learner_patience_s: PositiveFloat = 600.0
     """Seconds without the learner after which an attached actor ends (exit code 75)."""
@@ -118,9 +135,9 @@ class InferenceConfig(Section, frozen=True):
     """Milliseconds that the first of a batch waits for others; nobody waits when all are there."""
     device: str = "auto"
     """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`."""
-    torch_threads: PositiveInt = 1
+    torch_threads: Threads = 1
     """Cores on which one call of the network computes, without a GPU."""
-    nice: NonNegativeInt = 10
+    nice: Niceness = 10
     """Added to the process's niceness when it begins to decide."""
 
 
@@ -153,17 +170,17 @@ class ReplayConfig(Section, frozen=True):
 class LearnerConfig(Section, frozen=True):
     """The process that learns."""
 
-    batch_size: PositiveInt = 32
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH_SIZE)] = 32
     """Items of one learner step."""
     prefetch: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
     """Batches that are requested or waiting decoded."""
-    decode_threads: PositiveInt = 1
+    decode_threads: Threads = 1
     """Threads that decompress frames and collate batches."""
     device: str = "auto"
     """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`."""
-    torch_threads: PositiveInt = 1
+    torch_threads: Threads = 1
     """Cores on which one learner step computes, without a GPU."""
-    nice: NonNegativeInt = 10
+    nice: Niceness = 10
     """Added to the process's niceness when it begins to learn: who restarts goes first."""
     pin: bool = True
     """Whether the training thread gets `torch_threads` cores that the run's other threads and
@@ -192,7 +209,7 @@ class EvaluatorConfig(Section, frozen=True):
     first learner steps of a run to its first evaluation, lest that plays what learned nothing."""
     max_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
     """Largest share of the run's cores that evaluations may take on average."""
-    nice: NonNegativeInt = 15
+    nice: Niceness = 15
     """Added to the process's niceness: evaluations take what is left over."""
 
 
@@ -225,9 +242,19 @@ class Config(Section, frozen=True):
             + self.replay.samples_per_insert * self.actor.chunk_length
         )
 
+    @property
+    def min_capacity(self) -> int:
+        """The smallest `replay.capacity`, in items, with which a run of these settings works."""
+        batch = self.learner.batch_size if self.replay.max_times_sampled else 0
+        return max(self.replay.min_size, self.actor.chunk_length, batch)
+
 
 def check(config: Config) -> None:
-    """Raise `ConfigError` when values that are each valid do not go together."""
+    """Raise `ConfigError` when a value is not valid, or valid ones do not go together.
+
+    A configuration that a script made has not been through `convert`.
+    """
+    convert(msgspec.to_builtins(config), Config)
     replay, evaluator = config.replay, config.evaluator
     if not isinstance(name := config.algorithm.get("name"), str):
         found = "nothing" if name is None else repr(name)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 import os
+import socket
+import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -148,55 +152,68 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-QUEUED_EVENTS = 10_000
-"""More than two records take, so that a writer that died is noticed before its queue is full."""
-CLOSE_S = 2.0
-
-
 class EventFiles:
     """TensorBoard event files; together they take at most twice `max_bytes`.
 
-    tensorboardX writes from a thread of its own, which a full disk ends; without it, writing
-    would block for good, so the files are given up then.
+    A record is written at once and not synced: a disk that is slow holds nobody up. When the disk
+    refuses one, the files are given up.
     """
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
-        from tensorboardX import SummaryWriter
-
-        self._make = lambda: SummaryWriter(str(directory), max_queue=QUEUED_EVENTS, flush_secs=10)
         self._directory = directory
         self._max_bytes = max_bytes
-        self._lost = False
-        self._writer = self._make()
-        self._rotate()
+        directory.mkdir(parents=True, exist_ok=True)
+        self._file: FileIO | None = self._new_file()
 
     def write(self, values: Mapping[str, float], step: int, now: float) -> None:
         """Write scalars at `step`."""
-        if self._lost:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.summary import scalar
+
+        if self._file is None:
             return
-        if not self._writer.file_writer.event_writer._worker.is_alive():
-            self._lost = True
-            log.error("TensorBoard files are no longer written (is the disk full?)")
-            return
+        summary = Summary()
         for name, value in values.items():
-            self._writer.add_scalar(name, value, step, walltime=now)
-        newest = max(self._files(), default=None, key=lambda path: path.stat().st_mtime)
-        if newest is not None and newest.stat().st_size > self._max_bytes:
+            summary.MergeFrom(scalar(name, value))
+        try:
+            self._append(Event(wall_time=now, step=step, summary=summary).SerializeToString())
+            if self._file.tell() > self._max_bytes:
+                self._file.close()
+                self._file = self._new_file()
+        except OSError as error:
             self.close()
-            self._writer = self._make()
-            self._rotate()
+            self._file = None
+            log.error("TensorBoard files are no longer written: %s", error)
 
-    def _files(self) -> list[Path]:
-        return list(self._directory.glob("events.*"))
+    def _new_file(self) -> FileIO:
+        """Begin a file, as TensorBoard names them, and drop older ones beyond the bound."""
+        from tensorboardX.proto.event_pb2 import Event
 
-    def _rotate(self) -> None:
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        self._file = (self._directory / name).open("ab", buffering=0)
+        self._append(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        self._drop_older()
+        return self._file
+
+    def _append(self, event: bytes) -> None:
+        """Write one record: length and data, each with its checksum. Raises `OSError`."""
+        from tensorboardX.record_writer import masked_crc32c
+
+        assert self._file is not None
+        length = struct.pack("<Q", len(event))
+        sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, event)]
+        record = length + sums[0] + event + sums[1]
+        if self._file.write(record) < len(record):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _drop_older(self) -> None:
         """Drop the oldest files while together they exceed the bound of two."""
-        files = sorted(self._files(), key=lambda path: path.stat().st_mtime)
+        files = sorted(self._directory.glob("events.*"), key=lambda path: path.stat().st_mtime)
         while sum(path.stat().st_size for path in files) > 2 * self._max_bytes:
             files.pop(0).unlink()
 
     def close(self) -> None:
-        """Close the file; a writer that dies of it (the disk is full) is not waited for."""
-        closing = threading.Thread(target=self._writer.close, name="tensorboard", daemon=True)
-        closing.start()
-        closing.join(CLOSE_S)
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from apex.errors import ApexError
+from apex.daemons.status.reports import Answer, from_wire
+from apex.errors import ApexError, RefusedError
 from apex.runs.directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -46,12 +47,19 @@ def request(run: RunDirectory, endpoint: str, message: Message, timeout_s: float
         client.close()
 
 
-def ask(run: RunDirectory, endpoint: str) -> dict[str, Any] | None:
-    """A daemon's answer to STATUS, or None when it does not answer."""
+def ask(run: RunDirectory, endpoint: str, report: type[Answer]) -> Answer | None:
+    """A daemon's answer to STATUS, or None when it does not answer.
+
+    Raises:
+        DecodeError: the answer is not such a report.
+        RefusedError: the daemon refuses to answer, such as one of another version.
+    """
     from apex.wire.messages import Status, StatusReply
 
     try:
         message = request(run, endpoint, Status(), ASK_TIMEOUT_S)
+    except RefusedError:
+        raise
     except ApexError:
         return None
-    return message.status if isinstance(message, StatusReply) else None
+    return from_wire(message.status, report) if isinstance(message, StatusReply) else None

@@ -36,6 +36,8 @@ class CrashRecord(msgspec.Struct):
     code: int = 0
     gave_up: bool = False
     """No engine starts it again."""
+    starts: int = 0
+    """In this run, before this one."""
 
 
 def read(path: Path) -> CrashRecord | None:
@@ -71,7 +73,9 @@ class CrashHistory:
         self._most = most
         self._last = read(path)
         last_epoch = self._last.epoch + 1 if self._last else 0
-        self._record = CrashRecord(time.time(), max(time.time_ns(), last_epoch))
+        self.starts = self._last.starts + 1 if self._last else 0
+        """Of this daemon in this run, before this one."""
+        self._record = CrashRecord(time.time(), max(time.time_ns(), last_epoch), starts=self.starts)
         self._began = time.monotonic()
         self.crashes, self._memory_crashes = self._count()
 

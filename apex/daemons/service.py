@@ -17,13 +17,14 @@ from types import FrameType
 from typing import NoReturn
 
 from apex.config.sections import Config
+from apex.daemons.catalog import DaemonSpec, spec_of
 from apex.daemons.logs import log_to_stderr
 from apex.daemons.restart_backoff import CrashHistory
 from apex.errors import ApexError, ExitCode, GaveUpError, RunError, StopAskedError
 from apex.host.files import FileLock
 from apex.runs.directory import RunDirectory, RunFacts
 from apex.wire.endpoints import Endpoints
-from apex.wire.messages import Hello, Role
+from apex.wire.messages import Hello
 from apex.wire.sockets import terminate_context
 
 log = logging.getLogger("apex")
@@ -32,8 +33,8 @@ ENGINE_PID = "APEX_ENGINE_PID"
 """Environment variable by which an engine tells its children its own process id."""
 
 PR_SET_PDEATHSIG = 1
-OWN_THREADS = ("watchdog", "params-server", "prefetch", "gate")
-"""Threads without which a daemon is not whole; libraries' threads (TensorBoard's) may be lost."""
+COMMON_THREADS = ("watchdog", "gate")
+"""Threads that every daemon has, besides those of its kind; a library's may be lost."""
 
 
 class Service:
@@ -50,6 +51,7 @@ class Service:
     def __init__(self, run: RunDirectory, name: str) -> None:
         self.run = run
         self.name = name
+        self.spec: DaemonSpec = spec_of(name)
         self.config: Config = run.config()
         self.endpoints: Endpoints = run.endpoints()
         self.facts: RunFacts = run.facts()
@@ -61,6 +63,8 @@ class Service:
         self._crashes = CrashHistory(run.crash_file(name), self.config.run.max_crashes)
         self.epoch = self._crashes.epoch
         """This start of the daemon; a later start's is higher, whatever the clock does."""
+        self.starts = self._crashes.starts
+        """Of this daemon in this run, before this one."""
         self.restarted = self._crashes.restarted
         """Whether this run had this daemon before."""
 
@@ -78,10 +82,11 @@ class Service:
             log.warning("cannot write %s: %s", lock.path, error)
         return lock
 
-    def hello(self, role: Role) -> Hello:
+    def hello(self) -> Hello:
         """How this daemon greets at an endpoint."""
+        assert self.spec.role is not None, f"{self.name} connects to no endpoint"
         return Hello(
-            role=role,
+            role=self.spec.role,
             name=self.name,
             epoch=self.epoch,
             run_id=self.facts.run_id,
@@ -243,6 +248,6 @@ def _end_with_thread(service: Service, crash: threading.ExceptHookArgs) -> None:
     """A daemon that has lost one of its own threads is no longer whole: end it."""
     name = crash.thread.name if crash.thread else "unknown"
     log.error("thread '%s' crashed", name, exc_info=crash.exc_value)
-    if name in OWN_THREADS:
+    if name in (*COMMON_THREADS, *service.spec.own_threads):
         service.failed(f"thread '{name}': {crash.exc_value!r}", ExitCode.CRASH)
         os._exit(ExitCode.CRASH)

@@ -17,6 +17,11 @@ Arrays: TypeAlias = dict[str, Array]
 LEARNER_STEP = "learner_step"
 """The one column that every schema has: the learner step of the parameters that acted."""
 
+ITEM_OVERHEAD_BYTES = 100
+"""Of one item in the table, beside its columns and frames."""
+COMPRESSED_SHARE = 0.27
+"""Compressed size of a frame, as a share of its pixels: the worst of the games measured."""
+
 COLUMN_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
 
 
@@ -68,6 +73,16 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def hash(self) -> str:
         """16 hexadecimal digits that differ when anything in the schema differs."""
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:16]
+
+    @property
+    def item_bytes(self) -> float:
+        """Estimated bytes of one item in the table."""
+        columns = sum(
+            np.dtype(column.dtype).itemsize * int(np.prod(column.shape, dtype=np.int64))
+            for column in self.columns
+        )
+        frame = self.frames.frame_bytes * COMPRESSED_SHARE if self.frames else 0
+        return ITEM_OVERHEAD_BYTES + columns + frame
 
     def check_columns(self, columns: Arrays, rows: int) -> None:
         """Raise `SchemaError` unless `columns` are exactly the schema's, with `rows` items each."""

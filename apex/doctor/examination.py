@@ -25,7 +25,6 @@ from apex.doctor.findings import Finding, guarded
 from apex.doctor.subject import Subject, preset_subject, run_subject
 from apex.host import hardware
 from apex.host.paths import install_root, socket_directory_path
-from apex.launch import engine
 from apex.runs.directory import RunDirectory, all_runs, runs_root
 
 
@@ -78,7 +77,6 @@ def _checks(subject: Subject) -> list[tuple[str, Callable[[], Iterator[Finding]]
         ("disk", partial(_disk, subject)),
         ("open files", partial(_open_files, subject)),
         ("threads", partial(_threads, subject)),
-        ("shared memory", partial(_shared_memory, subject)),
     ]
 
 
@@ -133,11 +131,6 @@ def _threads(subject: Subject) -> Iterator[Finding]:
     needed = limits.threads_needed(subject.config, limits.algebra_threads())
     left = limits.threads_left(privileged=limits.may_raise_limits())
     yield from limits.check_threads(needed, left)
-
-
-def _shared_memory(subject: Subject) -> Iterator[Finding]:
-    daemons = len(engine.daemon_names(subject.config))
-    yield from limits.check_shared_memory(daemons, limits.shared_memory_free())
 
 
 def _all_runs_findings(there: list[RunDirectory]) -> Iterator[Finding]:

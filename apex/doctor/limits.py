@@ -1,4 +1,4 @@
-"""What the kernel lets a suite have: open files, threads, shared memory.
+"""What the kernel lets a suite have: open files and threads.
 
 The figures were read from /proc of suites of 2 to 8 actors on two cores, under both engines, with
 local and central inference: each further actor cost its servers one open file, and nothing else.
@@ -6,7 +6,6 @@ local and central inference: each further actor cost its servers one open file, 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import resource
 from collections.abc import Iterator
@@ -14,9 +13,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from apex.config.sections import Config
-from apex.doctor.findings import Finding, megabytes
+from apex.daemons.catalog import ACTOR, CATALOG, daemon_names
+from apex.doctor.findings import Finding
+from apex.doctor.processes import user_threads
 from apex.host import hardware
-from apex.launch import engine
+from apex.launch.supervisord_config import MIN_FILES
 
 FILES_OF_DAEMON = 64
 """Open files of a daemon besides its connections: 17 to 36 were measured, rounded up."""
@@ -24,19 +25,11 @@ CONNECTIONS_BESIDE_ACTORS = 4
 """Of a server: learner, evaluator, inference server, and a person who asks."""
 SUPERVISOR_FILES, SUPERVISOR_FILES_OF_CHILD = 6, 3
 LAUNCHER_FILES, LAUNCHER_FILES_OF_CHILD = 5, 2
-SUPERVISOR_MIN_FILES = 1024
-"""`minfds` of deploy/supervisord.conf: it raises its own limit to that, or does not start."""
 
-THREADS = {"replay": 12, "learner": 16, "inference": 10, "evaluator": 10, "actor": 10}
-"""Threads of a daemon with one decode and one torch thread, besides those that NumPy's algebra
-starts: 7 to 10, 13 to 15, 7, 7 to 8 and 5 to 8 were measured, rounded up."""
 ENGINE_THREADS = 2
 MOST_ALGEBRA_THREADS = 64
 ALGEBRA_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 
-SHARED_MEMORY = Path("/dev/shm")
-SHARED_BYTES_OF_DAEMON = 12 * 1024
-"""TensorBoard's writer has three semaphores, a page each; nothing else of apex lies there."""
 CAP_SYS_RESOURCE = 24
 
 
@@ -64,11 +57,12 @@ def _status_number(name: str, base: int = 10) -> int:
 
 def files_needed(config: Config) -> dict[str, int]:
     """Open files by process: of its servers, and of either engine."""
-    daemons, actors = len(engine.daemon_names(config)), config.actor.count
-    server = FILES_OF_DAEMON + CONNECTIONS_BESIDE_ACTORS
-    needed = {"learner": server + actors, "replay": server + (0 if config.central else actors)}
-    if config.central:
-        needed["inference"] = server + actors
+    daemons = len(daemon_names(config))
+    needed = {}
+    for spec in CATALOG:
+        if spec.binds and spec.names(config):
+            clients = config.actor.count if {*spec.binds} & {*ACTOR.connects(config)} else 0
+            needed[spec.kind] = FILES_OF_DAEMON + CONNECTIONS_BESIDE_ACTORS + clients
     return needed | {
         "supervisord": SUPERVISOR_FILES + SUPERVISOR_FILES_OF_CHILD * daemons,
         "launcher": LAUNCHER_FILES + LAUNCHER_FILES_OF_CHILD * daemons,
@@ -78,15 +72,15 @@ def files_needed(config: Config) -> dict[str, int]:
 def check_open_files(config: Config, limits: Limits, *, privileged: bool) -> Iterator[Finding]:
     """Whether a suite's processes may open as many files as they need.
 
-    Daemons raise their limit to the hard one; supervisord to `SUPERVISOR_MIN_FILES`, beyond a
-    hard limit below that only with the privilege; the launcher keeps the soft limit.
+    Daemons raise their limit to the hard one; supervisord to `MIN_FILES`, beyond a hard limit
+    below that only with the privilege; the launcher keeps the soft limit.
     """
     soft, hard = (float("inf") if n is None else n for n in limits)
-    daemons = max(hard, SUPERVISOR_MIN_FILES) if privileged else hard
+    daemons = max(hard, MIN_FILES) if privileged else hard
     needed = files_needed(config)
     launcher = needed.pop("launcher")
-    needed["supervisord"] = max(SUPERVISOR_MIN_FILES, needed["supervisord"])
-    allowed = {"supervisord": max(soft, min(daemons, SUPERVISOR_MIN_FILES))}
+    needed["supervisord"] = max(MIN_FILES, needed["supervisord"])
+    allowed = {"supervisord": max(soft, min(daemons, MIN_FILES))}
     short = {n: count for n, count in needed.items() if count > allowed.get(n, daemons)}
     found = f"at most {_count(limits.soft)} open files, {_count(limits.hard)} when raised"
     expected = ", ".join(f"{name} {count:,}" for name, count in needed.items())
@@ -117,25 +111,8 @@ def algebra_threads() -> int:
 
 def threads_needed(config: Config, algebra: int) -> int:
     """Threads of a whole suite, with `algebra` of NumPy's in each process."""
-    more = {
-        "learner": config.learner.decode_threads + config.learner.torch_threads - 2,
-        "inference": config.inference.torch_threads - 1,
-        "actor": config.actor.torch_threads - 1,
-    }
-    kinds = [name.partition("_")[0] for name in engine.daemon_names(config)]
-    return ENGINE_THREADS + sum(THREADS[kind] + more.get(kind, 0) + algebra for kind in kinds)
-
-
-def user_threads() -> int:
-    """Threads that this user has now; those of processes that end meanwhile are not counted."""
-    count = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            if folder.stat().st_uid == os.getuid():
-                count += len(os.listdir(folder / "task"))
-        except OSError:
-            continue
-    return count
+    of_daemons = (len(spec.names(config)) * (spec.threads(config) + algebra) for spec in CATALOG)
+    return ENGINE_THREADS + sum(of_daemons)
 
 
 def check_threads(needed: int, left: dict[str, int | None]) -> Iterator[Finding]:
@@ -170,35 +147,3 @@ def threads_left(*, privileged: bool) -> dict[str, int | None]:
 def _all_threads() -> int:
     """Of the machine, as /proc/loadavg tells them: `running/all`."""
     return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
-
-
-def check_shared_memory(daemons: int, free: int) -> Iterator[Finding]:
-    """Whether daemons can make the semaphores of TensorBoard's writer; it makes one to see.
-
-    Args:
-        daemons: how many there will be.
-        free: bytes free in `SHARED_MEMORY`.
-    """
-    needed = daemons * SHARED_BYTES_OF_DAEMON
-    expected = f"{needed // 1024} kB for semaphores"
-    remedy = f"mount {SHARED_MEMORY} with some room (in a container: --shm-size=64m)"
-    try:
-        multiprocessing.get_context("spawn").Lock()
-    except OSError as error:
-        found = f"no semaphore can be made in {SHARED_MEMORY}: {error.strerror}"
-        yield Finding("shared memory", "problem", found, expected, remedy)
-        return
-    found = f"{megabytes(free)} free in {SHARED_MEMORY}"
-    if free >= needed:
-        yield Finding("shared memory", "ok", found, expected)
-    else:
-        yield Finding("shared memory", "problem", found, expected, remedy)
-
-
-def shared_memory_free() -> int:
-    """Bytes free in `SHARED_MEMORY`; 0 where it is not there."""
-    try:
-        status = os.statvfs(SHARED_MEMORY)
-    except OSError:
-        return 0
-    return status.f_bavail * status.f_frsize

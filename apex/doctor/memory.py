@@ -1,26 +1,22 @@
 """Memory and disk: what a suite takes at most, against what is free.
 
-The figures of processes are resident sizes with the CPU build of torch 2.13 on two cores, with
-CartPole, Pong at 42x42 and at 84x84, by DQN and R2D2. A learner on a GPU takes more: not measured.
+The figures of processes (here and in apex/daemons/catalog.py) are resident sizes with the CPU
+build of torch 2.13 on two cores, with CartPole, Pong at 42x42 and at 84x84, by DQN and R2D2. A
+learner on a GPU takes more: not measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+from apex.config.fitting import REPLAY_MEMORY_SHARE
 from apex.config.sections import Config
+from apex.daemons.catalog import CATALOG, daemon_names
 from apex.data.schema import Schema
 from apex.doctor.findings import Finding, megabytes
-from apex.launch import engine
 
 ENGINE_BYTES = 50e6
 """supervisord: 43 MB."""
-REPLAY_BYTES = 60e6
-"""A server with an empty table: 52 MB."""
-LEARNER_BYTES = 650e6
-"""Besides batches and parameters: 320 to 600 MB, most where torch keeps what sequences freed."""
-CENTRAL_ACTOR_BYTES = 80e6
-"""An actor without torch, with eight Atari environments: 65 MB."""
 PARAMETERS_IN_LEARNER = 5
 """Copies: network, target, gradient, two moments."""
 PARAMETERS_IN_CHECKPOINT = 5
@@ -42,22 +38,18 @@ def memory_needed(config: Config, schema: Schema, parameters: int, machine: int)
         parameters: bytes of the network.
         machine: bytes of all memory, of which a table gets a share only.
     """
-    from apex.launch.prepare import ACTOR_BYTES, REPLAY_MEMORY_SHARE, item_bytes
-
-    table = min(config.replay.capacity * item_bytes(schema), machine * REPLAY_MEMORY_SHARE)
+    table = min(config.replay.capacity * schema.item_bytes, machine * REPLAY_MEMORY_SHARE)
     frames = 2 * schema.frames.max_frames * schema.frames.frame_bytes if schema.frames else 0
     batches = (config.learner.prefetch + 1) * config.learner.batch_size
-    learner = LEARNER_BYTES + batches * (item_bytes(schema) + frames)
-    actor = CENTRAL_ACTOR_BYTES if config.central else ACTOR_BYTES
-    needed = {
-        "table": table,
-        "replay server": REPLAY_BYTES,
-        "learner": learner + PARAMETERS_IN_LEARNER * parameters,
-        f"actors ({config.actor.count})": config.actor.count * actor,
-        "engine": ENGINE_BYTES,
-    }
-    for name in {"evaluator", "inference"} & set(engine.daemon_names(config)):
-        needed[name] = ACTOR_BYTES
+    needed = {"table": table}
+    for spec in CATALOG:
+        count = len(spec.names(config))
+        if count:
+            name = spec.kind if spec.count is None else f"{spec.kind}s ({count})"
+            needed[name] = count * spec.memory_bytes(config)
+    needed["learner"] += batches * (schema.item_bytes + frames)
+    needed["learner"] += PARAMETERS_IN_LEARNER * parameters
+    needed["engine"] = ENGINE_BYTES
     return {name: int(count) for name, count in needed.items()}
 
 
@@ -74,10 +66,8 @@ def check_memory(needed: Mapping[str, int], available: int) -> Iterator[Finding]
 
 def disk_needed(config: Config, schema: Schema, parameters: int) -> dict[str, int]:
     """Bytes on the disk of a run's directory by what takes them, at most."""
-    from apex.launch.prepare import item_bytes
-
     checkpoint = PARAMETERS_IN_CHECKPOINT * parameters
-    daemons = len(engine.daemon_names(config)) + 1
+    daemons = len(daemon_names(config)) + 1
     files = 2 * daemons * 1e6  # one older file is kept of each
     needed = {
         # One checkpoint is written while the others are there; the best evaluation's beside them.
@@ -88,7 +78,7 @@ def disk_needed(config: Config, schema: Schema, parameters: int) -> dict[str, in
     }
     if config.replay.durability != "off":
         segments = SEGMENTS_BESIDE_TABLE * config.replay.segment_mb * 1e6
-        needed["insert log"] = config.replay.capacity * item_bytes(schema) + segments
+        needed["insert log"] = config.replay.capacity * schema.item_bytes + segments
     return {name: int(count) for name, count in needed.items()}
 
 

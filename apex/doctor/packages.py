@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from apex.daemons.catalog import CATALOG
 from apex.doctor.findings import Finding
 
 DISTRIBUTION = "apex-suite"
@@ -158,8 +159,8 @@ def check_files(root: Path) -> Iterator[Finding]:
     Args:
         root: the checkout or the installed `share/apex-suite`.
     """
-    daemons = ("replay", "learner", "actor", "evaluator", "inference")
-    wanted = ["deploy/supervisord.conf", "deploy/endpoints.toml", *(f"bin/{d}" for d in daemons)]
+    executables = [f"bin/{spec.kind}" for spec in CATALOG]
+    wanted = ["deploy/supervisord.conf", "deploy/endpoints.toml", *executables]
     missing = [name for name in wanted if not (root / name).is_file()]
     if missing:
         found = f"missing in {root}: {', '.join(missing)}"

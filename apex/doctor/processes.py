@@ -1,19 +1,21 @@
-"""Processes as /proc shows them: those of apex, who holds a file, who listens at a port."""
+"""Processes of this user: those of apex, who holds a file, who listens at a port."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from apex.doctor.findings import Finding
+import psutil
 
-PROC = Path("/proc")
-DAEMONS = ("learner", "replay", "actor", "evaluator", "inference")
-ENGINES = ("apex.launch.supervisord", "apex.launch.local")
-LISTENING = "0A"
-"""The state of a listening socket in /proc/net/tcp."""
+from apex.daemons.catalog import CATALOG
+from apex.doctor.findings import Finding
+from apex.launch.engine import MODULES
+
+DAEMONS = {spec.kind for spec in CATALOG}
+ENGINES = set(MODULES.values())
 
 
 class ApexProcess(NamedTuple):
@@ -28,12 +30,13 @@ class ApexProcess(NamedTuple):
 def apex_processes() -> list[ApexProcess]:
     """All daemons and engines of this user."""
     found = []
-    for pid in _own_processes():
-        words = _words(pid, "cmdline")
-        kind = _kind(words)
-        path = _run_of(pid, words) if kind is not None else None
-        if kind is not None and path is not None:
-            found.append(ApexProcess(pid, kind, path))
+    for process in _own_processes():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            kind = _kind(words)
+            path = _run_of(process, words) if kind is not None else None
+            if kind is not None and path is not None:
+                found.append(ApexProcess(process.pid, kind, path))
     return found
 
 
@@ -48,19 +51,17 @@ def _kind(words: list[str]) -> str | None:
     return None
 
 
-def _run_of(pid: int, words: list[str]) -> Path | None:
-    """The run that a process names in its command line, or was told by its engine."""
+def _run_of(process: psutil.Process, words: list[str]) -> Path | None:
+    """The run that a process names in its command line, or has from its engine.
+
+    Raises:
+        psutil.Error: the process is gone, or keeps it to itself.
+    """
     if "--run" in words[:-1]:
         named = words[words.index("--run") + 1]
     else:
-        told = [word for word in _words(pid, "environ") if word.startswith("APEX_RUN=")]
-        named = told[0].partition("=")[2] if told else ""
-    if not named:
-        return None
-    try:
-        return Path(os.path.normpath(os.path.join(os.readlink(PROC / str(pid) / "cwd"), named)))
-    except OSError:
-        return None
+        named = process.environ().get("APEX_RUN", "")
+    return Path(os.path.normpath(os.path.join(process.cwd(), named))) if named else None
 
 
 def check_lost(processes: Iterable[ApexProcess]) -> Iterator[Finding]:
@@ -78,64 +79,61 @@ def check_lost(processes: Iterable[ApexProcess]) -> Iterator[Finding]:
 
 def is_stopped(pid: int) -> bool:
     """Whether a process was stopped (SIGSTOP, Ctrl-Z) and answers no signal but SIGKILL."""
-    return _stat(pid)[0] in ("T", "t")
+    try:
+        status = psutil.Process(pid).status()
+    except psutil.Error:
+        return False
+    return status in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 
 
 def parent(pid: int) -> int:
     """Process id of a process's parent; 0 when it is gone."""
-    return int(_stat(pid)[1])
-
-
-def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the state on."""
     try:
-        return (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return ["X", "0"]
+        return int(psutil.Process(pid).ppid())
+    except psutil.Error:
+        return 0
 
 
 def describe(pid: int) -> str:
     """A process for people: its id and its command line, if that may be read."""
-    return f"pid {pid} ({' '.join(_words(pid, 'cmdline'))[:120] or 'of another user'})"
+    words: list[str] = []
+    with suppress(psutil.Error):
+        words = psutil.Process(pid).cmdline()
+    return f"pid {pid} ({' '.join(words)[:120] or 'of another user'})"
 
 
-def holders(target: str) -> list[int]:
-    """Processes of this user that have a file open, by the name that /proc gives it."""
+def holders(path: Path) -> list[int]:
+    """Processes of this user that have a file open."""
     found = []
-    for pid in _own_processes():
-        folder = PROC / str(pid) / "fd"
-        try:
-            if any(os.readlink(folder / name) == target for name in os.listdir(folder)):
-                found.append(pid)
-        except OSError:
-            continue
+    for process in _own_processes():
+        with suppress(psutil.Error):
+            if any(one.path == str(path) for one in process.open_files()):
+                found.append(process.pid)
     return found
 
 
 def listeners(port: int) -> list[int]:
     """Processes of this user that listen at a tcp port."""
-    inodes = []
-    for table in ("tcp", "tcp6"):
-        for line in (PROC / "net" / table).read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == LISTENING and int(fields[1].rpartition(":")[2], 16) == port:
-                inodes.append(fields[9])
-    return [pid for inode in inodes for pid in holders(f"socket:[{inode}]")]
+    listening = {
+        one.pid
+        for one in psutil.net_connections("tcp")
+        if one.status == psutil.CONN_LISTEN and one.laddr.port == port
+    }
+    return [process.pid for process in _own_processes() if process.pid in listening]
 
 
-def _own_processes() -> Iterator[int]:
-    """Ids of this user's processes, but for this one."""
-    for folder in PROC.glob("[0-9]*"):
-        try:
-            if folder.stat().st_uid == os.getuid() and int(folder.name) != os.getpid():
-                yield int(folder.name)
-        except OSError:
-            continue
+def user_threads() -> int:
+    """Threads that this user has now; those of processes that end meanwhile are not counted."""
+    count = psutil.Process().num_threads()
+    for process in _own_processes():
+        with suppress(psutil.Error):
+            count += process.num_threads()
+    return int(count)
 
 
-def _words(pid: int, name: str) -> list[str]:
-    """The words of /proc/PID/cmdline or environ; none where it may not be read."""
-    try:
-        return os.fsdecode((PROC / str(pid) / name).read_bytes()).split("\0")
-    except OSError:
-        return []
+def _own_processes() -> Iterator[psutil.Process]:
+    """This user's processes, but for this one."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and process.uids().real == os.getuid():
+                yield process

@@ -98,7 +98,7 @@ def check_locks(run: RunDirectory) -> Iterator[Finding]:
 
 
 def _held_by_another(run: RunDirectory, path: Path, text: str) -> Finding:
-    holding = holders(str(path))
+    holding = holders(path)
     by = ", ".join(map(describe, holding)) or "a process of another user"
     return Finding(
         name_of(run),

@@ -118,4 +118,4 @@ def check_keys(run: RunDirectory, endpoints: Endpoints) -> Iterator[Finding]:
 
 def of_new_runs() -> Endpoints:
     """The endpoints that `apex run` takes by default. Raises `EndpointError`."""
-    return addresses.load(addresses.default_file())
+    return addresses.load()

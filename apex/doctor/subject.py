@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from apex.config import sections
 from apex.config.sections import Config
 from apex.data.schema import Schema
-from apex.envs.spec import EnvSpec
 from apex.errors import ApexError
 from apex.plugins import FACTORY
 from apex.runs.directory import RunDirectory
@@ -43,39 +41,34 @@ class Subject:
 
 def preset_subject(name: str) -> Subject:
     """A preset, fitted to this machine. Raises `ConfigError`, or `ImportError` without torch."""
-    from apex.launch.prepare import check_config, preset_config
+    from apex.launch.prepare import preset_config
 
-    subject = Subject(f"preset {name}", preset_config(name, []))
-    try:
-        config, spec, schema = check_config(subject.config, steps=0)
-        return _sized(replace(subject, config=config, schema=schema), spec)
-    except ApexError as error:
-        return replace(subject, failure=str(error))
+    return _tried(Subject(f"preset {name}", preset_config(name, [])))
 
 
 def run_subject(run: RunDirectory) -> Subject:
     """A run. Raises `ApexError` where its files cannot be used."""
-    from apex.launch.prepare import check_config
-
     facts = run.facts()
     subject = Subject(f"run {run.path}", run.config(), run=run, schema=facts.schema)
     if facts.env.env_id.startswith(FACTORY):
         return replace(subject, environment=f"{facts.env.env_id}, of a script")
+    return _tried(subject)
+
+
+def _tried(subject: Subject) -> Subject:
+    """The subject with what a trial of its environment and its algorithm shows."""
+    from apex.launch.preflight import try_config
+
     try:
-        sections.check(subject.config)
-        _, spec, _ = check_config(subject.config, steps=0)
-        return _sized(subject, spec)
+        trial = try_config(subject.config, steps=0)
+        network = trial.algorithm.policy().network
     except ApexError as error:
         return replace(subject, failure=str(error))
-
-
-def _sized(subject: Subject, spec: EnvSpec) -> Subject:
-    """The subject with what making its environment and its network told."""
-    from apex.algos.registry import make_algorithm
-
-    network = make_algorithm(subject.config.algorithm, spec).policy().network
+    spec = trial.spec
     return replace(
         subject,
+        config=trial.config,
+        schema=subject.schema or trial.schema,
         environment=f"{spec.env_id}, observations {spec.policy_shape} {spec.observation_dtype}",
         parameter_bytes=sum(p.numel() * p.element_size() for p in network.parameters()),
     )

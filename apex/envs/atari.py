@@ -29,9 +29,11 @@ def make_atari(config: EnvConfig, num_envs: int, *, render: bool = False) -> Env
     """
     if config.kwargs:
         raise EnvError("env.kwargs: Atari takes none; use the fields of [env]")
+    frame_stack = config.frame_stack
     if config.obs_type == "ram":
         vector = _ram_vector(config, num_envs, render)
     else:
+        frame_stack = frame_stack or DEFAULT_FRAME_STACK
         grayscale = config.obs_type == "grayscale"
         vector = _image_vector(config, num_envs, config.frame_size, grayscale)
         if render:
@@ -40,7 +42,7 @@ def make_atari(config: EnvConfig, num_envs: int, *, render: bool = False) -> Env
     return Environments(
         vector,
         config.id,
-        config.frame_stack or DEFAULT_FRAME_STACK,
+        frame_stack,
         config.life_loss_ends,
         squeeze=config.obs_type != "ram",
     )

@@ -27,7 +27,8 @@ def env_spec(
 
     Args:
         observation, action: of one environment.
-        env_id, frame_stack: see `EnvSpec`; a stack is for images alone.
+        env_id: see `EnvSpec`.
+        frame_stack: of images; 0 or 1 for all else.
         squeeze: the first axis of each observation has a length of one, and is dropped.
 
     Raises:
@@ -48,6 +49,12 @@ def env_spec(
     is_image = dtype == "uint8" and len(shape) >= 2
     if is_image and len(shape) > 3:
         raise EnvError(f"{env_id}: expected images of rank 2 or 3, got {shape}")
+    if frame_stack > 1 and not is_image:
+        raise EnvError(
+            f"{env_id}: env.frame_stack = {frame_stack}: expected images (uint8, two or three "
+            f"axes) to stack, got observations {dtype} {shape}; leave it at 0, or wrap the "
+            f"environment with gymnasium.wrappers.FrameStackObservation(env, {frame_stack})"
+        )
     stack = (frame_stack or 1) if is_image else 0
     num_actions, bounds = _actions(action, env_id)
     return EnvSpec(env_id, shape, dtype, stack, num_actions, bounds)

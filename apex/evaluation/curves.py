@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from apex.errors import RunError, UsageError
 from apex.runs.directory import RunDirectory
+from apex.runs.recorded_metrics import older_and_newer
 
 log = logging.getLogger("apex.evaluation.curves")
 
@@ -147,16 +148,14 @@ def of_run(run: RunDirectory) -> tuple[Evaluation, ...]:
 
 
 def _evaluations(run: RunDirectory) -> Iterable[Evaluation]:
-    for name in ("evaluator.jsonl.1", "evaluator.jsonl"):
-        path = run.metrics / name
-        if path.exists():
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-                try:
-                    row = json.loads(line)
-                    yield _from_row({**row, "wall_s": row["train_s"]})
-                except (ValueError, KeyError, TypeError) as error:
-                    # A full disk or a kill may have cut it off.
-                    log.warning("%s, line %d: passed over, no evaluation: %s", path, number, error)
+    for path, text in older_and_newer(run.metrics / "evaluator.jsonl"):
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                row = json.loads(line)
+                yield _from_row({**row, "wall_s": row["train_s"]})
+            except (ValueError, KeyError, TypeError) as error:
+                # A full disk or a kill may have cut it off.
+                log.warning("%s, line %d: passed over, no evaluation: %s", path, number, error)
 
 
 def _from_row(row: Mapping[str, Any]) -> Evaluation:

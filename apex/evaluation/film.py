@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.acting.agent import greedy
+from apex.acting.exploration import evaluation_seed
 from apex.acting.loop import ActingLoop
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
@@ -47,9 +48,11 @@ def play(policy: TrainedPolicy, episodes: int, seed: int) -> Iterator[Scene]:
         EnvFaultError: it raised, or gives no pictures.
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # gymnasium's own drawing needs no window
-    environments = make_environments(evaluation_env(policy.config.env), 1, render=True)
+    env = policy.config.env
+    environments = make_environments(evaluation_env(env), 1, render=True)
     try:
-        loop = ActingLoop(environments, greedy(policy.policy, environments.spec, 1), seed=seed)
+        decider = greedy(policy.policy, environments.spec, env, 1)
+        loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
         fps = environments.frames_per_second
         yield Scene(environments.render()[0], fps, None)
         while loop.episodes < episodes:

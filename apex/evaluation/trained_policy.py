@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from apex.acting.agent import greedy
-from apex.acting.decisions import Decision, Inputs
+from apex.acting.decisions import Decision, Inputs, seen_rewards
+from apex.acting.exploration import evaluation_seed
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
 from apex.algos.registry import make_algorithm
 from apex.config import loading
-from apex.config.loading import convert
+from apex.config.conversion import convert
 from apex.config.sections import Config, EnvConfig
 from apex.data.schema import Array
 from apex.envs.registry import make_environments
@@ -25,10 +27,17 @@ from apex.plugins import NONE, Extensions, with_absolute_paths
 from apex.runs import checkpoint
 from apex.runs.checkpoint import Checkpoint
 
+Which: TypeAlias = int | bool | Sequence[int] | Sequence[bool] | npt.NDArray[Any]
+"""Some of the environments: their numbers, or a mask."""
+
 
 def evaluation_env(env: EnvConfig) -> EnvConfig:
-    """The environment as it is evaluated: whole episodes and whole rewards."""
-    return msgspec.structs.replace(env, life_loss_ends=False, clip_rewards=False)
+    """The environment as it is evaluated: a lost life ends nothing.
+
+    Rewards need no change: environments give them whole, and returns are sums of those;
+    `env.clip_rewards` says what a policy sees of them, here as in the actors.
+    """
+    return msgspec.structs.replace(env, life_loss_ends=False)
 
 
 class TrainedPolicy:
@@ -50,10 +59,25 @@ class TrainedPolicy:
         self.policy: Policy = algorithm.policy()
         self.policy.load(parameters.decode(source.parameters()))
         self._decision: Decision | None = None
+        """Of the last call, of each environment."""
+        self._begun: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
+        """`[E]`, where an episode has begun since."""
 
-    def begin(self) -> None:
-        """The next observations begin episodes: a policy with memory forgets those before."""
-        self._decision = None
+    def begin(self, which: Which | None = None) -> None:
+        """The next observations begin episodes: a policy with memory forgets those before.
+
+        Args:
+            which: the environments in which they do: their numbers, or a mask `[E] bool` such as
+                `terminated | truncated`; None: all. Call it after the step that ended an episode
+                and before `act` sees the first observation of the next one.
+
+        Raises:
+            UsageError: there are no such environments.
+        """
+        if which is None or self._decision is None:
+            self._decision = None
+            return
+        self._begun |= _mask(which, len(self._begun))
 
     def act(self, observations: Array, rewards: npt.ArrayLike = 0.0) -> Array:
         """Greedy actions; a policy with memory goes on from the last call.
@@ -61,8 +85,8 @@ class TrainedPolicy:
         Args:
             observations: `[E, *policy_shape]`, for images the last `frame_stack` frames of each
                 environment, oldest first; or one such observation without `E`.
-            rewards: `[E]`, of the step before, clipped where `env.clip_rewards`; read by policies
-                that see rewards.
+            rewards: `[E]`, of the step before, as the environments gave them; a policy that reads
+                rewards sees them clipped where `env.clip_rewards`, and 0 where an episode begins.
 
         Returns:
             `[E, *action shape]`, int64 or float32 as the environment takes them, or one action.
@@ -75,6 +99,7 @@ class TrainedPolicy:
         batch = observations[None] if single else observations
         self._decision = self.policy.act(self._inputs(batch, rewards), None)
         actions = self._decision.actions
+        self._begun = np.zeros(len(actions), np.bool_)
         return actions[0] if single else actions
 
     def _inputs(self, observations: Array, rewards: npt.ArrayLike) -> Inputs:
@@ -86,12 +111,16 @@ class TrainedPolicy:
                     f"{count}; call begin() first"
                 )
             last = None
-        return Inputs(
-            np.ascontiguousarray(observations),
-            last.core_state if last else np.zeros((count, self.policy.core_size), np.float32),
-            last.actions if last else self.manifest.env.no_actions(count),
-            np.broadcast_to(np.asarray(rewards, dtype=np.float32), count),
-        )
+        core_state = np.zeros((count, self.policy.core_size), np.float32)
+        last_actions = self.manifest.env.no_actions(count)
+        last_rewards = np.zeros(count, np.float32)
+        if last is not None:
+            given = np.broadcast_to(np.asarray(rewards, dtype=np.float64), count)
+            seen = seen_rewards(given, clip=self.config.env.clip_rewards)
+            on = ~self._begun
+            core_state[on], last_actions[on] = last.core_state[on], last.actions[on]
+            last_rewards[on] = seen[on]
+        return Inputs(np.ascontiguousarray(observations), core_state, last_actions, last_rewards)
 
     def play(
         self,
@@ -100,17 +129,41 @@ class TrainedPolicy:
         extensions: Extensions = NONE,
         proceed: Callable[[], bool] = lambda: True,
     ) -> list[float]:
-        """Returns of greedy whole episodes, unclipped, the same number in each environment."""
+        """Returns of greedy whole episodes, unclipped, the same number in each environment.
+
+        Args:
+            episodes: how many.
+            seed: from 0 on; another one has other games.
+            extensions: where a script brought the run's environment.
+            proceed: asked at each step; nothing is returned when it says no.
+        """
         num_envs = next(n for n in range(min(episodes, 8), 0, -1) if episodes % n == 0)
         environments = make_environments(
             evaluation_env(self.config.env), num_envs, extensions.make_env
         )
         try:
-            decider = greedy(self.policy, environments.spec, num_envs)
-            loop = ActingLoop(environments, decider, seed=seed)
+            decider = greedy(self.policy, environments.spec, self.config.env, num_envs)
+            loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
             return play_episodes(loop, num_envs, episodes, proceed) or []
         finally:
             environments.close()
+
+
+def _mask(which: Which, count: int) -> npt.NDArray[np.bool_]:
+    """`[count]`, the environments that are meant. Raises `UsageError`."""
+    chosen = np.atleast_1d(np.asarray(which))
+    mask = np.zeros(count, np.bool_)
+    if chosen.dtype == np.bool_ and chosen.shape == (count,):
+        return chosen
+    if chosen.dtype.kind in "iu" and chosen.ndim == 1 and np.isin(chosen, range(count)).all():
+        mask[chosen] = True
+        return mask
+    if chosen.size == 0:
+        return mask
+    raise UsageError(
+        f"begin: expected numbers of environments from 0 to {count - 1} or a mask of {count} "
+        f"truths, got {which!r}"
+    )
 
 
 def load_policy(path: Path | str, settings: Sequence[str] = ()) -> TrainedPolicy:

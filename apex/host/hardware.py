@@ -4,7 +4,34 @@ from __future__ import annotations
 
 import ctypes.util
 import os
+import platform
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
+
+
+class Machine(NamedTuple):
+    """What a machine offers to this process."""
+
+    cores: int
+    memory_bytes: int
+    has_gpu: bool
+    cpu: str
+    """The model of its cores, for people."""
+    gpus: tuple[str, ...]
+    """The models of its GPUs, for people."""
+
+
+def this_machine() -> Machine:
+    """Look at the machine that this process runs on."""
+    return Machine(cores(), memory_bytes(), has_gpu(), cpu_model(), tuple(gpu_models()))
+
+
+def cpu_model() -> str:
+    """The model of the cores by `/proc/cpuinfo`, or else the architecture."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.machine())
 
 
 def cores() -> int:
@@ -32,7 +59,9 @@ def memory_bytes() -> int:
 
 def available_memory_bytes() -> int:
     """Bytes that are free now or that the kernel would give back, by machine and cgroup."""
-    available = _named_number(Path("/proc/meminfo").read_text(), "MemAvailable:") * 1024
+    import psutil  # takes a tenth of a second, and only the doctor asks
+
+    available = int(psutil.virtual_memory().available)
     for limit_file in _cgroup_files("memory.max"):
         limit, folder = limit_file.read_text().strip(), limit_file.parent
         if limit != "max":
@@ -69,18 +98,43 @@ def tasks_left() -> int | None:
 
 def has_gpu() -> bool:
     """Whether a CUDA device is there, asked of the driver (importing torch takes seconds)."""
+    driver = _cuda_driver()
+    return driver is not None and _gpu_count(driver) > 0
+
+
+def gpu_models() -> list[str]:
+    """The model of each CUDA device, asked of the driver."""
+    driver, names = _cuda_driver(), []
+    for index in range(0 if driver is None else _gpu_count(driver)):
+        device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
+        if (
+            driver is not None
+            and driver.cuDeviceGet(ctypes.byref(device), index) == 0
+            and driver.cuDeviceGetName(name, len(name), device) == 0
+        ):
+            names.append(name.value.decode(errors="replace"))
+    return names
+
+
+def _cuda_driver() -> ctypes.CDLL | None:
+    """The initialised driver; None where there is none, or this process must not see its GPUs."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return False
+        return None
+    driver = _cuda_library()
+    return driver if driver is not None and driver.cuInit(0) == 0 else None
+
+
+@cache
+def _cuda_library() -> ctypes.CDLL | None:
     try:
-        driver = ctypes.CDLL(ctypes.util.find_library("cuda") or "libcuda.so.1")
+        return ctypes.CDLL(ctypes.util.find_library("cuda") or "libcuda.so.1")
     except OSError:
-        return False
+        return None
+
+
+def _gpu_count(driver: ctypes.CDLL) -> int:
     count = ctypes.c_int(0)
-    return (
-        driver.cuInit(0) == 0
-        and driver.cuDeviceGetCount(ctypes.byref(count)) == 0
-        and count.value > 0
-    )
+    return count.value if driver.cuDeviceGetCount(ctypes.byref(count)) == 0 else 0
 
 
 def _v1(controller: str, name: str) -> int | None:

@@ -6,14 +6,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apex.launch.from_script import run
+    from apex.launch.handle import Run
 
-__all__ = ["run"]
+__all__ = ["Run", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `run` when it is first asked for: every daemon's process imports this package."""
+    """Import a name when it is first asked for: every daemon's process imports this package."""
     if name == "run":
         from apex.launch.from_script import run
 
         return run
+    if name == "Run":
+        from apex.launch.handle import Run
+
+        return Run
     raise AttributeError(f"module 'apex.launch' has no attribute '{name}'")

@@ -14,13 +14,17 @@ import msgspec
 
 from apex.config.sections import Config
 from apex.daemons import cpu_affinity
+from apex.daemons.catalog import daemon_names, spec_of
 from apex.daemons.service import ENGINE_PID
 from apex.errors import RunError
 from apex.host.files import remove, replace_file
 from apex.host.paths import install_root, socket_directory
+from apex.launch import supervisord_config
 from apex.runs.directory import RunDirectory
 from apex.runs.engine_record import EngineName, EngineRecord, living_engine, started_ticks
 
+MODULES: dict[EngineName, str] = {"supervisor": "apex.launch.supervisord", "local": "apex.launch"}
+"""What `python -m` runs for each engine."""
 STOP_TIMEOUT_S = 90.0
 """Longer than the engines' own patience with the learner and all others, one after the other."""
 ORPHAN_GRACE_S = 3.0
@@ -57,11 +61,10 @@ def start_detached(run: RunDirectory, engine: EngineName, timeout_s: float = 20.
     Raises:
         RunError: the engine ended; the message quotes its log.
     """
-    module = {"supervisor": "apex.launch.supervisord", "local": "apex.launch"}[engine]
     log_path = run.logs / "engine.log"
     with log_path.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, "--run", str(run.path)],
+            [sys.executable, "-m", MODULES[engine], "--run", str(run.path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -96,21 +99,11 @@ def supervisord_environment(run: RunDirectory, config: Config) -> dict[str, str]
         "APEX_RUN": str(run.path),
         "APEX_PYTHON": sys.executable,
         "APEX_BIN": str(install_root() / "bin"),
-        "APEX_ACTORS": str(config.actor.count),
-        "APEX_EVALUATOR": "true" if config.evaluator.enabled else "false",
-        "APEX_INFERENCE": "true" if config.central else "false",
+        **supervisord_config.variables(config),
         "APEX_LOG_BYTES": str(int(config.run.log_max_mb * 1e6)),
         "APEX_SUPERVISOR_SOCKET": str(socket_directory(run.path) / "supervisor.sock"),
         "APEX_SUPERVISOR_PASSWORD": secrets.token_hex(16),
     }
-
-
-def daemon_names(config: Config) -> list[str]:
-    """The daemons that an engine keeps alive."""
-    evaluator = ["evaluator"] if config.evaluator.enabled else []
-    inference = ["inference"] if config.central else []
-    actors = [f"actor_{index:03d}" for index in range(config.actor.count)]
-    return ["replay", "learner", *inference, *evaluator, *actors]
 
 
 def revive(run: RunDirectory, daemon: str) -> None:
@@ -134,7 +127,8 @@ def revive(run: RunDirectory, daemon: str) -> None:
         "apex", record.supervisor_password, f"unix://{record.supervisor_socket}"
     )
     proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
-    group = "actor:" if daemon.startswith("actor_") else ""
+    spec = spec_of(daemon)
+    group = f"{spec.kind}:" if spec.count is not None else ""
     try:
         proxy.supervisor.startProcess(group + daemon, False)
     except xmlrpc.client.Fault as fault:

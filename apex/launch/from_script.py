@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from apex.config.sections import Config
 from apex.errors import RunError, UsageError
 from apex.launch import engine
 from apex.launch.extension_bytes import packed
-from apex.plugins import FACTORY, NONE, Extensions
-from apex.runs.directory import RunDirectory
+from apex.launch.handle import Run
+from apex.plugins import NONE, Extensions, with_extensions
+from apex.runs.directory import RunDirectory, new_run_path
 
 if TYPE_CHECKING:  # every child imports this module: the replay server must not import torch
     from apex.algos.base import Algorithm
@@ -29,7 +28,7 @@ def run(
     algorithm: type[Algorithm] | None = None,
     settings: Sequence[str] = (),
     path: Path | str | None = None,
-) -> RunDirectory:
+) -> Run:
     """Start a suite in the background from a script or a notebook.
 
     Args:
@@ -40,45 +39,34 @@ def run(
         path: the run's directory; default: a new one under `runs/`.
 
     Returns:
-        The run; `apex.launch.engine.stop(run)` ends it, and so does `apex stop --run DIR`.
+        The run: `run.wait()`, `run.status()`, `run.metrics()`, `run.stop()`, `run.path`; the
+        commands (`apex watch`, `apex stop --run DIR`, …) work on it too.
 
     Raises:
         ApexError: the configuration or the environment cannot be used.
     """
-    from apex.launch.prepare import file_config, new_run_path, prepare_run, preset_config
+    from apex.config.loading import read_table
+    from apex.launch.prepare import check_own, new_run, prepare_run
 
+    extensions, target = Extensions(make_env, algorithm), Path(path) if path is not None else None
     if isinstance(config, Config):
         if settings:
             raise UsageError(
                 "settings go with a preset or a file; change the Config itself instead"
             )
         name = str(config.algorithm.get("name", "run"))
+        own = check_own(with_extensions(config, extensions))
+        directory = prepare_run(target or new_run_path(name), own, extensions=extensions)
     elif isinstance(config, Path) or config.endswith(".toml"):
-        name, config = Path(config).stem, file_config(Path(config), settings)
+        table = read_table(file=Path(config), settings=settings)
+        directory = new_run(table, target, extensions=extensions)
     else:
-        name, config = config, preset_config(config, settings, algorithm)
-    extensions = Extensions(make_env, algorithm)
-    config = _named(config, extensions)
-    target = Path(path) if path is not None else new_run_path(name)
-    directory = prepare_run(target, config, extensions=extensions)
-    _start(directory, packed(extensions) if extensions != NONE else b"")
-    return directory
+        directory = new_run(read_table(config, settings=settings), target, extensions=extensions)
+    payload = packed(extensions) if extensions != NONE else b""
+    return Run(directory.path, _start(directory, payload))
 
 
-def _named(config: Config, extensions: Extensions) -> Config:
-    """A configuration that says which of its parts a script brought: those are not kept."""
-    if extensions.make_env is not None:
-        make_env = extensions.make_env
-        env_id = FACTORY + getattr(make_env, "__name__", type(make_env).__name__)
-        env = msgspec.structs.replace(config.env, id=env_id)
-        config = msgspec.structs.replace(config, env=env)
-    if extensions.algorithm is not None:
-        section = {**config.algorithm, "name": FACTORY + extensions.algorithm.__name__}
-        config = msgspec.structs.replace(config, algorithm=section)
-    return config
-
-
-def _start(directory: RunDirectory, payload: bytes) -> None:
+def _start(directory: RunDirectory, payload: bytes) -> subprocess.Popen[bytes]:
     """Start a launcher in a session of its own, with the extensions through its pipe."""
     with (directory.logs / "engine.log").open("ab") as output:
         process = subprocess.Popen(
@@ -96,3 +84,4 @@ def _start(directory: RunDirectory, payload: bytes) -> None:
         pass
     if engine.await_daemons(directory, process) is None:
         raise RunError(f"the launcher did not start; see {directory.logs / 'engine.log'}")
+    return process

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,46 +19,20 @@ import click
 import multiprocess
 import multiprocess.connection
 
+from apex.daemons.catalog import daemon_names, spec_of
 from apex.daemons.logs import log_to_stderr
 from apex.daemons.service import Service, serve
 from apex.errors import NOT_RESTARTED, ApexError
 from apex.launch import engine
 from apex.launch.extension_bytes import unpacked
-from apex.plugins import NONE, Extensions
 from apex.runs.directory import RunDirectory, find_run
 
 log = logging.getLogger("apex.launch.local")
 
-STOP_TIMEOUT_S = {"learner": 40.0}
-"""Seconds that a daemon may need to drain; the learner writes its last checkpoint."""
-DEFAULT_STOP_TIMEOUT_S = 10.0
 EARLY_EXIT_S = 1.0
 """A child that ends before this age could not even start; its next start is delayed."""
 MAX_EARLY_EXITS = 5
 LOG_CHECK_S = 5.0
-
-
-def daemon_body(name: str, extensions: Extensions) -> Callable[[Service], None]:
-    """The body of the daemon of that name, with the user's extensions; imports what it needs."""
-    if name == "replay":
-        from apex.daemons.replay.daemon import body as replay
-
-        return replay
-    if name == "learner":
-        from apex.daemons.learner.daemon import body as learner
-
-        return lambda service: learner(service, extensions)
-    if name == "inference":
-        from apex.daemons.inference.daemon import body as inference
-
-        return lambda service: inference(service, extensions)
-    if name == "evaluator":
-        from apex.daemons.evaluator.daemon import body as evaluator
-
-        return lambda service: evaluator(service, extensions)
-    from apex.daemons.actor.daemon import body as actor
-
-    return lambda service: actor(service, extensions)
 
 
 def _child(run_path: str, name: str, log_path: str, payload: bytes) -> None:
@@ -68,9 +42,10 @@ def _child(run_path: str, name: str, log_path: str, payload: bytes) -> None:
         os.dup2(descriptor, standard)
 
     def body(service: Service) -> None:
-        # The replay server needs none of them, and must not import what they import.
-        extensions = NONE if name == "replay" else unpacked(payload)
-        daemon_body(name, extensions)(service)
+        spec = spec_of(name)
+        # A daemon that takes no extensions must not import what they import, such as torch.
+        extensions = (unpacked(payload),) if spec.takes_extensions else ()
+        spec.load_body()(service, *extensions)
 
     serve(RunDirectory(Path(run_path)), name, body)
 
@@ -194,10 +169,10 @@ class Launcher:
 
     def _drain(self) -> None:
         """End the daemons, those first that send to others: what they send still arrives."""
-        actors = [d for d in self._daemons if d.name.startswith("actor_")]
-        others = [d for d in reversed(self._daemons) if d not in actors]
-        for group in (actors, *([daemon] for daemon in others)):
-            self._end([d.process for d in group if d.process is not None])
+        orders = {daemon.name: spec_of(daemon.name).start_order for daemon in self._daemons}
+        for order in sorted(set(orders.values()), reverse=True):
+            group = [d.process for d in self._daemons if orders[d.name] == order]
+            self._end([process for process in group if process is not None])
         log.info("all daemons have ended")
 
     def _end(self, processes: list[Any]) -> None:
@@ -205,7 +180,7 @@ class Launcher:
             process.terminate()
         started = time.monotonic()
         for process in processes:
-            deadline = started + STOP_TIMEOUT_S.get(process.name, DEFAULT_STOP_TIMEOUT_S)
+            deadline = started + spec_of(process.name).stop_timeout_s
             process.join(max(0.0, deadline - time.monotonic()))
             if process.exitcode is None:
                 log.error("%s: did not drain in time, killed", process.name)
@@ -234,7 +209,7 @@ def main(
         engine.register(directory, "local")
         extensions = sys.stdin.buffer.read() if payload else b""
         log.info("run %s", directory.path)
-        code = Launcher(directory, engine.daemon_names(directory.config()), extensions).run()
+        code = Launcher(directory, daemon_names(directory.config()), extensions).run()
     except ApexError as error:
         log.error("%s", error)
         code = int(error.exit_code)
@@ -244,10 +219,11 @@ def main(
 def _prepared(
     path: Path | None, preset: str | None, settings: tuple[str, ...], endpoints: Path | None
 ) -> RunDirectory:
-    from apex.launch.prepare import new_run_path, prepare_run, preset_config, resume_run
+    from apex.config.loading import read_table
+    from apex.launch.prepare import new_run, resume_run
 
     if preset is None:
         directory = find_run(path)
         resume_run(directory, settings)
         return directory
-    return prepare_run(path or new_run_path(preset), preset_config(preset, settings), endpoints)
+    return new_run(read_table(preset, settings=settings), path, endpoints)

@@ -1,210 +1,139 @@
-"""Prepares a run: fits its configuration to the machine and makes its directory."""
+"""Prepare a run: from what a user wrote to the run's directory.
+
+A configuration goes one way, and each step's result is the next one's argument:
+
+    loading.read_table      a preset or a file, and settings    Table
+    configure               laid over for this machine, typed and checked, fitted to its cores
+    preflight.try_config    environment and algorithm tried     Trial
+    fitting.limit_capacity  fitted to the machine's memory      Config
+    RunDirectory.create     written
+"""
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import numpy as np
 
 from apex import plugins
 from apex.algos.base import Algorithm
 from apex.algos.registry import algorithm_class, check_schema, make_algorithm
-from apex.config import loading, sections
+from apex.config import fitting, loading, sections
+from apex.config.conversion import convert
+from apex.config.loading import OVERLAYS, Table
 from apex.config.sections import Config
-from apex.data.schema import Schema
 from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError, UsageError
 from apex.host import hardware
-from apex.launch.preflight import STEPS, try_algorithm, try_environment
+from apex.launch.preflight import try_config, try_environment
 from apex.plugins import NONE, Extensions
 from apex.replay.log.records import segments
-from apex.runs import checkpoint
-from apex.runs.directory import RunDirectory, runs_root
+from apex.runs import checkpoint, provenance
+from apex.runs.directory import RunDirectory, new_run_path
 from apex.wire import endpoints as addresses
 from apex.wire.keys import read_secret
 
 log = logging.getLogger("apex.launch.prepare")
 
-DEFAULT_ALGORITHM = "apex_dqn"
-REPLAY_MEMORY_SHARE = 0.5
-"""Largest share of the machine's memory that a full table may take."""
-ACTORS_MEMORY_SHARE = 0.25
-"""Largest share of the machine's memory that the actors together may take."""
-ACTOR_BYTES = 400e6
-"""Resident memory of one actor with torch and eight Atari environments, measured, rounded up."""
-COMPRESSED_SHARE = 0.27
-"""Compressed size of a frame, as a share of its pixels: the worst of the games measured."""
+
+def new_run(
+    table: Table,
+    path: Path | None = None,
+    endpoints_file: Path | None = None,
+    extensions: Extensions = NONE,
+) -> RunDirectory:
+    """Make the directory of a run of what a user wrote.
+
+    Args:
+        table: of `loading.read_table`.
+        path: of the directory; by default a new one under `runs_root()`.
+        endpoints_file: by default the one that is installed.
+        extensions: what a script brought.
+
+    Raises:
+        ApexError: the configuration, the environment, the endpoints or the directory is unusable.
+    """
+    config = configure(table, extensions.algorithm)
+    if extensions != NONE:
+        config = plugins.with_extensions(config, extensions)
+    path = path or new_run_path(table.name or run_name(config))
+    return prepare_run(path, config, endpoints_file, extensions, preset=table.preset)
 
 
-def new_run_path(name: str) -> Path:
-    """A path under `runs_root()` for a run that starts now."""
-    base = runs_root() / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-    path, suffix = base, 1
-    while path.exists():
-        suffix += 1
-        path = base.with_name(f"{base.name}-{suffix}")
-    return path
+def configure(table: Table, algorithm: type[Algorithm] | None = None) -> Config:
+    """Make a configuration of a table, as this machine can run it.
+
+    It is laid over for this machine, typed and checked, and fitted to its cores.
+
+    Args:
+        table: of `loading.read_table`.
+        algorithm: a script's own, instead of the one that the table names.
+
+    Raises:
+        ConfigError: an unknown key or type, or values that do not go together.
+    """
+    table = _for_algorithm(table, algorithm)
+    machine = hardware.this_machine()
+    config = loading.parse(loading.laid_over(table, gpu=machine.has_gpu))
+    return fitting.choose_actor_count(config, machine.cores, machine.memory_bytes)
 
 
 def preset_config(
     name: str, settings: Sequence[str], algorithm: type[Algorithm] | None = None
 ) -> Config:
-    """A preset as this machine can run it, with `--set` settings applied.
-
-    Another algorithm than the preset's takes those of its settings that it knows.
-
-    Args:
-        name: of the preset.
-        settings: like `--set`.
-        algorithm: a script's own, instead of the preset's.
+    """Make the configuration of a preset, with settings as `--set` takes them.
 
     Raises:
-        ConfigError: an unknown preset, key or type, or values that do not go together.
+        ConfigError: as `configure`, or an unknown preset.
     """
-    table = loading.preset_table(name)
-    own = loading.override({}, settings).get("algorithm", {}).get("name")
-    if algorithm is None and isinstance(own, str) and own != table["algorithm"]["name"]:
-        algorithm = algorithm_class(plugins.absolute(own))
-    if algorithm is not None:
-        table = _lent(table, algorithm)
-    return _for_machine(table, settings)
+    return configure(loading.read_table(name, settings=settings), algorithm)
 
 
-def _lent(preset: dict[str, Any], algorithm: type[Algorithm]) -> dict[str, Any]:
-    """A preset for another algorithm: without the settings that are none of its own."""
+def check_own(config: Config) -> Config:
+    """Check a script's own `Config`, and fit it to this machine's cores. Raises `ConfigError`."""
+    sections.check(config)
+    machine = hardware.this_machine()
+    return fitting.choose_actor_count(config, machine.cores, machine.memory_bytes)
+
+
+def _for_algorithm(table: Table, algorithm: type[Algorithm] | None) -> Table:
+    """Leave those settings of a preset out that an algorithm does not have.
+
+    Args:
+        table: of a preset; one of a file stays as it is.
+        algorithm: a script's own; None: the one that the table's settings name.
+    """
+    if not table.preset:
+        return table
+    named = table.settings.get("algorithm", {}).get("name")
+    own = table.written["algorithm"]["name"]
+    if algorithm is None and isinstance(named, str) and named != own:
+        algorithm = algorithm_class(plugins.absolute(named))
+    return table if algorithm is None else _without_unknown_keys(table, algorithm)
+
+
+def _without_unknown_keys(table: Table, algorithm: type[Algorithm]) -> Table:
     known = {field.name for field in msgspec.structs.fields(algorithm.Config)}
-    strange: set[str] = set()
-    for part in (preset, *(preset.get(overlay, {}) for overlay in loading.OVERLAYS)):
+    written, unknown = copy.deepcopy(table.written), set()
+    for part in (written, *(written.get(overlay, {}) for overlay in OVERLAYS)):
         section = part.get("algorithm", {})
         for key in section.keys() - known:
             del section[key]
-            strange.add(key)
-    if strange:
-        text = ", ".join(sorted(strange))
+            unknown.add(key)
+    if unknown:
+        text = ", ".join(sorted(unknown))
         log.info("settings of the preset that %s does not have: %s", algorithm.__name__, text)
-    return preset
-
-
-def file_config(path: Path, settings: Sequence[str]) -> Config:
-    """A configuration file as this machine can run it, with `--set` settings applied.
-
-    Raises:
-        ConfigError: as `preset_config`.
-    """
-    return _for_machine(loading.read_toml(path), settings)
-
-
-def bare_config(settings: Sequence[str]) -> Config:
-    """The defaults of every key, with an environment that the settings name.
-
-    Raises:
-        ConfigError: as `preset_config`.
-        UsageError: no environment is named.
-    """
-    if not names_environment(settings):
-        raise UsageError("expected --preset NAME, --config FILE or --env ID (or --resume)")
-    return _for_machine({"algorithm": {"name": DEFAULT_ALGORITHM}}, settings)
-
-
-def any_config(preset: str | None, file: Path | None, settings: Sequence[str]) -> Config:
-    """What a command line names: a preset, a file, or an environment with defaults.
-
-    Raises:
-        ConfigError: as `preset_config`.
-        UsageError: both of a preset and a file, or nothing at all.
-    """
-    if preset is not None and file is not None:
-        raise UsageError("--preset NAME and --config FILE are two ways to say the same: leave one")
-    if preset is not None:
-        return preset_config(preset, settings)
-    return file_config(file, settings) if file is not None else bare_config(settings)
-
-
-def names_environment(settings: Sequence[str]) -> bool:
-    """Whether settings say which environment it is."""
-    return "id" in loading.override({}, settings).get("env", {})
+    return table._replace(written=written)
 
 
 def run_name(config: Config) -> str:
-    """What a run is called where its environment is no preset's: after the environment."""
+    """The name of a run whose environment is not its preset's: after the environment."""
     name = plugins.short(config.env.id).rpartition(":")[2]
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "run"
-
-
-def _for_machine(raw: dict[str, Any], settings: Sequence[str]) -> Config:
-    """Lay the part for this machine and the settings over a raw table, and check it."""
-    raw = loading.override(raw, settings)
-    gpu = hardware.has_gpu() and raw.get("learner", {}).get("device") != "cpu"
-    raw = loading.override(loading.overlaid(raw, gpu=gpu), settings)
-    return fit_to_cores(loading.parse(raw))
-
-
-def fit_to_cores(config: Config) -> Config:
-    """Fill in `actor.count = 0`: one a core but one, as far as memory goes, at least two."""
-    if config.actor.count:
-        return config
-    fitting = int(hardware.memory_bytes() * ACTORS_MEMORY_SHARE / ACTOR_BYTES)
-    count = max(2, min(hardware.cores() - 1, fitting))
-    actor = msgspec.structs.replace(config.actor, count=count)
-    return msgspec.structs.replace(config, actor=actor)
-
-
-def fit_to_memory(config: Config, schema: Schema) -> Config:
-    """Lower `replay.capacity` where a full table would not fit this machine's memory."""
-    affordable = int(hardware.memory_bytes() * REPLAY_MEMORY_SHARE / item_bytes(schema))
-    if config.replay.capacity <= affordable:
-        return config
-    log.warning(
-        "replay.capacity lowered from %d to %d: a full table may take %.0f %% of the memory",
-        config.replay.capacity,
-        affordable,
-        100 * REPLAY_MEMORY_SHARE,
-    )
-    replay = msgspec.structs.replace(config.replay, capacity=affordable)
-    return msgspec.structs.replace(config, replay=replay)
-
-
-def item_bytes(schema: Schema) -> float:
-    """Estimated bytes of one item in the table."""
-    overhead = 100
-    columns = sum(
-        np.dtype(column.dtype).itemsize * int(np.prod(column.shape, dtype=np.int64))
-        for column in schema.columns
-    )
-    frames = schema.frames.frame_bytes * COMPRESSED_SHARE if schema.frames else 0
-    return overhead + columns + frames
-
-
-def check_config(
-    config: Config, extensions: Extensions = NONE, *, steps: int = STEPS
-) -> tuple[Config, EnvSpec, Schema]:
-    """Try the environment and the algorithm, and type the algorithm's section.
-
-    Args:
-        config: of the run.
-        extensions: what a script brought.
-        steps: of the environment that are played.
-
-    Returns:
-        The configuration with all of the algorithm's keys, the environment, and the schema of
-        the items that the algorithm makes of it.
-
-    Raises:
-        ApexError: the configuration, the environment or the algorithm is unusable.
-    """
-    sections.check(config)
-    config = plugins.with_absolute_paths(config)
-    spec, observation = try_environment(config.env, extensions, steps=steps)
-    algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm)
-    try_algorithm(algorithm, observation)
-    section = msgspec.to_builtins(algorithm.config)
-    return msgspec.structs.replace(config, algorithm=section), spec, algorithm.schema()
 
 
 def prepare_run(
@@ -212,34 +141,37 @@ def prepare_run(
     config: Config,
     endpoints_file: Path | None = None,
     extensions: Extensions = NONE,
+    *,
+    preset: str = "",
 ) -> RunDirectory:
-    """Make a run's directory.
+    """Try a configuration, fit it to this machine's memory, and make the run's directory.
+
+    Args:
+        path: of the directory.
+        config: of `configure` or `check_own`.
+        endpoints_file: by default the one that is installed.
+        extensions: what a script brought.
+        preset: the configuration's, for `run.json`.
 
     Raises:
         ApexError: the configuration, the environment, the endpoints or the directory is unusable.
     """
     run = RunDirectory(path)
     run.check_unused()
-    endpoints = addresses.load(endpoints_file or addresses.default_file())
+    endpoints = addresses.load(endpoints_file)
     if endpoints.keys:
         read_secret(Path(endpoints.keys) / "server.secret")
-    config = fit_to_cores(config)
     if config.central:
         endpoints.of("inference.act")
-    config, spec, schema = check_config(config, extensions)
-    config = fit_to_memory(config, schema)
-    sections.check(config)
-    _check_init_from(config, spec)
-    run.create(config, addresses.resolve(endpoints, run.path), spec, schema)
+    trial = try_config(config, extensions)
+    machine, item_bytes = hardware.this_machine(), trial.schema.item_bytes
+    config = fitting.limit_capacity(trial.config, item_bytes, machine.memory_bytes)
+    if config.run.init_from:
+        source = checkpoint.find(Path(config.run.init_from))
+        _check_like(source.manifest.env, trial.spec, "run.init_from")
+    more = provenance.files_of_new_run(machine, preset)
+    run.create(config, endpoints, trial.spec, trial.schema, more)
     return run
-
-
-def _check_init_from(config: Config, spec: EnvSpec) -> None:
-    """Raise unless `run.init_from` is empty or names a checkpoint of a like environment."""
-    if not config.run.init_from:
-        return
-    env = checkpoint.find(Path(config.run.init_from)).manifest.env
-    _check_like(env, spec, "run.init_from")
 
 
 def _check_like(found: EnvSpec, expected: EnvSpec, key: str) -> None:
@@ -258,22 +190,56 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
         ConfigError: a setting does not fit.
         RunError: the run cannot go on: its items would change, or it came from a script.
     """
-    facts = run.check_kept()
-    raw: dict[str, Any] = loading.read_toml(run.config_file)
-    config = fit_to_cores(loading.parse(loading.override(raw, settings)))
-    config = plugins.with_absolute_paths(config)
-    if config.env != run.config().env:
+    table = loading.read_table(file=run.config_file, settings=settings)
+    with loading.naming(run.config_file):
+        before: Config = convert(table.written, Config)
+    facts = run.check_kept(before)
+    config = plugins.with_absolute_paths(configure(table))
+    if config.env != before.env:
         spec, _ = try_environment(config.env, NONE)
         _check_like(spec, facts.env, "env.id")
-    before = run.config().replay.capacity
     if not segments(run.replay) or config.replay.durability == "off":
-        config = fit_to_memory(config, facts.schema)
-    elif config.replay.capacity != before:
+        memory = hardware.memory_bytes()
+        config = fitting.limit_capacity(config, facts.schema.item_bytes, memory)
+    elif config.replay.capacity != before.replay.capacity:
         raise ConfigError(
-            f"replay.capacity: {run.replay} holds a table of {before} items, not of "
-            f"{config.replay.capacity}; leave it, or remove that directory to start empty"
+            f"replay.capacity: {run.replay} holds a table of {before.replay.capacity} items, not "
+            f"of {config.replay.capacity}; leave it, or remove that directory to start empty"
         )
-    sections.check(config)
     check_schema(make_algorithm(config.algorithm, facts.env), facts.schema)
     run.write_config(config)
+    provenance.add_command(run)
     return config
+
+
+def check_preset(run: RunDirectory, preset: str) -> None:
+    """Raise unless a run was made from a preset, or the preset would configure it the same.
+
+    Raises:
+        ConfigError: there is no such preset.
+        UsageError: the run was made from something else.
+    """
+    table = loading.read_table(preset)
+    origin = provenance.read(run)
+    made_from = "" if origin is None else origin.preset
+    if preset == made_from or _would_configure(table, run):
+        return
+    raise UsageError(
+        f"--preset {preset}: {run.path} was made from "
+        f"{f'the preset {made_from}' if made_from else 'another configuration'}; --resume goes on "
+        "with that: leave --preset, or start a new run without --resume"
+    )
+
+
+def _would_configure(table: Table, run: RunDirectory) -> bool:
+    """Whether a table gives the very configuration that a run has."""
+    facts = run.facts()
+    try:
+        config = plugins.with_absolute_paths(configure(table))
+        section = msgspec.to_builtins(make_algorithm(config.algorithm, facts.env).config)
+        config = msgspec.structs.replace(config, algorithm=section)
+        memory = hardware.memory_bytes()
+        config = fitting.limit_capacity(config, facts.schema.item_bytes, memory)
+    except ConfigError:  # its algorithm cannot learn the run's environment, say
+        return False
+    return loading.dump(config) == loading.dump(run.config())

@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.acting.agent import LocalDecider, greedy
-from apex.acting.exploration import environments_seed
+from apex.acting.exploration import environments_seed, evaluation_seed
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.agent_factory import make_agent
 from apex.algos.base import Algorithm
 from apex.algos.registry import make_algorithm
-from apex.daemons.evaluator.daemon import EVALUATION_SEED
 from apex.daemons.evaluator.results import evaluation_values, keep_best
 from apex.daemons.every import Every
 from apex.daemons.learner.parameter_versions import Publication
@@ -101,7 +100,7 @@ class SerialRun:
         self.trainer = Trainer(run, algorithm.learner(device), clock)
         self.table = make_table(config, self._facts.schema, first_id=0)
         self._priorities = _TablePriorities(self.table)
-        self.policy, self._evaluated = algorithm.policy(), algorithm.policy()
+        self.policy, self.evaluated_policy = algorithm.policy(), algorithm.policy()
         self._actors = [
             _Actor(self, slot, algorithm, extensions) for slot in range(config.actor.count)
         ]
@@ -132,7 +131,7 @@ class SerialRun:
         due = {
             self._log: Every(learner.metrics_period_s, self._clock),
             self.trainer.save: Every(learner.checkpoint_period_s, self._clock),
-            self._evaluate: Every(self.config.evaluator.period_s, self._clock),
+            self._evaluate_newest: Every(self.config.evaluator.period_s, self._clock),
         }
         try:
             while self.trainer.outcome is None:
@@ -190,10 +189,13 @@ class SerialRun:
         self._priorities.reject(batch.corrupt_ids)
         self.trainer.update(batch)
 
-    def _evaluate(self) -> None:
-        config, publication = self.config.evaluator, self.trainer.board.newest()
-        if not config.enabled or publication is None or not publication.learner_step:
-            return
+    def _evaluate_newest(self) -> None:
+        publication = self.trainer.board.newest()
+        if self.config.evaluator.enabled and publication and publication.learner_step:
+            self.evaluate(publication)
+
+    def evaluate(self, publication: Publication) -> None:
+        """Play whole episodes with published parameters, and keep what came of it."""
         started, cpu_started = self._clock(), time.process_time()
         returns = self._played(publication)
         if returns is None:
@@ -212,13 +214,15 @@ class SerialRun:
     def _played(self, publication: Publication) -> list[float] | None:
         """Returns of an evaluation's episodes; None when the run ended meanwhile."""
         config = self.config.evaluator
-        self._evaluated.load(parameters.decode(publication.data))
+        self.evaluated_policy.load(parameters.decode(publication.data))
         environments = make_environments(
             evaluation_env(self.config.env), config.num_envs, self._extensions.make_env
         )
-        seed = self.config.run.seed + EVALUATION_SEED + publication.param_version * config.num_envs
+        seed = evaluation_seed(self.config.run.seed, publication.param_version)
         try:
-            decider = greedy(self._evaluated, environments.spec, config.num_envs)
+            decider = greedy(
+                self.evaluated_policy, environments.spec, self.config.env, config.num_envs
+            )
             loop = ActingLoop(environments, decider, seed=seed)
             return play_episodes(
                 loop, config.num_envs, config.episodes, lambda: self.trainer.outcome is None

@@ -12,10 +12,14 @@ from torch import Tensor
 class RMSProp(torch.optim.Optimizer):
     """theta -= lr * g / sqrt(E[g^2] - E[g]^2 + epsilon), without E[g]^2 where it is not centered.
 
-    The form of Graves, 2013, equations 38 to 41, and of TensorFlow, with which Ape-X (centered)
-    and IMPALA (not centered) were trained: epsilon stands inside the root. `torch.optim.RMSprop`
-    adds it outside, where the papers' values (1.5e-7) would give steps that are hundreds of times
-    longer for small gradients.
+    The form of TensorFlow (`tf.compat.v1.train.RMSPropOptimizer`), with which Ape-X (centered) and
+    IMPALA (not centered) were trained; Graves, 2013, equations 38 to 41, has the same formula.
+    `torch.optim.RMSprop` differs from it twice, and small gradients then make steps that are
+    hundreds of times longer:
+
+    - epsilon is inside the root; torch adds it outside, where the papers' value (1.5e-7) is small.
+    - E[g^2] is 1 before the first step; torch's is 0, so that its first steps are of the learning
+      rate's size however small the gradient. E[g] is 0 in both.
 
     Args:
         params: to optimize.
@@ -44,7 +48,7 @@ class RMSProp(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Take one step with the gradients that the parameters hold, and use those up."""
+        """Take one step with the gradients that the parameters hold."""
         assert closure is None
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -57,7 +61,7 @@ class RMSProp(torch.optim.Optimizer):
         for parameter in parameters:
             state = self.state[parameter]
             if "mean_square" not in state:
-                state["mean_square"] = torch.zeros_like(parameter)
+                state["mean_square"] = torch.ones_like(parameter)
             if group["centered"] and "mean" not in state:
                 state["mean"] = torch.zeros_like(parameter)
         decay, rest, rate = group["decay"], 1.0 - group["decay"], group["lr"]
@@ -81,5 +85,5 @@ class RMSProp(torch.optim.Optimizer):
         else:
             scale = torch._foreach_add(squares, group["epsilon"])
         torch._foreach_sqrt_(scale)
-        torch._foreach_mul_(gradients, rate)
+        torch._foreach_div_(scale, rate)  # infinite at a rate of 0, which moves nothing
         torch._foreach_addcdiv_(parameters, gradients, scale, -1.0)

@@ -35,6 +35,7 @@ class ActorRecord(msgspec.Struct, frozen=True):
 
     epoch: int
     incarnation: int
+    """No other start in that slot has it."""
     slot: int
     env_steps: int
     """Counted so far, of this epoch."""

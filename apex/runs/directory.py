@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -44,6 +45,7 @@ class RunDirectory:
         self.config_file = config or self.path / "config.toml"
         self.endpoints_file = endpoints or self.path / "endpoints.toml"
         self.schema_file = self.path / "schema.json"
+        self.origin_file = self.path / "run.json"
         self.engine_file = self.path / "engine.json"
         self.outcome_file = self.path / "outcome.json"
         self.logs = self.path / "logs"
@@ -72,14 +74,17 @@ class RunDirectory:
         except msgspec.MsgspecError as error:
             raise RunError(f"{self.schema_file}: {error}; make the run anew") from None
 
-    def check_kept(self) -> RunFacts:
-        """The facts of a run whose parts can all be made anew from its configuration.
+    def check_kept(self, config: Config) -> RunFacts:
+        """The facts of a run whose parts can all be made again from its configuration.
+
+        Args:
+            config: the run's.
 
         Raises:
             RunError: the environment or the algorithm came from a script.
         """
         facts = self.facts()
-        for part in (facts.env.env_id, str(self.config().algorithm["name"])):
+        for part in (facts.env.env_id, str(config.algorithm["name"])):
             if part.startswith(FACTORY):
                 raise RunError(
                     f"{self.path} has {part.removeprefix(FACTORY)} of a script, which is not "
@@ -126,17 +131,40 @@ class RunDirectory:
             raise RunError(f"{self.path} {what}; choose another --run DIR")
 
     def create(
-        self, config: Config, endpoints: Endpoints, env: EnvSpec, schema: Schema
+        self,
+        config: Config,
+        endpoints: Endpoints,
+        env: EnvSpec,
+        schema: Schema,
+        more: Mapping[str, bytes],
     ) -> RunFacts:
-        """Make the directory of a new run. Raises `RunError` as `check_unused` does."""
+        """Make the directory of a new run.
+
+        Args:
+            config: as the run shall have it.
+            endpoints: not resolved yet.
+            env: what is known of its environment.
+            schema: of its items.
+            more: files that it gets too: contents by name.
+
+        Raises:
+            EndpointError: the endpoints cannot be resolved.
+            RunError: as `check_unused`.
+        """
         self.check_unused()
+        resolved = addresses.resolve(endpoints, self.path)
         for folder in (self.path, self.logs, self.metrics, self.checkpoints, self.daemons):
             folder.mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
         facts = RunFacts(secrets.token_hex(8), env, schema)
-        replace_file(self.endpoints_file, addresses.dump(endpoints).encode())
-        self.write_config(config)
-        replace_file(self.schema_file, msgspec.json.format(msgspec.json.encode(facts)))
+        files = {
+            self.endpoints_file: addresses.dump(resolved).encode(),
+            self.config_file: loading.dump(config).encode(),
+            **{self.path / name: content for name, content in more.items()},
+            self.schema_file: msgspec.json.format(msgspec.json.encode(facts)),
+        }
+        for file, content in files.items():
+            replace_file(file, content)
         return facts
 
     def write_config(self, config: Config) -> None:
@@ -147,6 +175,16 @@ class RunDirectory:
 def runs_root() -> Path:
     """Where runs are made and looked for: `$APEX_RUNS` or `runs/` in the current directory."""
     return Path(os.environ.get("APEX_RUNS", "runs"))
+
+
+def new_run_path(name: str) -> Path:
+    """A path under `runs_root()` for a run that starts now."""
+    base = runs_root() / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    path, suffix = base, 1
+    while path.exists():
+        suffix += 1
+        path = base.with_name(f"{base.name}-{suffix}")
+    return path
 
 
 def all_runs() -> list[RunDirectory]:

@@ -89,12 +89,16 @@ def default_file() -> Path:
     return install_root() / "deploy" / "endpoints.toml"
 
 
-def load(path: Path) -> Endpoints:
+def load(path: Path | None = None) -> Endpoints:
     """Read an endpoints file and check each of its addresses.
+
+    Args:
+        path: of the file; by default the one that is installed (`default_file`).
 
     Raises:
         EndpointError: the file or a key is missing, or an address cannot be used.
     """
+    path = path or default_file()
     try:
         raw = read_toml(path)
     except ConfigError as error:

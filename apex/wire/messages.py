@@ -8,7 +8,7 @@ import msgspec
 
 from apex.data.array_bytes import Buffer
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 MAX_COUNT = 2**53
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
@@ -85,7 +85,6 @@ class InsertAck(Message, frozen=True, tag="insert_ack"):
 
     seq: int
     credits: int
-    durable: bool
     volatile_seq: int = -1
     """Those above it outlive the server; of the others some do not."""
 
@@ -148,15 +147,11 @@ class Params(Message, frozen=True, tag="params"):
 class NotModified(Message, frozen=True, tag="not_modified"):
     """There are no newer parameters."""
 
-    param_version: int
-    learner_step: int
-
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
     """A sign of life from a work loop, every second, with its counters since its epoch."""
 
     phase: Phase
-    progress: Count
     param_version: int = -1
     env_steps: Count = 0
     env_steps_per_s: float = 0.0
@@ -166,19 +161,14 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
 
 
 class HeartbeatAck(Message, frozen=True, tag="heartbeat_ack"):
-    """The answer to a heartbeat."""
+    """The answer to a heartbeat, with the learner step of the newest publication."""
 
     learner_step: int
-    param_version: int
 
 
 class EvaluationReport(Message, frozen=True, tag="evaluation"):
-    """Returns of one evaluation; the x-values are those of the parameters that it played."""
+    """Returns of one evaluation, one for each whole episode."""
 
-    param_version: int
-    learner_step: int
-    env_steps: int
-    train_s: float
     returns: tuple[float, ...]
 
 
@@ -194,12 +184,6 @@ class StatusReply(Message, frozen=True, tag="status_reply"):
     """How a daemon is: a map of plain values."""
 
     status: dict[str, Any]
-
-
-class Shutdown(Message, frozen=True, tag="shutdown"):
-    """Asks a daemon to drain and exit."""
-
-    reason: str
 
 
 class Snapshot(Message, frozen=True, tag="snapshot"):
@@ -236,7 +220,6 @@ AnyMessage: TypeAlias = (
     | Ack
     | Status
     | StatusReply
-    | Shutdown
     | Snapshot
     | SnapshotReply
 )

@@ -64,18 +64,23 @@ def gate() -> Gate:
     return _own().gate
 
 
-def connections() -> dict[str, int]:
+class Connections(NamedTuple):
+    """What a process's connections take."""
+
+    open_files: int
+    max_open_files: int
+    strangers: int
+    """Handshakes that were refused."""
+
+
+def connections() -> Connections:
     """Open files of this process, most of them connections, of how many; strangers kept out."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     try:
         opened = len(os.listdir("/proc/self/fd"))
     except OSError:  # not one more can be opened
         opened = most
-    return {
-        "open_files": opened,
-        "max_open_files": most,
-        "strangers": sum(gate().refused.values()),
-    }
+    return Connections(opened, most, sum(gate().refused.values()))
 
 
 def terminate_context() -> None:

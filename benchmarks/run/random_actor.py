@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from apex.daemons.actor import daemon
+from apex.daemons.catalog import ACTOR
 from apex.daemons.service import serve
 from apex.plugins import Extensions
 from apex.runs.directory import RunDirectory
@@ -18,7 +19,7 @@ from benchmarks.run.pong import RandomDQN
 @click.option("--index", type=int, required=True)
 def main(run: Path, index: int) -> None:
     """See `--help`."""
-    name, extensions = daemon.actor_name(index), Extensions(algorithm=RandomDQN)
+    name, extensions = ACTOR.name(index), Extensions(algorithm=RandomDQN)
     serve(RunDirectory(run), name, lambda service: daemon.body(service, extensions))
 
 

@@ -30,7 +30,7 @@ def page() -> str:
     parts = [
         INTRODUCTION,
         *sections(main, "apex"),
-        *sections(local.main, "python -m apex.launch.local"),
+        *sections(local.main, "python -m apex.launch"),
     ]
     parts += [*sections(actor.main, "bin/actor"), DAEMONS, "## Exit codes\n", exit_codes()]
     return "\n".join(parts)

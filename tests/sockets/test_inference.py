@@ -16,6 +16,7 @@ from apex.algos.agent_factory import make_agent
 from apex.algos.registry import make_algorithm
 from apex.daemons.inference import endpoint
 from apex.daemons.inference.client import ActClient
+from apex.daemons.inference.daemon import InferenceDaemon
 from apex.daemons.inference.endpoint import ActEndpoint
 from apex.data.chunk_bytes import chunk_to_arrays
 from apex.data.chunks import Chunk
@@ -27,7 +28,8 @@ from apex.launch.prepare import prepare_run, preset_config
 from apex.wire.messages import Act
 from tests.support.builders import hello
 from tests.support.clock import Clock
-from tests.support.services import prepared
+from tests.support.services import prepared, service_of
+from tests.support.statuses import inference_report
 from tests.support.waiting import wait_until
 from tests.support.walks import ENVS, SMALL, small, walk_for, walks
 
@@ -62,18 +64,16 @@ class Stage:
         """The server's agents."""
         self.open()
 
-    def open(self) -> None:
-        """Start the server."""
+    def open(self, starts: int = 0) -> None:
+        """Start the server, which was started so often before."""
         self.acts = ActEndpoint(
             self.run.endpoints().of("inference.act"), self.config, self.facts, self.make_agent,
-            status=dict, stop=lambda: None, clock=self.clock,
+            status=inference_report, starts=starts, clock=self.clock,
         )  # fmt: skip
         self.stack.callback(self.acts.server.close)
 
-    def make_agent(self, slot: int, incarnation: int) -> Agent:
-        self.made.append(
-            make_agent(self.algorithm, self.config, self.policy.core_size, slot, incarnation)
-        )
+    def make_agent(self, *place: int) -> Agent:
+        self.made.append(make_agent(self.algorithm, self.config, self.policy.core_size, *place))
         return self.made[-1]
 
     def client(self, name: str, epoch: int = 1) -> ActClient:
@@ -231,6 +231,58 @@ def test_a_restarted_actor_begins_anew_and_what_the_one_before_gave_is_kept(stag
     assert first_observations(chunks) == [0.0, 0.0, 1.0, 1.0]
     assert all(chunk.columns["next_observation"][0, 0] <= 2.0 for chunk in chunks)
     assert stage.round(again).shape == (ENVS,)
+
+
+def test_exploration_repeats_itself_neither_in_a_restarted_server_nor_in_one_that_forgot(stage):
+    """Forty random actions of each environment, by whatever agent the server has for the actor."""
+
+    def draws(agent: Agent) -> list[list[int]]:
+        agent.exploration.epsilons = np.ones(ENVS)
+        return np.array([agent.exploration(np.zeros((ENVS, 2))) for _ in range(40)]).T.tolist()
+
+    def round_of_new_agent() -> list[list[int]]:
+        stage.until_asking(1)
+        streams = draws(stage.made[-1])
+        stage.decide()
+        stage.answered(one)
+        return streams
+
+    one = stage.client("actor_000")
+    one.begin(seen(0.0))
+    streams = round_of_new_agent()
+    expected = make_agent(stage.algorithm, stage.config, 0, slot=0, incarnation=0)
+    assert streams == draws(expected), "the first one explores as an actor that decides itself"
+    for starts in (1, 2):
+        stage.acts._retire("actor_000")
+        one.observe(result(1.0))
+        streams += round_of_new_agent()
+        stage.acts.server.close()
+        one.observe(result(2.0))
+        stage.open(starts)
+        streams += round_of_new_agent()
+    assert len(streams) == 5 * ENVS == len(set(map(str, streams)))
+
+
+def test_each_start_of_the_inference_daemon_explores_otherwise(tmp_path):
+    run = prepared(tmp_path, "actor.inference=central")
+    algorithm = make_algorithm(run.config().algorithm, run.facts().env)
+    numbers = []
+    for _ in range(3):
+        with service_of(run, "inference") as service:
+            service._crashes.began()  # as each start does
+            daemon = InferenceDaemon(service, algorithm)
+            numbers.append(daemon._acts._made.count(0, 0))
+            for part in (daemon._acts.server, daemon._learner, daemon._replay, daemon._metrics):
+                part.close()
+    assert numbers[0] == 0 and len(set(numbers)) == 3
+
+
+def test_of_too_many_actors_none_that_is_forgotten_explores_as_before(monkeypatch):
+    monkeypatch.setattr(endpoint, "MAX_AGENTS", 3)
+    made = endpoint._AgentsMade(first=0)
+    assert [made.count(7, 0), made.count(7, 0), made.count(7, 1)] == [0, 1, 0]
+    numbers = [made.count(slot, 0) for slot in (8, 9, 7, 7, 10, 11, 12, 7, 8)]
+    assert numbers == [0, 0, 2, 3, 2, 2, 2, 4, 4]
 
 
 def test_a_restarted_server_is_begun_with_the_last_observations(stage):

@@ -37,7 +37,6 @@ class InProcessReplay:
         self.folder = folder / "replay"
         self.now = 0.0
         self.first_id = 0
-        self.stopped = False
         self.batches: list[Samples] = []
         self._clients: list[object] = []
         self._stack = stack
@@ -61,16 +60,13 @@ class InProcessReplay:
         config = parse(merge(raw, {"replay": settings}))
         facts = RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA)
         self.server = ReplayServer(
-            config, self.endpoints, facts, self.stop, self.folder, clock_ns=lambda: self.first_id
+            config, self.endpoints, facts, self.folder, clock_ns=lambda: self.first_id
         )
         self._stack.callback(self.server.close)
         return self.server
 
     def callback(self, close: Callable[[], None]) -> None:
         self._stack.callback(close)
-
-    def stop(self) -> None:
-        self.stopped = True
 
     def restart(self) -> None:
         self.server.close()
@@ -141,7 +137,7 @@ def test_inserted_chunks_are_in_the_table_in_order_and_acknowledged(replay):
         insert(replay, client, first, first + 1)
     replay.until(lambda: client.unacknowledged == 0)
     assert replay.actions() == list(range(40)) and client.inserted_items == 40
-    assert replay.server.status()["duplicate_inserts"] == 0
+    assert replay.server.status().duplicate_inserts == 0
 
 
 def test_chunk_is_in_the_table_before_its_acknowledgement_leaves(replay):
@@ -184,7 +180,7 @@ def test_lost_acknowledgement_leads_to_a_resend_and_no_second_insert(replay, mon
     assert client.unacknowledged == 2
     replay.now += 11.0
     replay.until(lambda: client.unacknowledged == 0)
-    replay.until(lambda: replay.server.status()["duplicate_inserts"] == 2)
+    replay.until(lambda: replay.server.status().duplicate_inserts == 2)
     assert replay.actions() == [1, 2, 3]
 
 
@@ -239,7 +235,7 @@ def test_every_chunk_is_inserted_once_despite_random_losses(replay, monkeypatch)
             replay.server.inserts.server.peers.clear()
 
     sent = 0
-    while sent < 80 or not replay.server.status()["duplicate_inserts"]:
+    while sent < 80 or not replay.server.status().duplicate_inserts:
         wait_until(lambda: client.has_credit, turn=turn)
         client.insert(vector_chunk([sent]))
         sent += 1
@@ -267,11 +263,11 @@ def test_producer_without_credit_waits_and_nothing_grows(replay):
             client.insert(vector_chunk([inserted, inserted + 1]))
             inserted += 2
     assert replay.server.table.limiter.inserted <= 7 and client.unacknowledged == 4
-    assert replay.server.status()["waiting_inserts"] == 4 and not client.has_credit
+    assert replay.server.status().waiting_inserts == 4 and not client.has_credit
     # Resends of what waits are no duplicates in the table and take no second place.
     replay.now += 11.0
-    replay.until(lambda: replay.server.status()["duplicate_inserts"] == 4)
-    assert replay.server.status()["waiting_inserts"] == 4
+    replay.until(lambda: replay.server.status().duplicate_inserts == 4)
+    assert replay.server.status().waiting_inserts == 4
     learner = replay.learner()
 
     def drain() -> None:
@@ -291,11 +287,11 @@ def test_producer_beyond_its_credit_is_refused(replay):
     }
     for seq in range(12):
         client.send(Insert(seq=seq), arrays)
-    replay.until(lambda: sum(server.status()["refused_by"].values()) >= 5)
+    replay.until(lambda: sum(server.status().refused_by.values()) >= 5)
     status = server.status()
     # Three of two items fit below the tolerance; at most four wait.
-    assert status["waiting_inserts"] <= 4 and status["items"] == 6
-    assert 6 <= sum(status["refused_by"].values()) + status["waiting_inserts"] <= 9
+    assert status.waiting_inserts <= 4 and status.items == 6
+    assert 6 <= sum(status.refused_by.values()) + status.waiting_inserts <= 9
     errors = [r.message.code for r in received if isinstance(r.message, Error)]
     assert set(errors) <= {"no_credit", "sequence_gap"}
 
@@ -319,7 +315,7 @@ def test_the_first_insert_that_finds_no_room_is_waited_for(replay, monkeypatch):
     # Taking 1 now would acknowledge 0, which is not here.
     assert send(1) == ["sequence_gap"]
     assert send(0) == [""] and send(1) == [""]
-    assert replay.actions() == [0, 1] and server.status()["items"] == 2
+    assert replay.actions() == [0, 1] and server.status().items == 2
 
 
 def test_older_start_of_one_name_is_superseded(replay):
@@ -390,9 +386,9 @@ def test_bad_chunk_is_refused_and_the_next_good_one_taken(replay, change):
     client.send(Insert(seq=1), good)
     replay.until(lambda: len(server.table) == 2)
     replay.until(lambda: received and received[-1].message == InsertAck(
-        seq=1, credits=4, durable=False, volatile_seq=1
+        seq=1, credits=4, volatile_seq=1
     ))  # fmt: skip
-    assert server.status()["refused_by"] == {"bad_chunk": 1}
+    assert server.status().refused_by == {"bad_chunk": 1}
     codes = [r.message.code for r in received if isinstance(r.message, Error)]
     assert codes == ["bad_chunk"]
 
@@ -463,7 +459,7 @@ def test_sample_waits_until_the_table_has_enough(replay):
     learner, client = replay.learner(), replay.producer()
     replay.until(lambda: learner.client.ready and client.has_credit)
     learner.ask(2)
-    replay.until(lambda: replay.server.status()["waiting_samples"] == 2)
+    replay.until(lambda: replay.server.status().waiting_samples == 2)
     client.insert(vector_chunk([1, 2]))
     replay.until(lambda: client.unacknowledged == 0)
     assert replay.batches == [] and learner.in_flight == 2
@@ -476,11 +472,11 @@ def test_waiting_request_that_is_repeated_is_served_once(replay):
     learner, client = replay.learner(), replay.producer()
     replay.until(lambda: learner.client.ready and client.has_credit)
     learner.ask(1)
-    replay.until(lambda: replay.server.status()["waiting_samples"] == 1)
+    replay.until(lambda: replay.server.status().waiting_samples == 1)
     replay.now += 11.0
     for _ in range(10):
         replay.turn()
-    assert replay.server.status()["waiting_samples"] == 1
+    assert replay.server.status().waiting_samples == 1
     client.insert(vector_chunk([1, 2, 3]))
     replay.until(lambda: replay.batches)
     assert replay.server.table.counters.sampled == 4
@@ -502,12 +498,12 @@ def test_requests_of_a_learner_that_is_gone_take_no_items(replay):
     gone, client = replay.learner(batch_size=3, epoch=1), replay.producer()
     replay.until(lambda: gone.client.ready and client.has_credit)
     gone.ask(1)
-    replay.until(lambda: replay.server.status()["waiting_samples"] == 1)
+    replay.until(lambda: replay.server.status().waiting_samples == 1)
     replay.leave(gone)
     learner = replay.learner(batch_size=3, epoch=2)
     replay.until(lambda: learner.client.ready)
     learner.ask(1)
-    replay.until(lambda: replay.server.status()["waiting_samples"] == 1 and learner.in_flight == 1)
+    replay.until(lambda: replay.server.status().waiting_samples == 1 and learner.in_flight == 1)
     client.insert(vector_chunk([1, 2, 3]))
     replay.until(lambda: replay.batches)
     assert replay.batches[0].columns["action"].tolist() == [1, 2, 3]
@@ -526,11 +522,11 @@ def test_all_waiting_inserts_are_taken_beside_one_batch(replay, monkeypatch):
             for chunk in range(4):
                 producer.insert(vector_chunk([10 * k + chunk]))
         learner.ask(2)
-        replay.until(lambda: server.status()["waiting_inserts"] == 12)
-        replay.until(lambda: server.status()["waiting_samples"] == 2)
+        replay.until(lambda: server.status().waiting_inserts == 12)
+        replay.until(lambda: server.status().waiting_samples == 2)
     server.turn(0.0)
     status = server.status()
-    assert (status["items"], status["waiting_inserts"], status["waiting_samples"]) == (12, 0, 0)
+    assert (status.items, status.waiting_inserts, status.waiting_samples) == (12, 0, 0)
 
 
 def test_prefetcher_asks_for_all_its_batches_before_one_has_come_or_was_learned_from(replay):
@@ -543,7 +539,7 @@ def test_prefetcher_asks_for_all_its_batches_before_one_has_come_or_was_learned_
         VECTOR_SCHEMA, lambda items: items.columns, depth=3, threads=1,
     )  # fmt: skip
     replay.callback(prefetcher.close)
-    replay.until(lambda: client.has_credit and server.status()["waiting_samples"] == 3)
+    replay.until(lambda: client.has_credit and server.status().waiting_samples == 3)
     client.insert(vector_chunk([1, 2, 3]))
     replay.until(lambda: prefetcher.ready == 3)
     assert server.table.counters.sampled == 12 and server.table.counters.updated_priorities == 0
@@ -599,7 +595,7 @@ def test_corrupt_items_are_left_out_of_their_batch_and_not_sampled_again(replay,
         VECTOR_SCHEMA, collate, depth=1, threads=1,
     )  # fmt: skip
     replay.callback(prefetcher.close)
-    replay.until(lambda: client.has_credit and server.status()["waiting_samples"] == 1)
+    replay.until(lambda: client.has_credit and server.status().waiting_samples == 1)
     client.insert(vector_chunk([1, 2, 3]))
     replay.until(lambda: prefetcher.ready == 1)
     batch = prefetcher.get(10.0)
@@ -617,13 +613,13 @@ def test_of_too_many_producers_the_one_that_greeted_first_is_forgotten_and_greet
     server = replay.start()
     first, second, third = (replay.producer(name=f"actor_{k:03d}") for k in range(3))
     replay.until(lambda: first.has_credit and second.has_credit and third.has_credit)
-    assert server.status()["producers"] == 2
+    assert server.status().producers == 2
     for number, client in enumerate((first, second, third)):
         client.insert(vector_chunk([number]))
     replay.until(
         lambda: not (first.unacknowledged or second.unacknowledged or third.unacknowledged)
     )
-    assert server.status()["producers"] == 2 and server.status()["items"] == 3
+    assert server.status().producers == 2 and server.status().items == 3
 
 
 def test_learner_asks_a_restarted_server_anew(replay):
@@ -642,7 +638,7 @@ def test_server_lives_when_every_priority_is_zero(replay):
     learner = replay.learner()
     replay.until(lambda: learner.client.ready)
     learner.ask(1)
-    replay.until(lambda: replay.server.status()["refused_by"].get("no_mass"))
+    replay.until(lambda: replay.server.status().refused_by.get("no_mass"))
     replay.until(lambda: client.has_credit)
     client.insert(vector_chunk([7], [1.0]))
     replay.until(lambda: client.unacknowledged == 0)

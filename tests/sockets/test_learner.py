@@ -7,13 +7,17 @@ from contextlib import ExitStack, closing
 
 import torch
 
+from apex.algos.registry import make_algorithm
 from apex.daemons.learner.client import LearnerClient
+from apex.daemons.learner.daemon import LearnerDaemon
 from apex.daemons.learner.parameter_server import ParamsServer
 from apex.daemons.learner.parameter_versions import Publication, PublicationBoard
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.wire.sockets import Poller
 from tests.support.builders import VECTOR_SCHEMA, env_spec, hello
+from tests.support.services import prepared, service_of
+from tests.support.statuses import learner_report
 from tests.support.waiting import wait_until
 
 torch.set_num_threads(1)
@@ -34,7 +38,7 @@ def test_actors_that_come_late_get_the_newest_parameters_at_once_however_many(tm
     board.put(publication(41))
     server = ParamsServer(
         endpoints, RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA), 1, 0, {}, board,
-        status=dict, on_evaluation=lambda mean: None, on_shutdown=lambda: None,
+        status=learner_report, on_evaluation=lambda mean: None,
         on_snapshot=lambda: None,
     )  # fmt: skip
     with ExitStack() as stack:
@@ -56,3 +60,17 @@ def test_actors_that_come_late_get_the_newest_parameters_at_once_however_many(tm
         board.put(publication(42))
         wait_until(lambda: len(received) == 2, turn=turn)
         assert received[1] == publication(42)
+
+
+def test_learner_that_is_killed_before_it_saves_gives_no_incarnation_twice(tmp_path):
+    run, places = prepared(tmp_path), set()
+    for epoch in range(1, 4):
+        with service_of(run, "learner") as service:
+            service.delay_after_crashes()  # as each start does: it counts this one
+            algorithm = make_algorithm(service.config.algorithm, service.facts.env)
+            learner = LearnerDaemon(service, algorithm)
+            for name in ("actor_000", "actor_001", "extra"):
+                welcome = learner.membership.greet(hello(name, epoch=epoch))
+                places.add((welcome.slot, welcome.incarnation))
+            learner.close(orderly=False)
+    assert len(places) == 9 and {(0, 0), (1, 0), (2, 0)} < places

@@ -195,7 +195,7 @@ class Real:
         schema = self.algorithm.schema()
         facts = RunFacts("run", self.algorithm.spec, schema)
         self.server = ReplayServer(
-            parse(raw), endpoints, facts, lambda: None, folder / "replay", clock_ns=lambda: 0
+            parse(raw), endpoints, facts, folder / "replay", clock_ns=lambda: 0
         )
         stack.callback(self.server.close)
         actor = hello(schema_hash=schema.hash)

@@ -7,18 +7,36 @@ from pathlib import Path
 import gymnasium as gym
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 import apex
-from apex.config.loading import load
+from apex.cli.main import main
+from apex.config.loading import load, read_table
 from apex.envs.registry import make_environments
 from apex.errors import CheckpointError, ConfigError, EndpointError, EnvError, RunError
 from apex.host import hardware
 from apex.launch import prepare
+from apex.launch.preflight import try_config
 from apex.plugins import Extensions
+from apex.runs.directory import RunDirectory
+from tests.support.calls import Call, calls_of, climbs, stays
 
 
 def cartpole() -> gym.Env:
     return gym.make("CartPole-v1")
+
+
+def test_settings_of_atari_that_another_environment_ignores_are_named(caplog):
+    settings = ["env.frame_size=[42, 42]", "env.noop_max=0", "env.life_loss_ends=true"]
+    try_config(prepare.preset_config("cartpole", settings))
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(
+        "env.frame_size, env.noop_max: read for Atari games (ALE/...) only, and ignored here"
+    )
+    caplog.clear()
+    try_config(prepare.preset_config("cartpole", []))
+    try_config(prepare.preset_config("pong-fast", settings))
+    assert caplog.records == []
 
 
 @pytest.mark.parametrize(
@@ -54,9 +72,74 @@ def test_part_for_the_machine_goes_with_the_gpu_and_the_device(
         '[env]\nid = "CartPole-v1"\n[algorithm]\nname = "apex_dqn"\n'
         "[gpu.learner]\nbatch_size = 99\n[cpu.learner]\nbatch_size = 11\n"
     )
-    assert prepare.file_config(own, []).learner.batch_size == 99
+    assert prepare.configure(read_table(file=own)).learner.batch_size == 99
     monkeypatch.setattr(hardware, "has_gpu", lambda: False)
-    assert prepare.file_config(own, []).learner.batch_size == 11
+    assert prepare.configure(read_table(file=own)).learner.batch_size == 11
+
+
+def test_table_without_room_for_the_other_settings_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: 100_000)
+    config = prepare.preset_config("cartpole", ["replay.min_size=400"])
+    # 100 bytes, two observations of 16 and four numbers of 20 an item: 328 fit half of it.
+    message = r"50 % of this machine's memory holds 328 items.* a table of 400; lower replay\.min"
+    with pytest.raises(ConfigError, match=message):
+        prepare.prepare_run(tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learner = 3\n", "learner: Expected `object`, got `int`"),
+        ("cpu = 3\n", "cpu: expected a table of sections, got 3"),
+        ("algorithm = 3\n", "algorithm: Expected `object`, got `int`"),
+    ],
+)
+def test_section_of_a_file_that_is_no_table_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, message: str
+) -> None:
+    monkeypatch.setattr(hardware, "has_gpu", lambda: False)
+    own = tmp_path / "own.toml"
+    own.write_text(text + '[env]\nid = "CartPole-v1"\n')
+    with pytest.raises(ConfigError) as error:
+        prepare.configure(read_table(file=own))
+    assert message in str(error.value)
+
+
+def is_one_step(call: Call) -> bool:
+    """What happens inside of the trial belongs to the environment and the algorithm."""
+    return call[0].startswith(("launch/preflight.py", "envs/", "algos/"))
+
+
+def test_a_configuration_goes_one_way_and_is_checked_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("APEX_RUNS", str(tmp_path / "runs"))
+    monkeypatch.chdir(tmp_path)
+    words = ["run", "--preset", "cartpole", "--engine", "none"]
+    calls = calls_of(lambda: CliRunner().invoke(main, words), is_one_step)
+    (made,) = (tmp_path / "runs").iterdir()
+    begin = calls.index(("cli/runs.py", "run"))
+    end = max(number for number, (_, name) in enumerate(calls) if name == "replace_file")
+    way = stays(calls[begin : end + 1])
+    assert way[-1] == "host/files.py" and "launch/preflight.py" in way
+    assert len(way) < 30 and climbs(way) < 8
+    assert calls[: end + 1].count(("config/sections.py", "check")) == 1
+
+    resumed = calls_of(lambda: prepare.resume_run(RunDirectory(made), []), is_one_step)
+    assert resumed.count(("config/sections.py", "check")) == 1
+
+
+def test_own_config_of_a_script_is_checked() -> None:
+    config = prepare.preset_config("cartpole", [])
+    replay = msgspec.structs.replace(config.replay, capacity=10)
+    with pytest.raises(ConfigError, match=r"replay\.min_size"):
+        prepare.check_own(msgspec.structs.replace(config, replay=replay))
+    actor = msgspec.structs.replace(config.actor, count=0)
+    fitted = prepare.check_own(msgspec.structs.replace(config, actor=actor))
+    assert fitted.actor.count >= 2
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from apex.daemons.learner.parameter_server import ParamsServer
 from apex.daemons.learner.parameter_versions import PublicationBoard
 from apex.daemons.logs import EventFormatter
 from apex.daemons.replay.daemon import ReplayServer
+from apex.daemons.status.reports import to_wire
 from apex.data.chunk_bytes import chunk_to_arrays
 from apex.data.schema import Array
 from apex.envs.spec import StepResult
@@ -48,19 +49,20 @@ from apex.wire.messages import (
 from apex.wire.sockets import context
 from tests.support.builders import VECTOR_SCHEMA, env_spec, hello, vector_chunk
 from tests.support.messages import EVERY_MESSAGE
+from tests.support.statuses import inference_report, learner_report
 from tests.support.waiting import wait_until
 
 PERMITTED = {
     ("replay.insert", "actor"): {"Insert"},
     ("replay.insert", "inference"): {"Insert"},
     ("replay.sample", "learner"): {"Sample", "UpdatePriorities", "Snapshot"},
-    ("replay.sample", "operator"): {"Status", "Shutdown", "Snapshot"},
+    ("replay.sample", "operator"): {"Status", "Snapshot"},
     ("learner.params", "actor"): {"GetParams", "Heartbeat"},
     ("learner.params", "inference"): {"GetParams"},
     ("inference.act", "actor"): {"Act", "Leave"},
-    ("inference.act", "operator"): {"Status", "Shutdown"},
+    ("inference.act", "operator"): {"Status"},
     ("learner.params", "evaluator"): {"GetParams", "Heartbeat", "EvaluationReport"},
-    ("learner.params", "operator"): {"Status", "Shutdown", "Snapshot"},
+    ("learner.params", "operator"): {"Status", "Snapshot"},
 }
 """As PROTOCOL.md says; a role that is not here is not greeted at the endpoint."""
 MESSAGES = [message for message in EVERY_MESSAGE if not isinstance(message, Hello)]
@@ -90,18 +92,20 @@ class House:
         facts = RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA)
         config = parse(merge(raw, {}))
         self.replay = ReplayServer(
-            config, self.endpoints, facts, lambda: None, folder / "replay", clock_ns=lambda: 0
+            config, self.endpoints, facts, folder / "replay", clock_ns=lambda: 0
         )
         stack.callback(self.replay.close)
         self.learner = ParamsServer(
             self.endpoints, facts, 1, 0, {}, PublicationBoard(),
-            status=dict, on_evaluation=lambda mean: None, on_shutdown=lambda: None,
+            status=learner_report, on_evaluation=lambda mean: None,
             on_snapshot=lambda: None,
         )  # fmt: skip
         self.acts = ActEndpoint(
             self.endpoints.of("inference.act"), config, facts,
-            lambda slot, incarnation: Agent(facts.env, 2, 0, exploration=Sampled([(0,), (1,)])),
-            status=dict, stop=lambda: None,
+            lambda *place: Agent(
+                facts.env, 2, 0, clip_rewards=False, exploration=Sampled([(0,), (1,)])
+            ),
+            status=inference_report,
         )  # fmt: skip
         stack.callback(self.acts.server.close)
         self.learner.start()
@@ -196,12 +200,10 @@ def random_message(rng: np.random.Generator, role: str) -> tuple[Message, dict[s
     count = [min(max(n, 0), 2**53) for n in number]
     value = [float(rng.choice([0.0, -1.0, 1.7e308, np.nan, np.inf])) for _ in range(3)]
     beat = Heartbeat(
-        phase="stepping", progress=count[0], param_version=number[1], env_steps=count[2],
+        phase="stepping", param_version=number[1], env_steps=count[2],
         env_steps_per_s=value[0], episodes=count[3], mean_return=value[1],
     )  # fmt: skip
-    report = EvaluationReport(
-        param_version=number[0], learner_step=number[1], env_steps=number[2], train_s=value[0],
-        returns=(value[1], value[2]),
+    report = EvaluationReport(returns=(value[1], value[2]),
     )  # fmt: skip
     chunk = chunk_to_arrays(vector_chunk([1, 2])) if rng.random() < 0.5 else {}
     ids = {
@@ -263,10 +265,10 @@ def test_no_number_that_a_role_may_say_ends_a_daemon_or_fills_its_disk(tmp_path)
             rest = [random_message(rng, role) for _ in range(9)]
             house.answers(endpoint, (greeting, {}), *rest)
         for server in (house.learner, house.replay):
-            encode(StatusReply(status=server.status()))
+            encode(StatusReply(status=to_wire(server.status())))
         operator = hello("operator_1", "operator")
         _, status = house.answers("learner.params", (operator, {}), (Status(), {}))
         assert isinstance(status, StatusReply) and 0 < status.status["env_steps"] <= 2**53
         found = house.replay.status()
-        assert found["inserted"] > 10 and found["updated_priorities"] + found["sampled"] > 0
-        assert found["log_bytes"] < 400_000
+        assert found.inserted > 10 and found.updated_priorities + found.sampled > 0
+        assert found.log_bytes < 400_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from apex.algos.registry import make_algorithm
 from apex.daemons.learner.prefetcher import Batch
 from apex.daemons.learner.trainer import Trainer
 from apex.errors import ConfigError, DivergedError
+from apex.launch.prepare import resume_run
 from apex.runs import checkpoint
 from apex.runs.checkpoint import ActorRecord
 from apex.runs.directory import RunDirectory
@@ -203,6 +205,36 @@ def test_parameters_are_published_when_the_next_loss_shows_them_to_be_finite(
         trainer.update(make_batch(number))
         newest = trainer.board.newest()
         assert newest is not None and newest.learner_step == expected
+
+
+def test_learning_rate_of_zero_is_logged_once_and_its_remedy_ends_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = prepared(
+        tmp_path, "algorithm.learning_rate_decay_steps=3",
+        "algorithm.final_learning_rate_fraction=0.0",
+    )  # fmt: skip
+    trainer = trainer_of(run)
+    for number in range(3):  # with the whole rate, two thirds and one third of it
+        trainer.update(make_batch(number))
+        assert trainer.metrics["learning_rate"] > 0
+    assert "learning rate" not in caplog.text
+    trainer.save()
+    learned = saved_state(run)["learner"]["modules"]["online"]
+    for number in range(3, 6):
+        trainer.update(make_batch(number))
+    trainer.save()
+    assert trainer.metrics["learning_rate"] == 0
+    assert saved_state(run)["learner"]["modules"]["online"] == learned
+    (said,) = [r.getMessage() for r in caplog.records if "learning rate" in r.getMessage()]
+    assert "the learning rate is 0, nothing is learned" in said
+    (remedy,) = re.findall(r"--set (algorithm\.\S+=[0-9.]+)", said)
+    resume_run(run, [remedy])
+    again = trainer_of(run)
+    again.update(make_batch(7))
+    again.save()
+    assert again.metrics["learning_rate"] > 0
+    assert saved_state(run)["learner"]["modules"]["online"] != learned
 
 
 def test_a_run_ends_for_the_first_of_its_reasons(tmp_path: Path) -> None:

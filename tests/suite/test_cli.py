@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from apex.cli.main import main
 from apex.config.loading import preset_names
+from apex.launch import prepare
 from apex.launch.prepare import prepare_run, preset_config
+from apex.runs.directory import RunDirectory
 from tests.fixtures.texts import check_status_keys
 from tests.support.paths import APEX, ROOT
 
@@ -111,6 +113,41 @@ def test_run_refuses_what_it_cannot_start(tmp_path: Path) -> None:
     assert (tmp_path / "full" / "mine.txt").read_text() == "precious"
     assert apex("run").returncode == 2
     assert apex("run", "--resume", "--run", str(tmp_path / "none")).returncode == 78
+
+
+def test_resume_takes_the_runs_own_preset_and_refuses_what_is_for_new_runs(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run"
+
+    def resume(*arguments: str) -> Result:
+        words = ["run", "--resume", "--engine", "none", "--run", str(path), *arguments]
+        return CliRunner().invoke(main, words)
+
+    made = ["--preset", "cartpole", "--actors", "3", "--engine", "none", "--run", str(path)]
+    assert CliRunner().invoke(main, ["run", *made]).exit_code == 0
+    done = resume("--preset", "cartpole", "--set", "run.max_hours=1")
+    assert done.exit_code == 0, done.stderr
+    run = RunDirectory(path)
+    assert (run.config().run.max_hours, run.config().actor.count) == (1.0, 3)
+    done = resume("--preset", "cartpole-r2d2")
+    assert done.exit_code == 2 and "was made from the preset cartpole; --resume" in done.stderr
+    assert resume("--preset", "cartpol").exit_code == 78
+
+    # Without run.json, as runs of older versions, the configuration decides.
+    run.origin_file.unlink()
+    done = resume("--preset", "cartpole")
+    assert done.exit_code == 2 and "was made from another configuration" in done.stderr
+    count = prepare.preset_config("cartpole", []).actor.count
+    assert resume("--set", "run.max_hours=0", "--actors", str(count)).exit_code == 0
+    assert resume("--preset", "cartpole").exit_code == 0
+
+    for option, value in (
+        ("--config", "own.toml"), ("--env", "CartPole-v1"), ("--algorithm", "r2d2"),
+        ("--endpoints", "endpoints.toml"), ("--init-from", "runs/other"),
+    ):  # fmt: skip
+        done = resume("--preset", "cartpole", option, value)
+        assert done.exit_code == 2 and f"--set, and leave {option}\n" in done.stderr
 
 
 def test_engine_none_prepares_an_existing_empty_directory(tmp_path: Path) -> None:

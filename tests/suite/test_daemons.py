@@ -16,6 +16,7 @@ import pytest
 import zmq
 
 from apex.daemons.operator_client import ask
+from apex.daemons.status.reports import ReplayReport
 from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from apex.wire.sockets import context
@@ -109,7 +110,7 @@ def test_a_daemon_alone_says_what_it_waits_for_and_sigterm_exits_0(start: Start)
 
 def test_broken_messages_are_counted_and_the_daemon_lives(start: Start, run: RunDirectory) -> None:
     process = start("replay")
-    before = wait_until(lambda: ask(run, "replay.sample"), 30.0, "replay answers")
+    before = wait_until(lambda: ask(run, "replay.sample", ReplayReport), 30.0, "replay answers")
     rng, good = random.Random(1), valid_messages()
     with context().socket(zmq.DEALER) as stranger:
         stranger.setsockopt(zmq.LINGER, 5000)
@@ -117,11 +118,11 @@ def test_broken_messages_are_counted_and_the_daemon_lives(start: Start, run: Run
         for _ in range(2_000):
             stranger.send_multipart(mutated_frames(rng.choice(good), good, rng) or [b""])
     after = wait_until(
-        lambda: (s := ask(run, "replay.sample")) and s["refused"] >= 1_000 and s,
+        lambda: (s := ask(run, "replay.sample", ReplayReport)) and s.refused >= 1_000 and s,
         30.0,
         "they are refused",
     )
-    assert after["pid"] == before["pid"] and after["items"] == 0
+    assert after.pid == before.pid and after.items == 0
     assert process.end() == 0
 
 

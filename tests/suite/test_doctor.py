@@ -71,7 +71,7 @@ def test_healthy_machine_exits_0_and_tells_every_check(tmp_path: Path) -> None:
     checks = {one["check"] for one in findings}
     assert checks >= {
         "python", "packages", "files", "torch", "environment", "cores", "memory", "disk",
-        "open files", "threads", "shared memory", "runs", "clock", "socket paths",
+        "open files", "threads", "runs", "clock", "socket paths",
     }  # fmt: skip
     # What other programs leave on this machine while the test runs is none of its business.
     problems = [one for one in findings if one["state"] == "problem"]
@@ -98,9 +98,9 @@ def test_low_limit_of_open_files_is_named_by_a_real_process(tmp_path: Path) -> N
     assert done.returncode == ExitCode.DEGRADED, done.stderr
     found = {one["check"]: one for one in json.loads(done.stdout)}["open files"]
     assert found["state"] == "problem"
-    assert "too few for learner, replay, supervisord" in found["found"]
+    assert "too few for replay, learner, supervisord" in found["found"]
     # 64 and 4 besides one for each actor; supervisord: 6, and 3 for each of 2003 daemons.
-    assert found["expected"] == "learner 2,068, replay 2,068, supervisord 6,015"
+    assert found["expected"] == "replay 2,068, learner 2,068, supervisord 6,015"
     assert found["remedy"].startswith("ulimit -n 6015")
 
 

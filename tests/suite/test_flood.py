@@ -9,15 +9,15 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from apex.daemons.operator_client import ask
-from apex.daemons.status import alarms
+from apex.daemons.status.reports import ReplayReport
 from apex.runs.directory import RunDirectory
 from tests.support.suite import Suite
 from tests.support.waiting import wait_until
 from tests.tools.flood import GREETING, Producer, flooded, replay_server
 
 
-def status(run: RunDirectory) -> dict[str, int]:
-    found = ask(run, "replay.sample")
+def status(run: RunDirectory) -> ReplayReport:
+    found = ask(run, "replay.sample", ReplayReport)
     assert found is not None
     return found
 
@@ -28,18 +28,18 @@ def test_thousands_of_connections_neither_end_a_daemon_nor_keep_a_producer_out(
     with replay_server(suite.path) as run:
         producer = Producer(run)
         try:
-            before, files = producer.insert_for(1.0), status(run)["open_files"]
+            before, files = producer.insert_for(1.0), status(run).open_files
             with flooded(run, "replay.insert", lambda: producer.insert_for(0.1)):
                 assert producer.insert_for(1.0) > before / 4
-                assert status(run)["open_files"] > files + GREETING
-                assert status(run)["producers"] == GREETING + 1
+                assert status(run).open_files > files + GREETING
+                assert status(run).producers == GREETING + 1
                 wait_until(
-                    lambda: producer.insert_for(0.2) and status(run)["open_files"]
+                    lambda: producer.insert_for(0.2) and status(run).open_files
                     < files + GREETING + 50,
                     30.0,
                     "those that say nothing are cut off",
                 )  # fmt: skip
-            wait_until(lambda: status(run)["open_files"] < files + 20, 60.0, "all are gone")
+            wait_until(lambda: status(run).open_files < files + 20, 60.0, "all are gone")
         finally:
             producer.client.close()
 
@@ -72,8 +72,8 @@ def test_a_replay_server_on_tcp_with_no_file_left_to_open_goes_on(
     )
     with replay_server(suite.path, tmp_path / "endpoints.toml") as run:
         producer, before = Producer(run), status(run)
-        limit = before["open_files"] + 20
-        resource.prlimit(before["pid"], resource.RLIMIT_NOFILE, (limit, limit))
+        limit = before.open_files + 20
+        resource.prlimit(before.pid, resource.RLIMIT_NOFILE, (limit, limit))
         host, _, port = run.endpoints().of("replay.insert").address[6:].rpartition(":")
 
         def crowd() -> bool:
@@ -88,15 +88,7 @@ def test_a_replay_server_on_tcp_with_no_file_left_to_open_goes_on(
             with ExitStack() as stack:
                 wait_until(crowd, 60.0, "the server counts its files and finds none left")
                 wait_until(lambda: producer.insert_for(0.2) > 0, 60.0, "the producer goes on")
-            wait_until(lambda: status(run)["open_files"] < limit - 5, 60.0, "the others are gone")
-            assert status(run)["pid"] == before["pid"]
+            wait_until(lambda: status(run).open_files < limit - 5, 60.0, "the others are gone")
+            assert status(run).pid == before.pid
         finally:
             producer.client.close()
-
-
-def test_a_process_near_its_last_open_file_raises_an_alarm() -> None:
-    daemon = {"alarm": None, "open_files": 16_001, "max_open_files": 20_000}
-    quiet = {"alarm": None, "open_files": 40, "max_open_files": 20_000}
-    (alarm,) = alarms({"replay": daemon, "learner": quiet})
-    assert alarm.startswith("replay has 16001 of at most 20000 open files")
-    assert alarms({"replay": quiet, "learner": quiet}) == []

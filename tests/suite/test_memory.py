@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from apex.acting.loop import ActingLoop
 from apex.algos.registry import make_algorithm
 from apex.daemons.operator_client import ask
 from apex.daemons.replay.client import InsertClient
+from apex.daemons.status.reports import ReplayReport
 from apex.data.chunk_bytes import chunk_to_arrays
 from apex.data.chunks import Chunk
 from apex.envs.registry import make_environments
@@ -137,12 +137,12 @@ def test_a_stopped_learner_makes_the_others_wait_and_nothing_grows(
     try:
         wait_until(lambda: waiting(suite) == 8, 60.0, "two actors wait with four chunks each")
         before = {name: memory_bytes(pid) for name, pid in pids.items()}
-        inserted = replay_status(suite)["inserted"]
+        inserted = replay_status(suite).inserted
         deadline = time.monotonic() + 8.0
         while time.monotonic() < deadline:
             assert waiting(suite) == 8
             time.sleep(0.5)
-        assert replay_status(suite)["inserted"] == inserted
+        assert replay_status(suite).inserted == inserted
         grown = {name: memory_bytes(pid) - before[name] for name, pid in pids.items()}
         assert max(grown.values()) < 2e6, grown
     finally:
@@ -154,14 +154,14 @@ def test_a_stopped_learner_makes_the_others_wait_and_nothing_grows(
     )
 
 
-def replay_status(suite: Suite) -> dict[str, Any]:
-    status = ask(suite.run, "replay.sample")
+def replay_status(suite: Suite) -> ReplayReport:
+    status = ask(suite.run, "replay.sample", ReplayReport)
     assert status is not None
     return status
 
 
 def waiting(suite: Suite) -> int:
-    return int(replay_status(suite)["waiting_inserts"])
+    return replay_status(suite).waiting_inserts
 
 
 def insert_transitions(run: RunDirectory, client: InsertClient) -> None:

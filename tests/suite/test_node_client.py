@@ -12,7 +12,6 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -20,6 +19,7 @@ import pytest
 
 from apex.daemons.operator_client import ask
 from apex.daemons.replay.client import SampleClient
+from apex.daemons.status.reports import ActorReport, LearnerAnswer, ReplayReport
 from apex.data.chunks import Samples
 from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
@@ -129,17 +129,17 @@ class Daemons:
         wait_until(lambda: condition() or actor.popen.poll() is not None, timeout_s, what)
         assert actor.popen.poll() is None, actor.output()
 
-    def replay(self) -> dict[str, Any]:
+    def replay(self) -> ReplayReport:
         """The replay server's status."""
-        return self._status("replay.sample")
+        return wait_until(  # type: ignore[no-any-return]
+            lambda: ask(self.run, "replay.sample", ReplayReport), 60.0, "replay answers"
+        )
 
-    def learner(self) -> dict[str, Any]:
+    def learner(self) -> LearnerAnswer:
         """The learner's status, with its actors."""
-        return self._status("learner.params")
-
-    def _status(self, endpoint: str) -> dict[str, Any]:
-        answer = wait_until(lambda: ask(self.run, endpoint), 60.0, f"{endpoint} answers")
-        return dict(answer)
+        return wait_until(  # type: ignore[no-any-return]
+            lambda: ask(self.run, "learner.params", LearnerAnswer), 60.0, "the learner answers"
+        )
 
     def kill(self) -> None:
         for popen in self._started:
@@ -224,17 +224,17 @@ def test_a_learner_learns_from_what_a_node_actor_alone_inserts(
     actor = suite.start_actor()
     suite.wait(lambda: "parameters 0 " in actor.output(), actor, "parameters", START_S)
     batch = sampled(suite.run, 64)
-    suite.wait(lambda: suite.replay()["updated_priorities"] >= 32 * 100, actor, "100 updates")
+    suite.wait(lambda: suite.replay().updated_priorities >= 32 * 100, actor, "100 updates")
 
-    def member() -> dict[str, Any]:
-        [row] = suite.learner()["actors"]
-        assert (row["actor_id"], row["slot"], row["pid"]) == ("actor_007", 1, actor.popen.pid)
-        return dict(row)
+    def member() -> ActorReport:
+        [row] = suite.learner().actors
+        assert (row.actor_id, row.slot, row.pid) == ("actor_007", 1, actor.popen.pid)
+        return row
 
     at_work = ("stepping", "waiting_for_credit")
-    suite.wait(lambda: member()["state"] in at_work, actor, "its heartbeats come")
-    assert suite.learner()["learner"]["learner_step"] >= 100 and 9 <= member()["mean_return"] <= 60
-    ahead = member()["env_steps"] - suite.replay()["inserted"]
+    suite.wait(lambda: member().state in at_work, actor, "its heartbeats come")
+    assert suite.learner().learner.learner_step >= 100 and 9 <= member().mean_return <= 60
+    ahead = member().env_steps - suite.replay().inserted
     assert ahead <= 2 * CREDITS * CHUNK, "it steps no further than its credit reaches"
     for k in range(len(batch)):
         check_transition({name: column[k] for name, column in batch.columns.items()})
@@ -245,12 +245,12 @@ def test_a_learner_learns_from_what_a_node_actor_alone_inserts(
     steps, inserted, acknowledged = actor.sums()
     after = suite.replay()
     assert 0 <= steps - inserted <= 2 * 2, "two environments, each with less than three steps left"
-    assert inserted - CREDITS * CHUNK <= acknowledged <= after["inserted"] <= inserted
-    assert after["producers"] == 1 and set(after["refused_by"]) <= {"reply_dropped"}
+    assert inserted - CREDITS * CHUNK <= acknowledged <= after.inserted <= inserted
+    assert after.producers == 1 and set(after.refused_by) <= {"reply_dropped"}
     printed = re.findall(r"^  (.+)$", actor.output(), re.MULTILINE)
     assert sorted(printed) == TENSORS
-    wait_until(lambda: suite.learner()["actors"] == [], 60.0, "it has taken leave")
-    assert suite.learner()["env_steps"] == steps
+    wait_until(lambda: suite.learner().actors == (), 60.0, "it has taken leave")
+    assert suite.learner().env_steps == steps
 
 
 def test_a_node_actor_waits_for_credit_and_outlives_the_replay_server(
@@ -259,29 +259,29 @@ def test_a_node_actor_waits_for_credit_and_outlives_the_replay_server(
     suite = daemons("replay.samples_per_insert=8", endpoints=curve)
 
     def whole_window() -> bool:
-        return suite.replay()["waiting_inserts"] == CREDITS
+        return suite.replay().waiting_inserts == CREDITS
 
     replay, learner = suite.start("replay"), suite.start("learner")
     actor = suite.start_actor("--steps", "2000")
-    suite.wait(lambda: suite.replay()["sampled"], actor, "training", START_S)
+    suite.wait(lambda: suite.replay().sampled, actor, "training", START_S)
 
     learner.popen.send_signal(signal.SIGSTOP)
     suite.wait(whole_window, actor, "it has inserted what it may")
     before = suite.replay()
-    assert set(before["refused_by"]) <= {"reply_dropped"} and before["inserted"] < 1_900
+    assert set(before.refused_by) <= {"reply_dropped"} and before.inserted < 1_900
 
     replay.popen.kill()
     replay.popen.wait()
     replay = suite.start("replay")
     suite.wait(whole_window, actor, "it has said hello and sent again what was unacknowledged")
     again = suite.replay()
-    assert again["pid"] != before["pid"] and again["items"] >= before["inserted"]
+    assert again.pid != before.pid and again.items >= before.inserted
 
     learner.popen.send_signal(signal.SIGCONT)
     actor.finish(60.0)
     steps, inserted, acknowledged = actor.sums()
     assert steps == 2_000 and 0 <= steps - inserted <= 2 * 2
-    wait_until(lambda: suite.replay()["items"] == inserted, 60.0, "each item is there, once")
+    wait_until(lambda: suite.replay().items == inserted, 60.0, "each item is there, once")
     assert inserted - CREDITS * CHUNK <= acknowledged <= inserted
 
 

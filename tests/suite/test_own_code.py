@@ -21,19 +21,12 @@ from apex.acting.decisions import Inputs
 from apex.algos.apex_dqn import ApexDQN
 from apex.algos.base import Update
 from apex.algos.registry import algorithm_class
+from apex.config.loading import read_table
 from apex.data import frame_compression
 from apex.data.schema import Column
 from apex.errors import ConfigError, EnvError, RunError, UsageError
 from apex.evaluation.trained_policy import TrainedPolicy
-from apex.launch import from_script
-from apex.launch.prepare import (
-    bare_config,
-    file_config,
-    prepare_run,
-    preset_config,
-    resume_run,
-    run_name,
-)
+from apex.launch.prepare import configure, prepare_run, preset_config, resume_run, run_name
 from apex.launch.single_process import SerialRun
 from apex.plugins import Extensions
 from apex.runs import checkpoint
@@ -112,11 +105,11 @@ def test_what_is_no_algorithm_is_told(own_modules, tmp_path, text, name, message
 
 
 def test_run_without_a_preset_takes_its_environments_name():
-    config = bare_config(["env.id=examples/catch.py:Catch", "actor.count=1"])
+    config = configure(read_table(settings=["env.id=examples/catch.py:Catch", "actor.count=1"]))
     assert (config.algorithm, config.replay.min_size) == ({"name": "apex_dqn"}, 1000)
     assert run_name(config) == "catch"
     with pytest.raises(UsageError, match="--preset NAME, --config FILE or --env ID"):
-        bare_config(["actor.count=1"])
+        read_table(settings=["actor.count=1"])
 
 
 WRONG = """
@@ -254,7 +247,7 @@ def test_a_run_whose_algorithm_came_from_a_script_is_neither_resumed_nor_played(
 
     settings = ["replay.min_size=100", "run.max_env_steps=300", "evaluator.enabled=false"]
     extensions = Extensions(algorithm=Scripted)
-    config = from_script._named(preset_config("cartpole", settings), extensions)
+    config = plugins.with_extensions(preset_config("cartpole", settings), extensions)
     run = prepare_run(tmp_path / "run", config, extensions=extensions)
     assert run.config().algorithm["name"] == "factory:Scripted"
     SerialRun(run, extensions).run()
@@ -432,7 +425,7 @@ def test_minatar_is_learned_from_its_truths_as_images(own_modules, tmp_path, mon
     pytest.importorskip("minatar")
     monkeypatch.chdir(ROOT)
     settings = ["replay.min_size=300", "run.max_env_steps=1500", "evaluator.enabled=false"]
-    config = file_config(EXAMPLES / "minatar-breakout.toml", settings)
+    config = configure(read_table(file=EXAMPLES / "minatar-breakout.toml", settings=settings))
     run = SerialRun(prepare_run(tmp_path / "run", config))
     assert "env steps (max_env_steps = 1500)" in run.run() and run.trainer.learner_step > 20
     spec = run._facts.env

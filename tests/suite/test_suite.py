@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from apex.daemons.restart_backoff import age_s
-from apex.daemons.status import STARTING_S, gather
+from apex.daemons.status.gathering import STARTING_S, gather
 from apex.errors import ExitCode
 from apex.host import hardware
 from apex.runs.engine_record import living_engine
@@ -108,13 +108,13 @@ def test_an_actor_that_stands_still_is_suspect_within_seconds_and_a_learner_sile
     os.kill(actor, signal.SIGSTOP)
     try:
         suspect = wait_until(
-            lambda: (row := gather(shared.run)["actors"][0])["state"] == "suspect" and row,
+            lambda: (row := gather(shared.run).actors[0]).state == "suspect" and row,
             20.0,
             "the actor is suspect",
         )
         # By the learner's own clock: suspect from 3 s of silence on, and not before.
-        assert 3.0 <= suspect["heartbeat_age_s"] < 3.0 + 5.0
-        assert gather(shared.run)["run"]["health"] == "degraded"
+        assert 3.0 <= suspect.heartbeat_age_s < 3.0 + 5.0
+        assert gather(shared.run).run.health == "degraded"
     finally:
         os.kill(actor, signal.SIGCONT)
     shared.wait_healthy()
@@ -122,11 +122,11 @@ def test_an_actor_that_stands_still_is_suspect_within_seconds_and_a_learner_sile
     os.kill(learner, signal.SIGSTOP)
     try:
         found = wait_until(
-            lambda: (s := gather(shared.run))["learner"]["state"] == "silent" and s,
+            lambda: (s := gather(shared.run)).learner.state == "silent" and s,
             20.0,
             "the learner is silent",
         )
-        assert found["run"]["health"] == "degraded" and found["learner"]["pid"] == learner
+        assert found.run.health == "degraded" and found.learner.pid == learner
     finally:
         os.kill(learner, signal.SIGCONT)
 

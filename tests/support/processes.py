@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
@@ -33,22 +35,20 @@ BUSY_S = 10.0
 def suite_processes(marker: str) -> list[int]:
     """Process ids whose command line or environment names the run at `marker`."""
     found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
-            state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            continue
-        if marker.encode() in words and state != "Z" and int(folder.name) != os.getpid():
-            found.append(int(folder.name))
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            words = [*process.cmdline(), *process.environ().values()]
+            zombie = process.status() == psutil.STATUS_ZOMBIE
+            if process.pid != os.getpid() and not zombie and any(marker in one for one in words):
+                found.append(process.pid)
     return found
 
 
 def gone(pid: int) -> bool:
     """Whether a process has ended; its parent may not have looked yet."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return True
 
 

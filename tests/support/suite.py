@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apex.daemons.status import gather
+from apex.daemons.status.gathering import gather
 from apex.launch import engine
 from apex.runs.directory import RunDirectory
 from tests.support.paths import APEX
@@ -74,7 +74,7 @@ class Suite:
 
         def look() -> bool:
             last.clear()
-            last.update(json.loads(json.dumps(gather(self.run))))
+            last.update(json.loads(json.dumps(gather(self.run).as_map())))
             return bool(condition(last))
 
         try:

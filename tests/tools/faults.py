@@ -20,6 +20,7 @@ import numpy as np
 from apex.daemons.operator_client import ask
 from apex.daemons.replay.insert_endpoint import CREDITS
 from apex.daemons.restart_backoff import SHORT_LIFE_S
+from apex.daemons.status.reports import LearnerAnswer, ReplayReport
 from apex.launch import engine
 from apex.replay.log.records import segments
 from apex.runs import engine_record
@@ -128,8 +129,8 @@ class Chaos:
         return lambda: self._learner_step() > step
 
     def _learner_step(self) -> int:
-        status = ask(self._run, "learner.params")
-        return -1 if status is None else int(status["learner"]["learner_step"])
+        status = ask(self._run, "learner.params", LearnerAnswer)
+        return -1 if status is None else status.learner.learner_step
 
     def audit(self) -> Audit:
         """Compare ledger and table; what was damaged on purpose is not counted as lost."""
@@ -188,8 +189,9 @@ class Chaos:
         return time.monotonic() - began
 
     def _actor_steps(self) -> bool:
-        status = ask(self._run, "learner.params") or {"actors": []}
-        states = {row["actor_id"]: (row["pid"], row["state"]) for row in status["actors"]}
+        status = ask(self._run, "learner.params", LearnerAnswer)
+        rows = status.actors if status is not None else ()
+        states = {row.actor_id: (row.pid, row.state) for row in rows}
         pid = self._run.pid("actor_000")
         return states.get("actor_000") in ((pid, "stepping"), (pid, "waiting_for_credit"))
 
@@ -281,16 +283,16 @@ class Chaos:
         answers: list[int] = []
 
         def ask_once() -> bool:
-            status = ask(self._run, "replay.sample")
-            answers.extend([] if status is None else [int(status["inserted"])])
+            status = ask(self._run, "replay.sample", ReplayReport)
+            answers.extend([] if status is None else [status.inserted])
             return bool(answers)
 
         self._until(ask_once, "replay answers")
         return answers[0]
 
     def _durable(self) -> bool:
-        status = ask(self._run, "replay.sample")
-        return bool(status and status["durable"])
+        status = ask(self._run, "replay.sample", ReplayReport)
+        return status is not None and status.durable
 
     def damage(self, how: str) -> float:
         """SIGKILL of replay, and one byte of its log flipped or its end cut off meanwhile."""

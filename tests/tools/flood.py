@@ -24,6 +24,7 @@ import click
 
 from apex.daemons.operator_client import ask
 from apex.daemons.replay.client import InsertClient
+from apex.daemons.status.reports import ReplayReport
 from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from apex.wire.client import Client
@@ -45,7 +46,7 @@ def replay_server(path: Path, endpoints: Path | None = None) -> Iterator[RunDire
     settings = ["replay.samples_per_insert=0", "replay.capacity=20000"]
     run = prepare_run(path, preset_config("cartpole", settings), endpoints)
     with running([sys.executable, ROOT / "bin" / "replay", "--run", run.path]) as replay:
-        wait_until(lambda: ask(run, "replay.sample"), 30.0, "replay answers")
+        wait_until(lambda: ask(run, "replay.sample", ReplayReport), 30.0, "replay answers")
         yield run
         assert replay.poll() is None, "replay has died"
 

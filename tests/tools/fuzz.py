@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import sys
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from pathlib import Path
 import click
 import msgspec
 import numpy as np
+import psutil
 
 from apex.data.chunk_bytes import chunk_from_arrays, chunk_to_arrays
 from apex.data.schema import Schema
@@ -57,9 +57,8 @@ def valid_messages() -> list[Frames]:
         encode(messages.Sample(request_id=1, batch_size=512)),
         encode(messages.UpdatePriorities(), priorities),
         encode(messages.GetParams(newer_than=-1)),
-        encode(messages.Heartbeat(phase="stepping", progress=1, mean_return=0.5)),
-        encode(messages.EvaluationReport(
-            param_version=1, learner_step=2, env_steps=3, train_s=4.0, returns=(1.0, -2.5))),
+        encode(messages.Heartbeat(phase="stepping", mean_return=0.5)),
+        encode(messages.EvaluationReport(returns=(1.0, -2.5))),
         encode(messages.StatusReply(status={"a": {"b": [1.5, None, "x"]}})),
         encode(messages.Error(code="x", detail="y")),
     ]  # fmt: skip
@@ -188,8 +187,7 @@ class Report:
 
 def resident_mb() -> float:
     """Resident memory of this process."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 1e6
+    return psutil.Process().memory_info().rss / 1e6
 
 
 def fuzz(inputs: int, seed: int) -> Report:

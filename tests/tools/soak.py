@@ -22,9 +22,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+import psutil
 from matplotlib.figure import Figure
 
-from apex.daemons.status import gather
+from apex.daemons.status.gathering import gather
 from apex.launch import engine
 from apex.runs.directory import RunDirectory
 from benchmarks.provenance import provenance
@@ -54,9 +55,9 @@ def stop_times(seconds: float) -> tuple[float, float]:
 
 def look(seconds: float, daemon: str, pid: int) -> Sample:
     """Memory and open files of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    rss = pages * os.sysconf("SC_PAGE_SIZE") / 1e6
-    return Sample(round(seconds, 1), daemon, pid, round(rss, 2), len(os.listdir(f"/proc/{pid}/fd")))
+    process = psutil.Process(pid)
+    rss = process.memory_info().rss / 1e6
+    return Sample(round(seconds, 1), daemon, pid, round(rss, 2), process.num_fds())
 
 
 def soak(run: RunDirectory, seconds: float) -> list[Sample]:
@@ -159,7 +160,7 @@ def main(minutes: float, preset: str, out: Path | None) -> None:
         subprocess.run(command, check=True, timeout=120)
         try:
             samples = soak(run, 60.0 * minutes)
-            status = gather(run)
+            status = gather(run).as_map()
         finally:
             engine.stop(run, timeout_s=60.0)
     del status["run"]["path"]  # a temporary one

@@ -101,7 +101,7 @@ def adam_by_hand(rate: float, epsilon: float) -> Callable[[Tensor, dict], Tensor
 
 def centered_rmsprop_by_hand(rate: float, epsilon: float) -> Callable[[Tensor, dict], Tensor]:
     def step(g: Tensor, s: dict) -> Tensor:
-        s["square"] = 0.95 * s.get("square", 0) + 0.05 * g**2
+        s["square"] = 0.95 * s.get("square", 1) + 0.05 * g**2
         s["mean"] = 0.95 * s.get("mean", 0) + 0.05 * g
         return -rate * g / (s["square"] - s["mean"] ** 2 + epsilon) ** 0.5
 
@@ -315,7 +315,9 @@ def test_convolutions_that_do_not_fit_are_refused():
 
 
 def test_update_learns_from_uint8_frames():
-    learner = make_learner(env_spec((6, 6), stack=2, actions=4), learning_rate=0.01)
+    learner = make_learner(
+        env_spec((6, 6), stack=2, actions=4), optimizer="adam", learning_rate=0.01
+    )
     rng = np.random.default_rng(0)
     images = {
         name: rng.integers(0, 256, (8, 2, 6, 6)).astype(np.uint8)

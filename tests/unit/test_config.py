@@ -7,8 +7,9 @@ import itertools
 import msgspec
 import pytest
 
-from apex.algos.registry import make_algorithm
+from apex.algos.registry import algorithm_class, make_algorithm
 from apex.config import sections as configuration
+from apex.config.conversion import convert
 from apex.config.loading import dump, load, merge, override, parse, preset, preset_names
 from apex.config.sections import Config
 from apex.envs.spec import ActionBounds
@@ -68,11 +69,105 @@ def test_unknown_key_is_refused_by_path_with_the_closest_one(raw, expected):
         ("env", "obs_type", "color"),
         ("evaluator", "max_share", 0.0),
         ("run", "seed", -1),
+        ("run", "seed", 2**64),
         ("actor", "num_envs", [8]),
+        ("actor", "count", 10_001),
+        ("actor", "nice", 20),
+        ("inference", "nice", 10**12),
+        ("learner", "nice", -1),
+        ("evaluator", "nice", 20),
+        ("actor", "torch_threads", 1025),
+        ("inference", "torch_threads", 1025),
+        ("learner", "torch_threads", 0),
+        ("learner", "decode_threads", 1025),
+        ("learner", "batch_size", 65_537),
+        ("learner", "prefetch", 65),
+        ("evaluator", "max_share", 1.5),
+        ("env", "repeat_action_probability", 1.5),
     ],
 )
 def test_wrong_value_is_refused_by_path(section, key, value):
     assert refusal(with_values(**{section: {key: value}})).startswith(f"{section}.{key}")
+    made = parse(SMALLEST)
+    part = msgspec.structs.replace(getattr(made, section), **{key: value})
+    with pytest.raises(ConfigError, match=rf"^{section}\.{key}"):  # as a script may make it
+        configuration.check(msgspec.structs.replace(made, **{section: part}))
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize(
+    "key",
+    ["run.until_return", "run.max_hours", "run.log_max_mb", "algorithm.max_gradient_norm",
+     "algorithm.own.deep", "env.kwargs.gravity", "env.kwargs.all[1]"],
+)  # fmt: skip
+def test_number_that_is_not_finite_is_refused_by_path_and_with_a_remedy(key, value):
+    """A checkpoint's manifest is JSON, which has none: nothing could play it."""
+    path, listed, _ = key.partition("[")
+    raw = override(SMALLEST, [f"{path}=[1.0, {value}]" if listed else f"{path}={value}"])
+    message = f"{key}: expected a finite number, got {value}; write a large one, such as 1e30"
+    assert refusal(raw) == message
+
+
+ALGORITHMS = {
+    "apex_dqn": {
+        "epsilon": (2.5, 1.01, -0.1), "epsilon_alpha": (-1.0,), "rmsprop_decay": (1.0, 1.5, -0.1),
+        "importance_sampling_exponent": (5.0, 1.01, -0.1), "discount": (1.01, -0.1),
+        "learning_rate": (0.0, -1.0), "final_learning_rate_fraction": (1.5, -0.1),
+        "learning_rate_decay_steps": (-1,), "optimizer_epsilon": (0.0,), "n_step": (0,),
+        "max_gradient_norm": (0.0,), "target_update_period": (0,), "hidden": ([0],),
+        "stream_hidden": ([-1],), "conv": ([[0, 8, 4]], [[32, 0, 4]], [[32, 8, 0]]),
+    },
+    "apex_dpg": {
+        "noise": (0.0,), "smallest_noise": (0.0, 0.31), "actor_learning_rate": (0.0,),
+        "action_gradient_clip": (0.0,), "actor_hidden": ([], [0]), "critic_hidden": ([], [0]),
+        "importance_sampling_exponent": (5.0,), "rmsprop_decay": (1.0,),
+    },
+    "r2d2": {
+        "epsilon": (2.5,), "importance_sampling_exponent": (5.0,), "priority_eta": (1.1, -0.1),
+        "burn_in": (-1,), "unroll_length": (0,), "overlap": (80, -1), "n_step": (0,),
+        "lstm": (-1,), "rmsprop_decay": (1.0,), "residual": ([0],),
+    },
+    "impala": {
+        "rmsprop_decay": (1.0,), "unroll_length": (0,), "rho_clip": (0.0, 0.5), "c_clip": (0.0, 2),
+        "baseline_cost": (-1.0,), "entropy_cost": (-0.1,), "discount": (1.5,), "lstm": (-1,),
+    },
+}  # fmt: skip
+"""Values out of range, by algorithm and key."""
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [(name, key, one) for name, keys in ALGORITHMS.items() for key in keys for one in keys[key]],
+)
+def test_setting_of_an_algorithm_that_is_out_of_range_is_refused_by_name(name, key, value):
+    spec = env_spec((4,), "float32")
+    if name == "apex_dpg":
+        bounds = ActionBounds("float32", (2,), (-1.0, -1.0), (1.0, 1.0))
+        spec = msgspec.structs.replace(spec, num_actions=0, action_bounds=bounds)
+    make_algorithm({"name": name}, spec)
+    with pytest.raises(ConfigError, match=rf"algorithm.*\b{key}\b"):
+        make_algorithm({"name": name, key: value}, spec)
+
+
+def test_a_number_out_of_range_is_named_beside_its_range():
+    assert refusal(with_values(learner={"batch_size": 0})) == (
+        "learner.batch_size: Expected `int` >= 1, got 0"
+    )
+    assert refusal(with_values(env={"frame_size": [84, -3]})) == (
+        "env.frame_size[1]: Expected `int` >= 1, got -3"
+    )
+    with pytest.raises(ConfigError) as error:
+        make_algorithm({"name": "apex_dqn", "epsilon": 2.5}, env_spec((4,), "float32"))
+    assert str(error.value) == ("algorithm.epsilon: Expected `float` <= 1.0, got 2.5 (of apex_dqn)")
+
+
+def test_ends_of_ranges_are_taken():
+    spec = env_spec((4,), "float32")
+    for epsilon in (0.0, 1.0):
+        ends = {"epsilon": epsilon, "rmsprop_decay": 0.0, "importance_sampling_exponent": epsilon}
+        assert make_algorithm({"name": "r2d2", **ends}, spec).config.epsilon == epsilon
+    largest = {"actor": {"count": 10_000, "nice": 19}, "learner": {"batch_size": 65_536}}
+    assert parse(with_values(**largest)).actor.nice == 19
 
 
 @pytest.mark.parametrize("missing", ["env", "algorithm"])
@@ -209,6 +304,15 @@ def test_preset_is_valid_on_every_machine(name, gpu):
         spec = msgspec.structs.replace(spec, num_actions=0, action_bounds=bounds)
     algorithm = make_algorithm(config.algorithm, spec)
     assert algorithm.config.name == config.algorithm["name"]
+
+
+@pytest.mark.parametrize(("name", "gpu"), list(itertools.product(preset_names(), [False, True])))
+def test_no_preset_ends_with_a_learning_rate_of_zero(name, gpu):
+    """Its run has no end of its own: what comes after the last decay step would be for nothing."""
+    config = parse(preset(name, gpu=gpu))
+    kind = algorithm_class(config.algorithm["name"])
+    section = convert(config.algorithm, kind.Config)
+    assert not section.learning_rate_decay_steps or section.final_learning_rate_fraction > 0
 
 
 def test_gpu_part_of_breakout_is_the_papers():

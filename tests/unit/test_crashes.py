@@ -52,6 +52,24 @@ def test_a_long_life_or_a_good_end_begins_anew(path):
     assert CrashHistory(path, 8).crashes == 0
 
 
+def test_starts_are_counted_however_they_end(path):
+    counted = []
+    for end in ("killed", "failed", "ended"):
+        history = CrashHistory(path, 8)
+        counted.append(history.starts)
+        history.began()
+        if end == "failed":
+            history.failed("x", ExitCode.CRASH)
+        elif end == "ended":
+            history.ended()
+    assert counted == [0, 1, 2] and CrashHistory(path, 8).starts == 3
+
+
+def test_a_record_of_an_older_apex_is_of_one_start_at_least(path):
+    path.write_text('{"started": 1.0, "epoch": 5, "clean": true}')
+    assert CrashHistory(path, 8).starts == 1
+
+
 def test_out_of_memory_is_given_up_after_three_however_long_each_start_lived(path):
     for count in range(3):
         assert not CrashHistory(path, 8).too_many and CrashHistory(path, 8).crashes == count

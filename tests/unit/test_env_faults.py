@@ -63,7 +63,9 @@ def make_loop(environments: Environments) -> tuple[ActingLoop, Agent]:
         extra_names=["q_value"],
         initial_priorities=lambda columns, first, last: np.ones(len(columns["action"])),
     )  # fmt: skip
-    agent = Agent(environments.spec, environments.num_envs, 0, accumulator=accumulator)
+    agent = Agent(
+        environments.spec, environments.num_envs, 0, accumulator=accumulator, clip_rewards=False
+    )
     return ActingLoop(environments, LocalDecider(Idle(), agent), seed=0), agent
 
 

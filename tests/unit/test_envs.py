@@ -20,6 +20,9 @@ from apex.envs.base import Environments
 from apex.envs.registry import make_environments
 from apex.envs.spec import ActionBounds
 from apex.errors import ConfigError, EnvError, EnvFaultError
+from apex.launch import prepare
+from apex.launch.preflight import try_config
+from apex.plugins import Extensions
 
 pytest.importorskip("ale_py")
 ALWAYS_ZERO = np.zeros(2, dtype=np.int64)
@@ -93,11 +96,10 @@ def test_same_seed_gives_the_same_start_and_environments_differ(closing):
 
 
 def test_gymnasium_id_gives_its_spec(closing):
-    environments = make_environments(EnvConfig(id="CartPole-v1", frame_stack=4), 2)
+    environments = make_environments(EnvConfig(id="CartPole-v1"), 2)
     closing.append(environments)
     spec = environments.spec
     assert (spec.observation_shape, spec.observation_dtype) == ((4,), "float32")
-    # A stack is for images alone.
     assert (spec.frame_stack, spec.num_actions, spec.policy_shape) == (0, 2, (4,))
 
 
@@ -157,8 +159,8 @@ def test_space_that_apex_cannot_use_is_named(observation, action, message):
     [
         (gym.spaces.Box(0, 255, (8, 9), np.uint8), 0, ((8, 9), "uint8", 1)),
         (gym.spaces.Box(0, 255, (8, 9, 3), np.uint8), 4, ((8, 9, 3), "uint8", 4)),
-        (gym.spaces.Box(0, 255, (7,), np.uint8), 4, ((7,), "uint8", 0)),
-        (gym.spaces.Box(-1, 1, (2, 3), np.float64), 4, ((2, 3), "float32", 0)),
+        (gym.spaces.Box(0, 255, (7,), np.uint8), 1, ((7,), "uint8", 0)),
+        (gym.spaces.Box(-1, 1, (2, 3), np.float64), 0, ((2, 3), "float32", 0)),
         (gym.spaces.Box(0, 1, (8, 9, 3), np.bool_), 0, ((8, 9, 3), "uint8", 1)),
         (gym.spaces.Box(-9, 9, (2,), np.int64), 0, ((2,), "float32", 0)),
         (gym.spaces.Discrete(3), 0, ((3,), "float32", 0)),
@@ -171,6 +173,38 @@ def test_spec_tells_images_from_vectors(closing, space, stack, expected):
     closing.append(environments)
     spec = environments.spec
     assert (spec.observation_shape, spec.observation_dtype, spec.frame_stack) == expected
+
+
+@pytest.mark.parametrize(
+    ("space", "found"),
+    [
+        (gym.spaces.Box(0, 255, (7,), np.uint8), r"uint8 \(7,\)"),
+        (gym.spaces.Box(-1, 1, (2, 3), np.float64), r"float32 \(2, 3\)"),
+        (gym.spaces.Box(0, 1, (8, 9, 3), np.float32), r"float32 \(8, 9, 3\)"),
+        (gym.spaces.Discrete(3), r"float32 \(3,\)"),
+    ],
+)
+def test_stack_of_what_is_no_image_is_refused_by_name(space, found):
+    with pytest.raises(EnvError, match=rf"env\.frame_stack = 4: .*{found}.*FrameStackObservation"):
+        own(lambda: WithSpaces(space, gym.spaces.Discrete(2)), frame_stack=4)
+
+
+def test_stack_of_ataris_memory_is_refused_by_name():
+    with pytest.raises(EnvError, match=r"env\.frame_stack = 4: .*uint8 \(128,\)"):
+        atari("Breakout", obs_type="ram", frame_stack=4)
+
+
+def test_wrapper_that_stacks_vectors_is_seen_by_an_agent_as_advised():
+    config = prepare.preset_config("cartpole", ["env.frame_stack=4"])
+    with pytest.raises(EnvError, match=r"FrameStackObservation\(env, 4\)"):
+        try_config(config)
+
+    def stacked() -> gym.Env:
+        return gym.wrappers.FrameStackObservation(gym.make("CartPole-v1"), 4)
+
+    config = prepare.preset_config("cartpole", [])
+    spec = try_config(config, Extensions(stacked)).spec
+    assert spec.policy_shape == (4, 4)
 
 
 def test_other_autoreset_mode_is_refused(closing):
@@ -706,12 +740,17 @@ def test_loop_clips_what_is_learned_from_and_reports_whole_returns(closing):
     assert list(loop.recent_returns) == [15.0] * 4
 
 
+def evaluation_of(environments: Environments) -> ActingLoop:
+    decider = greedy(ZeroPolicy(), environments.spec, EnvConfig(id="Countdown"), 2)
+    return ActingLoop(environments, decider, seed=0)
+
+
 def test_evaluation_takes_the_same_number_of_episodes_from_each_environment(closing):
     """The first finished ones would all be those of the environment with short episodes."""
     lengths = iter([1, 4])
     environments = own(lambda: Countdown(next(lengths)))
     closing.append(environments)
-    loop = ActingLoop(environments, greedy(ZeroPolicy(), environments.spec, 2), seed=0)
+    loop = evaluation_of(environments)
     assert play_episodes(loop, 2, 6, lambda: True) == [5.0] * 3 + [20.0] * 3
 
 
@@ -724,7 +763,7 @@ class BothEnds(Countdown):
 def test_episode_that_is_terminated_and_truncated_at_once_is_one_episode(closing):
     environments = own(BothEnds)
     closing.append(environments)
-    loop = ActingLoop(environments, greedy(ZeroPolicy(), environments.spec, 2), seed=0)
+    loop = evaluation_of(environments)
     assert play_episodes(loop, 2, 4, lambda: True) == [15.0] * 4
     assert loop.episodes == 4 and loop.env_steps == 12
 
@@ -732,7 +771,7 @@ def test_episode_that_is_terminated_and_truncated_at_once_is_one_episode(closing
 def test_evaluation_ends_early_when_told_to(closing):
     environments = own(Countdown)
     closing.append(environments)
-    loop = ActingLoop(environments, greedy(ZeroPolicy(), environments.spec, 2), seed=0)
+    loop = evaluation_of(environments)
     answers = iter([True, True, False])
     assert play_episodes(loop, 2, 2, lambda: next(answers)) is None
     assert loop.env_steps == 4

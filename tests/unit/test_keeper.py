@@ -231,10 +231,10 @@ def test_the_deduplication_table_outlives_the_segments_of_a_silent_producer(tmp_
 def test_refused_chunks_keep_their_numbers_and_take_no_room_on_the_disk(tmp_path):
     with life(tmp_path) as first:
         first.insert(1)
-        before = first.keeper.status()["log_bytes"]
+        before = first.keeper.status().log_bytes
         for seq in range(1, 501):
             assert first.keeper.insert("actor_000", 1, seq, None)
-        assert first.keeper.status()["log_bytes"] == before
+        assert first.keeper.status().log_bytes == before
         assert first.keeper.producers["actor_000"] == ProducerMark(1, 500)
         assert first.keeper.insert("actor_000", 1, 501, vector_chunk([2]))
     with life(tmp_path) as second:
@@ -248,7 +248,7 @@ def test_a_server_that_is_killed_before_its_first_save_leaves_no_longer_log_each
         with life(tmp_path, segment_mb=0.001) as one:
             one.insert(*range(6))
             one.insert(*range(6))
-            sizes.append(one.keeper.status()["log_bytes"])
+            sizes.append(one.keeper.status().log_bytes)
     assert max(sizes) < 2.5 * sizes[0], sizes
 
 
@@ -403,7 +403,7 @@ def test_off_takes_what_is_there_and_keeps_nothing_more(tmp_path):
     with life(tmp_path, durability="off", die=False) as second:
         assert list(second.items().values()) == [1, 2]
         assert not second.insert(3) and not second.keeper.commit()
-        assert second.keeper.status()["durable"] is False
+        assert second.keeper.status().durable is False
     assert not list((tmp_path / "replay").iterdir())
 
 
@@ -483,7 +483,7 @@ def test_after_a_sync_that_failed_nothing_before_it_is_called_durable(
                 assert not only.keeper.commit()
             else:
                 only.clock.now += insert_log.SYNC_PERIOD_S
-                wait_until(lambda: only.keeper.status()["alarm"], turn=only.keeper.tick)
+                wait_until(lambda: only.keeper.status().alarm, turn=only.keeper.tick)
         only.clock.now += insert_log.RETRY_S
         assert only.insert(3) and only.keeper.commit(), "the disk takes the log again"
         assert only.keeper.save().result() == {"items": 3, "durable": False}

@@ -18,7 +18,9 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = Path(sys.executable).parent
-HEAVY = ("torch", "gymnasium", "zmq", "tensorboardX", "safetensors", "ale_py", "supervisor")
+HEAVY = (
+    "torch", "gymnasium", "zmq", "tensorboardX", "safetensors", "ale_py", "supervisor", "psutil",
+)  # fmt: skip
 PICKLES = ("pickle", "cloudpickle", "dill", "multiprocess")
 
 
@@ -39,10 +41,10 @@ def test_loaded_modules_are_seen():
 @pytest.mark.parametrize(
     ("module", "absent"),
     [
-        ("apex.daemons.replay.daemon", {"torch", "gymnasium", "safetensors", "ale_py"}),
+        ("apex.daemons.replay.daemon", {"torch", "gymnasium", "safetensors", "ale_py", "psutil"}),
         ("apex.daemons.replay.client", {"torch", "gymnasium", "safetensors"}),
         ("apex.wire.server", {"torch", "gymnasium", "safetensors"}),
-        ("apex.daemons.actor.daemon", {"torch", "safetensors"}),
+        ("apex.daemons.actor.daemon", {"torch", "safetensors", "psutil"}),
         ("apex.daemons.actor.central", {"torch", "safetensors", "gymnasium"}),
         ("apex.daemons.inference.endpoint", {"gymnasium"}),
         ("apex.acting.sequence_accumulator", {"torch", "zmq", "gymnasium"}),
@@ -50,6 +52,7 @@ def test_loaded_modules_are_seen():
         ("apex.acting.agent", {"torch", "zmq", "gymnasium"}),
         ("apex.acting.transition_accumulator", {"torch", "zmq", "gymnasium"}),
         ("apex.envs.registry", {"torch", "zmq"}),
+        ("apex.runs.provenance", {"torch", "zmq", "gymnasium"}),
         ("apex.replay.table.table", {"torch", "zmq", "gymnasium"}),
         ("apex.algos.registry", {"zmq", "gymnasium"}),
         ("apex.config.sections", {"torch", "zmq", "gymnasium", "numpy"}),

@@ -6,6 +6,7 @@ import pytest
 
 from apex.daemons.learner import membership as membership_module
 from apex.daemons.learner.membership import Membership
+from apex.daemons.status.reports import ActorReport, EvaluationsReport
 from apex.errors import RefusedError
 from apex.runs.checkpoint import ActorRecord
 from apex.wire.messages import EvaluationReport, Heartbeat
@@ -21,11 +22,11 @@ def make(
 
 
 def beat(steps: int = 0, phase: str = "stepping") -> Heartbeat:
-    return Heartbeat(phase=phase, progress=steps, env_steps=steps)
+    return Heartbeat(phase=phase, env_steps=steps)
 
 
 def states(membership: Membership) -> dict[str, str]:
-    return {row["actor_id"]: row["state"] for row in membership.actors()}
+    return {row.actor_id: row.state for row in membership.actors()}
 
 
 def test_configured_actor_has_the_slot_of_its_number_in_any_order():
@@ -49,6 +50,55 @@ def test_returning_actor_has_its_old_slot_and_a_new_incarnation():
     again = membership.greet(hello("extra_b", epoch=2))
     assert [w.slot for w in (first, same, again)] == [2, 2, 2]
     assert [w.incarnation for w in (first, same, again)] == [0, 0, 1]
+
+
+def given(membership: Membership, name: str, epoch: int) -> tuple[int, int]:
+    """The slot and incarnation of one start, which its seeds are made of."""
+    welcome = membership.greet(hello(name, epoch=epoch))
+    return welcome.slot, welcome.incarnation
+
+
+def test_no_incarnation_of_a_slot_is_given_twice_whoever_has_it():
+    membership, clock = make(1)
+    places = [given(membership, "actor_000", 1), given(membership, "extra_a", 1)]
+    clock.now += 30.5  # both are silent, and the slot of the extra one is free
+    places.append(given(membership, "extra_b", 2))
+    places.append(given(membership, "extra_a", 3))
+    places.append(given(membership, "actor_000", 2))
+    clock.now += 30.5
+    places += [given(membership, name, 4) for name in ("extra_c", "extra_a", "extra_b")]
+    assert places == [(0, 0), (1, 0), (1, 1), (2, 0), (0, 1), (1, 2), (2, 1), (3, 0)]
+
+
+def test_an_actor_whose_slot_was_given_away_meanwhile_gets_an_incarnation_of_its_new_one():
+    membership, clock = make(1)
+    assert given(membership, "extra_a", 1) == (1, 0)
+    membership.heartbeat(hello("extra_a"), beat(500))
+    clock.now += 30.5
+    assert given(membership, "extra_b", 1) == (1, 1)
+    assert given(membership, "extra_c", 1) == (2, 0)
+    clock.now += 30.5
+    membership.heartbeat(hello("extra_b"), beat())
+    membership.heartbeat(hello("extra_c"), beat())
+    assert given(membership, "extra_a", 1) == (3, 0), "the same process, in a new slot"
+    membership.heartbeat(hello("extra_a"), beat(510))
+    assert membership.env_steps == 510, "and its steps are not counted again"
+
+
+@pytest.mark.parametrize("saved", [None, 1, 2, 3], ids="checkpoint_of_start_{}".format)
+def test_no_incarnation_is_given_twice_across_starts_of_the_learner(saved):
+    """Whatever its checkpoint has of the actors that came after it, or none at all."""
+    records: dict[str, ActorRecord] = {}
+    places, epoch = [], 0
+    for start in range(4):
+        membership = Membership(2, 5, 0, records, Clock(), start)
+        for _ in range(3):
+            epoch += 1
+            places += [given(membership, name, epoch) for name in ("actor_000", "actor_001", "x")]
+        if start == saved:
+            records = dict(membership.records)
+    assert len(places) == 36 == len(set(places))
+    assert places[:3] == [(0, 0), (1, 0), (2, 0)], "the first ones are the same in each run"
 
 
 def test_slot_of_an_extra_actor_is_free_after_thirty_seconds_of_silence():
@@ -92,18 +142,18 @@ def test_rows_are_sorted_by_slot_and_show_the_last_heartbeat():
     membership.heartbeat(
         hello("actor_001"),
         Heartbeat(
-            phase="stepping", progress=9, param_version=3, env_steps=40, env_steps_per_s=12.34,
+            phase="stepping", param_version=3, env_steps=40, env_steps_per_s=12.34,
             episodes=2, mean_return=-20.5,
         ),
     )  # fmt: skip
     clock.now += 1.5
     rows = membership.actors()
-    assert [row["slot"] for row in rows] == [0, 1, 2]
-    assert rows[1] == {
-        "actor_id": "actor_001", "slot": 1, "pid": 77, "state": "stepping", "env_steps": 40,
-        "env_steps_per_s": 12.3, "param_version": 3, "heartbeat_age_s": 1.5, "episodes": 2,
-        "mean_return": -20.5, "env_faults": 0,
-    }  # fmt: skip
+    assert [row.slot for row in rows] == [0, 1, 2]
+    assert rows[1] == ActorReport(
+        actor_id="actor_001", slot=1, pid=77, state="stepping", env_steps=40,
+        env_steps_per_s=12.3, param_version=3, heartbeat_age_s=1.5, episodes=2,
+        mean_return=-20.5, env_faults=0,
+    )  # fmt: skip
 
 
 def test_env_steps_add_up_over_actors_and_their_restarts():
@@ -166,7 +216,7 @@ def test_an_evaluator_with_an_actors_name_is_not_taken_for_it():
     assert membership.greet(false).slot == -1
     membership.heartbeat(false, beat(700))
     assert membership.knows(hello("actor_000", epoch=5)) and membership.env_steps == 10
-    assert [row["env_steps"] for row in membership.actors()] == [10]
+    assert [row.env_steps for row in membership.actors()] == [10]
 
 
 def test_all_steps_stay_a_number_that_can_be_sent():
@@ -179,9 +229,7 @@ def test_all_steps_stay_a_number_that_can_be_sent():
 
 def test_the_mean_of_large_returns_is_finite():
     membership, _ = make(1)
-    report = EvaluationReport(
-        param_version=1, learner_step=1, env_steps=1, train_s=1.0, returns=(1.5e308, 1.5e308)
-    )
+    report = EvaluationReport(returns=(1.5e308, 1.5e308))
     assert membership.evaluation(report) == 1.5e308
 
 
@@ -192,7 +240,7 @@ def test_env_steps_are_not_counted_again_when_an_extra_actor_was_away():
     membership.heartbeat(hello("extra"), beat(0))
     membership.heartbeat(hello("extra"), beat(5000))
     clock.now += 60
-    assert membership.actors() == []
+    assert membership.actors() == ()
     membership.greet(hello("extra", epoch=1))
     membership.heartbeat(hello("extra"), beat(5010))
     assert membership.env_steps == 5010
@@ -201,9 +249,9 @@ def test_env_steps_are_not_counted_again_when_an_extra_actor_was_away():
 def test_evaluator_has_no_slot_and_is_no_actor():
     membership, _ = make(1)
     assert membership.greet(hello("evaluator", "evaluator")).slot == -1
-    assert membership.actors() == [] and membership.evaluator()["phase"] is None
-    membership.heartbeat(hello("evaluator", "evaluator"), Heartbeat(phase="evaluating", progress=1))
-    assert membership.actors() == [] and membership.evaluator()["phase"] == "evaluating"
+    assert membership.actors() == () and membership.evaluator().phase is None
+    membership.heartbeat(hello("evaluator", "evaluator"), Heartbeat(phase="evaluating"))
+    assert membership.actors() == () and membership.evaluator().phase == "evaluating"
     assert membership.greet(hello("extra")).slot == 1
 
 
@@ -218,18 +266,13 @@ def test_member_is_known_by_name_and_epoch():
 def test_evaluations_give_means_and_the_best_whole_one():
     membership, _ = make(1)
     means = [
-        membership.evaluation(
-            EvaluationReport(
-                param_version=1, learner_step=1, env_steps=1, train_s=1.0, returns=returns
-            )
-        )
+        membership.evaluation(EvaluationReport(returns=returns))
         for returns in ((1.0, 3.0), (-5.0, 21.0, 2.0), (0.0, 0.0))
     ]
     assert means == [2.0, 6.0, 0.0]
-    assert membership.evaluator() == {
-        "phase": None, "env_faults": 0,
-        "episodes": 7, "mean_return": 0.0, "best_mean_return": 6.0,
-    }  # fmt: skip
+    assert membership.evaluator() == EvaluationsReport(
+        phase=None, env_faults=0, episodes=7, mean_return=0.0, best_mean_return=6.0
+    )
     assert membership.best_return == pytest.approx(6.0)
 
 
@@ -248,8 +291,8 @@ def test_who_is_forgotten_for_the_many_that_came_and_left_greets_again(monkeypat
     membership.greet(hello("actor_000"))
     for name in ("a", "b", "c", "d"):
         membership.greet(hello(name))
-        membership.heartbeat(hello(name), Heartbeat(phase="leaving", progress=0))
+        membership.heartbeat(hello(name), Heartbeat(phase="leaving"))
     assert not membership.knows(hello("actor_000"))
     membership.greet(hello("actor_000"))
-    membership.heartbeat(hello("actor_000"), Heartbeat(phase="stepping", progress=1, env_steps=7))
+    membership.heartbeat(hello("actor_000"), Heartbeat(phase="stepping", env_steps=7))
     assert membership.env_steps == 7

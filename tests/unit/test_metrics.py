@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import struct
 from pathlib import Path
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import RecordWriter
 
 from apex.daemons.metrics import JsonLines, MetricsLog, Rate
 from tests.support.clock import Clock
@@ -117,12 +120,41 @@ def test_metrics_log_writes_time_step_and_null_for_what_is_not_finite(tmp_path):
     ]
 
 
-def test_event_files_stay_bounded_and_are_written(tmp_path):
+def event_records(path: Path) -> list[bytes]:
+    """The events of a file in TensorBoard's format: lengths, data, and a checksum after each."""
+    data, found = path.read_bytes(), []
+    while data:
+        (length,) = struct.unpack("<Q", data[:8])
+        found.append(data[12 : 12 + length])
+        data = data[16 + length :]
+    return found
+
+
+def test_event_file_has_what_tensorboardx_itself_would_write(tmp_path):
+    log = MetricsLog(tmp_path, "learner", 1.0, tensorboard=True, clock=lambda: 12.5)
+    log.write({"loss": 0.5, "name": "no number", "q mean": 2}, step=7)
+    log.close()
+    (path,) = (tmp_path / "tensorboard" / "learner").iterdir()
+    first, second = event_records(path)
+    assert Event.FromString(first).file_version == "brain.Event:2"
+    event = Event.FromString(second)
+    assert (event.wall_time, event.step) == (12.5, 7)
+    assert [(v.tag, v.simple_value) for v in event.summary.value] == [("loss", 0.5), ("q_mean", 2)]
+    expected = RecordWriter(str(tmp_path / "expected"))
+    for record in (first, second):
+        expected.write(record)
+    expected.close()
+    assert path.read_bytes() == (tmp_path / "expected").read_bytes()
+
+
+def test_event_files_stay_bounded_and_keep_the_newest(tmp_path):
     log = MetricsLog(tmp_path, "learner", 0.02, tensorboard=True)
+    folder = tmp_path / "tensorboard" / "learner"
     for step in range(2000):
         log.write({"loss": 0.5, "name": "no number"}, step=step)
+        if step % 100 == 0:
+            assert sum(path.stat().st_size for path in folder.iterdir()) <= 2 * 20_100
     log.close()
-    events = list((tmp_path / "tensorboard" / "learner").iterdir())
-    assert events and sum(path.stat().st_size for path in events) > 0
-    assert sum(path.stat().st_size for path in events) <= 3 * 20_000
+    newest = max(folder.iterdir())
+    assert Event.FromString(event_records(newest)[-1]).step == 1999
     assert sum(path.stat().st_size for path in tmp_path.glob("*.jsonl*")) <= 2 * 20_200

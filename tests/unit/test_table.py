@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from apex.config.loading import parse
 from apex.data import frame_compression
 from apex.data.chunks import Chunk, FrameRanges
 from apex.data.schema import Column, FramesColumn, Schema
@@ -12,17 +13,29 @@ from apex.errors import CorruptItemsError, EmptyTableError, SchemaError
 from apex.replay.table.rate_limiter import RateLimiter
 from apex.replay.table.selectors import make_selector
 from apex.replay.table.table import Table
+from apex.replay.table.table import make_table as table_of
 from tests.support.builders import FRAME_SCHEMA, VECTOR_SCHEMA, frame_chunk, vector_chunk
 
 
 def make_table(
     capacity: int = 4, schema: Schema = VECTOR_SCHEMA, selector: str = "prioritized",
-    times: int = 0, first_id: int = 0,
+    times: int = 0, seed: int = 0, first_id: int = 0,
 ) -> Table:  # fmt: skip
     limiter = RateLimiter(min_size=1, samples_per_insert=0, tolerance=0)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     chooser = make_selector(selector, capacity, 1.0)
     return Table(schema, capacity, chooser, limiter, times, rng, first_id)
+
+
+def test_a_server_that_was_started_again_draws_otherwise_than_before():
+    raw = {"env": {"id": "X-v0"}, "algorithm": {"name": "x"}, "run": {"seed": 5}}
+    draws = []
+    for starts in (0, 1, 2, 0):
+        table = table_of(parse(raw), VECTOR_SCHEMA, 0, starts)
+        table.insert(vector_chunk(range(200)))
+        draws.append(table.sample(32).item_ids.tolist())
+    assert draws[3] == draws[0], "a run's first table draws as that of any run with its seed"
+    assert len(set(map(tuple, draws))) == 3
 
 
 def contents(table: Table, draws: int = 500) -> dict[int, int]:
@@ -130,6 +143,56 @@ def test_item_goes_after_max_times_sampled_draws():
     assert len(table) == 0 and table.counters.exhausted == 1
     table.insert(vector_chunk([8]))
     assert table.sample(1).columns["action"].tolist() == [8] and len(table) == 1
+
+
+@pytest.mark.parametrize("selector", ["prioritized", "uniform"])
+@pytest.mark.parametrize(
+    ("items", "batch", "times"), [(4, 8, 2), (4, 4, 2), (1, 3, 3), (30, 32, 3)]
+)
+def test_no_item_is_drawn_more_often_than_it_may_be_in_one_batch(selector, items, batch, times):
+    """However much of the mass is one item's, and however small the table."""
+    for seed in range(20):
+        table = make_table(capacity=32, selector=selector, times=times, seed=seed)
+        table.insert(vector_chunk(range(items), [1e6, *[1.0] * (items - 1)]))
+        drawn = table.sample(batch).item_ids.tolist()
+        counts = np.bincount(drawn, minlength=items)
+        assert len(drawn) == batch and counts.max() <= times
+        assert table.state().item_ids.tolist() == np.flatnonzero(counts < times).tolist()
+        while len(table):
+            drawn += table.sample(1).item_ids.tolist()
+        assert np.bincount(drawn).tolist() == [times] * items
+        assert table.counters.exhausted == items
+
+
+def test_items_that_are_drawn_in_place_of_exhausted_ones_have_the_probabilities_of_then():
+    table = make_table(capacity=4, times=1)
+    table.insert(vector_chunk([0, 1, 2], [97.0, 2.0, 1.0]))
+    samples = table.sample(3)
+    assert sorted(samples.item_ids.tolist()) == [0, 1, 2] and len(table) == 0
+    by_id = dict(zip(samples.item_ids.tolist(), samples.probabilities.tolist()))
+    # All three draws fell on item 0. Of the two others item 1 has two thirds of the mass, and
+    # item 2 a third, or all of it where both draws fell on item 1.
+    assert (by_id[0], by_id[1]) == pytest.approx((0.97, 2 / 3))
+    assert by_id[2] in (pytest.approx(1 / 3), pytest.approx(1.0))
+
+
+def test_table_is_as_it_was_where_a_batch_needs_more_draws_than_its_items_allow():
+    table = make_table(capacity=4, times=2)
+    table.insert(vector_chunk([0, 1, 2], [5.0, 1.0, 0.0]))
+    before = table.state()
+    with pytest.raises(EmptyTableError):
+        table.sample(5)  # twice each of two items; the third has no mass
+    after = table.state()
+    assert after.item_ids.tolist() == [0, 1, 2] and after.priorities.tolist() == [5.0, 1.0, 0.0]
+    assert after.times_sampled.tolist() == before.times_sampled.tolist() == [0, 0, 0]
+    assert table.counters.sampled == table.limiter.sampled == 0
+    assert sorted(table.sample(4).item_ids.tolist()) == [0, 0, 1, 1] and len(table) == 1
+
+
+def test_draws_of_a_queue_are_those_of_before_its_items_may_be_served_twice():
+    table = make_table(capacity=8, selector="fifo", times=2)
+    table.insert(vector_chunk([1, 2, 3]))
+    assert [table.sample(2).columns["action"].tolist() for _ in range(3)] == [[1, 2], [1, 2], [3]]
 
 
 def test_sample_raises_when_all_priorities_are_zero():

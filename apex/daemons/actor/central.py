@@ -24,7 +24,7 @@ class CentralInference:
 
     def __init__(self, service: Service) -> None:
         self._act = ActClient(
-            service.endpoints.of("inference.act"), service.hello("actor"), service.facts.env
+            service.endpoints.of("inference.act"), service.hello(), service.facts.env
         )
 
     @property

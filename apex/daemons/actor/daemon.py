@@ -17,6 +17,7 @@ import numpy as np
 from apex.acting.exploration import environments_seed
 from apex.acting.loop import ActingLoop, Decider
 from apex.config.sections import Config
+from apex.daemons.catalog import ACTOR
 from apex.daemons.command import run_from_options, run_options
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.learner.parameter_versions import Publication
@@ -120,13 +121,13 @@ class ActorDaemon:
         self._recreation = Recreation(make)
         self._environments = self._recreation.first(made_before=service.restarted)
         self._learner = learner or LearnerClient(
-            service.endpoints.of("learner.params"), service.hello("actor")
+            service.endpoints.of("learner.params"), service.hello()
         )
         self._inference = inference or _inference_of(self._config)(
             service, extensions, self._learner
         )
         self._poller = poller or Poller(self._learner.client, self._inference.client)
-        self._attached = actor_index(service.name) >= self._config.actor.count
+        self._attached = service.spec.index(service.name) >= self._config.actor.count
         self._loop: ActingLoop | None = None
         self._begin: Callable[[Environments], None] | None = None
         """Begins episodes, once the learner has given this actor its place."""
@@ -240,11 +241,10 @@ class ActorDaemon:
     def _heartbeat(self) -> Heartbeat:
         loop = self._loop
         if loop is None:
-            return Heartbeat(phase=self._phase, progress=0, env_faults=self._recreation.faults)
+            return Heartbeat(phase=self._phase, env_faults=self._recreation.faults)
         returns = loop.recent_returns
         return Heartbeat(
             phase=self._phase,
-            progress=loop.env_steps,
             param_version=self._learner.param_version,
             env_steps=loop.env_steps,
             env_steps_per_s=self._rate.per_second(),
@@ -294,14 +294,4 @@ def main(run: Path | None, config: Path | None, endpoints: Path | None, index: i
     except UsageError as error:
         raise click.UsageError(str(error)) from None
     preload(directory)
-    serve(directory, actor_name(index), body)
-
-
-def actor_name(index: int) -> str:
-    """`actor_003` for 3."""
-    return f"actor_{index:03d}"
-
-
-def actor_index(name: str) -> int:
-    """3 for `actor_003`."""
-    return int(name.removeprefix("actor_"))
+    serve(directory, ACTOR.name(index), body)

@@ -47,7 +47,7 @@ class LocalInference:
         self._policy = self._algorithm.policy()
         self._learner = learner
         self._replay = replay or InsertClient(
-            service.endpoints.of("replay.insert"), service.hello("actor")
+            service.endpoints.of("replay.insert"), service.hello()
         )
         self._decider: LocalDecider | None = None
         self._backlog: deque[Chunk] = deque()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from apex.acting.agent import greedy
+from apex.acting.exploration import evaluation_seed
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.base import Policy
 from apex.algos.registry import make_algorithm
@@ -34,8 +35,6 @@ from apex.wire.sockets import Poller
 log = logging.getLogger("apex.daemons.evaluator.daemon")
 
 WAIT_S = 0.2
-EVALUATION_SEED = 1_000_003
-"""Added to the run's seed: other episodes than the actors', where an environment has so many."""
 
 
 class EvaluatorDaemon:
@@ -74,7 +73,7 @@ class EvaluatorDaemon:
         self._unplayed: Publication | None = None
         """What was being played when the environments failed."""
         self._learner = learner or LearnerClient(
-            service.endpoints.of("learner.params"), service.hello("evaluator")
+            service.endpoints.of("learner.params"), service.hello()
         )
         self._poller = poller or Poller(self._learner.client)
         self._metrics = MetricsLog(
@@ -113,7 +112,7 @@ class EvaluatorDaemon:
         """Evaluate; what a failing environment cuts short is played again from its beginning."""
         try:
             self._unplayed = None
-            self._evaluate(publication)
+            self.evaluate(publication)
         except EnvFaultError as error:
             self._unplayed = publication
             close(self._environments)
@@ -141,23 +140,21 @@ class EvaluatorDaemon:
 
     def _poll(self, phase: Phase) -> Publication | None:
         self._service.beat()
-        self._learner.heartbeat(
-            lambda: Heartbeat(phase=phase, progress=self._count, env_faults=self._recreation.faults)
-        )
+        self._learner.heartbeat(lambda: Heartbeat(phase=phase, env_faults=self._recreation.faults))
         return self._learner.poll()
 
-    def _evaluate(self, publication: Publication) -> None:
+    def evaluate(self, publication: Publication) -> None:
+        """Play whole episodes with published parameters, and report what came of it."""
         assert self._environments is not None
         config = self._config.evaluator
         started, cpu_started = self._clock(), time.process_time()
         log.info("learner step %d: playing %d episodes", publication.learner_step, config.episodes)
         self._policy.load(parameters.decode(publication.data))
+        faults = self._recreation.faults
         loop = ActingLoop(
             self._environments,
-            greedy(self._policy, self._environments.spec, config.num_envs),
-            seed=self._config.run.seed
-            + EVALUATION_SEED
-            + (self._count + self._recreation.faults) * config.num_envs,
+            greedy(self._policy, self._environments.spec, self._config.env, config.num_envs),
+            seed=evaluation_seed(self._config.run.seed, publication.param_version, faults),
         )
         returns = play_episodes(loop, config.num_envs, config.episodes, self._proceed)
         if returns is None:
@@ -190,15 +187,7 @@ class EvaluatorDaemon:
         better = self._kept is None or mean > self._kept
         if better and keep_best(self._service.run, publication, mean):
             self._kept = mean
-        self._learner.report(
-            EvaluationReport(
-                param_version=publication.param_version,
-                learner_step=publication.learner_step,
-                env_steps=publication.env_steps,
-                train_s=publication.train_s,
-                returns=tuple(returns),
-            )
-        )
+        self._learner.report(EvaluationReport(returns=tuple(returns)))
         values = evaluation_values(publication, returns, seconds, cpu_s)
         self._metrics.write({**values, "best_mean_return": self._best}, step=publication.env_steps)
 

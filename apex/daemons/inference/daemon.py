@@ -7,7 +7,6 @@ import os
 import time
 from collections import deque
 from functools import partial
-from typing import Any
 
 from apex.algos.agent_factory import make_agent
 from apex.algos.base import Algorithm
@@ -18,6 +17,7 @@ from apex.daemons.learner.client import LearnerClient
 from apex.daemons.metrics import MetricsLog, Rate
 from apex.daemons.replay.client import InsertClient
 from apex.daemons.service import Service
+from apex.daemons.status.reports import InferenceReport, to_wire
 from apex.data.chunks import Chunk
 from apex.host import process_tuning
 from apex.networks import parameters
@@ -47,7 +47,7 @@ class InferenceDaemon:
         self._policy = algorithm.policy()
         self._policy.to(process_tuning.pick_device(config.inference.device, "inference.device"))
         self._learner_step = 0
-        hello = service.hello("inference")
+        hello = service.hello()
         self._learner = LearnerClient(service.endpoints.of("learner.params"), hello)
         self._replay = InsertClient(service.endpoints.of("replay.insert"), hello)
         self._acts = ActEndpoint(
@@ -56,7 +56,7 @@ class InferenceDaemon:
             service.facts,
             partial(make_agent, algorithm, config, self._policy.core_size),
             status=self.status,
-            stop=service.stop,
+            starts=service.starts,
         )
         self._poller = Poller(self._acts.server, self._learner.client, self._replay.client)
         self._backlog: deque[Chunk] = deque()
@@ -136,29 +136,29 @@ class InferenceDaemon:
                 break
             self._poll(IDLE_WAIT_S)
 
-    def status(self) -> dict[str, Any]:
-        """How the server is, as plain values."""
+    def status(self) -> InferenceReport:
+        """How the server is."""
         batches = self._batches.per_second()
-        return {
-            "state": "waiting" if self._learner.param_version < 0 else "running",
-            "pid": os.getpid(),
-            "device": str(self._policy.device),
-            "actors": self._acts.agents,
-            "decisions_per_s": round(self._decided.per_second(), 1),
-            "batch_mean": round(self._decided.per_second() / batches, 2) if batches else 0.0,
-            "batches_per_s": round(batches, 1),
-            "busy_fraction": round(min(1.0, self._busy.per_second()), 4),
-            "param_version": self._learner.param_version,
-            "learner_step": self._learner_step,
-            "inserted_items": self._replay.inserted_items,
-            "backlog_chunks": len(self._backlog),
-            "refused": sum(self._acts.server.refused.values()),
-            **connections(),
-        }
+        return InferenceReport(
+            state="waiting" if self._learner.param_version < 0 else "running",
+            pid=os.getpid(),
+            device=str(self._policy.device),
+            actors=self._acts.agents,
+            decisions_per_s=round(self._decided.per_second(), 1),
+            batch_mean=round(self._decided.per_second() / batches, 2) if batches else 0.0,
+            batches_per_s=round(batches, 1),
+            busy_fraction=round(min(1.0, self._busy.per_second()), 4),
+            param_version=self._learner.param_version,
+            learner_step=self._learner_step,
+            inserted_items=self._replay.inserted_items,
+            backlog_chunks=len(self._backlog),
+            refused=sum(self._acts.server.refused.values()),
+            **connections()._asdict(),
+        )
 
     def _write_metrics(self) -> None:
-        status = self.status()
         left_out = ("pid", "device", "state")
+        status = to_wire(self.status())
         values = {key: value for key, value in status.items() if key not in left_out}
         self._metrics.write({**values, "batch_max": self._largest}, step=self._total)
         self._largest = 0

@@ -7,7 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,18 +16,21 @@ from apex.acting.decisions import Exploration, Inputs, JoinedExploration
 from apex.algos.base import Policy
 from apex.config.sections import Config
 from apex.daemons.inference.client import FLAGS
+from apex.daemons.status.reports import InferenceReport, to_wire
 from apex.data.chunks import Chunk
 from apex.data.schema import Array, Arrays
 from apex.envs.spec import MAX_REWARD, EnvSpec, StepResult, good_rewards
 from apex.errors import SchemaError
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint
-from apex.wire.messages import Ack, Act, Actions, Leave, Shutdown, Status, StatusReply, Welcome
+from apex.wire.messages import Act, Actions, Leave, Status, StatusReply, Welcome
 from apex.wire.server import Request, Server
 
 log = logging.getLogger("apex.inference")
 
 MAX_AGENTS = 10_000
+AGENTS_A_START = 2**32
+"""More than a server ever makes for one start of an actor."""
 
 
 @dataclass
@@ -51,6 +54,27 @@ class _Question(NamedTuple):
     ended: Array
 
 
+class _AgentsMade:
+    """Numbers the agents of each start of an actor, so that none repeats another's exploration.
+
+    Args:
+        first: of an actor that is not known.
+    """
+
+    def __init__(self, first: int) -> None:
+        self._first = first
+        self._next: dict[tuple[int, int], int] = {}
+
+    def count(self, slot: int, incarnation: int) -> int:
+        """One more agent: a number that no agent of this slot and incarnation has had."""
+        number = self._next.get((slot, incarnation), self._first)
+        self._next[slot, incarnation] = number + 1
+        if len(self._next) > MAX_AGENTS:  # what is forgotten may have had any number until now
+            self._first = max(self._next.values())
+            self._next.clear()
+        return number
+
+
 class ActEndpoint:
     """Keeps an agent for each actor and decides for those that have asked, many at once.
 
@@ -62,9 +86,10 @@ class ActEndpoint:
         endpoint: where to bind.
         config: of the run.
         facts: of the run.
-        make_agent: makes the agent of a slot and incarnation.
+        make_agent: makes the agent of a slot and incarnation, with the number of those that may
+            have been made for them before.
         status: the daemon's own part of STATUS.
-        stop: called when an operator asks to stop.
+        starts: of the inference server in this run, before this one.
         clock: seconds, monotonic.
     """
 
@@ -73,10 +98,10 @@ class ActEndpoint:
         endpoint: Endpoint,
         config: Config,
         facts: RunFacts,
-        make_agent: Callable[[int, int], Agent],
+        make_agent: Callable[[int, int, int], Agent],
         *,
-        status: Callable[[], dict[str, Any]],
-        stop: Callable[[], None],
+        starts: int = 0,
+        status: Callable[[], InferenceReport],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spec = facts.env
@@ -85,18 +110,18 @@ class ActEndpoint:
         self._max_wait_s = config.inference.max_wait_ms / 1e3
         self._make_agent = make_agent
         self._status = status
-        self._stop = stop
         self._clock = clock
         self.server = Server(
             endpoint,
             facts.run_id,
             facts.schema.hash,
-            {"actor": (Act, Leave), "operator": (Status, Shutdown)},
+            {"actor": (Act, Leave), "operator": (Status,)},
             lambda peer: Welcome(instance=self.server.instance),
         )
         self._members: dict[str, _Member] = {}
         self._asking: OrderedDict[str, float] = OrderedDict()
         """Who waits for an answer, since when; first come, first served."""
+        self._made = _AgentsMade(starts * AGENTS_A_START)
         self._left: list[Chunk] = []
         """Of agents that are gone."""
 
@@ -119,11 +144,7 @@ class ActEndpoint:
             elif isinstance(message, Leave):
                 self._retire(request.peer.hello.member)
             elif isinstance(message, Status):
-                self.server.send(identity, StatusReply(status=self._status()))
-            elif isinstance(message, Shutdown):
-                log.info("asked to stop: %s", message.reason)
-                self.server.send(identity, Ack())
-                self._stop()
+                self.server.send(identity, StatusReply(status=to_wire(self._status())))
         self._forget_silent()
 
     def _take(self, request: Request, message: Act) -> None:
@@ -153,7 +174,8 @@ class ActEndpoint:
     def _begin(self, request: Request, question: _Question, member: _Member | None) -> None:
         hello, message = request.peer.hello, question.message
         if member is None:
-            agent = self._make_agent(message.slot, message.incarnation)
+            before = self._made.count(message.slot, message.incarnation)
+            agent = self._make_agent(message.slot, message.incarnation, before)
             member = _Member(request.peer.identity, hello.epoch, agent, message.seq)
             self._members[hello.member] = member
             if len(self._members) > MAX_AGENTS:

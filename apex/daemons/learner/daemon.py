@@ -8,7 +8,6 @@ import os
 import signal
 import sys
 import time
-from typing import Any
 
 from apex.algos.base import Algorithm
 from apex.algos.registry import check_schema, make_algorithm
@@ -17,12 +16,14 @@ from apex.daemons.command import daemon_command
 from apex.daemons.every import Every
 from apex.daemons.learner.checkpointing import Snapshots
 from apex.daemons.learner.device_batches import transfer_to
+from apex.daemons.learner.membership import Membership
 from apex.daemons.learner.parameter_server import ParamsServer
 from apex.daemons.learner.prefetcher import Prefetcher
 from apex.daemons.learner.trainer import Trainer, begin_training
 from apex.daemons.metrics import MetricsLog, Rate
 from apex.daemons.replay.client import SampleClient
 from apex.daemons.service import ENGINE_PID, Service
+from apex.daemons.status.reports import LearnerReport
 from apex.host import process_tuning
 from apex.host.files import replace_file
 from apex.plugins import NONE, Extensions
@@ -59,9 +60,9 @@ class LearnerDaemon:
             resumed.env_steps if resumed else 0,
             resumed.actors if resumed else {},
             self._trainer.board,
+            starts=service.starts,
             status=self.status,
             on_evaluation=self._trainer.evaluated,
-            on_shutdown=service.stop,
             on_snapshot=self._snapshots.ask,
         )
         self._server.membership.best_return = resumed.best_return if resumed else None
@@ -75,10 +76,15 @@ class LearnerDaemon:
         )
         self._server.start()
 
+    @property
+    def membership(self) -> Membership:
+        """The book of actors and evaluators."""
+        return self._server.membership
+
     def _connect(self) -> SampleClient:
         return SampleClient(
             self._service.endpoints.of("replay.sample"),
-            self._service.hello("learner"),
+            self._service.hello(),
             self._config.learner.batch_size,
         )
 
@@ -98,7 +104,7 @@ class LearnerDaemon:
             self._loop()
             orderly = True
         finally:
-            self._close(orderly)
+            self.close(orderly)
 
     def _loop(self) -> None:
         config, trainer = self._config.learner, self._trainer
@@ -130,7 +136,7 @@ class LearnerDaemon:
         self._trainer.update(batch)
         self._update_rate.add(1)
 
-    def _close(self, orderly: bool) -> None:
+    def close(self, orderly: bool) -> None:
         """End; with a checkpoint only where no exception may have left a broken state."""
         self._state = "draining"
         if orderly:
@@ -151,28 +157,29 @@ class LearnerDaemon:
         if self._service.supervised:
             os.kill(int(os.environ[ENGINE_PID]), signal.SIGTERM)
 
-    def status(self) -> dict[str, Any]:
-        """How the learner is, as plain values."""
-        trainer = self._trainer
-        newest = trainer.board.newest()
+    def status(self) -> LearnerReport:
+        """How the learner is."""
+        trainer, metrics = self._trainer, self._trainer.metrics
+        newest, rate = trainer.board.newest(), metrics.get("learning_rate")
         updates_per_s = self._update_rate.per_second()
-        return {
-            "state": self._state,
-            "pid": os.getpid(),
-            "device": str(self._device),
-            "learner_step": trainer.learner_step,
-            "updates_per_s": round(updates_per_s, 2),
-            "samples_per_s": round(updates_per_s * self._config.learner.batch_size, 1),
-            "data_wait_fraction": round(min(1.0, self._wait_rate.per_second()), 4),
-            "param_version": newest.param_version if newest else -1,
-            "train_s": round(trainer.train_s, 1),
-            "ready_batches": self._prefetcher.ready,
-            "skipped_updates": int(trainer.metrics.get("skipped_updates", 0)),
-            "corrupt_items": self._prefetcher.corrupt_items,
-            "rollbacks": trainer.rollbacks,
-            "alarm": trainer.alarm,
-            "outcome": trainer.outcome,
-        }
+        return LearnerReport(
+            state=self._state,
+            pid=os.getpid(),
+            device=str(self._device),
+            learner_step=trainer.learner_step,
+            updates_per_s=round(updates_per_s, 2),
+            samples_per_s=round(updates_per_s * self._config.learner.batch_size, 1),
+            data_wait_fraction=round(min(1.0, self._wait_rate.per_second()), 4),
+            param_version=newest.param_version if newest else -1,
+            train_s=round(trainer.train_s, 1),
+            ready_batches=self._prefetcher.ready,
+            skipped_updates=int(metrics.get("skipped_updates", 0)),
+            learning_rate=float(rate) if rate is not None else None,
+            corrupt_items=self._prefetcher.corrupt_items,
+            rollbacks=trainer.rollbacks,
+            alarm=trainer.alarm,
+            outcome=trainer.outcome,
+        )
 
     def _write_metrics(self) -> None:
         trainer, status = self._trainer, self.status()
@@ -181,7 +188,7 @@ class LearnerDaemon:
         self._metrics.write(
             {
                 **{key: float(value) for key, value in trainer.metrics.items()},
-                **{name: status[name] for name in figures},
+                **{name: getattr(status, name) for name in figures},
                 "env_steps": self._server.env_steps,
                 "item_staleness": trainer.item_staleness,
                 "table_items": self._prefetcher.table_items,
@@ -194,8 +201,8 @@ class LearnerDaemon:
         log.info(
             "learner step %d, %.1f updates/s, waits for data %.0f %%",
             trainer.learner_step,
-            status["updates_per_s"],
-            100 * status["data_wait_fraction"],
+            status.updates_per_s,
+            100 * (status.data_wait_fraction or 0.0),
         )
 
 

@@ -7,10 +7,11 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
+from apex.daemons.status.reports import ActorReport, EvaluationsReport
 from apex.errors import RefusedError
 from apex.runs.checkpoint import ActorRecord
 from apex.wire.messages import MAX_COUNT, EvaluationReport, Heartbeat, Hello, Welcome
@@ -20,6 +21,8 @@ SUSPECT_S = 3.0
 GONE_S = 30.0
 """Seconds of silence after which a member is gone and its slot is free."""
 MAX_MEMBERS = 10_000
+INCARNATIONS_A_START = 2**20
+"""More than a slot is ever given between two starts of the learner."""
 
 
 @dataclass
@@ -50,6 +53,8 @@ class Membership:
         env_steps: made before this start of the learner.
         records: of the actors, as of then.
         clock: seconds, monotonic.
+        starts: of the learner in this run, before this one: what it gave out then, `records` may
+            not say.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Membership:
         env_steps: int = 0,
         records: Mapping[str, ActorRecord] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        starts: int = 0,
     ) -> None:
         self._num_actors = num_actors
         self._instance = instance
@@ -71,6 +77,12 @@ class Membership:
         self.records = dict(records or {})
         """By name, an evaluator's with its role before it; of those that greeted last."""
         self.best_return: float | None = None
+        self._first_incarnation = starts * INCARNATIONS_A_START
+        self._next_incarnation: dict[int, int] = {}
+        """Of each slot."""
+        for record in self.records.values():
+            before = self._next_incarnation.get(record.slot, self._first_incarnation)
+            self._next_incarnation[record.slot] = max(before, record.incarnation + 1)
 
     def greet(self, hello: Hello) -> Welcome:
         """Admit a member; one that comes back keeps its slot.
@@ -84,16 +96,23 @@ class Membership:
             raise RefusedError(
                 f"{hello.name} was started again since; this older process must end", "superseded"
             )
+        slot = known.slot if known else self._assign_slot(hello, record.slot if record else -1)
         if record is None or record.epoch != hello.epoch:
-            incarnation = record.incarnation + 1 if record else 0
-            slot = record.slot if record else -1
-            record = ActorRecord(hello.epoch, incarnation, slot, 0)
-        slot = known.slot if known else self._assign_slot(hello, record.slot)
+            record = ActorRecord(hello.epoch, self._take_incarnation(slot), slot, 0)
+        elif record.slot != slot:  # it was silent, and another has its slot
+            incarnation = self._take_incarnation(slot)
+            record = msgspec.structs.replace(record, slot=slot, incarnation=incarnation)
         heartbeat = known.heartbeat if known and known.hello.epoch == hello.epoch else None
-        _put_last(self.records, key, msgspec.structs.replace(record, slot=slot))
+        _put_last(self.records, key, record)
         _put_last(self._members, key, Member(hello, slot, self._clock(), heartbeat))
         self._forget_first()
         return Welcome(instance=self._instance, slot=slot, incarnation=record.incarnation)
+
+    def _take_incarnation(self, slot: int) -> int:
+        """A number that no start in this slot has had: seeds are made of both."""
+        incarnation = self._next_incarnation.get(slot, self._first_incarnation)
+        self._next_incarnation[slot] = incarnation + 1
+        return incarnation
 
     def _forget_first(self) -> None:
         """Forget those that greeted first of too many; names are free, memory is not."""
@@ -150,42 +169,42 @@ class Membership:
         self.best_return = mean if self.best_return is None else max(self.best_return, mean)
         return mean
 
-    def actors(self) -> list[dict[str, Any]]:
+    def actors(self) -> tuple[ActorReport, ...]:
         """One row for each actor that is not gone, by slot."""
         self._forget_gone()
         rows = [self._row(m) for m in self._members.values() if m.hello.role == "actor"]
-        return sorted(rows, key=lambda row: row["slot"])
+        return tuple(sorted(rows, key=lambda row: row.slot or 0))
 
-    def _row(self, member: Member) -> dict[str, Any]:
+    def _row(self, member: Member) -> ActorReport:
         age = self._clock() - member.last_seen
-        beat = member.heartbeat or Heartbeat(phase="starting", progress=0)
+        beat = member.heartbeat or Heartbeat(phase="starting")
         state: str = beat.phase
         if age > GONE_S:
             state = "gone"
         elif age > SUSPECT_S:
             state = "suspect"
-        return {
-            "actor_id": member.hello.name,
-            "slot": member.slot,
-            "pid": member.hello.pid,
-            "state": state,
-            "env_steps": beat.env_steps,
-            "env_steps_per_s": round(beat.env_steps_per_s, 1),
-            "param_version": beat.param_version,
-            "heartbeat_age_s": round(age, 2),
-            "episodes": beat.episodes,
-            "mean_return": beat.mean_return,
-            "env_faults": beat.env_faults,
-        }
+        return ActorReport(
+            actor_id=member.hello.name,
+            slot=member.slot,
+            pid=member.hello.pid,
+            state=state,
+            env_steps=beat.env_steps,
+            env_steps_per_s=round(beat.env_steps_per_s, 1),
+            param_version=beat.param_version,
+            heartbeat_age_s=round(age, 2),
+            episodes=beat.episodes,
+            mean_return=beat.mean_return,
+            env_faults=beat.env_faults,
+        )
 
-    def evaluator(self) -> dict[str, Any]:
+    def evaluator(self) -> EvaluationsReport:
         """What the evaluations so far said, and what the evaluator does now."""
         beats = [m.heartbeat for m in self._members.values() if m.hello.role == "evaluator"]
         newest = beats[-1] if beats else None
-        return {
-            "phase": newest.phase if newest is not None else None,
-            "env_faults": newest.env_faults if newest is not None else 0,
-            "episodes": self._evaluations,
-            "mean_return": self._last_evaluation,
-            "best_mean_return": self.best_return,
-        }
+        return EvaluationsReport(
+            phase=newest.phase if newest is not None else None,
+            env_faults=newest.env_faults if newest is not None else 0,
+            episodes=self._evaluations,
+            mean_return=self._last_evaluation,
+            best_mean_return=self.best_return,
+        )

@@ -9,9 +9,11 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from apex.daemons.learner.membership import Membership
 from apex.daemons.learner.parameter_versions import PublicationBoard
+from apex.daemons.status.reports import LearnerAnswer, LearnerReport, to_wire
 from apex.runs.checkpoint import ActorRecord
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints
@@ -24,7 +26,6 @@ from apex.wire.messages import (
     Hello,
     NotModified,
     Params,
-    Shutdown,
     Snapshot,
     SnapshotReply,
     Status,
@@ -54,9 +55,9 @@ class ParamsServer:
         env_steps: made before this start.
         records: of the actors, as of then.
         board: where the training thread publishes.
+        starts: of the learner in this run, before this one.
         status: the learner's own part of STATUS; called on the serving thread.
         on_evaluation: called with each evaluation's mean return, on the serving thread.
-        on_shutdown: called when an operator asks to stop.
         on_snapshot: called when one asks for a snapshot, on the serving thread; the learner says
             `snapshot_taken` when it is there.
     """
@@ -70,9 +71,9 @@ class ParamsServer:
         records: Mapping[str, ActorRecord],
         board: PublicationBoard,
         *,
-        status: Callable[[], dict[str, Any]],
+        starts: int = 0,
+        status: Callable[[], LearnerReport],
         on_evaluation: Callable[[float], None],
-        on_shutdown: Callable[[], None],
         on_snapshot: Callable[[], None],
     ) -> None:
         self._server = Server(
@@ -83,16 +84,17 @@ class ParamsServer:
                 "actor": (GetParams, Heartbeat),
                 "evaluator": (GetParams, Heartbeat, EvaluationReport),
                 "inference": (GetParams,),
-                "operator": (Status, Shutdown, Snapshot),
+                "operator": (Status, Snapshot),
             },
             lambda peer: self._greet(peer.hello),
         )
-        self.membership = Membership(num_actors, self._server.instance, env_steps, records)
+        self.membership = Membership(
+            num_actors, self._server.instance, env_steps, records, starts=starts
+        )
         self._lock = threading.Lock()
         self._board = board
         self._status = status
         self._on_evaluation = on_evaluation
-        self._on_shutdown = on_shutdown
         self._on_snapshot = on_snapshot
         self._snapshot_askers: list[SnapshotAsker] = []
         self._snapshots: SimpleQueue[tuple[list[SnapshotAsker], dict[str, Any]]] = SimpleQueue()
@@ -150,15 +152,11 @@ class ParamsServer:
             self._server.send(identity, Ack())
             self._on_evaluation(mean)
         elif isinstance(message, Status):
-            self._server.send(identity, StatusReply(status=self.status()))
+            self._server.send(identity, StatusReply(status=to_wire(self.status())))
         elif isinstance(message, Snapshot):
             with self._lock:
                 self._snapshot_askers.append(SnapshotAsker(identity, message.snapshot_id))
             self._on_snapshot()
-        elif isinstance(message, Shutdown):
-            log.info("asked to stop: %s", message.reason)
-            self._server.send(identity, Ack())
-            self._on_shutdown()
 
     def snapshot_begins(self) -> list[SnapshotAsker]:
         """Who has asked for a snapshot until now; any thread may call it."""
@@ -187,19 +185,13 @@ class ParamsServer:
         if not known:
             self._server.refuse(request.peer.identity, "hello_required", "say HELLO again")
             return
-        self._server.send(
-            request.peer.identity,
-            HeartbeatAck(
-                learner_step=newest.learner_step if newest else 0,
-                param_version=newest.param_version if newest else -1,
-            ),
-        )
+        learner_step = newest.learner_step if newest else 0
+        self._server.send(request.peer.identity, HeartbeatAck(learner_step=learner_step))
 
     def _send_params(self, identity: bytes, newer_than: int) -> None:
         newest = self._board.newest()
         if newest is None or newest.param_version <= newer_than:
-            version, step = (newest.param_version, newest.learner_step) if newest else (-1, 0)
-            self._server.send(identity, NotModified(param_version=version, learner_step=step))
+            self._server.send(identity, NotModified())
             return
         self._server.send(
             identity,
@@ -213,19 +205,16 @@ class ParamsServer:
             {"parameters": np.frombuffer(newest.data, dtype=np.uint8)},
         )
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> LearnerAnswer:
         """The whole answer to STATUS."""
+        refused = sum(self._server.refused.values())
         with self._lock:
-            return {
-                "learner": {
-                    **self._status(),
-                    **connections(),
-                    "refused": sum(self._server.refused.values()),
-                },
-                "env_steps": self.membership.env_steps,
-                "actors": self.membership.actors(),
-                "evaluator": self.membership.evaluator(),
-            }
+            return LearnerAnswer(
+                learner=replace(self._status(), refused=refused, **connections()._asdict()),
+                env_steps=self.membership.env_steps,
+                actors=self.membership.actors(),
+                evaluator=self.membership.evaluator(),
+            )
 
     def close(self) -> None:
         """End the thread and unbind."""

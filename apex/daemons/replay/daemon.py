@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from apex.config.sections import Config
 from apex.daemons.command import daemon_command
@@ -16,6 +15,7 @@ from apex.daemons.metrics import MetricsLog
 from apex.daemons.replay.insert_endpoint import InsertEndpoint
 from apex.daemons.replay.sample_endpoint import SampleEndpoint
 from apex.daemons.service import Service
+from apex.daemons.status.reports import ReplayReport, to_wire
 from apex.errors import StopAskedError
 from apex.replay.log.durable_table import TableKeeper
 from apex.replay.table.table import make_table
@@ -36,10 +36,9 @@ class ReplayServer:
         config: of the run.
         endpoints: where to bind.
         facts: of the run.
-        stop: called when an operator asks to stop.
         folder: where the contents are kept, and an earlier server's found.
-        restarted: this run had a replay server before; the state is `recovering` until the
-            table is full enough to be sampled again.
+        starts: of a replay server in this run, before this one; after the first the state is
+            `recovering` until the table is full enough to be sampled again.
         clock_ns: nanoseconds since the epoch. Item ids begin there, so that those of a table that
             was lost with its server, which a learner may still hold, never name items of this one.
         progress: called often while an earlier server's contents are read.
@@ -50,10 +49,9 @@ class ReplayServer:
         config: Config,
         endpoints: Endpoints,
         facts: RunFacts,
-        stop: Callable[[], None],
         folder: Path,
         *,
-        restarted: bool = False,
+        starts: int = 0,
         clock_ns: Callable[[], int] = time.time_ns,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
@@ -61,16 +59,16 @@ class ReplayServer:
             folder,
             config.replay,
             facts,
-            lambda first_id: make_table(config, facts.schema, first_id),
+            lambda first_id: make_table(config, facts.schema, first_id, starts),
             clock_ns=clock_ns,
             progress=progress,
         )
         self.table = self._keeper.table
-        self._restarted = restarted
+        self._restarted = starts > 0
         self.inserts = InsertEndpoint(endpoints.of("replay.insert"), facts, self._keeper)
         """The endpoint of producers."""
         self.samples = SampleEndpoint(
-            endpoints.of("replay.sample"), facts, self._keeper, self.status, stop
+            endpoints.of("replay.sample"), facts, self._keeper, self.status
         )
         """The endpoint of the learner and of operators."""
         self._poller = Poller(self.inserts.server, self.samples.server)
@@ -96,28 +94,28 @@ class ReplayServer:
         self._restarted &= few and not self.samples.served
         return "recovering" if self._restarted else "running"
 
-    def status(self) -> dict[str, Any]:
-        """How the server is, as plain values."""
+    def status(self) -> ReplayReport:
+        """How the server is."""
         refused = self.inserts.server.refused + self.samples.server.refused
-        return {
-            "state": self._state,
-            "pid": os.getpid(),
-            "items": len(self.table),
-            "capacity": self.table.capacity,
-            "min_size": self.table.limiter.min_size,
-            "bytes": self.table.nbytes,
-            "inserts_per_s": round(self.inserts.rate.per_second(), 1),
-            "samples_per_s": round(self.samples.rate.per_second(), 1),
-            "waiting_inserts": self.inserts.waiting,
-            "waiting_samples": self.samples.waiting,
-            "producers": self.inserts.producers,
-            "duplicate_inserts": self.inserts.duplicates,
-            "refused": sum(refused.values()) + self.table.counters.refused_priorities,
-            "refused_by": dict(refused),
-            **connections(),
-            **self._keeper.status(),
+        return ReplayReport(
+            state=self._state,
+            pid=os.getpid(),
+            items=len(self.table),
+            capacity=self.table.capacity,
+            min_size=self.table.limiter.min_size,
+            bytes=self.table.nbytes,
+            inserts_per_s=round(self.inserts.rate.per_second(), 1),
+            samples_per_s=round(self.samples.rate.per_second(), 1),
+            waiting_inserts=self.inserts.waiting,
+            waiting_samples=self.samples.waiting,
+            producers=self.inserts.producers,
+            duplicate_inserts=self.inserts.duplicates,
+            refused=sum(refused.values()) + self.table.counters.refused_priorities,
+            refused_by=dict(refused),
             **asdict(self.table.counters),
-        }
+            **self._keeper.status()._asdict(),
+            **connections()._asdict(),
+        )
 
     def close(self) -> None:
         """Send what is under way, unbind, and save the contents."""
@@ -139,9 +137,8 @@ def body(service: Service) -> None:
         config,
         service.endpoints,
         service.facts,
-        service.stop,
         service.run.replay,
-        restarted=service.restarted,
+        starts=service.starts,
         progress=progress,
     )
     metrics = MetricsLog(
@@ -161,7 +158,7 @@ def body(service: Service) -> None:
             if time.monotonic() >= next_metrics:
                 next_metrics += METRICS_PERIOD_S
                 status = server.status()
-                metrics.write(status, step=status["inserted"])
+                metrics.write(to_wire(status), step=status.inserted)
     finally:
         server.close()
         metrics.close()

@@ -120,7 +120,7 @@ class InsertEndpoint:
             return
         committed = self._keeper.commit()
         for one in self._acknowledgements:
-            self._acknowledge(one.producer, one.seq, durable=one.logged and committed)
+            self._acknowledge(one.producer, one.seq, volatile=not (one.logged and committed))
         self._acknowledgements.clear()
 
     def _welcome(self, peer: Peer) -> Welcome:
@@ -164,8 +164,7 @@ class InsertEndpoint:
         if message.seq <= producer.last_seq:
             self.duplicates += 1
             if not self._waiting(producer):
-                volatile_seq = self._keeper.volatile_seq(producer.name, producer.epoch)
-                self._acknowledge(producer, message.seq, durable=message.seq > volatile_seq)
+                self._acknowledge(producer, message.seq)
             return
         if not producer.settled:  # from here on there is no gap, also if this one gets no room
             producer.last_seq, producer.settled = message.seq - 1, True
@@ -200,14 +199,12 @@ class InsertEndpoint:
             return None
         return chunk
 
-    def _acknowledge(self, producer: _Producer, seq: int, *, durable: bool) -> None:
+    def _acknowledge(self, producer: _Producer, seq: int, *, volatile: bool = False) -> None:
         volatile_seq = self._keeper.volatile_seq(producer.name, producer.epoch)
-        if not durable:
+        if volatile:
             volatile_seq = max(seq, volatile_seq)
-        self.server.send(
-            producer.identity,
-            InsertAck(seq=seq, credits=CREDITS, durable=durable, volatile_seq=volatile_seq),
-        )
+        ack = InsertAck(seq=seq, credits=CREDITS, volatile_seq=volatile_seq)
+        self.server.send(producer.identity, ack)
 
     def _insert(self, pending: _PendingInsert) -> None:
         producer = pending.producer

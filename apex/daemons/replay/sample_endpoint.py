@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from apex.config.sections import MAX_BATCH_SIZE
 from apex.daemons.metrics import Rate
+from apex.daemons.status.reports import ReplayReport, to_wire
 from apex.data.chunk_bytes import samples_to_arrays
 from apex.data.schema import Arrays
 from apex.errors import EmptyTableError
@@ -19,10 +21,8 @@ from apex.replay.log.durable_table import TableKeeper
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint
 from apex.wire.messages import (
-    Ack,
     Sample,
     SampleReply,
-    Shutdown,
     Snapshot,
     SnapshotReply,
     Status,
@@ -35,7 +35,6 @@ from apex.wire.server import Request, Server
 log = logging.getLogger("apex.replay")
 
 MAX_PENDING_SAMPLES = 64
-MAX_BATCH_SIZE = 65_536
 
 
 @dataclass
@@ -59,7 +58,6 @@ class SampleEndpoint:
         facts: of the run.
         keeper: of the table.
         status: the answer to STATUS.
-        stop: called when an operator asks to stop.
     """
 
     def __init__(
@@ -67,20 +65,18 @@ class SampleEndpoint:
         endpoint: Endpoint,
         facts: RunFacts,
         keeper: TableKeeper,
-        status: Callable[[], dict[str, Any]],
-        stop: Callable[[], None],
+        status: Callable[[], ReplayReport],
     ) -> None:
         self._keeper = keeper
         self._table = keeper.table
         self._status = status
-        self._stop = stop
         self.server = Server(
             endpoint,
             facts.run_id,
             facts.schema.hash,
             {
                 "learner": (Sample, UpdatePriorities, Snapshot),
-                "operator": (Status, Shutdown, Snapshot),
+                "operator": (Status, Snapshot),
             },
             lambda peer: Welcome(instance=self.server.instance),
         )
@@ -115,7 +111,7 @@ class SampleEndpoint:
         if isinstance(message, UpdatePriorities):
             self._take_priorities(identity, request.arrays)
         elif isinstance(message, Status):
-            self.server.send(identity, StatusReply(status=self._status()))
+            self.server.send(identity, StatusReply(status=to_wire(self._status())))
         elif isinstance(message, Snapshot):
             if len(self._snapshots) >= MAX_PENDING_SAMPLES:
                 self.server.refuse(identity, "busy", "too many waiting snapshot requests")
@@ -123,10 +119,6 @@ class SampleEndpoint:
             self._snapshots.append(
                 _PendingSnapshot(identity, message.snapshot_id, self._keeper.save())
             )
-        elif isinstance(message, Shutdown):
-            log.info("asked to stop: %s", message.reason)
-            self.server.send(identity, Ack())
-            self._stop()
         elif isinstance(message, Sample):
             if not 1 <= message.batch_size <= MAX_BATCH_SIZE:
                 self.server.refuse(

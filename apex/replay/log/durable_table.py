@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -41,6 +41,22 @@ def next_first_id(next_id: int, now_ns: int, capacity: int) -> int:
         return now_ns
     missing = max(0, now_ns - next_id)
     return next_id + -(-missing // capacity) * capacity
+
+
+class Durability(NamedTuple):
+    """What the disk has of a table."""
+
+    durability: str
+    """What was asked for (`replay.durability`)."""
+    durable: bool
+    """Whether inserts are as durable as that now."""
+    volatile: bool
+    """Whether the table has items that the log may lack."""
+    alarm: str | None
+    """Why inserts are not durable."""
+    log_bytes: int
+    damaged: int
+    """Places at which the log was damaged when it was read."""
 
 
 class TableKeeper:
@@ -277,16 +293,16 @@ class TableKeeper:
         """Whether the table has items that are not in the log."""
         return self._last_volatile >= self.table.oldest_id
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> Durability:
         """How durable inserts are."""
-        return {
-            "durability": self._config.durability,
-            "durable": self._log is not None and self._log.alarm is None,
-            "volatile": self.volatile,
-            "alarm": self._log.alarm if self._log is not None else None,
-            "log_bytes": self._log.nbytes if self._log is not None else 0,
-            "damaged": self.damaged,
-        }
+        return Durability(
+            durability=self._config.durability,
+            durable=self._log is not None and self._log.alarm is None,
+            volatile=self.volatile,
+            alarm=self._log.alarm if self._log is not None else None,
+            log_bytes=self._log.nbytes if self._log is not None else 0,
+            damaged=self.damaged,
+        )
 
     def close(self) -> None:
         """Save everything and end; once."""

@@ -139,12 +139,21 @@ class Table:
         return ids
 
     def sample(self, count: int) -> Samples:
-        """Draw a batch. An item may be drawn twice unless the selector is FIFO.
+        """Draw a batch.
+
+        An item may be drawn twice unless the selector is FIFO, but never more often than
+        `max_times_sampled` allows, of this batch and those before.
 
         Raises:
-            EmptyTableError: no item has a priority above zero.
+            EmptyTableError: no item has a priority above zero, or those that have may not be drawn
+                so often; the table is as it was then.
         """
         slots, probabilities = self._selector.sample(count, self._rng)
+        if self._max_times_sampled:
+            left = self._max_times_sampled - self._times_sampled[slots]
+            allowed = _earlier(slots) < left
+            if not allowed.all():
+                slots, probabilities = self._draw_others(slots, probabilities, allowed)
         columns, frames = self._store.get(slots)
         samples = Samples(self._ids[slots], probabilities, columns, frames)
         self.limiter.sampled += len(slots)
@@ -152,6 +161,37 @@ class Table:
         if self._max_times_sampled:
             self._retire(slots)
         return samples
+
+    def _draw_others(
+        self,
+        slots: npt.NDArray[np.int64],
+        probabilities: npt.NDArray[np.float64],
+        allowed: npt.NDArray[np.bool_],
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+        """Draw again what was drawn too often, from the items that still may be drawn.
+
+        Args:
+            slots, probabilities: of a batch, `[B]` each.
+            allowed: `[B]`, which draws are kept.
+
+        Returns:
+            Both, with other draws and their probabilities in place of those.
+        """
+        slots, probabilities = slots.copy(), probabilities.copy()
+        exhausted: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
+        try:
+            while not allowed.all():
+                finished = np.unique(slots[~allowed])
+                exhausted.append((finished, self._selector.priorities(finished)))
+                self._selector.delete(finished)
+                others, chances = self._selector.sample(int((~allowed).sum()), self._rng)
+                slots[~allowed], probabilities[~allowed] = others, chances
+                left = self._max_times_sampled - self._times_sampled[slots]
+                allowed = _earlier(slots) < left
+        finally:  # whoever retires them expects them there
+            for finished, priorities in exhausted:
+                self._selector.insert(finished, priorities)
+        return slots, probabilities
 
     def _retire(self, slots: npt.NDArray[np.int64]) -> None:
         np.add.at(self._times_sampled, slots, 1)
@@ -273,8 +313,25 @@ class Table:
         self._size -= len(slots)
 
 
-def make_table(config: Config, schema: Schema, first_id: int) -> Table:
-    """The table that a configuration asks for."""
+def _earlier(slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How often each slot was drawn before within its batch, `[B]`."""
+    order = np.argsort(slots, kind="stable")
+    in_order = slots[order]
+    begins = np.searchsorted(in_order, in_order)
+    earlier = np.empty_like(slots)
+    earlier[order] = np.arange(len(slots)) - begins
+    return earlier
+
+
+def make_table(config: Config, schema: Schema, first_id: int, starts: int = 0) -> Table:
+    """The table that a configuration asks for.
+
+    Args:
+        config: of the run.
+        schema: of its items.
+        first_id: of the first item.
+        starts: of the replay server before this one: none repeats the draws of another.
+    """
     replay = config.replay
     return Table(
         schema,
@@ -284,6 +341,6 @@ def make_table(config: Config, schema: Schema, first_id: int) -> Table:
             replay.min_size, replay.samples_per_insert, replay.tolerance or config.min_tolerance
         ),
         replay.max_times_sampled,
-        np.random.default_rng(config.run.seed),
+        np.random.default_rng((config.run.seed, starts)),
         first_id=first_id,
     )

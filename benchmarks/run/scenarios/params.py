@@ -14,6 +14,7 @@ from zlib_ng import zlib_ng
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.learner.parameter_server import ParamsServer
 from apex.daemons.learner.parameter_versions import Publication, PublicationBoard
+from apex.daemons.status.reports import LearnerReport
 from apex.host import process_tuning
 from apex.networks import parameters
 from apex.runs.directory import RunDirectory
@@ -63,6 +64,11 @@ class Members:
         return bool(behind)
 
 
+def no_report() -> LearnerReport:
+    """Nobody asks this server how its learner is."""
+    raise NotImplementedError
+
+
 def publish(path: Path, pipe: Connection) -> None:
     """A process that publishes the network anew whenever it is told to."""
     cores.start_on(cores.AVAILABLE)
@@ -70,8 +76,8 @@ def publish(path: Path, pipe: Connection) -> None:
     run, board = RunDirectory(path), PublicationBoard()
     network = algorithm_of(run).policy().network
     server = ParamsServer(
-        run.endpoints(), run.facts(), CLIENTS, 0, {}, board, status=dict,
-        on_evaluation=print, on_shutdown=print, on_snapshot=print,
+        run.endpoints(), run.facts(), CLIENTS, 0, {}, board, status=no_report,
+        on_evaluation=print, on_snapshot=print,
     )  # fmt: skip
     server.start()
     for version in _told(pipe):

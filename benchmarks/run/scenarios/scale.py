@@ -53,7 +53,7 @@ def simulating(path: Path, count: int, inserts_per_s: int, beating: bool) -> Ste
             one.poll()
         for member in members:
             member.poll()
-            member.heartbeat(lambda: Heartbeat(phase="stepping", progress=1))
+            member.heartbeat(lambda: Heartbeat(phase="stepping"))
         poller.wait(PASS_S)
         return inserted
 

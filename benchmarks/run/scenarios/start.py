@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
-from apex.daemons.status import HEALTHY_ACTORS
+from apex.daemons.catalog import ACTOR
 from apex.launch import engine
 from apex.launch.prepare import prepare_run, preset_config
 from benchmarks.provenance import ROOT
@@ -56,7 +56,7 @@ def suite_healthy(folder: Path) -> float:
         def healthy() -> bool:
             learner, _ = [asker.status() for asker in askers]
             phases = [actor["state"] for actor in learner["actors"]]
-            return len(phases) == ACTORS and all(phase in HEALTHY_ACTORS for phase in phases)
+            return len(phases) == ACTORS and all(phase in ACTOR.healthy_states for phase in phases)
 
         until(healthy, f"{ACTORS} actors step")
         return time.monotonic() - began

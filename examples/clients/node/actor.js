@@ -171,7 +171,6 @@ class Actor {
     const [[then, before], [now, after]] = [this.#beats[0], this.#beats.at(-1)];
     return {
       phase,
-      progress: this.#envSteps,
       env_steps: this.#envSteps,
       env_steps_per_s: now > then ? (1000 * (after - before)) / (now - then) : 0,
       episodes: this.#episodes,

@@ -4,7 +4,7 @@ import os from "node:os";
 import { decode as unpack, encode as pack } from "@msgpack/msgpack";
 import { Dealer } from "zeromq";
 
-export const PROTOCOL_VERSION = 4;
+export const PROTOCOL_VERSION = 5;
 
 /** What the person who started this has to mend. Its message is one line; `exitCode` is apex's own for it. */
 export class UserError extends Error {

@@ -1,0 +1,222 @@
+"""Gather a run's status: ask its daemons, and read its directory for those that do not answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from msgspec.structs import asdict, replace
+
+from apex.config.sections import Config
+from apex.daemons import restart_backoff
+from apex.daemons.catalog import ACTOR, EVALUATOR, INFERENCE, LEARNER, REPLAY, DaemonSpec
+from apex.daemons.catalog import daemon_names as configured_names
+from apex.daemons.operator_client import ask
+from apex.daemons.status import health
+from apex.daemons.status.reports import (
+    ActorReport,
+    Answer,
+    EvaluationsReport,
+    InferenceReport,
+    InferenceSummary,
+    LearnerAnswer,
+    LearnerSummary,
+    ReplayReport,
+    ReplaySummary,
+)
+from apex.daemons.status.run_status import EvaluatorSummary, RunStatus, RunSummary
+from apex.errors import DecodeError, RefusedError
+from apex.runs import engine_record
+from apex.runs.directory import RunDirectory
+from apex.runs.engine_record import EngineRecord
+
+STARTING_S = 20.0
+"""Age from which a daemon that does not answer is called silent: it hangs, or reads a long log."""
+
+
+def gather(run: RunDirectory) -> RunStatus:
+    """The status of a run."""
+    return _Gathering(run).status()
+
+
+class _Gathering:
+    """One look at a run."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._config: Config = run.config()
+        self._living = run.living()
+        self._saved = _newest_manifest(run)
+        self._problems: list[str] = []
+        """With answers that cannot be used."""
+
+    def status(self) -> RunStatus:
+        """The whole status."""
+        answer = self._ask(LEARNER, LearnerAnswer)
+        status = RunStatus(
+            run=self._summary(answer),
+            learner=self._learner(answer),
+            replay=self._replay(),
+            inference=self._inference() if self._config.central else None,
+            actors=self._actors(answer.actors if answer is not None else ()),
+            evaluator=self._evaluator(answer),
+        )
+        return self._judged(status)
+
+    def _ask(self, spec: DaemonSpec, report: type[Answer]) -> Answer | None:
+        """What a daemon answers, or None when it does not, or says what cannot be used."""
+        assert spec.status_endpoint is not None
+        if spec.kind not in self._living:
+            return None
+        try:
+            return ask(self._run, spec.status_endpoint, report)
+        except (DecodeError, RefusedError) as error:
+            self._problems.append(f"{spec.kind}: {error}")
+            return None
+
+    def _state(self, spec: DaemonSpec) -> str:
+        """Of a daemon that has not answered."""
+        if spec.kind not in self._living:
+            return "down"
+        age_s = restart_backoff.age_s(self._run.crash_file(spec.kind))
+        return "starting" if age_s < STARTING_S else "silent"
+
+    def _pid(self, spec: DaemonSpec) -> int | None:
+        return self._living.get(spec.kind)
+
+    def _summary(self, answer: LearnerAnswer | None) -> RunSummary:
+        env_steps = answer.env_steps if answer is not None else self._saved.get("env_steps", 0)
+        env = self._config.env
+        engine = engine_record.living_engine(self._run)
+        return RunSummary(
+            path=str(self._run.path),
+            env_id=self._run.facts().env.env_id,
+            algorithm=self._config.algorithm["name"],
+            engine=engine.engine if engine is not None else None,
+            env_steps=env_steps,
+            frames=env_steps * (env.frame_skip if env.id.startswith("ALE/") else 1),
+            uptime_s=round(_uptime(engine), 1) if engine is not None else 0.0,
+            outcome=_outcome(self._run),
+        )
+
+    def _learner(self, answer: LearnerAnswer | None) -> LearnerSummary:
+        if answer is not None:
+            return replace(answer.learner, pid=self._pid(LEARNER))
+        saved = {k: self._saved[k] for k in ("learner_step", "param_version") if k in self._saved}
+        return LearnerSummary(state=self._state(LEARNER), pid=self._pid(LEARNER), **saved)
+
+    def _replay(self) -> ReplaySummary:
+        report, pid = self._ask(REPLAY, ReplayReport), self._pid(REPLAY)
+        if report is not None:
+            return replace(report, pid=pid)
+        capacity = self._config.replay.capacity
+        return ReplaySummary(state=self._state(REPLAY), pid=pid, capacity=capacity)
+
+    def _inference(self) -> InferenceSummary:
+        report, pid = self._ask(INFERENCE, InferenceReport), self._pid(INFERENCE)
+        if report is not None:
+            return replace(report, pid=pid)
+        return InferenceSummary(state=self._state(INFERENCE), pid=pid)
+
+    def _actors(self, reports: tuple[ActorReport, ...]) -> tuple[ActorReport, ...]:
+        """One row for each configured or attached actor; `pid` is None while it is down."""
+        known = {report.actor_id: report for report in reports}
+        configured = ACTOR.names(self._config)
+        here = {name for name in self._living if name.startswith(f"{ACTOR.kind}_")}
+        elsewhere = {
+            report.actor_id
+            for report in reports
+            if report.state != "gone" and not self._run.lock_file(report.actor_id).exists()
+        }
+        others = sorted((here | elsewhere) - set(configured))
+        return tuple(
+            _actor(name, known.get(name), self._living.get(name), elsewhere=name in elsewhere)
+            for name in configured + others
+        )
+
+    def _evaluator(self, answer: LearnerAnswer | None) -> EvaluatorSummary:
+        """By what the learner knows, or by the evaluator's own file while the learner is down."""
+        pid = self._pid(EVALUATOR)
+        known = answer.evaluator if answer is not None else _last_evaluation(self._run, self._saved)
+        if pid is None:
+            known = replace(known, phase=None)
+        return EvaluatorSummary(state="running" if pid is not None else "down", pid=pid,
+                                **asdict(known))  # fmt: skip
+
+    def _judged(self, status: RunStatus) -> RunStatus:
+        """With bottleneck, alarms and health."""
+        found = (*self._problems, *health.alarms(status), *_crash_loops(self._run, status))
+        summary = replace(status.run, alarms=found, bottleneck=health.bottleneck(status))
+        status = replace(status, run=summary)
+        names = configured_names(self._config)
+        return replace(status, run=replace(summary, health=health.health(status, names)))
+
+
+def _actor(
+    name: str, report: ActorReport | None, pid: int | None, *, elsewhere: bool
+) -> ActorReport:
+    """One actor's row: by what the learner knows, unless its process says otherwise.
+
+    Args:
+        name: of the actor.
+        report: what the learner knows of it.
+        pid: of its living process in this run's directory.
+        elsewhere: it has no lock in this run's directory: a client that is not apex's own.
+    """
+    if pid is None and not (elsewhere and report):
+        known = report or ActorReport(actor_id=name, pid=None, state="down")
+        return replace(known, pid=None, state="down")
+    if report is None or pid not in (None, report.pid):
+        slot = report.slot if report is not None else None
+        return ActorReport(actor_id=name, slot=slot, pid=pid, state="starting")
+    return report
+
+
+def _uptime(engine: EngineRecord) -> float:
+    """Seconds since the engine's start."""
+    since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return max(0.0, since_boot - engine.started_ticks / os.sysconf("SC_CLK_TCK"))
+
+
+def _outcome(run: RunDirectory) -> str | None:
+    try:
+        return str(json.loads(run.outcome_file.read_text())["reason"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def _last_evaluation(run: RunDirectory, saved: dict[str, Any]) -> EvaluationsReport:
+    """What the evaluator wrote last."""
+    try:
+        lines = (run.metrics / "evaluator.jsonl").read_text().splitlines()
+        last = json.loads(lines[-1])
+        return EvaluationsReport(
+            mean_return=last["mean_return"], best_mean_return=last["best_mean_return"]
+        )
+    except (OSError, ValueError, IndexError, KeyError):
+        return EvaluationsReport(best_mean_return=saved.get("best_return"))
+
+
+def _newest_manifest(run: RunDirectory) -> dict[str, Any]:
+    """What the newest checkpoint says, for a learner that does not answer."""
+    manifests = sorted(run.checkpoints.glob("step_*/manifest.json"))
+    try:
+        return dict(json.loads(manifests[-1].read_text())) if manifests else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _crash_loops(run: RunDirectory, status: RunStatus) -> list[str]:
+    """Daemons that crash again and again, and those that gave up, with the reason."""
+    found = []
+    for _, name, row in status.rows():
+        record = restart_backoff.read(run.crash_file(name))
+        if record is None:
+            continue
+        if row.pid is None and record.gave_up:
+            found.append(f"{name} is not started again: {record.error}")
+        elif row.pid is not None and restart_backoff.loops(run.crash_file(name)):
+            found.append(f"{name} crashed {record.crashes} times in a row: {record.error}")
+    return found

@@ -1,0 +1,94 @@
+"""`python -m apex.launch.supervisord_config` prints deploy/supervisord.conf, made from the catalog.
+
+The file is the same for every run; what differs comes in APEX_* environment variables.
+"""
+
+from __future__ import annotations
+
+from apex.config.sections import Config
+from apex.daemons.catalog import CATALOG, DaemonSpec
+from apex.errors import NOT_RESTARTED
+
+MIN_FILES = 1024
+"""Open files to which supervisord raises its own limit; where it cannot, it does not start."""
+
+HEAD = f"""\
+; One program for each kind of daemon. `apex run` starts supervisord with this file; what differs
+; from run to run comes in APEX_* environment variables (apex/launch/supervisord_config.py).
+; `python -m apex.launch.supervisord_config` prints this file from apex/daemons/catalog.py.
+; Exit codes that mean "a restart would not help" are in `exitcodes`; all others are restarted.
+
+[unix_http_server]
+file = %(ENV_APEX_SUPERVISOR_SOCKET)s
+chmod = 0700
+username = apex
+password = %(ENV_APEX_SUPERVISOR_PASSWORD)s
+
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+
+[supervisord]
+nodaemon = true
+silent = true
+logfile = %(ENV_APEX_RUN)s/logs/supervisord.log
+logfile_maxbytes = 5MB
+logfile_backups = 1
+pidfile = %(ENV_APEX_RUN)s/supervisord.pid
+childlogdir = %(ENV_APEX_RUN)s/logs
+minfds = {MIN_FILES}
+umask = 077
+"""
+
+
+def text() -> str:
+    """The whole file."""
+    return "\n".join([HEAD, *map(_program, CATALOG)])
+
+
+def _program(spec: DaemonSpec) -> str:
+    """The section of one kind of daemon."""
+    name, which = spec.kind, ""
+    lines = [f"[program:{spec.kind}]"]
+    if spec.count is not None:
+        name, which = f"{spec.kind}_%(process_num)03d", " --index %(process_num)d"
+        lines += [f"process_name = {name}", f"numprocs = %(ENV_{_count_variable(spec)})s"]
+    if spec.enabled is not None:
+        lines.append(f"autostart = %(ENV_{_enabled_variable(spec)})s")
+    command = f'"%(ENV_APEX_PYTHON)s" "%(ENV_APEX_BIN)s/{spec.kind}" --run "%(ENV_APEX_RUN)s"'
+    lines += [
+        f"command = {command}{which}",
+        f"priority = {spec.start_order}",
+        "startsecs = 1",
+        "startretries = 5",
+        "autorestart = unexpected",
+        f"exitcodes = {','.join(str(int(code)) for code in NOT_RESTARTED)}",
+        f"stopwaitsecs = {spec.stop_timeout_s:.0f}",
+        "redirect_stderr = true",
+        f"stdout_logfile = %(ENV_APEX_RUN)s/logs/{name}.log",
+        "stdout_logfile_maxbytes = %(ENV_APEX_LOG_BYTES)s",
+        "stdout_logfile_backups = 1",
+    ]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def variables(config: Config) -> dict[str, str]:
+    """The environment variables that say which daemons a run has, and how many."""
+    found = {}
+    for spec in CATALOG:
+        if spec.enabled is not None:
+            found[_enabled_variable(spec)] = "true" if spec.enabled(config) else "false"
+        if spec.count is not None:
+            found[_count_variable(spec)] = str(spec.count(config))
+    return found
+
+
+def _enabled_variable(spec: DaemonSpec) -> str:
+    return f"APEX_{spec.kind.upper()}"
+
+
+def _count_variable(spec: DaemonSpec) -> str:
+    return f"APEX_{spec.kind.upper()}S"
+
+
+if __name__ == "__main__":
+    print(text(), end="")

@@ -1,0 +1,84 @@
+"""Gathering a status where a daemon's answer is not what it should be."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from apex.cli.main import main
+from apex.daemons.status.gathering import gather
+from apex.daemons.status.reports import ReplaySummary, to_wire
+from apex.runs.directory import RunDirectory
+from apex.wire.messages import Status, StatusReply, Welcome
+from apex.wire.server import Server
+from apex.wire.sockets import Poller
+from tests.support.services import prepared, service_of
+from tests.support.statuses import replay_report
+
+
+@contextmanager
+def replay_that_answers(run: RunDirectory, status: dict[str, object]) -> Iterator[None]:
+    """A process that holds the replay server's name and answers STATUS with a given map."""
+    facts, ended = run.facts(), threading.Event()
+    server = Server(
+        run.endpoints().of("replay.sample"), facts.run_id, facts.schema.hash,
+        {"operator": (Status,)}, lambda peer: Welcome(instance=1),
+    )  # fmt: skip
+
+    def serve() -> None:
+        poller = Poller(server)
+        while not ended.is_set():
+            poller.wait(0.02)
+            for request in server.receive():
+                server.send(request.peer.identity, StatusReply(status=status))
+        server.close()
+
+    thread = threading.Thread(target=serve)
+    with service_of(run, "replay"):
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+def test_a_good_answer_is_shown_with_the_process_id_of_the_lock(tmp_path: Path) -> None:
+    run = prepared(tmp_path)
+    with replay_that_answers(run, to_wire(replay_report(items=17))):
+        status = gather(run)
+    assert status.replay == replay_report(items=17, pid=status.replay.pid)
+    assert status.replay.pid != 12 and status.run.alarms == ()
+    assert (status.run.health, status.run.bottleneck) == ("degraded", "down: learner")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (to_wire(replay_report()) | {"items": "many"}, "Expected `int`, got `str` - at `$.items`"),
+        ({}, "Object missing required field `state`"),
+    ],
+    ids=["another type", "nothing"],
+)
+def test_a_malformed_answer_is_an_alarm_that_says_what_is_wrong(
+    tmp_path: Path, answer: dict[str, object], reason: str
+) -> None:
+    run = prepared(tmp_path)
+    with replay_that_answers(run, answer):
+        status = gather(run)
+        shown = CliRunner().invoke(main, ["status", "--run", str(run.path)])
+    expected = (
+        f"replay: its answer to STATUS is not a ReplayReport: {reason}; "
+        "run the same apex on both sides"
+    )
+    assert status.run.alarms == (expected,)
+    capacity = run.config().replay.capacity
+    assert status.replay == ReplaySummary(
+        state="starting", pid=status.replay.pid, capacity=capacity
+    )
+    assert shown.exit_code == 3 and f"  ALARM: {expected}\n" in shown.output

@@ -1,0 +1,359 @@
+"""What a policy sees of one game is the same wherever it acts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from apex.acting.agent import LocalDecider
+from apex.acting.decisions import Decision, Inputs
+from apex.acting.loop import ActingLoop
+from apex.algos.agent_factory import make_agent
+from apex.algos.registry import make_algorithm
+from apex.daemons.actor import daemon as actor_daemon
+from apex.daemons.actor.daemon import ActorDaemon
+from apex.daemons.evaluator.daemon import EvaluatorDaemon
+from apex.daemons.inference.client import ActClient
+from apex.daemons.inference.endpoint import ActEndpoint
+from apex.daemons.learner.parameter_versions import Publication
+from apex.envs.base import Environments
+from apex.envs.registry import make_environments
+from apex.errors import UsageError
+from apex.evaluation import film
+from apex.evaluation.trained_policy import TrainedPolicy
+from apex.launch.single_process import SerialRun
+from apex.networks import parameters as params
+from apex.plugins import NONE
+from apex.runs import checkpoint
+from apex.runs.directory import RunDirectory
+from tests.support.builders import hello
+from tests.support.services import prepared, service_of
+from tests.support.statuses import inference_report
+from tests.support.waiting import wait_until
+
+torch.set_num_threads(1)
+
+ENVS, STEPS = 2, 20
+
+
+class LargeRewards(gym.Env):
+    """Rewards far beyond [-1, 1], and episodes of `length` steps that end in either way in turn.
+
+    What it does follows from its steps and actions alone, whatever its seed.
+    """
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, render_mode: str | None = None, length: int = 3) -> None:
+        self.render_mode = render_mode
+        self.length = length
+        self.episodes = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.episodes += 1
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        observation = np.array([self.steps / 10, action / 10], np.float32)
+        ended, odd = self.steps == self.length, self.episodes % 2 == 1
+        return observation, 100.0 * self.steps - 250 * action, ended and odd, ended and not odd, {}
+
+    def render(self):
+        return np.zeros((4, 4, 3), np.uint8)
+
+
+class Recorder:
+    """A policy that notes what it sees and acts greedily wherever it is."""
+
+    def __init__(self, policy: Any) -> None:
+        self._policy = policy
+        self.core_size = policy.core_size
+        self.seen: list[Inputs] = []
+
+    def act(self, inputs: Inputs, exploration: object) -> Decision:
+        self.seen.append(Inputs(*map(np.array, inputs)))
+        return self._policy.act(inputs, None)
+
+    def load(self, parameters: object) -> None:
+        """It keeps those that it has."""
+
+
+@pytest.fixture(autouse=True)
+def keep_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process cannot take its niceness back."""
+    monkeypatch.setattr(actor_daemon.os, "nice", lambda increment: 0)
+
+
+@pytest.fixture(params=["r2d2", "impala"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDirectory:
+    preset = f"cartpole-{request.param}"
+    return prepared(
+        tmp_path, f"env.id={__file__}:LargeRewards", "env.clip_rewards=true", "algorithm.lstm=8",
+        f"actor.num_envs={ENVS}", f"evaluator.num_envs={ENVS}", f"evaluator.episodes={7 * ENVS}",
+        preset=preset,
+    )  # fmt: skip
+
+
+def policy_of(run: RunDirectory) -> Recorder:
+    """A policy with memory that depends on what it sees, the same one each time."""
+    algorithm = make_algorithm(run.config().algorithm, run.facts().env)
+    torch.manual_seed(3)
+    policy = algorithm.policy()
+    with torch.no_grad():
+        for parameter in policy.network.parameters():
+            parameter.mul_(2.0)
+    return Recorder(policy)
+
+
+def publication(run: RunDirectory) -> Publication:
+    data = params.encode(policy_of(run)._policy.network)
+    return Publication(1, 100, 1000, 1.0, data, 0)
+
+
+def in_actor(run: RunDirectory) -> list[Inputs]:
+    with service_of(run, "actor_000") as service:
+        actor: Any = ActorDaemon(service, NONE)
+        recorder = actor._inference._policy = policy_of(run)
+        try:
+            actor._start(0, incarnation=0)
+            for _ in range(STEPS):
+                actor._loop.step()
+        finally:
+            for part in (actor._environments, actor._learner, actor._inference, actor._metrics):
+                part.close()
+    return recorder.seen
+
+
+def in_inference_server(run: RunDirectory) -> list[Inputs]:
+    config, facts, recorder = run.config(), run.facts(), policy_of(run)
+    algorithm = make_algorithm(config.algorithm, facts.env)
+    endpoint = run.endpoints().of("inference.act")
+    with ExitStack() as stack:
+        acts = ActEndpoint(
+            endpoint, config, facts,
+            lambda *place: make_agent(algorithm, config, recorder.core_size, *place),
+            status=inference_report,
+        )  # fmt: skip
+        stack.callback(acts.server.close)
+        greeting = hello(run_id=facts.run_id, schema_hash=facts.schema.hash)
+        client = ActClient(endpoint, greeting, facts.env)
+        stack.callback(client.close)
+
+        def turn() -> None:
+            acts.receive()
+            client.poll()
+            if acts.asking:
+                acts.decide(recorder, 1)
+
+        wait_until(lambda: client.client.ready, turn=turn)
+        environments = make_environments(config.env, ENVS)
+        client.begin(environments.reset(0))
+        for _ in range(STEPS):
+            wait_until(lambda: client.answered, turn=turn)
+            client.observe(environments.step(client.take()))
+    return recorder.seen
+
+
+@contextmanager
+def serial_of(run: RunDirectory) -> Iterator[Any]:
+    """A serial run that has not begun."""
+    serial: Any = SerialRun(run)
+    try:
+        yield serial
+    finally:
+        for actor in serial._actors:
+            actor.environments.close()
+        for metrics in serial._metrics.values():
+            metrics.close()
+
+
+def in_serial_actor(run: RunDirectory) -> list[Inputs]:
+    with serial_of(run) as serial:
+        actor = serial._actors[0]
+        recorder = actor.decider._policy = policy_of(run)
+        for _ in range(STEPS):
+            actor.loop.step()
+    return recorder.seen
+
+
+def in_evaluator(run: RunDirectory) -> list[Inputs]:
+    with service_of(run, "evaluator") as service:
+        evaluator: Any = EvaluatorDaemon(service, NONE)
+        recorder = evaluator._policy = policy_of(run)
+        try:
+            evaluator.evaluate(publication(run))
+        finally:
+            for part in (evaluator._environments, evaluator._learner, evaluator._metrics):
+                part.close()
+    return recorder.seen
+
+
+def in_serial_evaluation(run: RunDirectory) -> list[Inputs]:
+    with serial_of(run) as serial:
+        recorder = serial.evaluated_policy = policy_of(run)
+        serial.evaluate(publication(run))
+    return recorder.seen
+
+
+def trained(run: RunDirectory) -> tuple[TrainedPolicy, Recorder]:
+    with serial_of(run) as serial:
+        serial.trainer.save()
+    policy = TrainedPolicy(checkpoint.find(run.path))
+    recorder = policy.policy = policy_of(run)
+    return policy, recorder
+
+
+def in_trained_policy(run: RunDirectory) -> list[Inputs]:
+    policy, recorder = trained(run)
+    policy.play(49, seed=1)  # seven in each of seven environments
+    return recorder.seen
+
+
+def in_film(run: RunDirectory) -> list[Inputs]:
+    policy, recorder = trained(run)
+    list(film.play(policy, episodes=7, seed=1))
+    return recorder.seen
+
+
+def in_script(run: RunDirectory) -> list[Inputs]:
+    """As a user writes it: whole rewards, also that of the episode before, and `begin`."""
+    policy, recorder = trained(run)
+    env, reward = LargeRewards(), 0.0
+    for _ in range(7):
+        observation, ended = env.reset()[0], False
+        policy.begin()
+        while not ended:
+            action = policy.act(observation, reward)
+            observation, reward, terminated, truncated, _ = env.step(action)
+            ended = terminated or truncated
+    return recorder.seen
+
+
+def expected(run: RunDirectory) -> list[Inputs]:
+    """What the agent of an actor sees, by its own parts: each fourth is an episode's last."""
+    config, recorder = run.config(), policy_of(run)
+    algorithm = make_algorithm(config.algorithm, run.facts().env)
+    agent = make_agent(algorithm, config, recorder.core_size, slot=0, incarnation=0)
+    loop = ActingLoop(make_environments(config.env, ENVS), LocalDecider(recorder, agent), seed=1)
+    for _ in range(STEPS):
+        loop.step()
+    return recorder.seen
+
+
+PLACES = (
+    in_actor, in_inference_server, in_serial_actor, in_evaluator, in_serial_evaluation,
+    in_trained_policy, in_film, in_script,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_every_input_of_a_policy_with_memory_is_the_same_wherever_it_acts(
+    run: RunDirectory, place: Callable[[RunDirectory], list[Inputs]]
+) -> None:
+    seen, acting = place(run), expected(run)
+    rewards = {float(one.last_rewards[0]) for one in acting}
+    assert rewards == {-1.0, 0.0, 1.0}, "clipped, either way, and none where an episode begins"
+    if place is in_script:
+        acting = [one for step, one in enumerate(acting) if step % 4 != 3]
+    assert len(seen) >= len(acting)
+    for step, (found, wanted) in enumerate(zip(seen, acting)):
+        for name, value in found._asdict().items():
+            # Sums of a larger batch are rounded otherwise.
+            rounding = 1e-4 if name == "core_state" else 0.0
+            np.testing.assert_allclose(
+                value[0], getattr(wanted, name)[0], rounding, rounding, err_msg=f"{step}: {name}"
+            )
+
+
+def two_lengths() -> SyncVectorEnv:
+    """Environments with episodes of three and of five steps."""
+    return SyncVectorEnv(
+        [LargeRewards, lambda: LargeRewards(length=5)], autoreset_mode=AutoresetMode.NEXT_STEP
+    )
+
+
+def test_script_with_several_environments_begins_those_whose_episodes_begin(run):
+    """With a mask, as gymnasium gives one; the memory of the others goes on."""
+    policy, recorder = trained(run)
+    vector = two_lengths()
+    observations, rewards = vector.reset()[0], np.zeros(2)
+    ended = np.zeros(2, np.bool_)
+    for _ in range(STEPS):
+        actions = policy.act(observations, rewards)
+        observations, rewards, terminated, truncated, _ = vector.step(actions)
+        policy.begin(ended)  # this step brought the first observation after an end
+        ended = (terminated | truncated) & ~ended
+    vector.close()
+    acting, config = policy_of(run), run.config()
+    algorithm = make_algorithm(config.algorithm, run.facts().env)
+    agent = make_agent(algorithm, config, acting.core_size, slot=0, incarnation=0)
+    environments = Environments(two_lengths(), "LargeRewards", 0, life_loss_ends=False)
+    loop = ActingLoop(environments, LocalDecider(acting, agent), seed=1)
+    for _ in range(STEPS):
+        loop.step()
+    environments.close()
+    begun = [np.flatnonzero((one.core_state == 0).all(axis=1)).tolist() for one in acting.seen]
+    # Every fourth and every sixth step; both at the first and the thirteenth.
+    assert [step for step, rows in enumerate(begun) if 0 in rows] == [0, 4, 8, 12, 16]
+    assert [step for step, rows in enumerate(begun) if 1 in rows] == [0, 6, 12, 18]
+    assert len(recorder.seen) == len(acting.seen) == STEPS
+    for step, (found, wanted) in enumerate(zip(recorder.seen, acting.seen)):
+        for name, value in found._asdict().items():
+            assert np.array_equal(value, getattr(wanted, name)), (step, name)
+
+
+@pytest.mark.parametrize(
+    "which",
+    [1, [1], (1, 1), np.array([1]), np.array([False, True, False]), [False, True, False]],
+)
+def test_environments_to_begin_are_named_by_number_or_by_a_mask(run, which):
+    policy, recorder = trained(run)
+    for number in range(3):
+        policy.act(np.full((3, 2), 0.3, np.float32), [5.0, -5.0, 0.5])
+        if number == 1:
+            policy.begin(which)
+    before, after = recorder.seen[1:]
+    assert before.last_rewards.tolist() == [1.0, -1.0, 0.5] and before.core_state[1].any()
+    assert after.last_rewards.tolist() == [1.0, 0.0, 0.5] and after.last_actions[1] == 0
+    assert [bool(state.any()) for state in after.core_state] == [True, False, True]
+
+
+@pytest.mark.parametrize("which", [3, -1, [0, 3], [True], [True, False], 1.0, [0.0], [[0]], "0"])
+def test_environments_to_begin_that_there_are_not_are_refused_by_name(run, which):
+    policy, _ = trained(run)
+    policy.act(np.zeros((3, 2), np.float32))
+    with pytest.raises(UsageError, match=r"^begin: expected .* from 0 to 2 .* 3 truths, got"):
+        policy.begin(which)
+
+
+def test_one_environment_is_begun_by_whether_its_episode_ended(run):
+    policy, recorder = trained(run)
+    for ended in (False, True, False):
+        policy.act(np.zeros(2, np.float32), 5.0)
+        policy.begin(ended)
+    policy.begin([])
+    policy.act(np.zeros(2, np.float32), 5.0)
+    assert [one.last_rewards.tolist() for one in recorder.seen] == [[0.0], [1.0], [0.0], [1.0]]
+    policy.begin()
+    policy.begin(0)  # nothing was seen yet: all begin
+    policy.act(np.zeros((2, 2), np.float32), 5.0)
+    assert recorder.seen[-1].last_rewards.tolist() == [0.0, 0.0]
+
+
+def test_returns_stay_whole_where_rewards_are_seen_clipped(run: RunDirectory) -> None:
+    """Steps give 100, 200 and 300, less 250 for each action 1."""
+    policy, _ = trained(run)
+    taken = np.array([one.last_actions[0] for one in expected(run)[1:4]])
+    assert policy.play(1, seed=1) == [600.0 - 250.0 * taken.sum()]

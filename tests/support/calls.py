@@ -1,0 +1,73 @@
+"""The calls of apex's functions that an action makes, by file."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import apex
+
+ROOT = f"{Path(apex.__file__).parent}/"
+FLOORS = (
+    {"cli"}, {"doctor"}, {"launch"}, {"daemons"}, {"evaluation"}, {"algos", "replay"},
+    {"acting", "networks", "runs"}, {"envs"}, {"plugins.py", "wire"}, {"config", "data", "host"},
+    {"errors.py", "ops"},
+)  # fmt: skip
+"""Packages from the highest to the lowest: one imports from lower floors only."""
+
+Call = tuple[str, str]
+"""A file under `apex/`, and a function in it."""
+
+
+def calls_of(action: Callable[[], Any], whole: Callable[[Call], bool]) -> list[Call]:
+    """Run an action and give the calls that it made, in their order.
+
+    Args:
+        action: what to run.
+        whole: whether a call is one step, whose own calls are not counted.
+    """
+    calls: list[Call] = []
+    within = 0
+
+    def see(frame: FrameType, kind: str, argument: object) -> None:
+        nonlocal within
+        code = frame.f_code
+        is_function = code.co_flags & inspect.CO_NEWLOCALS and not code.co_name.startswith("<")
+        if not (code.co_filename.startswith(ROOT) and is_function):
+            return
+        if kind == "return" and within:
+            within -= 1
+        elif kind == "call" and within:
+            within += 1
+        elif kind == "call":
+            calls.append((code.co_filename[len(ROOT) :], code.co_name))
+            within = int(whole(calls[-1]))
+
+    sys.setprofile(see)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def stays(calls: list[Call]) -> list[str]:
+    """The files that calls lead through: one entry for calls in a row into the same file."""
+    files = [file for file, _ in calls]
+    return [file for before, file in zip(["", *files], files) if file != before]
+
+
+def climbs(stays: list[str]) -> int:
+    """How often the way leads from a file to one on a higher floor."""
+    floors = [_floor(file) for file in stays]
+    return sum(after < before for before, after in pairwise(floors))
+
+
+def _floor(file: str) -> int:
+    package = file.partition("/")[0]
+    return next(number for number, packages in enumerate(FLOORS) if package in packages)
