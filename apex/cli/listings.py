@@ -110,9 +110,16 @@ def _row(run: RunDirectory) -> dict[str, str]:
     return {
         "path": str(runs_root() / run.path.name),
         "env_id": env_id,
-        "state": "running" if _alive(run) else "down",
+        "state": _state(run),
         "created": created.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
+
+
+def _state(run: RunDirectory) -> str:
+    """`running`, `ended` when it came to its end by itself, or `down`."""
+    if _alive(run):
+        return "running"
+    return "down" if run.outcome() is None else "ended"
 
 
 def _alive(run: RunDirectory) -> bool:

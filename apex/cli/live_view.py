@@ -88,6 +88,23 @@ class Progress:
             ("bottleneck", run.bottleneck),
         ]  # fmt: skip
 
+    def line(self, status: RunStatus) -> str:
+        """The figures that matter most, in one short line."""
+        learner, evaluator = status.learner, status.evaluator
+        returns = [row.mean_return for row in status.actors if row.mean_return is not None]
+        parts = [
+            duration(status.run.uptime_s),
+            f"{status.run.frames:,} frames ({self.frames_per_s(status):,.0f}/s)",
+            f"step {learner.learner_step:,} ({learner.updates_per_s:.0f}/s)",
+        ]
+        if returns:
+            parts.append(f"return {sum(returns) / len(returns):.1f}")
+        if evaluator.best_mean_return is not None:
+            parts.append(f"best {evaluator.best_mean_return:.1f}")
+        if status.run.health != "healthy":
+            parts.append(status.run.health)
+        return "  ".join(parts)
+
 
 def watch_run(run: RunDirectory) -> int:
     """Show a run until it ends or Ctrl-C; the run itself goes on.
@@ -141,9 +158,8 @@ def _lines(run: RunDirectory, progress: Progress) -> RunStatus:
     while True:
         status = gather(run)
         progress.update(status)
-        figures = "  ".join(f"{label} {value}" for label, value in progress.rows(status))
-        click.echo(figures)
-        sys.stdout.flush()
         if _over(run):
             return status
+        click.echo(progress.line(status))
+        sys.stdout.flush()
         time.sleep(LINE_PERIOD_S)

@@ -39,6 +39,9 @@ SERIAL_ALONE = (
 )
 
 
+ASKED_TO_STOP = "asked to stop"
+
+
 @click.command()
 @run_option
 @json_option
@@ -226,8 +229,11 @@ def _run_serially(directory: RunDirectory) -> None:
 
     run = SerialRun(directory)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: run.trainer.finish("asked to stop"))
-    click.echo(f"{directory.path}: {run.run()}", err=True)
+        signal.signal(number, lambda *_: run.trainer.finish(ASKED_TO_STOP))
+    reason = run.run()
+    if reason != ASKED_TO_STOP:
+        directory.write_outcome(reason)
+    click.echo(f"{directory.path}: {reason}", err=True)
 
 
 def _start(directory: RunDirectory, name: str) -> None:

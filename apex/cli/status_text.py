@@ -12,9 +12,7 @@ def describe(status: RunStatus) -> str:
     run, learner, replay = status.run, status.learner, status.replay
     evaluator = status.evaluator
     lines = [
-        f"{run.path}: {run.algorithm} on {run.env_id}, "
-        f"{run.health}, "
-        f"engine {run.engine or 'none'}, up {duration(run.uptime_s)}",
+        f"{run.path}: {run.algorithm} on {run.env_id}, {_condition(status)}",
         f"  env steps {run.env_steps:,}  frames {run.frames:,}",
         f"  bottleneck: {run.bottleneck}",
         f"  learner   {learner.state:<10} pid {learner.pid}  step {learner.learner_step:,}"
@@ -38,9 +36,17 @@ def describe(status: RunStatus) -> str:
     lines += [f"  ALARM: {printable(alarm)}" for alarm in run.alarms]
     if learner.rollbacks:
         lines.append("  the learner diverged and went back to its last good checkpoint")
-    if run.outcome:
-        lines.append(f"  ended: {run.outcome}")
     return "\n".join(lines)
+
+
+def _condition(status: RunStatus) -> str:
+    """How the run is, or how it ended."""
+    run = status.run
+    ended = f"ended: {printable(run.outcome)}" if run.outcome else None
+    if status.over:
+        return ended or "down; `apex run --resume` goes on with it"
+    engine = f"engine {run.engine or 'none'}, up {duration(run.uptime_s)}"
+    return f"{ended or run.health}, {engine}"
 
 
 def _describe_inference(row: InferenceSummary) -> str:

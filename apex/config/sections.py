@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from apex.config.conversion import convert
 from apex.errors import ConfigError
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
@@ -250,11 +249,7 @@ class Config(Section, frozen=True):
 
 
 def check(config: Config) -> None:
-    """Raise `ConfigError` when a value is not valid, or valid ones do not go together.
-
-    A configuration that a script made has not been through `convert`.
-    """
-    convert(msgspec.to_builtins(config), Config)
+    """Raise `ConfigError` when valid values do not go together."""
     replay, evaluator = config.replay, config.evaluator
     if not isinstance(name := config.algorithm.get("name"), str):
         found = "nothing" if name is None else repr(name)

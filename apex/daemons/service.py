@@ -32,6 +32,8 @@ log = logging.getLogger("apex")
 ENGINE_PID = "APEX_ENGINE_PID"
 """Environment variable by which an engine tells its children its own process id."""
 
+TURN_S = 60.0
+"""Longer than an engine waits for all daemons that it ends before any other one."""
 PR_SET_PDEATHSIG = 1
 COMMON_THREADS = ("watchdog", "gate")
 """Threads that every daemon has, besides those of its kind; a library's may be lost."""
@@ -58,6 +60,7 @@ class Service:
         self.supervised = ENGINE_PID in os.environ
         self._stop = threading.Event()
         self._signals = 0
+        self._signalled = threading.Event()
         self._beats = 0
         self._lock = self._take_name()
         self._crashes = CrashHistory(run.crash_file(name), self.config.run.max_crashes)
@@ -107,6 +110,19 @@ class Service:
         """Wait, or return True at once when the daemon is asked to stop."""
         return self._stop.wait(seconds)
 
+    def end_engine(self) -> None:
+        """Have the engine, if there is one, end the run, and wait for this daemon's turn.
+
+        An engine would take an exit of its own accord for a crash.
+        """
+        if not self.supervised:
+            return
+        with suppress(ProcessLookupError):
+            os.kill(int(os.environ[ENGINE_PID]), signal.SIGTERM)
+        deadline = time.monotonic() + TURN_S
+        while not self._signalled.wait(0.1) and time.monotonic() < deadline:
+            self.beat()
+
     def beat(self) -> None:
         """Tell the watchdog that the work loop makes progress, or waits for a good reason."""
         self._beats += 1
@@ -120,6 +136,7 @@ class Service:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._signals += 1
+        self._signalled.set()
         if self._signals > 1:
             os._exit(128 + number)
         log.info("%s: draining; a second signal ends at once", signal.Signals(number).name)

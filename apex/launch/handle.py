@@ -10,8 +10,6 @@ from pathlib import Path, PosixPath
 from types import TracebackType
 from typing import Any
 
-import msgspec
-
 from apex.daemons.catalog import daemon_names
 from apex.daemons.status.gathering import gather
 from apex.data.schema import Array
@@ -86,8 +84,7 @@ class Run(RunDirectory):
         Raises:
             ApexError: the run's files cannot be read.
         """
-        status: dict[str, Any] = msgspec.to_builtins(gather(self))
-        return status
+        return gather(self).as_map()
 
     def stop(self, timeout_s: float = engine.STOP_TIMEOUT_S) -> list[str]:
         """End the run: all daemons drain, attached actors too. Returns when all are gone.

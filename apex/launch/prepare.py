@@ -22,7 +22,7 @@ import msgspec
 from apex import plugins
 from apex.algos.base import Algorithm
 from apex.algos.registry import algorithm_class, check_schema, make_algorithm
-from apex.config import fitting, loading, sections
+from apex.config import fitting, loading
 from apex.config.conversion import convert
 from apex.config.loading import OVERLAYS, Table
 from apex.config.sections import Config
@@ -94,9 +94,19 @@ def preset_config(
 
 
 def check_own(config: Config) -> Config:
-    """Check a script's own `Config`, and fit it to this machine's cores. Raises `ConfigError`."""
-    sections.check(config)
-    machine = hardware.this_machine()
+    """Type and check a script's own `Config`, and fit it to this machine's cores.
+
+    Raises:
+        ConfigError: a value that is not valid, or values that do not go together.
+    """
+    try:
+        table = msgspec.to_builtins(config)
+    except TypeError as error:  # an object in env.kwargs, say
+        raise ConfigError(
+            f"configuration: {error}; expected values that TOML can hold; a function for make_env "
+            "makes the environment with any others"
+        ) from None
+    config, machine = loading.parse(table), hardware.this_machine()
     return fitting.choose_actor_count(config, machine.cores, machine.memory_bytes)
 
 

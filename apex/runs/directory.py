@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -121,6 +122,17 @@ class RunDirectory:
             if pid is not None:
                 found[path.stem] = pid
         return found
+
+    def outcome(self) -> str | None:
+        """Why the run ended, when it came to its end by itself."""
+        try:
+            return str(json.loads(self.outcome_file.read_bytes())["reason"])
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None
+
+    def write_outcome(self, reason: str) -> None:
+        """Write down why the run has come to its end. Raises `OSError`."""
+        replace_file(self.outcome_file, json.dumps({"reason": reason}).encode())
 
     def check_unused(self) -> None:
         """Raise `RunError` unless the directory is empty or not there."""

@@ -121,7 +121,7 @@ def test_a_configuration_goes_one_way_and_is_checked_once(
     words = ["run", "--preset", "cartpole", "--engine", "none"]
     calls = calls_of(lambda: CliRunner().invoke(main, words), is_one_step)
     (made,) = (tmp_path / "runs").iterdir()
-    begin = calls.index(("cli/runs.py", "run"))
+    begin = calls.index(("cli/runs.py", "_new"))  # the options have become settings
     end = max(number for number, (_, name) in enumerate(calls) if name == "replace_file")
     way = stays(calls[begin : end + 1])
     assert way[-1] == "host/files.py" and "launch/preflight.py" in way
@@ -140,6 +140,9 @@ def test_own_config_of_a_script_is_checked() -> None:
     actor = msgspec.structs.replace(config.actor, count=0)
     fitted = prepare.check_own(msgspec.structs.replace(config, actor=actor))
     assert fitted.actor.count >= 2
+    env = msgspec.structs.replace(config.env, kwargs={"map": object()})
+    with pytest.raises(ConfigError, match=r"type object is unsupported; expected .*TOML can hold"):
+        prepare.check_own(msgspec.structs.replace(config, env=env))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -136,6 +137,8 @@ def test_suite_lives_through_kills_and_ends_whole(shared: Suite) -> None:
     test_central_inference.py."""
     before = shared.wait_healthy()
     assert before["run"]["engine"] == "supervisor"
+    log = shared.run.logs / "supervisord.log"
+    earlier = log.read_text().count("not expected")
     daemons = shared.run.living().values()
     assert [os.getsid(pid) for pid in daemons] == list(daemons), "each leads a session"
     assert shared.apex("status").returncode == 0
@@ -167,11 +170,15 @@ def test_suite_lives_through_kills_and_ends_whole(shared: Suite) -> None:
         assert after["learner"]["param_version"] > version or daemon == "replay"
     assert shared.status()["learner"]["learner_step"] > 0
 
+    kills = log.read_text().count("not expected") - earlier
     done = shared.apex("stop")
     assert done.returncode == 0, done.stderr
     assert shared.run.living() == {}
+    after_stop = log.read_text().count("not expected") - earlier
+    assert after_stop == kills == 3, "one for each kill, none for a stop"
     assert shared.apex("status").returncode == 4
     down = shared.status()
+    assert down["replay"]["items"] > 0 and not down["run"]["bottleneck"].startswith("down")
     assert [row["pid"] for row in down["actors"]] == [None, None]
     assert down["learner"]["state"] == down["replay"]["state"] == "down"
 
@@ -286,15 +293,31 @@ def test_two_suites_run_side_by_side_one_on_tcp_loopback(
     assert first.run.facts().run_id != second.run.facts().run_id
 
 
-def test_a_run_ends_by_itself_at_its_env_steps(suite: Suite, small: tuple[str, ...]) -> None:
-    suite.start(*small, "--set", "run.max_env_steps=2000")
-    wait_until(
-        lambda: living_engine(suite.run) is None, 90.0, "the run has ended", progress=suite.progress
-    )
+def test_a_run_ends_by_itself_at_its_env_steps_and_says_so_afterwards(
+    suite: Suite, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = suite.apex("run", *small, "--set", "run.max_env_steps=2000", timeout_s=300.0)
+    assert done.returncode == 0, done.stderr
+    *lines, last = done.stdout.splitlines()
+    assert re.fullmatch(r"the run has ended: \d+ env steps \(max_env_steps = 2000\)", last)
+    assert lines and all(re.match(r"\d\d:\d\d:\d\d  \d", line) for line in lines)
+    assert max(map(len, lines)) < 100
     wait_until(lambda: not suite.processes(), 30.0, "its processes are gone")
+
     status = suite.status()
-    assert "max_env_steps = 2000" in status["run"]["outcome"]
+    outcome = status["run"]["outcome"]
+    assert last == f"the run has ended: {outcome}"
     assert status["run"]["env_steps"] >= 2000
+    assert status["replay"]["items"] >= 200 and status["replay"]["bytes"] > 0
+    assert sum(row["env_steps"] for row in status["actors"]) >= 2000
+    assert status["run"]["bottleneck"].partition(":")[0] in ("learner", "actors", "data path")
+    check_status_keys(status, "down")
+    shown = suite.apex("status")
+    assert shown.returncode == ExitCode.DOWN and shown.stdout.count(outcome) == 1
+    monkeypatch.setenv("APEX_RUNS", str(suite.path.parent))
+    listed = subprocess.run([*APEX, "runs", "list"], capture_output=True, text=True, timeout=150)
+    assert re.search(rf"{suite.path.name} .* ended ", listed.stdout)
+    assert "not expected" not in (suite.run.logs / "supervisord.log").read_text()
 
 
 def test_launch_run_trains_an_environment_of_a_script(tmp_path: Path, suite: Suite) -> None:

@@ -271,6 +271,7 @@ class ActorDaemon:
 
     def _drain(self) -> None:
         """Hand over what is complete, wait briefly for its acknowledgement, and say goodbye."""
+        self._write_metrics()
         self._inference.finish()
         deadline = time.monotonic() + DRAIN_S
         while not self._inference.drained and time.monotonic() < deadline:

@@ -129,6 +129,7 @@ class InferenceDaemon:
 
     def _drain(self) -> None:
         """Hand over what is complete, and wait briefly for its acknowledgement."""
+        self._write_metrics()
         self._backlog.extend(self._acts.flush())
         deadline = time.monotonic() + DRAIN_S
         while (self._backlog or self._replay.unacknowledged) and time.monotonic() < deadline:

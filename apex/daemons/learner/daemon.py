@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import signal
 import sys
 import time
 
@@ -22,10 +20,9 @@ from apex.daemons.learner.prefetcher import Prefetcher
 from apex.daemons.learner.trainer import Trainer, begin_training
 from apex.daemons.metrics import MetricsLog, Rate
 from apex.daemons.replay.client import SampleClient
-from apex.daemons.service import ENGINE_PID, Service
+from apex.daemons.service import Service
 from apex.daemons.status.reports import LearnerReport
 from apex.host import process_tuning
-from apex.host.files import replace_file
 from apex.plugins import NONE, Extensions
 
 log = logging.getLogger("apex.learner")
@@ -151,11 +148,10 @@ class LearnerDaemon:
     def _end_run(self, outcome: str) -> None:
         """Write why the run has ended, and end the engine."""
         try:
-            replace_file(self._service.run.outcome_file, json.dumps({"reason": outcome}).encode())
+            self._service.run.write_outcome(outcome)
         except OSError as error:
             log.error("the outcome was not written: %s", error)
-        if self._service.supervised:
-            os.kill(int(os.environ[ENGINE_PID]), signal.SIGTERM)
+        self._service.end_engine()
 
     def status(self) -> LearnerReport:
         """How the learner is."""

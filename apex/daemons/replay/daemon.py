@@ -11,6 +11,7 @@ from pathlib import Path
 
 from apex.config.sections import Config
 from apex.daemons.command import daemon_command
+from apex.daemons.every import Every
 from apex.daemons.metrics import MetricsLog
 from apex.daemons.replay.insert_endpoint import InsertEndpoint
 from apex.daemons.replay.sample_endpoint import SampleEndpoint
@@ -150,15 +151,19 @@ def body(service: Service) -> None:
         config.replay.capacity,
         service.facts.schema.hash,
     )
-    next_metrics = time.monotonic() + METRICS_PERIOD_S
+
+    def write_metrics() -> None:
+        status = server.status()
+        metrics.write(to_wire(status), step=status.inserted)
+
+    due = Every(METRICS_PERIOD_S)
     try:
         while not service.stopping:
             server.turn()
             service.beat()
-            if time.monotonic() >= next_metrics:
-                next_metrics += METRICS_PERIOD_S
-                status = server.status()
-                metrics.write(to_wire(status), step=status.inserted)
+            if due.due():
+                write_metrics()
+        write_metrics()
     finally:
         server.close()
         metrics.close()

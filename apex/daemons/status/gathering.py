@@ -15,6 +15,7 @@ from apex.daemons.catalog import ACTOR, EVALUATOR, INFERENCE, LEARNER, REPLAY, D
 from apex.daemons.catalog import daemon_names as configured_names
 from apex.daemons.operator_client import ask
 from apex.daemons.status import health
+from apex.daemons.status.last_figures import LastFigures
 from apex.daemons.status.reports import (
     ActorReport,
     Answer,
@@ -51,6 +52,10 @@ class _Gathering:
         self._saved = _newest_manifest(run)
         self._problems: list[str] = []
         """With answers that cannot be used."""
+        self._engine = engine_record.living_engine(run)
+        over = self._engine is None and not self._living
+        self._last = LastFigures(run) if over else None
+        """Of a run that is over."""
 
     def status(self) -> RunStatus:
         """The whole status."""
@@ -89,7 +94,7 @@ class _Gathering:
     def _summary(self, answer: LearnerAnswer | None) -> RunSummary:
         env_steps = answer.env_steps if answer is not None else self._saved.get("env_steps", 0)
         env = self._config.env
-        engine = engine_record.living_engine(self._run)
+        engine = self._engine
         return RunSummary(
             path=str(self._run.path),
             env_id=self._run.facts().env.env_id,
@@ -98,27 +103,30 @@ class _Gathering:
             env_steps=env_steps,
             frames=env_steps * (env.frame_skip if env.id.startswith("ALE/") else 1),
             uptime_s=round(_uptime(engine), 1) if engine is not None else 0.0,
-            outcome=_outcome(self._run),
+            outcome=self._run.outcome(),
         )
 
     def _learner(self, answer: LearnerAnswer | None) -> LearnerSummary:
         if answer is not None:
             return replace(answer.learner, pid=self._pid(LEARNER))
         saved = {k: self._saved[k] for k in ("learner_step", "param_version") if k in self._saved}
-        return LearnerSummary(state=self._state(LEARNER), pid=self._pid(LEARNER), **saved)
+        row = LearnerSummary(state=self._state(LEARNER), pid=self._pid(LEARNER), **saved)
+        return row if self._last is None else self._last.learner(row)
 
     def _replay(self) -> ReplaySummary:
         report, pid = self._ask(REPLAY, ReplayReport), self._pid(REPLAY)
         if report is not None:
             return replace(report, pid=pid)
         capacity = self._config.replay.capacity
-        return ReplaySummary(state=self._state(REPLAY), pid=pid, capacity=capacity)
+        row = ReplaySummary(state=self._state(REPLAY), pid=pid, capacity=capacity)
+        return row if self._last is None else self._last.replay(row)
 
     def _inference(self) -> InferenceSummary:
         report, pid = self._ask(INFERENCE, InferenceReport), self._pid(INFERENCE)
         if report is not None:
             return replace(report, pid=pid)
-        return InferenceSummary(state=self._state(INFERENCE), pid=pid)
+        row = InferenceSummary(state=self._state(INFERENCE), pid=pid)
+        return row if self._last is None else self._last.inference(row)
 
     def _actors(self, reports: tuple[ActorReport, ...]) -> tuple[ActorReport, ...]:
         """One row for each configured or attached actor; `pid` is None while it is down."""
@@ -131,10 +139,11 @@ class _Gathering:
             if report.state != "gone" and not self._run.lock_file(report.actor_id).exists()
         }
         others = sorted((here | elsewhere) - set(configured))
-        return tuple(
+        rows = [
             _actor(name, known.get(name), self._living.get(name), elsewhere=name in elsewhere)
             for name in configured + others
-        )
+        ]
+        return tuple(rows if self._last is None else map(self._last.actor, rows))
 
     def _evaluator(self, answer: LearnerAnswer | None) -> EvaluatorSummary:
         """By what the learner knows, or by the evaluator's own file while the learner is down."""
@@ -148,7 +157,8 @@ class _Gathering:
     def _judged(self, status: RunStatus) -> RunStatus:
         """With bottleneck, alarms and health."""
         found = (*self._problems, *health.alarms(status), *_crash_loops(self._run, status))
-        summary = replace(status.run, alarms=found, bottleneck=health.bottleneck(status))
+        last = None if self._last is None else self._last.bottleneck(self._config.replay.min_size)
+        summary = replace(status.run, alarms=found, bottleneck=last or health.bottleneck(status))
         status = replace(status, run=summary)
         names = configured_names(self._config)
         return replace(status, run=replace(summary, health=health.health(status, names)))
@@ -178,13 +188,6 @@ def _uptime(engine: EngineRecord) -> float:
     """Seconds since the engine's start."""
     since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
     return max(0.0, since_boot - engine.started_ticks / os.sysconf("SC_CLK_TCK"))
-
-
-def _outcome(run: RunDirectory) -> str | None:
-    try:
-        return str(json.loads(run.outcome_file.read_text())["reason"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
 
 
 def _last_evaluation(run: RunDirectory, saved: dict[str, Any]) -> EvaluationsReport:

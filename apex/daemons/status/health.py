@@ -43,12 +43,17 @@ def bottleneck(status: RunStatus) -> str:
     report = replay if isinstance(replay, ReplayReport) else None
     waiting = learner.state == "waiting" or replay.state == "recovering"
     if waiting and report is not None and report.items < report.min_size:
-        return f"warm-up: replay has {report.items} of the {report.min_size} items to start"
+        return warm_up(report.items, report.min_size)
     return limiting_part(
         data_wait_fraction=learner.data_wait_fraction,
         waiting_samples=report.waiting_samples if report is not None else 0,
         blocked_actors=sum(row.state == "waiting_for_credit" for row in status.actors),
     )
+
+
+def warm_up(items: int, min_size: int) -> str:
+    """The bottleneck of a run whose table has too few items."""
+    return f"warm-up: replay has {items} of the {min_size} items to start"
 
 
 def limiting_part(

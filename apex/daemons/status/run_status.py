@@ -74,6 +74,11 @@ class RunStatus(Report, frozen=True, kw_only=True):
             found.append((INFERENCE, INFERENCE.kind, self.inference))
         return found + [(ACTOR, row.actor_id, row) for row in self.actors]
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing of the run lives."""
+        return self.run.engine is None and all(row.pid is None for _, _, row in self.rows())
+
     def as_map(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         values: dict[str, Any] = msgspec.to_builtins(self)

@@ -1,0 +1,128 @@
+"""The last figures of a run that is over, by its metrics files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from apex.daemons.catalog import ACTOR, INFERENCE, LEARNER, REPLAY
+from apex.daemons.status.health import limiting_part, warm_up
+from apex.daemons.status.reports import (
+    ActorReport,
+    Answer,
+    InferenceSummary,
+    LearnerSummary,
+    ReplaySummary,
+)
+from apex.runs.directory import RunDirectory
+
+TAIL_BYTES = 64 * 1024
+"""Of a metrics file that are read: some dozens of records."""
+Record = Mapping[str, Any]
+
+
+class LastFigures:
+    """What a run's daemons wrote last.
+
+    Args:
+        run: whose daemons are all gone.
+    """
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+
+    def learner(self, down: LearnerSummary) -> LearnerSummary:
+        """The row of a learner that is down, with its last figures."""
+        names = ("updates_per_s", "samples_per_s", "data_wait_fraction", "rollbacks")
+        return _with(down, self._newest(LEARNER.kind), names)
+
+    def replay(self, down: ReplaySummary) -> ReplaySummary:
+        """The row of a replay server that is down, with its last figures."""
+        names = ("items", "bytes", "inserts_per_s", "samples_per_s", "stale_priorities", "refused")
+        return _with(down, self._newest(REPLAY.kind), names)
+
+    def inference(self, down: InferenceSummary) -> InferenceSummary:
+        """The row of an inference server that is down, with its last figures."""
+        names = ("decisions_per_s", "batch_mean", "busy_fraction", "param_version", "refused")
+        return _with(down, self._newest(INFERENCE.kind), names)
+
+    def actor(self, down: ActorReport) -> ActorReport:
+        """The row of an actor that is down, with its last figures."""
+        record = self._newest(down.actor_id)
+        names = ("env_steps", "env_steps_per_s", "param_version", "episodes", "mean_return",
+                 "env_faults")  # fmt: skip
+        return _with(down, {**record, "env_steps": record.get("step")}, names)
+
+    def bottleneck(self, min_size: int) -> str | None:
+        """Which part held the others back; None of a run that has no metrics.
+
+        The records that were written at the end are passed over where there are older ones: while
+        a run ends, its daemons wait for each other.
+
+        Args:
+            min_size: items with which the learner starts.
+        """
+        learner, replay = self._before_the_end(LEARNER.kind), self._before_the_end(REPLAY.kind)
+        if not learner:
+            return None
+        items = replay.get("items", 0)
+        if not learner["step"] and items < min_size:
+            return warm_up(items, min_size)
+        actors = [path.stem for path in self._run.metrics.glob(f"{ACTOR.kind}_*.jsonl")]
+        phases = [self._before_the_end(actor).get("phase") for actor in actors]
+        return limiting_part(
+            data_wait_fraction=learner.get("data_wait_fraction"),
+            waiting_samples=replay.get("waiting_samples", 0),
+            blocked_actors=phases.count("waiting_for_credit"),
+        )
+
+    def _newest(self, daemon: str) -> Record:
+        return (last_records(self._run.metrics / f"{daemon}.jsonl", 1) or [{}])[-1]
+
+    def _before_the_end(self, daemon: str) -> Record:
+        return (last_records(self._run.metrics / f"{daemon}.jsonl", 2) or [{}])[0]
+
+
+def last_records(path: Path, count: int) -> list[Record]:
+    """The newest records of a file of JSON lines, the oldest of them first.
+
+    Fewer where there are not so many, or where one cannot be read.
+    """
+    lines = _tail(path)
+    if len(lines) < count:
+        lines = _tail(path.with_name(path.name + ".1")) + lines
+    records: list[Record] = []
+    for line in lines[-count:]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def _tail(path: Path) -> list[bytes]:
+    """The last lines of a file, none where there is no file."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return []
+    return lines[1:] if size > TAIL_BYTES else lines
+
+
+def _with(row: Answer, record: Record, names: tuple[str, ...]) -> Answer:
+    """A row with the fields that a record has; unchanged where one of them has another type."""
+    values = {name: record[name] for name in names if record.get(name) is not None}
+    try:
+        return msgspec.convert({**msgspec.to_builtins(row), **values}, type(row))
+    except msgspec.ValidationError:
+        return row
