@@ -6,8 +6,8 @@ STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run-pong learn-pong status logs restart-actor attach stop test test-learning chaos fuzz soak \
-	bench bench-peers check docs clean
+.PHONY: help setup run-pong learn-pong status logs restart-actor attach stop test test-unit \
+	test-learning chaos fuzz soak bench bench-peers check docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -48,6 +48,9 @@ stop: $(STAMP)  ## end the newest run, attached actors too
 
 test: $(STAMP)  ## all tests; what CI runs
 	@$(VENV)/bin/python -m pytest
+
+test-unit: $(STAMP)  ## the tests without processes and sockets, in about a minute
+	@$(VENV)/bin/python -m pytest tests/unit
 
 test-learning: $(STAMP)  ## whether each algorithm learns CartPole, by daemons and serially; ten minutes
 	@$(VENV)/bin/python -m pytest -m "learning or not learning" tests/suite/test_learning.py

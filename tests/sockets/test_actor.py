@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 import torch
 
-from apex.acting.agent import Agent
 from apex.acting.exploration import EpsilonGreedy
+from apex.algos.registry import make_algorithm
 from apex.daemons.actor import daemon
 from apex.daemons.actor.daemon import ActorDaemon
+from apex.daemons.actor.local import LocalInference
 from apex.daemons.learner.parameter_versions import Publication
+from apex.data.schema import Array
 from apex.envs.registry import EnvFactory
 from apex.networks import parameters
 from apex.plugins import Extensions
 from apex.runs.directory import RunDirectory
+from apex.wire.messages import Welcome
 from tests.support.services import ThreeLives, prepared, service_of
+from tests.support.stand_ins import LearnerStandIn, PollerStandIn, ReplayStandIn, in_turn
 
 torch.set_num_threads(1)
 
@@ -32,59 +34,82 @@ def keep_priority(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(daemon.os, "nice", lambda increment: 0)
 
 
-@contextmanager
-def actor_of(run: RunDirectory, make_env: EnvFactory | None = None) -> Iterator[ActorDaemon]:
+class Acting(LocalInference):
+    """An actor's inference, whose first observations are kept."""
+
+    def begin(self, observations: Array) -> None:
+        self.began = observations.copy()
+        super().begin(observations)
+
+
+def parameters_of(run: RunDirectory, version: int, learner_step: int) -> Publication:
+    network: Any = make_algorithm(run.config().algorithm, run.facts().env).policy().network
+    return Publication(version, learner_step, 0, 0.0, parameters.encode(network), 0)
+
+
+def acted(
+    run: RunDirectory,
+    publish: Callable[[LearnerStandIn], Publication | None],
+    steps: int,
+    *,
+    slot: int = 0,
+    incarnation: int = 0,
+    make_env: EnvFactory | None = None,
+) -> tuple[Acting, LearnerStandIn, ReplayStandIn]:
+    """An actor that has made `steps` steps, and one more, in its place and has come to its end."""
+
+    def poll(learner: LearnerStandIn) -> Publication | None:
+        if learner.beats and learner.beats[-1].env_steps >= num_envs * (steps - 1):
+            service.stop()  # after the step of this turn
+        return publish(learner)
+
+    num_envs = run.config().actor.num_envs
+    welcome = Welcome(instance=1, slot=slot, incarnation=incarnation)
     with service_of(run, "actor_000") as service:
-        actor = ActorDaemon(service, Extensions(make_env))
-        try:
-            yield actor
-        finally:
-            for part in (actor._environments, actor._learner, actor._inference, actor._metrics):
-                part.close()
+        learner, replay = LearnerStandIn(poll, welcome), ReplayStandIn()
+        inference = Acting(service, Extensions(make_env), learner, replay)
+        actor = ActorDaemon(
+            service, Extensions(make_env), learner=learner, inference=inference,
+            poller=PollerStandIn(),
+        )  # fmt: skip
+        actor.run()
+    return inference, learner, replay
 
 
-def agent_of(actor: ActorDaemon) -> Agent:
-    decider: Any = actor._inference
-    return decider._decider.agent
-
-
-def exploration_of(actor: ActorDaemon) -> EpsilonGreedy:
-    exploration = agent_of(actor).exploration
-    assert isinstance(exploration, EpsilonGreedy)
-    return exploration
+def explores(inference: LocalInference) -> EpsilonGreedy:
+    assert isinstance(inference.agent.exploration, EpsilonGreedy)
+    return inference.agent.exploration
 
 
 def test_actor_explores_by_the_rungs_of_its_slot_and_an_attached_one_between_them(tmp_path):
     run = prepared(tmp_path, "actor.count=3", "actor.num_envs=2")
     rungs = {0: (0, 3), 1: (1, 4), 2: (2, 5), 3: (0.5, 3.5), 4: (1.5, 4.5)}
-    with actor_of(run) as actor:
-        for slot, (first, second) in rungs.items():
-            actor._start(slot, incarnation=0)
-            expected = [0.4 ** (1 + 7 * first / 5), 0.4 ** (1 + 7 * second / 5)]
-            exploration = exploration_of(actor)
-            assert exploration.epsilons.tolist() == pytest.approx(expected)
+    for slot, (first, second) in rungs.items():
+        publish = in_turn([parameters_of(run, 0, 0)])
+        inference, _, _ = acted(run, publish, 2, slot=slot)
+        expected = [0.4 ** (1 + 7 * first / 5), 0.4 ** (1 + 7 * second / 5)]
+        assert explores(inference).epsilons.tolist() == pytest.approx(expected)
 
 
 def test_draws_and_starts_differ_by_seed_slot_environment_and_incarnation_and_repeat(tmp_path):
-    run = prepared(tmp_path, "actor.count=2", "actor.num_envs=2")
-    draws, starts = {}, {}
-    with actor_of(run) as actor:
+    def play(seed: int, slot: int, incarnation: int) -> tuple[list[Any], list[Any]]:
+        """Forty random actions of each environment, and where each began."""
+        run = runs[seed]
+        publish = in_turn([parameters_of(run, 0, 0)])
+        inference, _, _ = acted(run, publish, 2, slot=slot, incarnation=incarnation)
+        exploration = explores(inference)
+        exploration.epsilons = np.ones(2)
+        actions = [exploration(np.zeros((2, 2))) for _ in range(40)]
+        return np.array(actions).T.tolist(), inference.began.tolist()
 
-        def play(seed: int, slot: int, incarnation: int) -> tuple[list[Any], list[Any]]:
-            """Forty random actions of each environment, and where each began."""
-            config = actor._config
-            actor._config = actor._inference._config = msgspec.structs.replace(
-                config, run=msgspec.structs.replace(config.run, seed=seed)
-            )
-            actor._start(slot, incarnation)
-            exploration = exploration_of(actor)
-            exploration.epsilons = np.ones(2)
-            actions = [exploration(np.zeros((2, 2))) for _ in range(40)]
-            return np.array(actions).T.tolist(), agent_of(actor).inputs.observations.tolist()
-
-        for key in itertools.product((1, 2), (0, 1, 2), (0, 1)):
-            draws[key], starts[key] = play(*key)
-        again = play(2, 1, 0)
+    runs, draws, starts = {}, {}, {}
+    for seed in (1, 2):
+        (tmp_path / str(seed)).mkdir()
+        settings = ("actor.count=2", "actor.num_envs=2", f"run.seed={seed}")
+        runs[seed] = prepared(tmp_path / str(seed), *settings)
+    for key in itertools.product((1, 2), (0, 1, 2), (0, 1)):
+        draws[key], starts[key] = play(*key)
+    again = play(2, 1, 0)
     for streams in (draws, starts):
         assert len({str(stream) for pair in streams.values() for stream in pair}) == 24
     assert again == (draws[2, 1, 0], starts[2, 1, 0])
@@ -92,30 +117,28 @@ def test_draws_and_starts_differ_by_seed_slot_environment_and_incarnation_and_re
 
 @pytest.mark.parametrize("learned", [True, False])
 def test_actor_learns_from_clipped_rewards_and_lives_and_reports_whole_returns(tmp_path, learned):
+    """Two episodes: three steps and one that begins the next, then newer parameters."""
+
+    def publish(learner: LearnerStandIn) -> Publication | None:
+        if learner.param_version < 0:
+            return parameters_of(run, 7, 700)
+        if learner.param_version == 7 and learner.beats[-1].env_steps == 3:
+            return parameters_of(run, 8, 800)  # the fourth step was made since then
+        return None
+
     flag = str(learned).lower()
     run = prepared(
         tmp_path, "actor.num_envs=1", "actor.chunk_length=1", "algorithm.n_step=2",
         "algorithm.discount=0.5", f"env.clip_rewards={flag}", f"env.life_loss_ends={flag}",
         make_env=ThreeLives,
     )  # fmt: skip
-    with actor_of(run, ThreeLives) as actor:
-        network = actor._inference._algorithm.network()
-        for number, learner_step in ((7, 700), (8, 800)):
-            actor._inference.poll(
-                Publication(number, learner_step, 0, 0.0, parameters.encode(network), 0)
-            )
-            if actor._loop is None:
-                actor._start(0, incarnation=0)
-            for _ in range(4):
-                actor._loop.step()
-            chunks = [*actor._inference._backlog, *agent_of(actor).flush()]
-            actor._inference._backlog.clear()
-            names = ("n_step_return", "discount", "learner_step")
-            items = [
-                tuple(c.columns[name][k] for name in names) for c in chunks for k in range(len(c))
-            ]
-            whole = [(7.5, 0.25), (7.5, 0.0), (5.0, 0.0)]
-            expected = [(1.0, 0.0)] * 3 if learned else whole
-            assert items == [(*item, learner_step) for item in expected]
-            assert list(actor._loop.recent_returns) == [15.0] * (number - 6)
-            assert actor._heartbeat().mean_return == 15.0
+    _, learner, replay = acted(run, publish, 6, make_env=ThreeLives)
+    names = ("n_step_return", "discount", "learner_step")
+    items = [
+        tuple(c.columns[name][k] for name in names) for c in replay.chunks for k in range(len(c))
+    ]
+    expected = [(1.0, 0.0)] * 3 if learned else [(7.5, 0.25), (7.5, 0.0), (5.0, 0.0)]
+    assert items == [(*item, step) for step in (700, 800) for item in expected]
+    last = learner.beats[-1]
+    assert (last.phase, last.env_steps, last.param_version) == ("leaving", 6, 8)
+    assert (last.episodes, last.mean_return) == (2, 15.0)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,13 +16,17 @@ from apex.algos.registry import make_algorithm
 from apex.daemons.evaluator import daemon as evaluator
 from apex.daemons.evaluator.daemon import EvaluatorDaemon
 from apex.daemons.learner.parameter_versions import Publication
+from apex.envs.registry import EnvFactory
 from apex.evaluation.trained_policy import evaluation_env
 from apex.networks import parameters
 from apex.plugins import Extensions
 from apex.runs import checkpoint
+from apex.runs.checkpoint import Manifest
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import EvaluationReport
+from tests.support.clock import Clock
 from tests.support.services import ThreeLives, prepared, service_of
+from tests.support.stand_ins import LearnerStandIn, PollerStandIn
 
 torch.set_num_threads(1)
 
@@ -37,31 +41,6 @@ BAD, GOOD = 0, 1
 """Actions, and the parameters that take them: returns of -9 and 15."""
 
 
-class Connection:
-    """Stands for the learner: newer parameters at each poll, and the reports that it was sent."""
-
-    client = None
-
-    def __init__(self, newer: Sequence[Publication]) -> None:
-        self._newer = list(newer)
-        self.reports: list[EvaluationReport] = []
-
-    def poll(self) -> Publication | None:
-        return self._newer.pop(0) if self._newer else None
-
-    def ask_for_params(self) -> None:
-        """Nobody listens."""
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-    def heartbeat(self, make: object) -> None:
-        """Nobody listens."""
-
-    def report(self, report: EvaluationReport) -> None:
-        self.reports.append(report)
-
-
 @pytest.fixture
 def run(tmp_path) -> RunDirectory:
     return prepared(
@@ -70,20 +49,42 @@ def run(tmp_path) -> RunDirectory:
     )  # fmt: skip
 
 
-@contextmanager
-def evaluator_of(
-    run: RunDirectory, clock: Callable[[], float] = time.monotonic
-) -> Iterator[EvaluatorDaemon]:
-    """One start of the evaluator, with `Connection` in place of its client."""
+def evaluated(
+    run: RunDirectory,
+    *publications: Publication,
+    meanwhile: Sequence[Publication] = (),
+    stop_at: int = 0,
+    make_env: EnvFactory = Choice,
+) -> LearnerStandIn:
+    """One start of the evaluator, which plays these parameters, one after the other.
+
+    Args:
+        run: the run.
+        publications: come when it is idle.
+        meanwhile: come while it plays.
+        stop_at: it is asked to stop at this turn of its play; 0: when all are evaluated.
+        make_env: makes its environments.
+    """
+    idle, newer, turns = [*publications], [*meanwhile], itertools.count(1)
+
+    def publish(learner: LearnerStandIn) -> Publication | None:
+        if learner.beats[-1].phase == "evaluating":
+            if next(turns) == stop_at:
+                service.stop()
+            return newer.pop(0) if newer else None
+        if not idle:
+            service.stop()
+        return idle.pop(0) if idle else None
+
+    clock = Clock()
     with service_of(run, "evaluator") as service:
-        daemon: Any = EvaluatorDaemon(service, Extensions(Choice), clock)
-        daemon._learner.close()
-        daemon._learner = Connection([])
-        try:
-            yield daemon
-        finally:
-            daemon._environments.close()
-            daemon._metrics.close()
+        learner = LearnerStandIn(publish)
+        if not service.restarted:  # the first parameters are those of a network that is untrained
+            idle.insert(0, publication(run, 1, GOOD))
+        EvaluatorDaemon(
+            service, Extensions(make_env), clock, learner=learner, poller=PollerStandIn(clock.move)
+        ).run()
+    return learner
 
 
 def publication(run: RunDirectory, version: int, action: int) -> Publication:
@@ -113,10 +114,9 @@ def kept(run: RunDirectory) -> list[tuple[str, float | None]]:
 
 def test_x_values_are_those_of_the_parameters_that_played_though_newer_ones_came(run):
     played = publication(run, 3, GOOD)
-    with evaluator_of(run) as daemon:
-        daemon._learner = Connection([publication(run, v, BAD) for v in range(4, 20)])
-        daemon.evaluate(played)
-        assert daemon._learner.reports == [EvaluationReport(returns=(15.0,) * 4)]
+    newer = [publication(run, version, BAD) for version in range(4, 20)]
+    learner = evaluated(run, played, meanwhile=newer)
+    assert learner.reports == [EvaluationReport(returns=(15.0,) * 4)]
     (row,) = rows(run)
     x_values = ("param_version", "learner_step", "env_steps", "step", "train_s", "mean_return")
     assert [row[name] for name in x_values] == [3, 300, 3000, 3000, 30.0, 15.0]
@@ -134,68 +134,54 @@ def test_returns_are_of_whole_episodes_and_unclipped_whatever_is_learned_from(ru
     assert learned_from.clip_rewards and learned_from.life_loss_ends
     played = evaluation_env(learned_from)
     assert not played.life_loss_ends
-    with evaluator_of(run) as daemon:
-        for version, action in enumerate((BAD, GOOD), 1):
-            daemon.evaluate(publication(run, version, action))
-        assert [report.returns for report in daemon._learner.reports] == [(-9.0,) * 4, (15.0,) * 4]
+    learner = evaluated(run, publication(run, 2, BAD), publication(run, 3, GOOD))
+    assert [report.returns for report in learner.reports] == [(-9.0,) * 4, (15.0,) * 4]
 
 
 def test_best_is_that_of_the_best_full_evaluation_also_after_a_restart(run):
-    with evaluator_of(run) as daemon:
-        daemon.evaluate(publication(run, 1, BAD))
-        assert kept(run) == [("best_0000000100", -9.0)]
-        answers = iter([True] * 6 + [False])  # one episode of each environment is over then
-        daemon._proceed = lambda: next(answers)
-        daemon.evaluate(publication(run, 2, GOOD))
-        assert kept(run) == [("best_0000000100", -9.0)] and len(daemon._learner.reports) == 1
-    with evaluator_of(run) as daemon:
-        daemon.evaluate(publication(run, 3, GOOD))
-        daemon.evaluate(publication(run, 4, BAD))
-        assert kept(run) == [("best_0000000300", 15.0)]
-    with evaluator_of(run) as daemon:
-        daemon.evaluate(publication(run, 5, BAD))
-        assert kept(run) == [("best_0000000300", 15.0)]
+    evaluated(run, publication(run, 2, BAD))
+    assert kept(run) == [("best_0000000200", -9.0)]
+    # At the seventh turn one episode of each environment is over.
+    learner = evaluated(run, publication(run, 3, GOOD), stop_at=7)
+    assert kept(run) == [("best_0000000200", -9.0)] and learner.reports == []
+    evaluated(run, publication(run, 4, GOOD), publication(run, 5, BAD))
+    assert kept(run) == [("best_0000000400", 15.0)]
+    evaluated(run, publication(run, 6, BAD))
+    assert kept(run) == [("best_0000000400", 15.0)]
     best = [(row["param_version"], row["best_mean_return"]) for row in rows(run)]
-    assert best == [(1, -9.0), (3, 15.0), (4, 15.0), (5, 15.0)]
-
-
-class Clock:
-    """Seconds that pass when the evaluator waits; after `end` of them it is asked to stop.
-
-    At each wait the learner, when it was asked, has newer parameters.
-    """
-
-    def __init__(self, run: RunDirectory, end: float) -> None:
-        self.now = 0.0
-        self._run, self._end = run, end
-        self.daemon: Any = None
-
-    def __call__(self) -> float:
-        return self.now
-
-    def wait(self, seconds: float) -> None:
-        self.now += 1.0
-        if self.now >= self._end:
-            self.daemon._service.stop()
-
-    def ask(self) -> None:
-        learned = publication(self._run, int(self.now) if self.now > 20 else 0, GOOD)
-        self.daemon._learner._newer.append(learned)
+    assert best == [(2, -9.0), (4, 15.0), (5, 15.0), (6, 15.0)]
 
 
 def evaluated_at(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, cpu_s: float) -> list[float]:
-    """When evaluations of `cpu_s` seconds of CPU begin; the learner's first step is at 21 s."""
-    clock = Clock(run, 400.0)
+    """When evaluations of `cpu_s` seconds of CPU begin; the learner's first step is at 21 s.
+
+    Each wait takes a second; whenever it was asked, the learner has newer parameters. After 400
+    seconds the evaluator is asked to stop.
+    """
+
+    def publish(learner: LearnerStandIn) -> Publication | None:
+        if learner.beats[-1].phase == "evaluating":
+            if learner.beats[-2].phase == "idle":
+                began.append(clock.now)
+            return None
+        if learner.asked == len(answered):
+            return None
+        answered.append(int(clock.now) if clock.now > 20 else 0)
+        return publication(run, answered[-1], GOOD)
+
+    def second(_: float) -> None:
+        clock.now += 1.0
+        if clock.now >= 400.0:
+            service.stop()
+
+    clock, began, answered = Clock(0.0), [], []
     used = iter(range(1000))
     monkeypatch.setattr(evaluator.time, "process_time", lambda: cpu_s * next(used))
-    with evaluator_of(run, clock) as daemon:
-        clock.daemon = daemon
-        daemon._learner.ask_for_params = clock.ask
-        daemon._poller = clock
-        began: list[float] = []
-        evaluate = daemon.evaluate
-        daemon.evaluate = lambda played: (began.append(clock.now), evaluate(played))
-        daemon.run()
+    with service_of(run, "evaluator") as service:
+        EvaluatorDaemon(
+            service, Extensions(Choice), clock, learner=LearnerStandIn(publish),
+            poller=PollerStandIn(second),
+        ).run()  # fmt: skip
     return began
 
 
@@ -230,15 +216,16 @@ def test_the_best_is_kept_when_the_disk_takes_checkpoints_again(run, monkeypatch
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with evaluator_of(run) as daemon:
-        daemon.evaluate(publication(run, 1, BAD))
-        with monkeypatch.context() as disk:
-            disk.setattr(evaluator.checkpoint, "save_best", full)
-            daemon.evaluate(publication(run, 2, GOOD))
-        assert kept(run) == [("best_0000000100", -9.0)]
-        daemon.evaluate(publication(run, 3, GOOD))
-        assert kept(run) == [("best_0000000300", 15.0)]
-    assert [row["best_mean_return"] for row in rows(run)] == [-9.0, 15.0, 15.0]
+    def after_the_second(folder: Path, manifest: Manifest, data: bytes) -> None:
+        (full if manifest.param_version == 3 else save_best)(folder, manifest, data)
+
+    save_best = checkpoint.save_best
+    monkeypatch.setattr(evaluator.checkpoint, "save_best", after_the_second)
+    evaluated(run, publication(run, 2, BAD), publication(run, 3, GOOD))
+    assert kept(run) == [("best_0000000200", -9.0)]
+    evaluated(run, publication(run, 3, GOOD), publication(run, 4, GOOD))
+    assert kept(run) == [("best_0000000400", 15.0)]
+    assert [row["best_mean_return"] for row in rows(run)] == [-9.0, 15.0, 15.0, 15.0]
 
 
 def test_evaluator_lowers_its_priority_before_it_makes_its_environments(run, monkeypatch):
@@ -276,39 +263,35 @@ class Falls(Choice):
         return super().step(action)
 
 
-def test_an_evaluation_that_an_environment_ends_is_played_anew(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(Falls, "made", 0)
+def test_an_evaluation_that_an_environment_ends_is_played_from_its_beginning(
+    tmp_path, monkeypatch, caplog
+):
     run = prepared(
         tmp_path, "evaluator.episodes=4", "evaluator.num_envs=2", "algorithm.hidden=[]",
         make_env=Falls,
     )  # fmt: skip
     monkeypatch.setattr(Falls, "made", 0)  # preparing makes one to look at
-    now = 100.0
+    clock, left, failed = Clock(), [1, 3], []
+
+    def publish(learner: LearnerStandIn) -> Publication | None:
+        beat = learner.beats[-1]
+        if beat.env_faults and not failed:
+            failed.append(clock.now)
+        if learner.reports:
+            service.stop()
+        return publication(run, left.pop(0), GOOD) if left and beat.phase == "idle" else None
+
     with service_of(run, "evaluator") as service:
-        daemon: Any = EvaluatorDaemon(service, Extensions(Falls), lambda: now)
-        daemon._learner.close()
-        daemon._learner = Connection([])
-        daemon._poller = Still()
-        daemon._try_to_evaluate(publication(run, 3, GOOD))
-        assert daemon._recreation.faults == 1 and daemon._learner.reports == []
-        assert "the cart fell off the table" in caplog.text
-        daemon._recreate()
-        assert daemon._recreation.due == 101.0, "a second later"
-        now = 101.0
-        daemon._recreate()
-        assert daemon._recreation.due is None
-        daemon._try_to_evaluate(daemon._unplayed)
-        (report,) = daemon._learner.reports
-        assert report.returns == (15.0,) * 4
-        assert daemon._unplayed is None
-        (line,) = (run.metrics / "evaluator.jsonl").read_text().splitlines()
-        assert json.loads(line)["param_version"] == 3
-        daemon._environments.close()
-        daemon._metrics.close()
-
-
-class Still:
-    """A poller that waits for nothing."""
-
-    def wait(self, timeout_s: float) -> bool:
-        return False
+        learner = LearnerStandIn(publish)
+        EvaluatorDaemon(
+            service, Extensions(Falls), clock, learner=learner, poller=PollerStandIn(clock.move)
+        ).run()
+    assert "the cart fell off the table" in caplog.text
+    phases = [phase for phase, _ in itertools.groupby(beat.phase for beat in learner.beats)]
+    assert phases == ["idle", "evaluating", "recreating", "idle", "evaluating", "idle"]
+    assert learner.beats[-1].env_faults == 1
+    assert 1.0 <= clock.now - failed[0] <= 1.0 + 2 * evaluator.WAIT_S, "a second later"
+    (report,) = learner.reports
+    assert report.returns == (15.0,) * 4
+    (line,) = (run.metrics / "evaluator.jsonl").read_text().splitlines()
+    assert json.loads(line)["param_version"] == 3

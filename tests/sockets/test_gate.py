@@ -24,7 +24,9 @@ from apex.wire.endpoints import Endpoint, load, resolve
 from apex.wire.messages import GetParams, Status, Welcome
 from apex.wire.server import Request, Server
 from apex.wire.sockets import Poller
-from tests.support.builders import VECTOR_SCHEMA, hello, wait_until
+from tests.support.builders import VECTOR_SCHEMA, hello
+from tests.support.endpoints import tcp_endpoint
+from tests.support.waiting import wait_until
 
 PERMISSIONS = {"actor": (GetParams,), "operator": (Status,)}
 NAMES = ("replay.insert", "replay.sample", "learner.params")
@@ -57,7 +59,7 @@ class Door:
             self.taken.extend(self.server.receive())
             client.receive()
 
-        wait_until(condition, turn)
+        wait_until(condition, turn=turn)
 
     def refused(self, client: Client) -> RefusedError:
         with pytest.raises(RefusedError) as error:
@@ -77,15 +79,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "keys"
 
 
-def tcp(folder: Path | None, name: str = "replay.insert") -> Endpoint:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return Endpoint(name, f"tcp://127.0.0.1:{probe.getsockname()[1]}", folder)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_the_key_of_a_role_lets_in_that_role_alone(stack, folder, name):
-    door = Door(tcp(folder, name), stack)
+    door = Door(tcp_endpoint(folder, name), stack)
     client = door.knock(folder)
     door.until(client, lambda: client.ready)
     # The holder of the actor's key who says that it is an operator.
@@ -101,7 +97,7 @@ def test_the_key_of_a_role_lets_in_that_role_alone(stack, folder, name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_key_that_is_not_authorized_is_kept_out(stack, folder, tmp_path, name):
-    door = Door(tcp(folder, name), stack)
+    door = Door(tcp_endpoint(folder, name), stack)
     keys.make_folder(tmp_path / "strange")
     (tmp_path / "strange" / "server.public").write_bytes((folder / "server.public").read_bytes())
     error = door.refused(door.knock(tmp_path / "strange"))
@@ -112,7 +108,7 @@ def test_a_key_that_is_not_authorized_is_kept_out(stack, folder, tmp_path, name)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_a_key_or_with_the_wrong_server_key_nobody_gets_in(stack, folder, tmp_path, name):
-    door = Door(tcp(folder, name), stack)
+    door = Door(tcp_endpoint(folder, name), stack)
     plain = door.knock(None)
     keys.make_folder(tmp_path / "strange")
     (tmp_path / "strange" / "actor.secret").write_bytes((folder / "actor.secret").read_bytes())
@@ -129,7 +125,7 @@ def test_without_a_key_or_with_the_wrong_server_key_nobody_gets_in(stack, folder
 
 def test_a_revoked_key_ends_its_connections_and_gets_no_new_one(stack, folder, tmp_path):
     keys.add_key(folder, "far", "actor", tmp_path / "far")
-    door = Door(tcp(folder), stack)
+    door = Door(tcp_endpoint(folder), stack)
     client, other = door.knock(tmp_path / "far"), door.knock(folder)
     door.until(client, lambda: client.ready)
     door.until(other, lambda: other.ready)
@@ -154,10 +150,10 @@ from apex.wire.client import Client
 from apex.wire.server import Server
 from apex.wire.messages import Welcome, GetParams
 from tests.support.builders import VECTOR_SCHEMA, hello
-from tests.sockets.test_gate import tcp
+from tests.support.endpoints import tcp_endpoint
 folder = Path({str(folder)!r})
-endpoint = {{"ipc": Endpoint({name!r}, "ipc://{tmp_path}/s"), "tcp": tcp(None, {name!r}),
-            "curve": tcp(folder, {name!r})}}[{transport!r}]
+endpoint = {{"ipc": Endpoint({name!r}, "ipc://{tmp_path}/s"), "tcp": tcp_endpoint(None, {name!r}),
+            "curve": tcp_endpoint(folder, {name!r})}}[{transport!r}]
 server = Server(endpoint, "run", VECTOR_SCHEMA.hash, {{"actor": (GetParams,)}},
                 lambda peer: Welcome(instance=1))
 def knock(seconds):
@@ -170,7 +166,7 @@ assert knock(10.0)
 sockets.gate().close()
 assert not knock(2.0)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
 
 
@@ -199,8 +195,8 @@ while b"READY" not in answer and b"ERROR" not in answer:
 sys.exit(0 if b"READY" in answer else 42)
 """
     as_self = code.replace("os.setgid(65534); os.setuid(65534)", "")
-    assert subprocess.run([sys.executable, "-c", as_self], timeout=30).returncode == 0
-    assert subprocess.run([sys.executable, "-c", code], timeout=30).returncode == 42
+    assert subprocess.run([sys.executable, "-c", as_self], timeout=150).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=150).returncode == 42
     assert sockets.gate().refused["replay.insert"] > 0
 
 
@@ -234,7 +230,7 @@ def test_secrets_are_their_owners_alone(folder, tmp_path):
         keys.client_keys(folder, "actor")
     (folder / "server.secret").write_text("nonsense = 1\n")
     with pytest.raises(EndpointError, match=r"server\.secret"):
-        sockets.bound_router(tcp(folder))
+        sockets.bound_router(tcp_endpoint(folder))
     with pytest.raises(UsageError, match="keys already"):
         keys.make_folder(folder)
     for name in ("../evil", "", "a/b", "a" * 65, ".hidden"):
@@ -275,7 +271,7 @@ def test_a_servers_key_that_others_could_have_replaced_is_not_trusted(folder):
 
 
 def test_a_key_cannot_lock_a_name_by_a_start_in_the_future(stack, folder):
-    door = Door(tcp(folder), stack)
+    door = Door(tcp_endpoint(folder), stack)
     later = time.time_ns() + 2 * 3600 * 10**9
     client = Client(door.endpoint, hello("actor_000", epoch=later))
     stack.enter_context(closing(client))
@@ -367,7 +363,7 @@ def test_a_file_of_keys_that_cannot_be_read_keeps_no_other_key_in(folder):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("keyed", [True, False])
 def test_a_user_and_a_password_are_no_key(stack, folder, name, keyed):
-    door = Door(tcp(folder if keyed else None, name), stack)
+    door = Door(tcp_endpoint(folder if keyed else None, name), stack)
     plain = stack.enter_context(sockets.context().socket(zmq.DEALER))
     plain.setsockopt(zmq.PLAIN_USERNAME, b"actor")
     plain.setsockopt(zmq.PLAIN_PASSWORD, b"secret")

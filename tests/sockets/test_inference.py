@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from apex.acting.agent import Agent, LocalDecider
 from apex.acting.loop import ActingLoop
@@ -31,25 +26,15 @@ from apex.envs.spec import StepResult
 from apex.errors import EndpointError, SchemaError
 from apex.launch.prepare import prepare_run, preset_config
 from apex.wire.messages import Act
-from tests.fixtures.texts import check_status_keys
-from tests.support.builders import hello, wait_until
+from tests.support.builders import hello
+from tests.support.clock import Clock
 from tests.support.services import prepared, service_of
 from tests.support.statuses import inference_report
-from tests.support.suite import Suite
+from tests.support.waiting import wait_until
+from tests.support.walks import ENVS, SMALL, small, walk_for, walks
 
 torch.set_num_threads(1)
-ENVS = 2
 ONE_STEP = "algorithm.n_step=1"
-
-
-class Clock:
-    """Time that stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Stage:
@@ -75,6 +60,8 @@ class Stage:
         self.policy = self.algorithm.policy()
         self.clock = Clock()
         self.clients: dict[str, ActClient] = {}
+        self.made: list[Agent] = []
+        """The server's agents."""
         self.open()
 
     def open(self, starts: int = 0) -> None:
@@ -86,17 +73,19 @@ class Stage:
         self.stack.callback(self.acts.server.close)
 
     def make_agent(self, *place: int) -> Agent:
-        return make_agent(self.algorithm, self.config, self.policy.core_size, *place)
+        self.made.append(make_agent(self.algorithm, self.config, self.policy.core_size, *place))
+        return self.made[-1]
 
     def client(self, name: str, epoch: int = 1) -> ActClient:
         """One more actor, greeted."""
         facts = self.facts
         greeting = hello(name, run_id=facts.run_id, schema_hash=facts.schema.hash, epoch=epoch)
-        client = ActClient(self.run.endpoints().of("inference.act"), greeting, facts.env)
+        address = self.run.endpoints().of("inference.act")
+        client = ActClient(address, greeting, facts.env, self.clock)
         client.start(int(name[-1]), incarnation=0)
         self.stack.callback(client.close)
         self.clients[name] = client
-        wait_until(lambda: client.client.ready, self.turn)
+        wait_until(lambda: client.client.ready, turn=self.turn)
         return client
 
     def turn(self) -> None:
@@ -106,13 +95,13 @@ class Stage:
             client.poll()
 
     def until_asking(self, actors: int) -> None:
-        wait_until(lambda: self.acts.asking == actors * ENVS, self.turn)
+        wait_until(lambda: self.acts.asking == actors * ENVS, turn=self.turn)
 
     def decide(self) -> int:
         return self.acts.decide(self.policy, 7)
 
     def answered(self, client: ActClient) -> np.ndarray:
-        wait_until(lambda: client.answered, self.turn)
+        wait_until(lambda: client.answered, turn=self.turn)
         return client.take()
 
     def round(self, client: ActClient) -> np.ndarray:
@@ -193,18 +182,22 @@ def test_each_actor_gets_its_own_actions(stage):
 
 
 def test_the_same_question_gets_the_same_answer_and_is_one_step(stage):
-    one = stage.client("actor_000")
+    one, lost = stage.client("actor_000"), []
     one.begin(seen(0.0))
     stage.until_asking(1)
-    one._send()  # as after RESEND_S, before the answer
+    stage.clock.now += 2.1  # seconds after which it asks again
+    one.poll()
     stage.decide()
     actions = stage.answered(one)
     one.observe(result(1.0))
-    question = one._question
-    again = stage.round(one)
-    one._question = question  # as if the answer had been lost
-    one._send()
-    assert stage.answered(one).tolist() == again.tolist() and stage.acts.asking == 0
+    stage.until_asking(1)
+    with pytest.MonkeyPatch.context() as losing:
+        losing.setattr(stage.acts.server, "send", lambda *answer: lost.append(answer))
+        stage.decide()
+    ((_, _, arrays),) = lost
+    stage.clock.now += 2.1
+    again = stage.answered(one)
+    assert again.tolist() == arrays["actions"].tolist() and stage.acts.asking == 0
     one.observe(result(2.0))
     stage.until_asking(1)
     stage.decide()
@@ -228,11 +221,11 @@ def test_a_restarted_actor_begins_anew_and_what_the_one_before_gave_is_kept(stag
         stage.round(one)
         one.observe(result(value))
     stage.round(one)
-    before = stage.acts._members["actor_000"].agent
+    assert len(stage.made) == 1
     stage.clients.pop("actor_000").close()
     again = stage.client("actor_000", epoch=2)
     again.begin(seen(9.0))
-    wait_until(lambda: stage.acts._members["actor_000"].agent is not before, stage.turn)
+    wait_until(lambda: len(stage.made) == 2, turn=stage.turn)
     # Cut at 2.0, where it was decided but nothing came of it: items of 0.0 and 1.0, none across.
     chunks = stage.acts.take_chunks()
     assert first_observations(chunks) == [0.0, 0.0, 1.0, 1.0]
@@ -249,7 +242,7 @@ def test_exploration_repeats_itself_neither_in_a_restarted_server_nor_in_one_tha
 
     def round_of_new_agent() -> list[list[int]]:
         stage.until_asking(1)
-        streams = draws(stage.acts._members["actor_000"].agent)
+        streams = draws(stage.made[-1])
         stage.decide()
         stage.answered(one)
         return streams
@@ -309,11 +302,14 @@ def test_a_restarted_server_is_begun_with_the_last_observations(stage):
     assert first_observations(chunks) == [2.0, 2.0]
 
 
-def test_an_actor_that_the_server_has_forgotten_begins_anew(stage):
-    one = stage.client("actor_000")
+def test_an_actor_that_the_server_has_forgotten_begins_again(stage, monkeypatch):
+    monkeypatch.setattr(endpoint, "MAX_AGENTS", 1)
+    one, two = stage.client("actor_000"), stage.client("actor_001")
     one.begin(seen(0.0))
     stage.round(one)
-    stage.acts._retire("actor_000")
+    two.begin(seen(0.0))  # for whom the server forgets the other one
+    stage.round(two)
+    assert stage.acts.agents == 1
     one.observe(result(1.0))
     stage.until_asking(1)
     assert stage.acts.server.refused["unknown_agent"] == 1
@@ -328,7 +324,7 @@ def test_an_actor_that_leaves_hands_over_what_is_complete(stage):
     one.observe(result(1.0))
     stage.round(one)
     one.leave()
-    wait_until(lambda: stage.acts.agents == 0, stage.turn)
+    wait_until(lambda: stage.acts.agents == 0, turn=stage.turn)
     assert first_observations(stage.acts.take_chunks()) == [0.0, 0.0]
 
 
@@ -347,90 +343,13 @@ def test_an_actor_that_leaves_hands_over_what_is_complete(stage):
 )
 def test_a_question_that_does_not_fit_is_refused(stage, change, reason):
     from apex.daemons.inference.client import result_to_arrays
-    from apex.daemons.inference.endpoint import _checked
+    from apex.daemons.inference.endpoint import checked_question
 
     arrays = {**result_to_arrays(result(0.0)), **change}
     arrays = {name: array for name, array in arrays.items() if array is not None}
     message = Act(seq=0, begins=False, slot=0, incarnation=0)
     with pytest.raises(SchemaError, match=reason):
-        _checked(message, arrays, stage.facts.env, ENVS)
-
-
-class Walk(gym.Env):
-    """Random observations and rewards; episodes of random length, some truncated."""
-
-    observation_space = gym.spaces.Box(-10, 10, (4,), np.float32)
-    action_space = gym.spaces.Discrete(2)
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self._left = int(self.np_random.integers(1, 12))
-        return self._seen(), {}
-
-    def _seen(self):
-        return self.np_random.normal(size=4).astype(np.float32)
-
-    def step(self, action):
-        self._left -= 1
-        ended, cut = self._left == 0, self.np_random.random() < 0.05
-        reward = float(self.np_random.normal() + np.sum(action))
-        return self._seen(), reward, ended, cut and not ended, {}
-
-
-class PixelWalk(Walk):
-    """The same with frames of 5 x 5 pixels."""
-
-    observation_space = gym.spaces.Box(0, 255, (5, 5), np.uint8)
-
-    def _seen(self):
-        return self.np_random.integers(0, 256, (5, 5), dtype=np.uint8)
-
-
-PULL = gym.spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 5.0], np.float32))
-
-
-class PulledWalk(Walk):
-    """The same with actions of two numbers."""
-
-    action_space = PULL
-
-
-class PulledPixelWalk(PixelWalk):
-    """The same with frames and actions of two numbers."""
-
-    action_space = PULL
-
-
-WALKS = {
-    ("discrete", False): Walk,
-    ("discrete", True): PixelWalk,
-    ("continuous", False): PulledWalk,
-    ("continuous", True): PulledPixelWalk,
-}
-"""By the kind of actions, and whether there are frames."""
-
-
-def walk_for(preset: str, pixels: bool) -> type[Walk]:
-    """The walk that a preset's algorithm can learn."""
-    return WALKS["continuous" if preset == "pendulum-dpg" else "discrete", pixels]
-
-
-def walks(env: type[Walk] = Walk, frame_stack: int = 0) -> Environments:
-    vector = SyncVectorEnv([env] * ENVS, autoreset_mode=AutoresetMode.NEXT_STEP)
-    return Environments(vector, "Walk-v0", frame_stack, life_loss_ends=False)
-
-
-SMALL = {
-    "cartpole": {"n_step": 3},
-    "cartpole-r2d2": {"burn_in": 2, "unroll_length": 4, "overlap": 2, "n_step": 2, "lstm": 4},
-    "cartpole-impala": {"unroll_length": 4, "lstm": 4},
-    "pendulum-dpg": {"n_step": 3},
-}
-
-
-def small(preset: str) -> list[str]:
-    """Settings that make short items."""
-    return [f"algorithm.{name}={value}" for name, value in SMALL[preset].items()]
+        checked_question(message, arrays, stage.facts.env, ENVS)
 
 
 @pytest.mark.parametrize("preset", SMALL)
@@ -460,7 +379,7 @@ def test_items_of_central_inference_are_byte_for_byte_those_of_local_inference(
             stage.until_asking(1)
             stage.decide()
             one.observe(environments.step(stage.answered(one)))
-            wait_until(lambda: stage.acts.asking, stage.turn)
+            wait_until(lambda: stage.acts.asking, turn=stage.turn)
             central += stage.acts.take_chunks()
     assert len(central) == len(expected) > 10
     for mine, theirs in zip(central, expected):
@@ -480,85 +399,6 @@ def test_endpoints_without_the_inference_server_are_refused_before_anything_star
     with pytest.raises(EndpointError, match=r"no inference\.act; actor\.inference = .central"):
         prepare_run(tmp_path / "run", preset_config("cartpole-seed", []), endpoints)
     assert not (tmp_path / "run").exists()
-
-
-CENTRAL = (
-    "--preset", "cartpole-seed", "--actors", "2", "--set", "replay.min_size=200",
-    "--set", "actor.num_envs=2", "--set", "evaluator.enabled=false",
-)  # fmt: skip
-
-
-def rows(status: dict, *names: str) -> list:
-    return [[row[name] for name in names] for row in status["actors"]]
-
-
-@pytest.mark.parametrize("engine", ["supervisor", "local"])
-def test_a_killed_inference_server_is_back_within_ten_seconds_and_training_goes_on(suite, engine):
-    suite.start(*CENTRAL, "--engine", engine)
-    first = suite.wait_healthy()
-    assert first["inference"]["state"] == "running" and first["inference"]["actors"] == 2
-    for row in first["actors"]:
-        maps = Path(f"/proc/{row['pid']}/maps").read_text()
-        assert "libzmq" in maps and "libtorch" not in maps, "an actor needs no torch"
-    check_status_keys(suite.status(), "central")
-    killed = first["inference"]["pid"]
-    os.kill(killed, signal.SIGKILL)
-    at = time.monotonic()
-    back = suite.wait_for(
-        lambda s: (
-            s["inference"]["state"] == "running"
-            and s["inference"]["pid"] not in (None, killed)
-            and s["inference"]["actors"] == 2
-            and s["inference"]["decisions_per_s"] > 0
-        ),
-        30.0,
-        "the inference server decides for both actors again",
-    )
-    assert time.monotonic() - at <= 10.0
-    assert [r[0] for r in rows(back, "pid")] == [r[0] for r in rows(first, "pid")]
-    suite.wait_for(
-        lambda s: (
-            s["run"]["env_steps"] > back["run"]["env_steps"]
-            and s["learner"]["learner_step"] > back["learner"]["learner_step"]
-            and s["replay"]["inserted"] > back["replay"]["inserted"]
-            and s["run"]["health"] == "healthy"
-        ),
-        30.0,
-        "training goes on",
-    )
-
-
-def test_one_actor_that_hangs_or_dies_holds_up_nobody_and_one_more_may_come(suite: Suite) -> None:
-    suite.start(*CENTRAL)
-    first = suite.wait_healthy()
-    (zero, one) = (row["pid"] for row in first["actors"])
-    os.kill(zero, signal.SIGSTOP)
-    try:
-        stopped = suite.status()
-        suite.wait_for(
-            lambda s: s["actors"][1]["env_steps"] > stopped["actors"][1]["env_steps"] + 200,
-            20.0,
-            "the other actor goes on",
-        )
-    finally:
-        os.kill(zero, signal.SIGCONT)
-    os.kill(one, signal.SIGKILL)
-    suite.wait_for(
-        lambda s: (
-            s["actors"][1]["pid"] not in (None, one)
-            and s["actors"][1]["state"] in ("stepping", "waiting_for_actions", "waiting_for_credit")
-            and s["run"]["health"] == "healthy"
-        ),
-        30.0,
-        "the killed actor is back and asks for actions",
-    )
-    done = suite.apex("actor", "restart", "0")
-    assert done.returncode == 0, done.stderr
-    suite.wait_for(
-        lambda s: s["actors"][0]["pid"] not in (None, zero) and s["run"]["health"] == "healthy",
-        30.0,
-        "the restarted actor steps again",
-    )
 
 
 def test_cut_of_a_central_actor_is_told_by_its_next_beginning(stage):

@@ -22,10 +22,11 @@ from apex.runs.directory import RunFacts
 from apex.wire.client import Client
 from apex.wire.endpoints import Endpoint, Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.wire.messages import Error, Insert, InsertAck, Sample, Status, UpdatePriorities
-from tests.support.builders import VECTOR_SCHEMA, env_spec, hello, vector_chunk, wait_until
+from tests.support.builders import VECTOR_SCHEMA, env_spec, hello, vector_chunk
+from tests.support.waiting import wait_until
 
 
-class Suite:
+class InProcessReplay:
     """A replay server and clients that take turns; all closed in the end."""
 
     def __init__(self, folder, stack: ExitStack) -> None:
@@ -42,8 +43,8 @@ class Suite:
         stack.callback(self._close_clients)
         self.settings: dict[str, object] = {}
 
-    def start(self, **replay: object) -> ReplayServer:
-        self.settings = replay
+    def start(self, **settings: object) -> ReplayServer:
+        self.settings = settings
         raw = {
             "env": {"id": "X-v0"},
             "algorithm": {"name": "apex_dqn"},
@@ -56,7 +57,7 @@ class Suite:
                 "durability": "off",
             },
         }
-        config = parse(merge(raw, {"replay": replay}))
+        config = parse(merge(raw, {"replay": settings}))
         facts = RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA)
         self.server = ReplayServer(
             config, self.endpoints, facts, self.folder, clock_ns=lambda: self.first_id
@@ -105,7 +106,7 @@ class Suite:
             self.batches += client.poll() or []
 
     def until(self, condition) -> None:
-        wait_until(condition, self.turn)
+        wait_until(condition, turn=self.turn)
 
     def leave(self, client) -> None:
         """A client that dies: it takes no more turns."""
@@ -115,52 +116,51 @@ class Suite:
     def actions(self) -> list[int]:
         """The actions in the table by item id, without sampling."""
         table = self.server.table
-        present = np.sort(table._ids[table._ids >= 0])
-        return table._store.get(present % table.capacity)[0]["action"].tolist()
+        return table.contents(table.state().item_ids)[0]["action"].tolist()
 
 
 @pytest.fixture
-def suite(tmp_path) -> Iterator[Suite]:
+def replay(tmp_path) -> Iterator[InProcessReplay]:
     with ExitStack() as stack:
-        yield Suite(tmp_path, stack)
+        yield InProcessReplay(tmp_path, stack)
 
 
-def insert(suite: Suite, client: InsertClient, *actions: int) -> None:
-    suite.until(lambda: client.has_credit)
+def insert(replay: InProcessReplay, client: InsertClient, *actions: int) -> None:
+    replay.until(lambda: client.has_credit)
     client.insert(vector_chunk(actions))
 
 
-def test_inserted_chunks_are_in_the_table_in_order_and_acknowledged(suite):
-    suite.start()
-    client = suite.producer()
+def test_inserted_chunks_are_in_the_table_in_order_and_acknowledged(replay):
+    replay.start()
+    client = replay.producer()
     for first in range(0, 40, 2):
-        insert(suite, client, first, first + 1)
-    suite.until(lambda: client.unacknowledged == 0)
-    assert suite.actions() == list(range(40)) and client.inserted_items == 40
-    assert suite.server.status().duplicate_inserts == 0
+        insert(replay, client, first, first + 1)
+    replay.until(lambda: client.unacknowledged == 0)
+    assert replay.actions() == list(range(40)) and client.inserted_items == 40
+    assert replay.server.status().duplicate_inserts == 0
 
 
-def test_chunk_is_in_the_table_before_its_acknowledgement_leaves(suite):
-    suite.start()
-    client = suite.producer()
-    insert(suite, client, 1, 2)
+def test_chunk_is_in_the_table_before_its_acknowledgement_leaves(replay):
+    replay.start()
+    client = replay.producer()
+    insert(replay, client, 1, 2)
     sizes = []
-    send = suite.server._inserts.server.send
+    send = replay.server.inserts.server.send
 
     def watch(identity, message, arrays=None):
         if isinstance(message, InsertAck):
-            sizes.append(len(suite.server.table))
+            sizes.append(len(replay.server.table))
         return send(identity, message, arrays)
 
-    suite.server._inserts.server.send = watch
-    suite.until(lambda: client.unacknowledged == 0)
+    replay.server.inserts.server.send = watch
+    replay.until(lambda: client.unacknowledged == 0)
     assert sizes == [2]
 
 
-def lose_acknowledgements(suite: Suite, monkeypatch) -> None:
-    send = suite.server._inserts.server.send
+def lose_acknowledgements(replay: InProcessReplay, monkeypatch) -> None:
+    send = replay.server.inserts.server.send
     monkeypatch.setattr(
-        suite.server._inserts.server,
+        replay.server.inserts.server,
         "send",
         lambda identity, message, arrays=None: (
             True if isinstance(message, InsertAck) else send(identity, message, arrays)
@@ -168,55 +168,57 @@ def lose_acknowledgements(suite: Suite, monkeypatch) -> None:
     )
 
 
-def test_lost_acknowledgement_leads_to_a_resend_and_no_second_insert(suite, monkeypatch):
-    suite.start()
-    client = suite.producer()
-    suite.until(lambda: client.has_credit)
-    lose_acknowledgements(suite, monkeypatch)
+def test_lost_acknowledgement_leads_to_a_resend_and_no_second_insert(replay, monkeypatch):
+    replay.start()
+    client = replay.producer()
+    replay.until(lambda: client.has_credit)
+    lose_acknowledgements(replay, monkeypatch)
     client.insert(vector_chunk([1, 2]))
     client.insert(vector_chunk([3]))
-    suite.until(lambda: len(suite.server.table) == 3)
+    replay.until(lambda: len(replay.server.table) == 3)
     monkeypatch.undo()
     assert client.unacknowledged == 2
-    suite.now += 11.0
-    suite.until(lambda: client.unacknowledged == 0)
-    suite.until(lambda: suite.server.status().duplicate_inserts == 2)
-    assert suite.actions() == [1, 2, 3]
+    replay.now += 11.0
+    replay.until(lambda: client.unacknowledged == 0)
+    replay.until(lambda: replay.server.status().duplicate_inserts == 2)
+    assert replay.actions() == [1, 2, 3]
 
 
-def test_lost_acknowledgement_is_made_good_by_the_next_welcome(suite, monkeypatch):
-    suite.start()
-    client = suite.producer()
-    suite.until(lambda: client.has_credit)
-    lose_acknowledgements(suite, monkeypatch)
+def test_lost_acknowledgement_is_made_good_by_the_next_welcome(replay, monkeypatch):
+    replay.start()
+    client = replay.producer()
+    replay.until(lambda: client.has_credit)
+    lose_acknowledgements(replay, monkeypatch)
     client.insert(vector_chunk([1, 2]))
-    suite.until(lambda: len(suite.server.table) == 2)
+    replay.until(lambda: len(replay.server.table) == 2)
     monkeypatch.undo()
-    suite.server._inserts.server.peers.clear()
+    replay.server.inserts.server.peers.clear()
     client.insert(vector_chunk([3]))  # is told to say HELLO, and learns that 1, 2 are in
-    suite.until(lambda: client.unacknowledged == 0)
-    assert suite.actions() == [1, 2, 3]
+    replay.until(lambda: client.unacknowledged == 0)
+    assert replay.actions() == [1, 2, 3]
 
 
-def test_what_was_unacknowledged_is_sent_to_a_restarted_server_and_nothing_else(suite, monkeypatch):
-    suite.start()
-    client = suite.producer()
-    insert(suite, client, 1, 2)
-    suite.until(lambda: client.unacknowledged == 0)
-    lose_acknowledgements(suite, monkeypatch)
+def test_what_was_unacknowledged_is_sent_to_a_restarted_server_and_nothing_else(
+    replay, monkeypatch
+):
+    replay.start()
+    client = replay.producer()
+    insert(replay, client, 1, 2)
+    replay.until(lambda: client.unacknowledged == 0)
+    lose_acknowledgements(replay, monkeypatch)
     client.insert(vector_chunk([3]))
-    suite.until(lambda: len(suite.server.table) == 3)
+    replay.until(lambda: len(replay.server.table) == 3)
     monkeypatch.undo()
-    suite.restart()
+    replay.restart()
     client.insert(vector_chunk([4, 5]))  # into the broken connection
-    suite.until(lambda: client.unacknowledged == 0 and client.client.ready)
-    assert suite.actions() == [3, 4, 5]
+    replay.until(lambda: client.unacknowledged == 0 and client.client.ready)
+    assert replay.actions() == [3, 4, 5]
 
 
-def test_every_chunk_is_inserted_once_despite_random_losses(suite, monkeypatch):
-    suite.start()
-    client, rng = suite.producer(), np.random.default_rng(0)
-    send, lost = suite.server._inserts.server.send, []
+def test_every_chunk_is_inserted_once_despite_random_losses(replay, monkeypatch):
+    replay.start()
+    client, rng = replay.producer(), np.random.default_rng(0)
+    send, lost = replay.server.inserts.server.send, []
 
     def unreliable(identity, message, arrays=None):
         if isinstance(message, InsertAck) and rng.random() < 0.3:
@@ -224,68 +226,68 @@ def test_every_chunk_is_inserted_once_despite_random_losses(suite, monkeypatch):
             return False
         return send(identity, message, arrays)
 
-    monkeypatch.setattr(suite.server._inserts.server, "send", unreliable)
+    monkeypatch.setattr(replay.server.inserts.server, "send", unreliable)
 
     def turn() -> None:
-        suite.turn()
-        suite.now += 3.0
+        replay.turn()
+        replay.now += 3.0
         if rng.random() < 0.1:
-            suite.server._inserts.server.peers.clear()
+            replay.server.inserts.server.peers.clear()
 
     sent = 0
-    while sent < 80 or not suite.server.status().duplicate_inserts:
-        wait_until(lambda: client.has_credit, turn)
+    while sent < 80 or not replay.server.status().duplicate_inserts:
+        wait_until(lambda: client.has_credit, turn=turn)
         client.insert(vector_chunk([sent]))
         sent += 1
         assert sent < 1000, "no insert was ever sent twice: this test tries nothing"
-    wait_until(lambda: client.unacknowledged == 0, turn)
-    assert suite.actions() == list(range(sent))
+    wait_until(lambda: client.unacknowledged == 0, turn=turn)
+    assert replay.actions() == list(range(sent))
     assert len(lost) > 10
 
 
-def test_producer_without_credit_waits_and_nothing_grows(suite):
+def test_producer_without_credit_waits_and_nothing_grows(replay):
     # Tolerance 6 = 4 x 1 + 1 x 2: after min_size, six more items until somebody samples.
-    suite.start(samples_per_insert=1.0)
-    client = suite.producer()
+    replay.start(samples_per_insert=1.0)
+    client = replay.producer()
     inserted = 0
     while inserted < 60:
-        suite.turn()
+        replay.turn()
         if not client.has_credit and client.client.ready:
             break
         if client.has_credit:
             client.insert(vector_chunk([inserted, inserted + 1]))
             inserted += 2
     for _ in range(20):
-        suite.turn()
+        replay.turn()
         if client.has_credit:
             client.insert(vector_chunk([inserted, inserted + 1]))
             inserted += 2
-    assert suite.server.table.limiter.inserted <= 7 and client.unacknowledged == 4
-    assert suite.server.status().waiting_inserts == 4 and not client.has_credit
+    assert replay.server.table.limiter.inserted <= 7 and client.unacknowledged == 4
+    assert replay.server.status().waiting_inserts == 4 and not client.has_credit
     # Resends of what waits are no duplicates in the table and take no second place.
-    suite.now += 11.0
-    suite.until(lambda: suite.server.status().duplicate_inserts == 4)
-    assert suite.server.status().waiting_inserts == 4
-    learner = suite.learner()
+    replay.now += 11.0
+    replay.until(lambda: replay.server.status().duplicate_inserts == 4)
+    assert replay.server.status().waiting_inserts == 4
+    learner = replay.learner()
 
     def drain() -> None:
         if learner.client.ready and not learner.in_flight:
             learner.ask(1)
-        suite.turn()
+        replay.turn()
 
-    wait_until(lambda: client.unacknowledged == 0, drain)
-    assert suite.actions() == list(range(inserted))
+    wait_until(lambda: client.unacknowledged == 0, turn=drain)
+    assert replay.actions() == list(range(inserted))
 
 
-def test_producer_beyond_its_credit_is_refused(suite):
-    server = suite.start(samples_per_insert=1.0)
-    client, received = suite.bare(suite.endpoints.of("replay.insert"))
+def test_producer_beyond_its_credit_is_refused(replay):
+    server = replay.start(samples_per_insert=1.0)
+    client, received = replay.bare(replay.endpoints.of("replay.insert"))
     arrays = {"priorities": np.ones(2)} | {
         f"column.{name}": array for name, array in vector_chunk([1, 2]).columns.items()
     }
     for seq in range(12):
         client.send(Insert(seq=seq), arrays)
-    suite.until(lambda: sum(server.status().refused_by.values()) >= 5)
+    replay.until(lambda: sum(server.status().refused_by.values()) >= 5)
     status = server.status()
     # Three of two items fit below the tolerance; at most four wait.
     assert status.waiting_inserts <= 4 and status.items == 6
@@ -294,9 +296,9 @@ def test_producer_beyond_its_credit_is_refused(suite):
     assert set(errors) <= {"no_credit", "sequence_gap"}
 
 
-def test_the_first_insert_that_finds_no_room_is_waited_for(suite, monkeypatch):
-    server = suite.start()
-    client, received = suite.bare(suite.endpoints.of("replay.insert"))
+def test_the_first_insert_that_finds_no_room_is_waited_for(replay, monkeypatch):
+    server = replay.start()
+    client, received = replay.bare(replay.endpoints.of("replay.insert"))
 
     def send(seq: int) -> list[str]:
         before = len(received)
@@ -304,7 +306,7 @@ def test_the_first_insert_that_finds_no_room_is_waited_for(suite, monkeypatch):
             f"column.{name}": array for name, array in vector_chunk([seq]).columns.items()
         }
         client.send(Insert(seq=seq), arrays)
-        suite.until(lambda: len(received) > before)
+        replay.until(lambda: len(received) > before)
         return [getattr(r.message, "code", "") for r in received[before:]]
 
     monkeypatch.setattr(insert_endpoint, "MAX_PENDING", 0)
@@ -313,33 +315,33 @@ def test_the_first_insert_that_finds_no_room_is_waited_for(suite, monkeypatch):
     # Taking 1 now would acknowledge 0, which is not here.
     assert send(1) == ["sequence_gap"]
     assert send(0) == [""] and send(1) == [""]
-    assert suite.actions() == [0, 1] and server.status().items == 2
+    assert replay.actions() == [0, 1] and server.status().items == 2
 
 
-def test_older_start_of_one_name_is_superseded(suite):
-    suite.start()
-    older = suite.producer(epoch=1)
-    insert(suite, older, 1)
-    suite.until(lambda: older.unacknowledged == 0)
-    newer = suite.producer(epoch=2)
-    suite.until(lambda: newer.has_credit)
+def test_older_start_of_one_name_is_superseded(replay):
+    replay.start()
+    older = replay.producer(epoch=1)
+    insert(replay, older, 1)
+    replay.until(lambda: older.unacknowledged == 0)
+    newer = replay.producer(epoch=2)
+    replay.until(lambda: newer.has_credit)
     older.insert(vector_chunk([2]))
     with pytest.raises(RefusedError) as error:
-        suite.until(lambda: older.unacknowledged == 0)
-    assert error.value.code == "superseded" and suite.actions() == [1]
+        replay.until(lambda: older.unacknowledged == 0)
+    assert error.value.code == "superseded" and replay.actions() == [1]
 
 
-def test_new_epoch_counts_from_zero_and_is_no_duplicate(suite):
-    suite.start()
-    first = suite.producer(epoch=1)
+def test_new_epoch_counts_from_zero_and_is_no_duplicate(replay):
+    replay.start()
+    first = replay.producer(epoch=1)
     for action in range(3):
-        insert(suite, first, action)
-    suite.until(lambda: first.unacknowledged == 0)
-    suite.leave(first)
-    second = suite.producer(epoch=2)
-    insert(suite, second, 3)
-    suite.until(lambda: second.unacknowledged == 0)
-    assert suite.actions() == [0, 1, 2, 3]
+        insert(replay, first, action)
+    replay.until(lambda: first.unacknowledged == 0)
+    replay.leave(first)
+    second = replay.producer(epoch=2)
+    insert(replay, second, 3)
+    replay.until(lambda: second.unacknowledged == 0)
+    assert replay.actions() == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -352,11 +354,11 @@ def test_new_epoch_counts_from_zero_and_is_no_duplicate(suite):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_producer_of_another_kind_is_refused_with_a_code(suite, greeting, code):
-    suite.start()
-    client = suite.producer(**greeting)
+def test_producer_of_another_kind_is_refused_with_a_code(replay, greeting, code):
+    replay.start()
+    client = replay.producer(**greeting)
     with pytest.raises(RefusedError) as error:
-        suite.until(lambda: client.has_credit)
+        replay.until(lambda: client.has_credit)
     assert error.value.code == code
 
 
@@ -374,16 +376,16 @@ def test_producer_of_another_kind_is_refused_with_a_code(suite, greeting, code):
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_bad_chunk_is_refused_and_the_next_good_one_taken(suite, change):
-    server = suite.start()
-    client, received = suite.bare(suite.endpoints.of("replay.insert"))
+def test_bad_chunk_is_refused_and_the_next_good_one_taken(replay, change):
+    server = replay.start()
+    client, received = replay.bare(replay.endpoints.of("replay.insert"))
     good = {"priorities": np.ones(2)} | {
         f"column.{name}": array for name, array in vector_chunk([1, 2]).columns.items()
     }
     client.send(Insert(seq=0), {**good, **change})
     client.send(Insert(seq=1), good)
-    suite.until(lambda: len(server.table) == 2)
-    suite.until(lambda: received and received[-1].message == InsertAck(
+    replay.until(lambda: len(server.table) == 2)
+    replay.until(lambda: received and received[-1].message == InsertAck(
         seq=1, credits=4, volatile_seq=1
     ))  # fmt: skip
     assert server.status().refused_by == {"bad_chunk": 1}
@@ -391,26 +393,26 @@ def test_bad_chunk_is_refused_and_the_next_good_one_taken(suite, change):
     assert codes == ["bad_chunk"]
 
 
-def filled(suite: Suite, priorities: list[float], **replay: object) -> InsertClient:
-    suite.start(**replay)
-    client = suite.producer()
-    suite.until(lambda: client.has_credit)
+def filled(replay: InProcessReplay, priorities: list[float], **settings: object) -> InsertClient:
+    replay.start(**settings)
+    client = replay.producer()
+    replay.until(lambda: client.has_credit)
     client.insert(vector_chunk(range(len(priorities)), priorities))
-    suite.until(lambda: client.unacknowledged == 0)
+    replay.until(lambda: client.unacknowledged == 0)
     return client
 
 
-def sample(suite: Suite, learner: SampleClient) -> Samples:
-    suite.until(lambda: learner.client.ready)
+def sample(replay: InProcessReplay, learner: SampleClient) -> Samples:
+    replay.until(lambda: learner.client.ready)
     learner.ask(1)
-    suite.until(lambda: suite.batches)
-    return suite.batches.pop()
+    replay.until(lambda: replay.batches)
+    return replay.batches.pop()
 
 
-def test_batch_has_items_with_their_ids_and_probabilities(suite):
-    filled(suite, [1.0, 3.0])
-    learner = suite.learner(batch_size=200)
-    batch = sample(suite, learner)
+def test_batch_has_items_with_their_ids_and_probabilities(replay):
+    filled(replay, [1.0, 3.0])
+    learner = replay.learner(batch_size=200)
+    batch = sample(replay, learner)
     assert len(batch) == 200 and learner.in_flight == 0 and learner.table_items == 2
     assert (batch.item_ids == batch.columns["action"]).all()
     expected = np.where(batch.item_ids == 0, 0.25, 0.75)
@@ -418,15 +420,15 @@ def test_batch_has_items_with_their_ids_and_probabilities(suite):
     assert (batch.item_ids == 0).sum() == pytest.approx(50, abs=2)
 
 
-def test_new_priorities_reach_items_by_id_and_stale_ones_are_counted(suite):
-    filled(suite, [1.0, 1.0])
-    learner = suite.learner(batch_size=100)
-    sample(suite, learner)
+def test_new_priorities_reach_items_by_id_and_stale_ones_are_counted(replay):
+    filled(replay, [1.0, 1.0])
+    learner = replay.learner(batch_size=100)
+    sample(replay, learner)
     learner.update_priorities(np.array([1, 0, 77, 0]), np.array([9.0, np.nan, 5.0, -1.0]))
-    counters = suite.server.table.counters
-    suite.until(lambda: counters.updated_priorities == 1)
+    counters = replay.server.table.counters
+    replay.until(lambda: counters.updated_priorities == 1)
     assert counters.stale_priorities == 1 and counters.refused_priorities == 2
-    batch = sample(suite, learner)
+    batch = sample(replay, learner)
     np.testing.assert_allclose(batch.probabilities, np.where(batch.item_ids == 1, 0.9, 0.1))
 
 
@@ -441,113 +443,113 @@ def test_new_priorities_reach_items_by_id_and_stale_ones_are_counted(suite):
         {"item_ids": np.zeros(1), "priorities": np.ones(1)},
     ],
 )
-def test_malformed_priorities_are_refused(suite, arrays):
-    filled(suite, [1.0])
-    client, received = suite.bare(
-        suite.endpoints.of("replay.sample"), name="learner", role="learner"
+def test_malformed_priorities_are_refused(replay, arrays):
+    filled(replay, [1.0])
+    client, received = replay.bare(
+        replay.endpoints.of("replay.sample"), name="learner", role="learner"
     )
     client.send(UpdatePriorities(), arrays)
-    suite.until(lambda: any(isinstance(r.message, Error) for r in received))
+    replay.until(lambda: any(isinstance(r.message, Error) for r in received))
     assert received[-1].message.code == "bad_request"
-    assert suite.server.table.counters.updated_priorities == 0
+    assert replay.server.table.counters.updated_priorities == 0
 
 
-def test_sample_waits_until_the_table_has_enough(suite):
-    suite.start(min_size=3)
-    learner, client = suite.learner(), suite.producer()
-    suite.until(lambda: learner.client.ready and client.has_credit)
+def test_sample_waits_until_the_table_has_enough(replay):
+    replay.start(min_size=3)
+    learner, client = replay.learner(), replay.producer()
+    replay.until(lambda: learner.client.ready and client.has_credit)
     learner.ask(2)
-    suite.until(lambda: suite.server.status().waiting_samples == 2)
+    replay.until(lambda: replay.server.status().waiting_samples == 2)
     client.insert(vector_chunk([1, 2]))
-    suite.until(lambda: client.unacknowledged == 0)
-    assert suite.batches == [] and learner.in_flight == 2
+    replay.until(lambda: client.unacknowledged == 0)
+    assert replay.batches == [] and learner.in_flight == 2
     client.insert(vector_chunk([3]))
-    suite.until(lambda: len(suite.batches) == 2)
+    replay.until(lambda: len(replay.batches) == 2)
 
 
-def test_waiting_request_that_is_repeated_is_served_once(suite):
-    suite.start(min_size=3)
-    learner, client = suite.learner(), suite.producer()
-    suite.until(lambda: learner.client.ready and client.has_credit)
+def test_waiting_request_that_is_repeated_is_served_once(replay):
+    replay.start(min_size=3)
+    learner, client = replay.learner(), replay.producer()
+    replay.until(lambda: learner.client.ready and client.has_credit)
     learner.ask(1)
-    suite.until(lambda: suite.server.status().waiting_samples == 1)
-    suite.now += 11.0
+    replay.until(lambda: replay.server.status().waiting_samples == 1)
+    replay.now += 11.0
     for _ in range(10):
-        suite.turn()
-    assert suite.server.status().waiting_samples == 1
+        replay.turn()
+    assert replay.server.status().waiting_samples == 1
     client.insert(vector_chunk([1, 2, 3]))
-    suite.until(lambda: suite.batches)
-    assert suite.server.table.counters.sampled == 4
+    replay.until(lambda: replay.batches)
+    assert replay.server.table.counters.sampled == 4
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 10**9])
-def test_batch_size_out_of_range_is_refused(suite, batch_size):
-    filled(suite, [1.0])
-    client, received = suite.bare(
-        suite.endpoints.of("replay.sample"), name="learner", role="learner"
+def test_batch_size_out_of_range_is_refused(replay, batch_size):
+    filled(replay, [1.0])
+    client, received = replay.bare(
+        replay.endpoints.of("replay.sample"), name="learner", role="learner"
     )
     client.send(Sample(request_id=0, batch_size=batch_size))
-    suite.until(lambda: any(isinstance(r.message, Error) for r in received))
+    replay.until(lambda: any(isinstance(r.message, Error) for r in received))
     assert received[-1].message.code == "bad_request"
 
 
-def test_requests_of_a_learner_that_is_gone_take_no_items(suite):
-    suite.start(selector="fifo", max_times_sampled=1, min_size=3, capacity=1000)
-    gone, client = suite.learner(batch_size=3, epoch=1), suite.producer()
-    suite.until(lambda: gone.client.ready and client.has_credit)
+def test_requests_of_a_learner_that_is_gone_take_no_items(replay):
+    replay.start(selector="fifo", max_times_sampled=1, min_size=3, capacity=1000)
+    gone, client = replay.learner(batch_size=3, epoch=1), replay.producer()
+    replay.until(lambda: gone.client.ready and client.has_credit)
     gone.ask(1)
-    suite.until(lambda: suite.server.status().waiting_samples == 1)
-    suite.leave(gone)
-    learner = suite.learner(batch_size=3, epoch=2)
-    suite.until(lambda: learner.client.ready)
+    replay.until(lambda: replay.server.status().waiting_samples == 1)
+    replay.leave(gone)
+    learner = replay.learner(batch_size=3, epoch=2)
+    replay.until(lambda: learner.client.ready)
     learner.ask(1)
-    suite.until(lambda: suite.server.status().waiting_samples == 1 and learner.in_flight == 1)
+    replay.until(lambda: replay.server.status().waiting_samples == 1 and learner.in_flight == 1)
     client.insert(vector_chunk([1, 2, 3]))
-    suite.until(lambda: suite.batches)
-    assert suite.batches[0].columns["action"].tolist() == [1, 2, 3]
+    replay.until(lambda: replay.batches)
+    assert replay.batches[0].columns["action"].tolist() == [1, 2, 3]
 
 
-def test_all_waiting_inserts_are_taken_beside_one_batch(suite, monkeypatch):
+def test_all_waiting_inserts_are_taken_beside_one_batch(replay, monkeypatch):
     """One insert for each batch would starve a learner of fresh items."""
-    server = suite.start()
-    producers = [suite.producer(name=f"actor_{k:03d}") for k in range(3)]
-    learner = suite.learner()
-    suite.until(lambda: learner.client.ready and all(p.has_credit for p in producers))
+    server = replay.start()
+    producers = [replay.producer(name=f"actor_{k:03d}") for k in range(3)]
+    learner = replay.learner()
+    replay.until(lambda: learner.client.ready and all(p.has_credit for p in producers))
     with monkeypatch.context() as held:
-        for endpoint in (server._inserts, server._samples):
+        for endpoint in (server.inserts, server.samples):
             held.setattr(endpoint, "work", lambda: False)
         for k, producer in enumerate(producers):
             for chunk in range(4):
                 producer.insert(vector_chunk([10 * k + chunk]))
         learner.ask(2)
-        suite.until(lambda: server.status().waiting_inserts == 12)
-        suite.until(lambda: server.status().waiting_samples == 2)
+        replay.until(lambda: server.status().waiting_inserts == 12)
+        replay.until(lambda: server.status().waiting_samples == 2)
     server.turn(0.0)
     status = server.status()
     assert (status.items, status.waiting_inserts, status.waiting_samples) == (12, 0, 0)
 
 
-def test_prefetcher_asks_for_all_its_batches_before_one_has_come_or_was_learned_from(suite):
-    server = suite.start(min_size=3)
-    client = suite.producer()
+def test_prefetcher_asks_for_all_its_batches_before_one_has_come_or_was_learned_from(replay):
+    server = replay.start(min_size=3)
+    client = replay.producer()
     prefetcher = Prefetcher(
         lambda: SampleClient(
-            suite.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 4
+            replay.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 4
         ),
         VECTOR_SCHEMA, lambda items: items.columns, depth=3, threads=1,
     )  # fmt: skip
-    suite.callback(prefetcher.close)
-    suite.until(lambda: client.has_credit and server.status().waiting_samples == 3)
+    replay.callback(prefetcher.close)
+    replay.until(lambda: client.has_credit and server.status().waiting_samples == 3)
     client.insert(vector_chunk([1, 2, 3]))
-    suite.until(lambda: prefetcher.ready == 3)
+    replay.until(lambda: prefetcher.ready == 3)
     assert server.table.counters.sampled == 12 and server.table.counters.updated_priorities == 0
     # One is taken, one is asked for; no priority was ever sent.
     batch = prefetcher.get(10.0)
     assert batch is not None and set(batch.data["action"].tolist()) <= {1, 2, 3}
-    suite.until(lambda: prefetcher.ready == 3 and server.table.counters.sampled == 16)
+    replay.until(lambda: prefetcher.ready == 3 and server.table.counters.sampled == 16)
 
 
-def test_prefetcher_hands_over_what_a_transfer_made_and_passes_on_that_memory_ran_out(suite):
+def test_prefetcher_hands_over_what_a_transfer_made_and_passes_on_that_memory_ran_out(replay):
     def transfer(arrays: Arrays) -> dict[str, torch.Tensor]:
         if len(transferred) == 2:
             raise torch.OutOfMemoryError("no memory left")
@@ -555,143 +557,145 @@ def test_prefetcher_hands_over_what_a_transfer_made_and_passes_on_that_memory_ra
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
     transferred: list[str] = []
-    suite.start(min_size=3)
-    client = suite.producer()
+    replay.start(min_size=3)
+    client = replay.producer()
     prefetcher = Prefetcher(
         lambda: SampleClient(
-            suite.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 4
+            replay.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 4
         ),
         VECTOR_SCHEMA, lambda items: items.columns, 1, 1, transfer,
     )  # fmt: skip
-    suite.callback(prefetcher.close)
-    suite.until(lambda: client.has_credit)
+    replay.callback(prefetcher.close)
+    replay.until(lambda: client.has_credit)
     client.insert(vector_chunk([1, 2, 3]))
     for _ in range(2):
-        suite.until(lambda: prefetcher.ready == 1)
+        replay.until(lambda: prefetcher.ready == 1)
         batch = prefetcher.get(10.0)
         assert batch is not None and set(batch.data["action"].tolist()) <= {1, 2, 3}
         assert isinstance(batch.data["action"], torch.Tensor)
-    suite.until(lambda: prefetcher.ready == 1)
+    replay.until(lambda: prefetcher.ready == 1)
     with pytest.raises(torch.OutOfMemoryError):
         prefetcher.get(10.0)
     assert all(name.startswith("decode") for name in transferred)
 
 
-def test_corrupt_items_are_left_out_of_their_batch_and_not_sampled_again(suite, monkeypatch):
+def test_corrupt_items_are_left_out_of_their_batch_and_not_sampled_again(replay, monkeypatch):
     def collate(items: Items) -> Arrays:
         if 2 in items.columns["action"]:
             bad = items.item_ids[items.columns["action"] == 2].tolist()
             raise CorruptItemsError("frame", bad)
         return items.columns
 
-    server = suite.start(min_size=3)
-    client = suite.producer()
+    server = replay.start(min_size=3)
+    client = replay.producer()
     prefetcher = Prefetcher(
         lambda: SampleClient(
-            suite.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 64
+            replay.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 64
         ),
         VECTOR_SCHEMA, collate, depth=1, threads=1,
     )  # fmt: skip
-    suite.callback(prefetcher.close)
-    suite.until(lambda: client.has_credit and server.status().waiting_samples == 1)
+    replay.callback(prefetcher.close)
+    replay.until(lambda: client.has_credit and server.status().waiting_samples == 1)
     client.insert(vector_chunk([1, 2, 3]))
-    suite.until(lambda: prefetcher.ready == 1)
+    replay.until(lambda: prefetcher.ready == 1)
     batch = prefetcher.get(10.0)
     assert batch is not None and set(batch.data["action"].tolist()) == {1, 3}
     assert 1 <= len(batch.item_ids) < 64 and prefetcher.dropped_batches == 0
     assert set(batch.corrupt_ids) == {server.table.oldest_id + 1} and prefetcher.corrupt_items > 0
-    suite.until(lambda: server.table.counters.updated_priorities > 0)
-    suite.until(lambda: (batch := prefetcher.get(0.0)) and not batch.corrupt_ids)
+    replay.until(lambda: server.table.counters.updated_priorities > 0)
+    replay.until(lambda: (batch := prefetcher.get(0.0)) and not batch.corrupt_ids)
 
 
 def test_of_too_many_producers_the_one_that_greeted_first_is_forgotten_and_greets_again(
-    suite, monkeypatch
+    replay, monkeypatch
 ):
     monkeypatch.setattr(insert_endpoint, "MAX_PRODUCERS", 2)
-    server = suite.start()
-    first, second, third = (suite.producer(name=f"actor_{k:03d}") for k in range(3))
-    suite.until(lambda: first.has_credit and second.has_credit and third.has_credit)
+    server = replay.start()
+    first, second, third = (replay.producer(name=f"actor_{k:03d}") for k in range(3))
+    replay.until(lambda: first.has_credit and second.has_credit and third.has_credit)
     assert server.status().producers == 2
     for number, client in enumerate((first, second, third)):
         client.insert(vector_chunk([number]))
-    suite.until(lambda: not (first.unacknowledged or second.unacknowledged or third.unacknowledged))
+    replay.until(
+        lambda: not (first.unacknowledged or second.unacknowledged or third.unacknowledged)
+    )
     assert server.status().producers == 2 and server.status().items == 3
 
 
-def test_learner_asks_a_restarted_server_anew(suite):
-    filled(suite, [1.0])
-    learner = suite.learner()
-    sample(suite, learner)
-    suite.restart()
+def test_learner_asks_a_restarted_server_anew(replay):
+    filled(replay, [1.0])
+    learner = replay.learner()
+    sample(replay, learner)
+    replay.restart()
     learner.ask(2)  # into the broken connection: nothing may stay in flight for good
-    suite.until(lambda: len(suite.server._samples.server.peers) == 1 and learner.client.ready)
+    replay.until(lambda: len(replay.server.samples.server.peers) == 1 and learner.client.ready)
     assert learner.in_flight == 0
 
 
-def test_server_lives_when_every_priority_is_zero(suite):
+def test_server_lives_when_every_priority_is_zero(replay):
     """An actor of a network that predicts everything exactly: no mass, but no crash either."""
-    client = filled(suite, [0.0, 0.0])
-    learner = suite.learner()
-    suite.until(lambda: learner.client.ready)
+    client = filled(replay, [0.0, 0.0])
+    learner = replay.learner()
+    replay.until(lambda: learner.client.ready)
     learner.ask(1)
-    suite.until(lambda: suite.server.status().refused_by.get("no_mass"))
-    suite.until(lambda: client.has_credit)
+    replay.until(lambda: replay.server.status().refused_by.get("no_mass"))
+    replay.until(lambda: client.has_credit)
     client.insert(vector_chunk([7], [1.0]))
-    suite.until(lambda: client.unacknowledged == 0)
+    replay.until(lambda: client.unacknowledged == 0)
 
     def ask_again() -> None:
         if learner.client.ready and not learner.in_flight:
             learner.ask(1)
-        suite.now += 0.5
-        suite.turn()
+        replay.now += 0.5
+        replay.turn()
 
-    wait_until(lambda: suite.batches, ask_again)
-    assert set(suite.batches[0].columns["action"].tolist()) == {7}
+    wait_until(lambda: replay.batches, turn=ask_again)
+    assert set(replay.batches[0].columns["action"].tolist()) == {7}
 
 
-def test_server_lives_when_items_go_after_two_samples(suite):
-    filled(suite, [1.0] * 8, max_times_sampled=2)
-    learner = suite.learner()
-    batches = [sample(suite, learner) for _ in range(2)]
+def test_server_lives_when_items_go_after_two_samples(replay):
+    filled(replay, [1.0] * 8, max_times_sampled=2)
+    learner = replay.learner()
+    batches = [sample(replay, learner) for _ in range(2)]
     assert sum(len(batch) for batch in batches) == 8
 
 
-def test_operator_is_told_how_the_server_is(suite):
-    filled(suite, [1.0, 2.0])
-    client, received = suite.bare(
-        suite.endpoints.of("replay.sample"), name="op", role="operator", schema_hash=""
+def test_operator_is_told_how_the_server_is(replay):
+    filled(replay, [1.0, 2.0])
+    client, received = replay.bare(
+        replay.endpoints.of("replay.sample"), name="op", role="operator", schema_hash=""
     )
     client.send(Status())
-    suite.until(lambda: len(received) == 2)
+    replay.until(lambda: len(received) == 2)
     status = received[1].message.status
     assert (status["items"], status["capacity"], status["inserted"]) == (2, 1000, 2)
     assert status["bytes"] == 2 * 12 and status["producers"] == 1
 
 
-def test_priorities_of_a_lost_tables_items_never_reach_those_of_a_restarted_server(suite):
-    suite.start()
-    client = suite.producer()
-    suite.until(lambda: client.has_credit)
+def test_priorities_of_a_lost_tables_items_never_reach_those_of_a_restarted_server(replay):
+    replay.start()
+    client = replay.producer()
+    replay.until(lambda: client.has_credit)
     client.insert(vector_chunk([10, 11]))
     prefetcher = Prefetcher(
         lambda: SampleClient(
-            suite.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 8
+            replay.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 8
         ),
         VECTOR_SCHEMA,
         lambda items: items.columns,
         depth=2,
         threads=1,
     )
-    suite.callback(prefetcher.close)
-    suite.until(lambda: prefetcher.ready == 2)
+    replay.callback(prefetcher.close)
+    replay.until(lambda: prefetcher.ready == 2)
     old = prefetcher.get(1.0)
-    suite.restart()
-    suite.until(lambda: client.has_credit and client.client.ready)
+    replay.restart()
+    replay.until(lambda: client.has_credit and client.client.ready)
     client.insert(vector_chunk([20, 21]))
-    suite.until(lambda: client.unacknowledged == 0)
-    counters = suite.server.table.counters
-    suite.until(lambda: counters.sampled > 0)
+    replay.until(lambda: client.unacknowledged == 0)
+    counters = replay.server.table.counters
+    replay.until(lambda: counters.sampled > 0)
     prefetcher.put_priorities(old.item_ids, np.full(8, 1e6))
     prefetcher.get(1.0)
-    suite.until(lambda: counters.updated_priorities + counters.stale_priorities == 8)
+    replay.until(lambda: counters.updated_priorities + counters.stale_priorities == 8)
     assert counters.stale_priorities == 8

@@ -15,9 +15,10 @@ from apex.daemons.learner.parameter_versions import Publication, PublicationBoar
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.wire.sockets import Poller
-from tests.support.builders import VECTOR_SCHEMA, env_spec, hello, wait_until
+from tests.support.builders import VECTOR_SCHEMA, env_spec, hello
 from tests.support.services import prepared, service_of
 from tests.support.statuses import learner_report
+from tests.support.waiting import wait_until
 
 torch.set_num_threads(1)
 
@@ -54,10 +55,10 @@ def test_actors_that_come_late_get_the_newest_parameters_at_once_however_many(tm
                 received += [found for found in [client.poll()] if found]
                 client.ask_for_params()
 
-            wait_until(lambda received=received: received, turn)
+            wait_until(lambda received=received: received, turn=turn)
             assert received == [publication(41)] and client.welcome.slot == number
         board.put(publication(42))
-        wait_until(lambda: len(received) == 2, turn)
+        wait_until(lambda: len(received) == 2, turn=turn)
         assert received[1] == publication(42)
 
 

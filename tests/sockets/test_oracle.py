@@ -36,12 +36,14 @@ from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from tests.support.batches import arrays_of
 from tests.support.batches import learn as one_update
-from tests.support.builders import hello, wait_until
+from tests.support.builders import hello
 from tests.support.reference import Oracle, Settings, Stream, Transition, q_values
+from tests.support.waiting import wait_until
 
 PHASES = ((34, 8), (26, 8), (20, 9))
 """Acting steps, then learner updates; then the learned parameters act."""
 BATCH, CHUNK, CAPACITY, ACTIONS = 16, 5, 90, 3
+ALPHA = 0.6
 CONV = ((4, 3, 1), (6, 2, 2))
 GAIN = 2.4
 PRESETS_REAL: dict[str, Any] = {
@@ -188,7 +190,7 @@ class Real:
             "algorithm": {"name": "apex_dqn"},
             "actor": {"chunk_length": CHUNK},
             "learner": {"batch_size": BATCH, "prefetch": 1},
-            "replay": {"capacity": CAPACITY, "min_size": BATCH, "priority_exponent": 0.6},
+            "replay": {"capacity": CAPACITY, "min_size": BATCH, "priority_exponent": ALPHA},
         }
         schema = self.algorithm.schema()
         facts = RunFacts("run", self.algorithm.spec, schema)
@@ -206,7 +208,7 @@ class Real:
         self._priorities_sent = 0
 
     def _until(self, condition: Callable[[], object]) -> None:
-        wait_until(condition, self._turn)
+        wait_until(condition, turn=self._turn)
 
     def _turn(self) -> None:
         self.server.turn(0.001)
@@ -243,11 +245,11 @@ class Real:
 
     def table(self) -> tuple[Samples, npt.NDArray[np.float64]]:
         """All items of the table by id, and their masses."""
-        table: Any = self.server.table
-        ids = np.sort(table._ids[table._ids >= 0])
-        columns, ranges = table._store.get(ids % CAPACITY)
-        masses = table._selector._tree.get(ids % CAPACITY)
-        return Samples(ids, masses / masses.sum(), columns, ranges), masses
+        table = self.server.table
+        state = table.state()
+        columns, ranges = table.contents(state.item_ids)
+        masses = state.priorities**ALPHA
+        return Samples(state.item_ids, masses / masses.sum(), columns, ranges), masses
 
     def decode(self, samples: Samples) -> Batch:
         """The batch for the update."""
@@ -402,7 +404,7 @@ def same_settings(
     settings = Settings(
         n=n, gamma=0.99, huber=loss == "huber", max_gradient_norm=max_gradient_norm,
         learning_rate=0.002, adam_epsilon=0.001, target_update_period=5,
-        alpha=0.6, beta=0.4, capacity=CAPACITY, stack=4, strides=tuple(s for _, _, s in CONV),
+        alpha=ALPHA, beta=0.4, capacity=CAPACITY, stack=4, strides=tuple(s for _, _, s in CONV),
         **reference,
     )  # fmt: skip
     return config, settings

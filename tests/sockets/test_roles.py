@@ -47,9 +47,10 @@ from apex.wire.messages import (
     UpdatePriorities,
 )
 from apex.wire.sockets import context
-from tests.support.builders import VECTOR_SCHEMA, env_spec, hello, vector_chunk, wait_until
+from tests.support.builders import VECTOR_SCHEMA, env_spec, hello, vector_chunk
+from tests.support.messages import EVERY_MESSAGE
 from tests.support.statuses import inference_report, learner_report
-from tests.unit.test_codec import EVERY_MESSAGE
+from tests.support.waiting import wait_until
 
 PERMITTED = {
     ("replay.insert", "actor"): {"Insert"},
@@ -130,7 +131,7 @@ class House:
                 while not over() and socket.poll(1):
                     found.append(decode(socket.recv_multipart()).message)
 
-            wait_until(over, turn)
+            wait_until(over, turn=turn)
             return found[:-1]
 
     def codes(self, endpoint: str, role: str, message: Message | None) -> list[str]:

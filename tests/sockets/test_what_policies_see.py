@@ -34,9 +34,10 @@ from apex.networks import parameters as params
 from apex.plugins import NONE
 from apex.runs import checkpoint
 from apex.runs.directory import RunDirectory
-from tests.support.builders import hello, wait_until
+from tests.support.builders import hello
 from tests.support.services import prepared, service_of
 from tests.support.statuses import inference_report
+from tests.support.waiting import wait_until
 
 torch.set_num_threads(1)
 
@@ -156,11 +157,11 @@ def in_inference_server(run: RunDirectory) -> list[Inputs]:
             if acts.asking:
                 acts.decide(recorder, 1)
 
-        wait_until(lambda: client.client.ready, turn)
+        wait_until(lambda: client.client.ready, turn=turn)
         environments = make_environments(config.env, ENVS)
         client.begin(environments.reset(0))
         for _ in range(STEPS):
-            wait_until(lambda: client.answered, turn)
+            wait_until(lambda: client.answered, turn=turn)
             client.observe(environments.step(client.take()))
     return recorder.seen
 

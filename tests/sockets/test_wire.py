@@ -30,7 +30,8 @@ from apex.wire.messages import (
 )
 from apex.wire.server import Peer, Request, Server
 from apex.wire.sockets import Poller, Waker, context
-from tests.support.builders import VECTOR_SCHEMA, hello, wait_until
+from tests.support.builders import VECTOR_SCHEMA, hello
+from tests.support.waiting import wait_until
 
 PERMISSIONS = {"actor": (GetParams,), "learner": (GetParams,), "operator": (Status,)}
 
@@ -86,7 +87,7 @@ class Desk:
         self.server.send(request.peer.identity, message, request.arrays)
 
     def until(self, condition) -> None:
-        wait_until(condition, self.turn)
+        wait_until(condition, turn=self.turn)
 
     def messages(self, client: Client) -> list[Message]:
         return [received.message for received in self.received[client]]
@@ -116,7 +117,7 @@ def stranger(address: str) -> Iterator[zmq.Socket]:
 
 def answer_to(desk: Desk, socket: zmq.Socket, frames: list[bytes]) -> Message:
     socket.send_multipart(frames)
-    wait_until(lambda: socket.poll(0), desk.turn)
+    wait_until(lambda: socket.poll(0), turn=desk.turn)
     return decode(socket.recv_multipart()).message
 
 

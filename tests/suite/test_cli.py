@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from click.testing import CliRunner, Result
@@ -20,15 +20,29 @@ from tests.fixtures.texts import check_status_keys
 from tests.support.paths import APEX, ROOT
 
 
-def apex(*arguments: str, runs: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "APEX_RUNS": str(runs)} if runs else None
-    return subprocess.run(
-        [*APEX, *arguments], capture_output=True, text=True, timeout=60, env=environment
-    )
+class Done(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def apex(*arguments: str, runs: Path | None = None) -> Done:
+    """Run `apex ARGUMENTS` in this process, which takes a tenth of the time of one of its own."""
+    done = CliRunner(env={"APEX_RUNS": str(runs)} if runs else None).invoke(main, arguments)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
+    return Done(done.exit_code, done.stdout, done.stderr)
+
+
+def apex_process(*arguments: str) -> Done:
+    """Run `apex ARGUMENTS` as a process of its own."""
+    done = subprocess.run([*APEX, *arguments], capture_output=True, text=True, timeout=150)
+    return Done(done.returncode, done.stdout, done.stderr)
 
 
 def test_presets_are_listed_and_shown() -> None:
-    listed = apex("presets", "list")
+    listed = apex_process("presets", "list")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == [
         "ant-dpg", "breakout", "cartpole", "cartpole-impala", "cartpole-r2d2", "cartpole-seed",
         "halfcheetah-dpg", "lunarlander", "pendulum-dpg", "pong", "pong-fast", "pong-impala",
@@ -76,7 +90,7 @@ def test_config_check_accepts_every_preset() -> None:
         assert done.exit_code == 0, done.stderr
         assert re.match(good, done.stdout)
     # Box2D dies of warnings that are errors.
-    assert re.match(good, apex("config", "check", "--preset", "lunarlander").stdout)
+    assert re.match(good, apex_process("config", "check", "--preset", "lunarlander").stdout)
 
 
 def test_config_check_tries_own_code_too() -> None:
@@ -231,10 +245,10 @@ def test_pretrained_policy_is_filmed_and_scored(
     name: str, env_id: str, film: str, magic: bytes, score: float, tmp_path: Path
 ) -> None:
     path = tmp_path / film
-    done = apex("enjoy", "--pretrained", name, "--video", str(path))
+    done = apex_process("enjoy", "--pretrained", name, "--video", str(path))
     assert done.returncode == 0, done.stderr
     assert magic in path.read_bytes()[:8] and f"wrote {path}: {env_id}" in done.stdout
-    done = apex("eval", "--pretrained", name, "--episodes", "4", "--json")
+    done = apex_process("eval", "--pretrained", name, "--episodes", "4", "--json")
     scored = json.loads(done.stdout)
     assert len(scored["returns"]) == 4 and scored["mean_return"] >= score
 

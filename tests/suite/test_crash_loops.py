@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tests.support.suite import Suite
 
@@ -17,20 +19,32 @@ def test_a_daemon_that_is_killed_again_and_again_is_given_up_and_the_status_says
     suite.start(*small, "--set", "run.max_crashes=3")
     suite.wait_healthy()
     killed: list[int] = []
-    for _ in range(3):
-        status = suite.wait_for(
-            lambda s: s["actors"][0]["pid"] not in (None, *killed), 60.0, "the actor is back"
-        )
-        killed.append(status["actors"][0]["pid"])
-        os.kill(killed[-1], signal.SIGKILL)
-    status = suite.wait_for(
-        lambda s: any("is not started again" in a for a in s["run"]["alarms"]), 60.0, "given up"
-    )
-    assert status["run"]["alarms"] == [
-        "actor_000 is not started again: crashed 3 times in a row, giving up; the last time: "
+
+    def given_up(status: dict[str, Any]) -> bool:
+        return any("is not started again" in alarm for alarm in status["run"]["alarms"])
+
+    def at_work_or_given_up(status: dict[str, Any]) -> bool:
+        return given_up(status) or status["actors"][0]["state"] == "stepping"
+
+    for _ in range(4):  # on a machine with other work a life may last too long to count
+        for _ in range(3):
+            status = suite.wait_for(
+                lambda s: s["actors"][0]["pid"] not in (None, *killed) or given_up(s),
+                60.0,
+                "the actor is back",
+            )
+            if not given_up(status):
+                killed.append(status["actors"][0]["pid"])
+                os.kill(killed[-1], signal.SIGKILL)
+        status = suite.wait_for(at_work_or_given_up, 60.0, "given up, or at work again")
+        if given_up(status):
+            break
+    (alarm,) = status["run"]["alarms"]
+    assert re.sub("crashed [3-9] times", "crashed N times", alarm) == (
+        "actor_000 is not started again: crashed N times in a row, giving up; the last time: "
         "it was killed, or ended without a word. Its log says more; `apex actor restart`, or "
         "`apex stop` and `apex run --resume`, tries again"
-    ]
+    )
     assert status["run"]["health"] == "degraded" and status["actors"][0]["pid"] is None
     step = status["learner"]["learner_step"]
     done = suite.apex("actor", "restart", "0")
@@ -70,7 +84,9 @@ run("cartpole", algorithm=Hungry, path={str(suite.path)!r}, settings=[
     "learner.checkpoint_period_s=0.2", "evaluator.enabled=false"])
 """
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=150
+    )
     assert done.returncode == 0, done.stderr
     status = suite.wait_for(
         lambda s: any("learner is not started again" in a for a in s["run"]["alarms"]),

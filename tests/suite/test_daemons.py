@@ -8,7 +8,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -19,19 +20,11 @@ from apex.daemons.status.reports import ReplayReport
 from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from apex.wire.sockets import context
-from tests.support.paths import ROOT
+from tests.support.processes import ARGUMENTS, DaemonProcess, daemon_command
 from tests.support.waiting import wait_until
 from tests.tools.fuzz import mutated_frames, valid_messages
 
-DAEMONS = {
-    "replay": (),
-    "learner": (),
-    "evaluator": (),
-    "inference": (),
-    "actor": ("--index", "0"),
-}
-BUSY_S = 10.0
-"""What a machine with other work may add."""
+Start = Callable[[str], DaemonProcess]
 WAITS_FOR = {
     "learner": "waiting for replay to hold",
     "evaluator": "waiting for the learner at",
@@ -40,36 +33,17 @@ WAITS_FOR = {
 }
 
 
-def command(daemon: str, *arguments: str) -> list[str]:
-    return [sys.executable, str(ROOT / "bin" / daemon), *DAEMONS[daemon], *arguments]
-
-
 def finish(daemon: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(daemon, *arguments), capture_output=True, text=True, timeout=60)
+    """Run one executable to its end."""
+    command = daemon_command(daemon, *arguments)
+    return subprocess.run(command, capture_output=True, text=True, timeout=150)
 
 
-class Process:
-    """One executable, with what it writes."""
-
-    def __init__(self, path: Path, daemon: str, *arguments: str) -> None:
-        self._daemon = daemon
-        self._log = path / f"{daemon}.out"
-        with self._log.open("wb") as output:
-            self.popen = subprocess.Popen(
-                command(daemon, *arguments), stdout=output, stderr=subprocess.STDOUT
-            )
-
-    def wait_for_text(self, text: str, timeout_s: float = 60.0) -> None:
-        wait_until(lambda: text in self.output() or self.popen.poll() is not None, timeout_s, text)
-        assert text in self.output(), self.output()
-
-    def output(self) -> str:
-        return self._log.read_text(errors="replace")
-
-    def end(self) -> int:
-        """By SIGTERM. Five seconds are promised, thirty of a learner, which writes a checkpoint."""
-        self.popen.send_signal(signal.SIGTERM)
-        return self.popen.wait(timeout=30 if self._daemon == "learner" else 5 + BUSY_S)
+def finish_all(*arguments: str) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Run all executables to their ends, side by side."""
+    with ThreadPoolExecutor() as threads:
+        done = threads.map(lambda daemon: finish(daemon, *arguments), ARGUMENTS)
+        return dict(zip(ARGUMENTS, done))
 
 
 @pytest.fixture
@@ -82,33 +56,31 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 @pytest.fixture
-def start(tmp_path: Path, run: RunDirectory) -> Iterator[object]:
+def start(tmp_path: Path, run: RunDirectory) -> Iterator[Start]:
     """Starts executables of the run; kills those that the test leaves."""
-    processes: list[Process] = []
+    processes: list[DaemonProcess] = []
 
-    def begin(daemon: str) -> Process:
-        processes.append(Process(tmp_path, daemon, "--run", str(run.path)))
+    def begin(daemon: str) -> DaemonProcess:
+        processes.append(DaemonProcess(tmp_path, daemon, "--run", str(run.path)))
         return processes[-1]
 
     yield begin
     for process in processes:
-        process.popen.kill()
-        process.popen.wait()
+        process.kill()
 
 
-@pytest.mark.parametrize("daemon", DAEMONS)
-def test_help_exits_0_and_no_arguments_exit_2(daemon: str) -> None:
-    helped = finish(daemon, "--help")
-    assert helped.returncode == 0 and "--run" in helped.stdout and "--endpoints" in helped.stdout
-    assert finish(daemon).returncode == 2
+def test_help_exits_0_and_no_arguments_exit_2() -> None:
+    for helped in finish_all("--help").values():
+        assert helped.returncode == 0
+        assert "--run" in helped.stdout and "--endpoints" in helped.stdout
+    assert {done.returncode for done in finish_all().values()} == {2}
 
 
-@pytest.mark.parametrize("daemon", DAEMONS)
-def test_a_missing_run_exits_78_with_one_line_and_no_traceback(daemon: str, tmp_path: Path) -> None:
-    done = finish(daemon, "--run", str(tmp_path / "nothing"))
-    assert done.returncode == 78
-    assert "no such file" in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+def test_a_missing_run_exits_78_with_one_line_and_no_traceback(tmp_path: Path) -> None:
+    for done in finish_all("--run", str(tmp_path / "nothing")).values():
+        assert done.returncode == 78
+        assert "no such file" in done.stderr and "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_wrong_configuration_or_endpoints_file_exits_78_naming_the_key(
@@ -124,18 +96,20 @@ def test_a_wrong_configuration_or_endpoints_file_exits_78_naming_the_key(
     assert "replay.capacitty: unknown key; did you mean 'capacity'?" in done.stderr
 
 
-@pytest.mark.parametrize("daemon", WAITS_FOR)
-def test_a_daemon_alone_says_what_it_waits_for_and_sigterm_exits_0(
-    daemon: str, start: object, run: RunDirectory
-) -> None:
-    process = start(daemon)  # type: ignore[operator]
-    process.wait_for_text(WAITS_FOR[daemon])
-    assert process.end() == 0
-    assert process.output().rstrip().endswith("stopped")
+def test_a_daemon_alone_says_what_it_waits_for_and_sigterm_exits_0(start: Start) -> None:
+    processes = {daemon: start(daemon) for daemon in WAITS_FOR if daemon != "learner"}
+    for daemon, process in processes.items():
+        process.wait_for_text(WAITS_FOR[daemon])
+    for process in processes.values():
+        assert process.end() == 0
+        assert process.output().rstrip().endswith("stopped")
+    learner = start("learner")  # alone: the others would find it
+    learner.wait_for_text(WAITS_FOR["learner"])
+    assert learner.end() == 0 and learner.output().rstrip().endswith("stopped")
 
 
-def test_broken_messages_are_counted_and_the_daemon_lives(start: object, run: RunDirectory) -> None:
-    process = start("replay")  # type: ignore[operator]
+def test_broken_messages_are_counted_and_the_daemon_lives(start: Start, run: RunDirectory) -> None:
+    process = start("replay")
     before = wait_until(lambda: ask(run, "replay.sample", ReplayReport), 30.0, "replay answers")
     rng, good = random.Random(1), valid_messages()
     with context().socket(zmq.DEALER) as stranger:
@@ -152,25 +126,25 @@ def test_broken_messages_are_counted_and_the_daemon_lives(start: object, run: Ru
     assert process.end() == 0
 
 
-def test_sigterm_while_a_daemon_is_being_made_exits_0(start: object, run: RunDirectory) -> None:
-    process = start("learner")  # type: ignore[operator]
+def test_sigterm_while_a_daemon_is_being_made_exits_0(start: Start, run: RunDirectory) -> None:
+    process = start("learner")
     wait_until(lambda: run.pid("learner"), 30.0, "the learner has its name")
     process.wait_for_text("started, pid")
     assert process.end() == 0
 
 
-def test_a_second_signal_ends_a_draining_daemon_at_once(start: object) -> None:
-    process = start("replay")  # type: ignore[operator]
+def test_a_second_signal_ends_a_draining_daemon_at_once(start: Start) -> None:
+    process = start("replay")
     process.wait_for_text("serving")
     os.kill(process.popen.pid, signal.SIGSTOP)
     os.kill(process.popen.pid, signal.SIGTERM)
     os.kill(process.popen.pid, signal.SIGINT)
     os.kill(process.popen.pid, signal.SIGCONT)
-    assert process.popen.wait(timeout=10) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+    assert process.popen.wait(timeout=30) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
-def test_sigusr1_dumps_all_stacks_and_the_daemon_goes_on(start: object) -> None:
-    process = start("replay")  # type: ignore[operator]
+def test_sigusr1_dumps_all_stacks_and_the_daemon_goes_on(start: Start) -> None:
+    process = start("replay")
     process.wait_for_text("serving")
     os.kill(process.popen.pid, signal.SIGUSR1)
     process.wait_for_text("most recent call first", 10.0)
@@ -178,20 +152,20 @@ def test_sigusr1_dumps_all_stacks_and_the_daemon_goes_on(start: object) -> None:
     assert process.end() == 0
 
 
-def test_a_second_process_of_one_name_is_refused(start: object, run: RunDirectory) -> None:
-    process = start("replay")  # type: ignore[operator]
+def test_a_second_process_of_one_name_is_refused(start: Start, run: RunDirectory) -> None:
+    process = start("replay")
     process.wait_for_text("serving")
     done = finish("replay", "--run", str(run.path))
     assert done.returncode == 78
     assert f"runs already (pid {process.popen.pid})" in done.stderr
 
 
-def test_a_socket_left_by_a_killed_server_is_taken_over(start: object) -> None:
-    first = start("replay")  # type: ignore[operator]
+def test_a_socket_left_by_a_killed_server_is_taken_over(start: Start) -> None:
+    first = start("replay")
     first.wait_for_text("serving")
     first.popen.kill()
     first.popen.wait()
-    second = start("replay")  # type: ignore[operator]
+    second = start("replay")
     second.wait_for_text("serving")
     assert second.end() == 0
 
@@ -217,11 +191,11 @@ def test_a_port_in_use_exits_78_and_says_so(daemon: str, run: RunDirectory, tmp_
 
 @pytest.mark.parametrize("order", [("actor", "learner", "replay"), ("learner", "actor", "replay")])
 def test_daemons_start_in_any_order(
-    order: tuple[str, ...], start: object, run: RunDirectory, tmp_path: Path
+    order: tuple[str, ...], start: Start, run: RunDirectory, tmp_path: Path
 ) -> None:
     processes = {}
     for daemon in order:
-        processes[daemon] = start(daemon)  # type: ignore[operator]
+        processes[daemon] = start(daemon)
         processes[daemon].wait_for_text("waiting for" if daemon != "replay" else "serving")
     processes["learner"].wait_for_text("first batch")
     assert [processes[d].end() for d in ("actor", "learner", "replay")] == [0, 0, 0]
@@ -242,7 +216,7 @@ def test_a_work_loop_that_stands_still_is_ended_by_the_watchdog(tmp_path: Path) 
         "    time.sleep(1000)\n"
         f"sys.exit(serve(RunDirectory(Path({str(prepared.path)!r})), 'replay', body))\n"
     )
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=150)
     assert done.returncode == 80
     assert "work loop stood still" in done.stderr and "in body" in done.stderr
 
@@ -263,7 +237,7 @@ def test_a_daemon_that_crashes_again_and_again_gives_up_with_its_own_code(
     )
     codes = []
     while len(codes) < 20 and 79 not in codes:
-        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=150)
         codes.append(done.returncode)
     assert codes == [70] * 8 + [79]
     assert "giving up" in done.stderr

@@ -6,166 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import pytest
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from apex.acting.agent import Agent, LocalDecider
-from apex.acting.decisions import Decision
-from apex.acting.loop import ActingLoop
-from apex.acting.transition_accumulator import NStepAccumulator
-from apex.envs.base import Environments
-from apex.envs.recreation import Recreation
-from apex.errors import EnvError, EnvFaultError
 from tests.support.suite import Suite
-
-
-class Counting(gym.Env):
-    """Observes how many steps there were, gives 1 each, and fails at step `fails_at`."""
-
-    observation_space = gym.spaces.Box(0, 1000, (1,))
-    action_space = gym.spaces.Discrete(2)
-
-    def __init__(self, fails_at: int) -> None:
-        self._fails_at = fails_at
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self._steps = 0
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action):
-        self._steps += 1
-        if self._steps == self._fails_at:
-            raise RuntimeError("the cart fell off the table")
-        return np.full(1, self._steps, np.float32), 1.0, False, False, {}
-
-
-def counting(fails_at: int, num_envs: int = 1) -> Environments:
-    vector = SyncVectorEnv(
-        [lambda: Counting(fails_at)] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP
-    )
-    return Environments(vector, "Counting-v0", 0, life_loss_ends=False)
-
-
-class Idle:
-    """A policy that does nothing and says so."""
-
-    core_size = 0
-
-    def act(self, inputs, exploration) -> Decision:
-        zeros = np.zeros(len(inputs.observations))
-        return Decision(zeros.astype(np.int64), inputs.core_state, {"q_value": zeros})
-
-
-def make_loop(environments: Environments) -> tuple[ActingLoop, Agent]:
-    accumulator = NStepAccumulator(
-        environments.spec, environments.num_envs, n_step=3, discount=0.5, chunk_length=100,
-        extra_names=["q_value"],
-        initial_priorities=lambda columns, first, last: np.ones(len(columns["action"])),
-    )  # fmt: skip
-    agent = Agent(
-        environments.spec, environments.num_envs, 0, accumulator=accumulator, clip_rewards=False
-    )
-    return ActingLoop(environments, LocalDecider(Idle(), agent), seed=0), agent
-
-
-def rows(agent: Agent) -> list[tuple[float, float, float, float]]:
-    """First observation, return, discount, bootstrap observation of each item."""
-    (chunk,) = agent.flush()
-    columns = chunk.columns
-    return list(
-        zip(
-            columns["observation"][:, 0].tolist(),
-            columns["n_step_return"].tolist(),
-            columns["discount"].tolist(),
-            columns["next_observation"][:, 0].tolist(),
-        )
-    )
-
-
-CUT = [
-    (0.0, 1.75, 0.125, 3.0),
-    (1.0, 1.75, 0.125, 4.0),
-    (2.0, 1.75, 0.125, 5.0),
-    (3.0, 1.5, 0.25, 5.0),
-    (4.0, 1.0, 0.5, 5.0),
-]
-"""Five steps, then a fault, n = 3: truncated at observation 5, no item of the sixth action."""
-
-
-def test_a_fault_truncates_the_episode_at_its_last_observation_and_makes_no_transition():
-    loop, agent = make_loop(counting(fails_at=6))
-    for _ in range(5):
-        loop.step()
-    with pytest.raises(EnvFaultError, match=r"Counting-v0: step 6 raised .*fell off the table"):
-        loop.step()
-    assert rows(agent) == CUT
-
-
-def test_episodes_in_environments_made_anew_begin_afresh():
-    loop, agent = make_loop(counting(fails_at=6))
-    for _ in range(5):
-        loop.step()
-    with pytest.raises(EnvFaultError):
-        loop.step()
-    loop.begin(counting(fails_at=1000), seed=1)
-    for _ in range(4):
-        loop.step()
-    items = rows(agent)
-    assert items[:5] == CUT and items[5] == (0.0, 1.75, 0.125, 3.0) and len(items) == 6
-    assert loop.env_steps == 9 and loop.episodes == 0
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_each_further_fault_waits_twice_as_long_until_there_was_a_calm_minute():
-    clock = Clock()
-    recreation = Recreation(lambda: counting(5), clock)
-    waits = []
-    for _ in range(7):
-        recreation.fault(EnvFaultError("x"))
-        waits.append(recreation.due - clock.now)
-        clock.now = recreation.due
-        assert recreation.attempt(lambda made: None) is not None and recreation.due is None
-    assert waits == [1, 2, 4, 8, 16, 30, 30]
-    clock.now += 61
-    recreation.fault(EnvFaultError("x"))
-    assert recreation.due - clock.now == 1 and recreation.faults == 8
-
-
-def test_an_environment_that_cannot_be_made_or_reset_is_a_fault_too():
-    clock = Clock()
-    broken: list[Callable[[], Environments]] = []
-
-    def fails() -> Environments:
-        raise EnvError("no licence")
-
-    broken = [fails, lambda: counting(5), lambda: counting(5)]
-    recreation = Recreation(lambda: broken.pop(0)(), clock)
-    begun: list[Environments] = []
-
-    def begin(environments: Environments) -> None:
-        begun.append(environments)
-        if len(begun) == 1:
-            raise EnvFaultError("reset raised")
-
-    recreation.fault(EnvFaultError("x"))
-    assert recreation.attempt(begin) is None  # not yet
-    for faults, wait in ((2, 2), (3, 4)):
-        clock.now = recreation.due
-        assert recreation.attempt(begin) is None
-        assert (recreation.faults, recreation.due - clock.now) == (faults, wait)
-    clock.now = recreation.due
-    assert recreation.attempt(begin) is begun[1] and recreation.due is None
-
 
 FAULTY = '''
 import os
@@ -258,7 +101,7 @@ def test_an_environment_that_hangs_costs_its_actor_a_restart(
     suite: Suite, small: tuple[str, ...], faulty: Any, tmp_path: Path
 ) -> None:
     """And one that cannot be made then is tried again and again: it could be made before."""
-    suite.start(*small, *faulty("hang"), "--set", "run.watchdog_s=3.0")
+    suite.start(*small, *faulty("hang"), "--set", "run.watchdog_s=8.0")
 
     def logs() -> list[str]:
         return [(suite.run.logs / f"actor_00{k}.log").read_text() for k in (0, 1)]
@@ -278,7 +121,7 @@ def test_an_environment_that_hangs_costs_its_actor_a_restart(
         60.0,
         "one actor was started again",
     )
-    assert [text.count("work loop stood still for 3 s") for text in sorted(logs(), key=len)] == [
+    assert [text.count("work loop stood still for 8 s") for text in sorted(logs(), key=len)] == [
         0,
         1,
     ]

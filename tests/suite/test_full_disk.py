@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,3 +49,22 @@ def test_training_goes_on_without_durability_and_regains_it(suite: Suite, small_
     assert good["replay"]["alarm"] is None
     log = (suite.run.logs / "replay.log").read_text()
     assert log.count("INSERTS ARE NOT DURABLE") >= 1 and "the insert log is written again" in log
+
+
+def test_full_disk_costs_the_tensorboard_files_and_neither_process_nor_thread(tmp_path):
+    """In a process of its own, whose files are kept small."""
+    script = (
+        "import os, resource, signal, threading\n"
+        "from pathlib import Path\n"
+        "from apex.daemons.metrics import MetricsLog\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"log = MetricsLog(Path({str(tmp_path)!r}), 'learner', 10, tensorboard=True)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "for step in range(3000):\n"
+        "    log.write({f'k{i}': float(i) for i in range(10)}, step=step)\n"
+        "log.close()\n"
+        "os._exit(7 if threading.active_count() == 1 else 8)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
+    assert done.returncode == 7
+    assert done.stderr.count(b"TensorBoard files are no longer written: ") == 1

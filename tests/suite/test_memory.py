@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -24,9 +23,10 @@ from apex.data.chunks import Chunk
 from apex.envs.registry import make_environments
 from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
-from apex.wire.messages import Hello
 from apex.wire.sockets import Poller
+from tests.support.builders import cartpole_chunk, hello_of
 from tests.support.paths import ROOT
+from tests.support.processes import memory_bytes, running
 from tests.support.suite import Suite
 from tests.support.waiting import wait_until
 
@@ -52,18 +52,14 @@ def test_100000_pong_transitions_cost_the_replay_process_at_most_60_mb(suite: Su
     settings = ["replay.capacity=120000", f"actor.num_envs={NUM_ENVS}", "env.frame_size=[84,84]"]
     settings += ["replay.samples_per_insert=0"]
     run = prepare_run(suite.path, preset_config("pong", settings))
-    replay = subprocess.Popen([sys.executable, ROOT / "bin" / "replay", "--run", run.path])
-    try:
-        client = InsertClient(run.endpoints().of("replay.insert"), hello(run))
-        wait_until(lambda: client.poll() or client.client.ready, 30.0, "the server is there")
+    with running([sys.executable, ROOT / "bin" / "replay", "--run", run.path]) as replay:
+        client = InsertClient(run.endpoints().of("replay.insert"), hello_of(run))
+        wait_until(lambda: client.poll() or client.client.ready, 60.0, "the server is there")
         before = memory_bytes(replay.pid)
         insert_transitions(run, client)
         grown = memory_bytes(replay.pid) - before
         client.close()
         assert 10e6 < grown <= 60e6, f"{grown / 1e6:.1f} MB for {TRANSITIONS} transitions"
-    finally:
-        replay.kill()
-        replay.wait()
 
 
 def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: Suite) -> None:
@@ -76,15 +72,15 @@ def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: 
         address = run.endpoints().of("replay.insert")
         chunk = cartpole_chunk(32)
         assert sum(array.nbytes for array in chunk_to_arrays(chunk).values()) == 32 * 60
-        clients = [InsertClient(address, hello(run))]
+        clients = [InsertClient(address, hello_of(run))]
         wait_until(lambda: clients[0].poll() or clients[0].has_credit, 60.0, "the server is there")
         clients[0].insert(chunk)  # the first one loads modules
         wait_until(lambda: clients[0].poll() or not clients[0].unacknowledged, 60.0, "an insert")
         empty = memory_bytes(replay.pid)
-        clients += [InsertClient(address, hello(run, f"actor_{k:03d}")) for k in range(1, 64)]
+        clients += [InsertClient(address, hello_of(run, f"actor_{k:03d}")) for k in range(1, 64)]
         poller = Poller(*(client.client for client in clients))
         turn = partial(insert_all, clients, poller, chunk)
-        wait_until(lambda: turn() > 100_000, 60.0, "all insert")
+        wait_until(lambda: turn() > 100_000, 60.0, "all insert", progress=turn)
         os.kill(replay.pid, signal.SIGSTOP)
         stopped_at, mine = turn(), memory_bytes(os.getpid())
         deadline = time.monotonic() + 5.0
@@ -94,7 +90,7 @@ def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: 
         assert {client.unacknowledged for client in clients} == {4}
         assert memory_bytes(os.getpid()) - mine < 5e6
         os.kill(replay.pid, signal.SIGCONT)
-        wait_until(lambda: turn() > 400_000, 60.0, "the table is full and saved")
+        wait_until(lambda: turn() > 400_000, 60.0, "the table is full and saved", progress=turn)
         # ARCHITECTURE's formula: column bytes + 8, 16 for the selector, 16 that saves leave, and
         # of 64 producers what is in flight and the connection.
         table = 200_000 * (52 + 8 + 16) + 262_144 * 16 + 64 * (4 * 32 * 60 + 150_000)
@@ -104,11 +100,13 @@ def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: 
             return memory_bytes(replay.pid) - since
 
         # A save that is under way holds 8 MB more for a moment.
-        wait_until(lambda: grown(empty) < table, 30.0, "the formula holds")
+        wait_until(lambda: grown(empty) < table, 60.0, "the formula holds")
         between_saves = min(grown(empty) for _ in range(500))
         assert between_saves > 0.3 * table
-        wait_until(lambda: turn() > 800_000, 60.0, "the table is new more than twice over")
-        wait_until(lambda: grown(empty) < between_saves + 4e6, 30.0, "and nothing grows")
+        wait_until(
+            lambda: turn() > 800_000, 60.0, "the table is new more than twice over", progress=turn
+        )
+        wait_until(lambda: grown(empty) < between_saves + 4e6, 60.0, "and nothing grows")
     finally:
         for client in clients:
             client.close()
@@ -126,20 +124,6 @@ def insert_all(clients: list[InsertClient], poller: Poller, chunk: Chunk) -> int
     return sum(client.inserted_items for client in clients)
 
 
-def cartpole_chunk(items: int) -> Chunk:
-    return Chunk(
-        {
-            "action": np.zeros(items, dtype=np.int32),
-            "n_step_return": np.zeros(items, dtype=np.float32),
-            "discount": np.ones(items, dtype=np.float32),
-            "learner_step": np.zeros(items, dtype=np.int64),
-            "observation": np.zeros((items, 4), dtype=np.float32),
-            "next_observation": np.zeros((items, 4), dtype=np.float32),
-        },
-        np.ones(items),
-    )
-
-
 def test_a_stopped_learner_makes_the_others_wait_and_nothing_grows(
     suite: Suite, small: tuple[str, ...]
 ) -> None:
@@ -151,7 +135,7 @@ def test_a_stopped_learner_makes_the_others_wait_and_nothing_grows(
     assert learner is not None
     os.kill(learner, signal.SIGSTOP)
     try:
-        wait_until(lambda: waiting(suite) == 8, 30.0, "two actors wait with four chunks each")
+        wait_until(lambda: waiting(suite) == 8, 60.0, "two actors wait with four chunks each")
         before = {name: memory_bytes(pid) for name, pid in pids.items()}
         inserted = replay_status(suite).inserted
         deadline = time.monotonic() + 8.0
@@ -180,18 +164,6 @@ def waiting(suite: Suite) -> int:
     return replay_status(suite).waiting_inserts
 
 
-def hello(run: RunDirectory, name: str = "actor_000") -> Hello:
-    facts = run.facts()
-    return Hello(
-        role="actor",
-        name=name,
-        epoch=1,
-        run_id=facts.run_id,
-        schema_hash=facts.schema.hash,
-        pid=os.getpid(),
-    )
-
-
 def insert_transitions(run: RunDirectory, client: InsertClient) -> None:
     config = run.config()
     algorithm = make_algorithm(config.algorithm, run.facts().env)
@@ -202,15 +174,6 @@ def insert_transitions(run: RunDirectory, client: InsertClient) -> None:
     while client.inserted_items < TRANSITIONS:
         loop.step()
         for chunk in agent.take_chunks():
-            wait_until(lambda: client.poll() or client.has_credit, 30.0, "credit")
+            wait_until(lambda: client.poll() or client.has_credit, 60.0, "credit")
             client.insert(chunk)
-    wait_until(lambda: client.poll() or not client.unacknowledged, 30.0, "all acknowledged")
-
-
-def memory_bytes(pid: int) -> int:
-    """Memory of a process besides files, exact: `statm` may miss some pages for each core."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    kilobytes = {
-        name: rest.split()[0] for name, _, rest in (line.partition(":") for line in lines[1:])
-    }
-    return 1024 * (int(kilobytes["Anonymous"]) + int(kilobytes["Swap"]))
+    wait_until(lambda: client.poll() or not client.unacknowledged, 60.0, "all acknowledged")

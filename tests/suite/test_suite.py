@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,120 +20,69 @@ from apex.host import hardware
 from apex.runs.engine_record import living_engine
 from tests.fixtures.texts import check_status_keys
 from tests.support.paths import APEX, ROOT
-from tests.support.suite import Suite
+from tests.support.processes import running
+from tests.support.suite import SMALL, Suite
 from tests.support.waiting import wait_until
 
-ENGINES = ["supervisor", "local"]
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    """A suite of supervisord that the next tests share; each leaves it healthy.
+
+    The last of them ends it. Other runs of this user may hold all cores: it looks elsewhere.
+    """
+    folder = tmp_path_factory.mktemp("shared")
+    one = Suite(folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        try:
+            one.start(*SMALL, "--set", "learner.metrics_period_s=1.0")
+            yield one
+        finally:
+            one.end()
 
 
-def test_suite_lives_through_kills_and_ends_whole(suite: Suite, small: tuple[str, ...]) -> None:
-    """Of supervisord; test_inference.py kills a daemon of the launcher."""
-    suite.start(*small)
-    before = suite.wait_healthy()
-    assert before["run"]["engine"] == "supervisor"
-    daemons = suite.run.living().values()
-    assert [os.getsid(pid) for pid in daemons] == list(daemons), "each leads a session"
-    assert suite.apex("status").returncode == 0
-    check_status_keys(suite.status(), "local")
+def test_training_thread_has_a_core_that_all_others_of_the_run_keep_off(shared: Suite) -> None:
+    status = shared.wait_healthy()
+    engine = living_engine(shared.run)
+    assert engine is not None
+    learner, available = status["learner"]["pid"], os.sched_getaffinity(0)
+    training = os.sched_getaffinity(learner)  # of its first thread, which trains
+    alone = hardware.cores() == len(available) > 1
+    assert training <= available and len(training) == (1 if alone else len(available))
+    threads = [int(t.name) for t in Path(f"/proc/{learner}/task").iterdir()]
+    away = available - training if alone else available
+    others = [pid for name, pid in shared.run.living().items() if name != "learner"]
+    for thread in (*threads, *others, engine.pid):
+        assert thread == learner or os.sched_getaffinity(thread) == away
 
-    killed = before["actors"][0]["pid"]
-    os.kill(killed, signal.SIGKILL)
-    suite.wait_for(
-        lambda s: (
-            s["actors"][0]["pid"] not in (None, killed)
-            and s["actors"][0]["state"] in ("stepping", "waiting_for_credit")
-        ),
+
+def test_logs_metrics_and_tensorboard_files_are_there(shared: Suite) -> None:
+    shared.wait_healthy()
+    wait_until(lambda: (shared.run.metrics / "learner.jsonl").read_text(), 30.0, "learner metrics")
+    records = (shared.run.metrics / "learner.jsonl").read_text().splitlines()
+    record = json.loads(records[-1])
+    assert {"loss", "td_error", "q_mean", "item_staleness", "updates_per_s"} <= record.keys()
+    wait_until(
+        lambda: list((shared.run.metrics / "tensorboard").glob("learner/events.*")),
         30.0,
-        "the killed actor steps again",
+        "TensorBoard files",
     )
-    for daemon in ("replay", "learner"):
-        now = suite.status()
-        pid, version = now[daemon]["pid"], now["learner"]["param_version"]
-        os.kill(pid, signal.SIGKILL)
-        after = suite.wait_for(
-            lambda s, daemon=daemon, pid=pid: (
-                s[daemon]["pid"] not in (None, pid)
-                and s["run"]["health"] == "healthy"
-                and s["learner"]["state"] == "training"
-            ),
-            60.0,
-            f"training goes on after {daemon} was killed",
-        )
-        assert after["learner"]["param_version"] > version or daemon == "replay"
-    assert suite.status()["learner"]["learner_step"] > 0
+    shown = shared.apex("logs", "learner", "-n", "3")
+    assert len(shown.stdout.splitlines()) == 3
+    time, level, process = shown.stdout.splitlines()[0].split()[:3]
+    assert time.endswith("Z") and level == "INFO" and process == "learner"
+    assert shared.apex("logs", "nobody").returncode == 2
 
-    log = suite.run.logs / "supervisord.log"
-    kills = log.read_text().count("not expected")
-    done = suite.apex("stop")
+
+def test_actor_restart_and_attach_while_the_learner_goes_on(shared: Suite) -> None:
+    before = shared.wait_healthy()
+    done = shared.apex("actor", "restart", "1")
     assert done.returncode == 0, done.stderr
-    assert suite.run.living() == {}
-    assert log.read_text().count("not expected") == kills == 3, "one for each kill, none for a stop"
-    assert suite.apex("status").returncode == 4
-    down = suite.status()
-    assert down["replay"]["items"] > 0 and not down["run"]["bottleneck"].startswith("down")
-    assert [row["pid"] for row in down["actors"]] == [None, None]
-    assert down["learner"]["state"] == down["replay"]["state"] == "down"
-
-
-def test_an_actor_that_stands_still_is_suspect_within_seconds_and_a_learner_silent(
-    suite: Suite, small: tuple[str, ...]
-) -> None:
-    suite.start(*small)
-    suite.wait_healthy()
-    actor, learner = suite.run.pid("actor_000"), suite.run.pid("learner")
-    assert actor is not None and learner is not None
-    # Its process answers pings all the same if only its loop stands still: heartbeats come from it.
-    os.kill(actor, signal.SIGSTOP)
-    try:
-        suspect = wait_until(
-            lambda: (row := gather(suite.run).actors[0]).state == "suspect" and row,
-            20.0,
-            "the actor is suspect",
-        )
-        # By the learner's own clock: suspect from 3 s of silence on, and not before.
-        assert 3.0 <= suspect.heartbeat_age_s < 3.0 + 5.0
-        assert gather(suite.run).run.health == "degraded"
-    finally:
-        os.kill(actor, signal.SIGCONT)
-    suite.wait_healthy()
-    wait_until(lambda: age_s(suite.run.crash_file("learner")) > STARTING_S, 40.0, "an age")
-    os.kill(learner, signal.SIGSTOP)
-    try:
-        found = wait_until(
-            lambda: (s := gather(suite.run)).learner.state == "silent" and s,
-            20.0,
-            "the learner is silent",
-        )
-        assert found.run.health == "degraded" and found.learner.pid == learner
-    finally:
-        os.kill(learner, signal.SIGCONT)
-
-
-@pytest.mark.parametrize("engine", ENGINES)
-def test_no_process_is_left_when_the_engine_is_killed(
-    suite: Suite, small: tuple[str, ...], engine: str
-) -> None:
-    suite.start(*small, "--engine", engine)
-    suite.wait_healthy()
-    record = living_engine(suite.run)
-    assert record is not None
-    os.kill(record.pid, signal.SIGKILL)
-    wait_until(lambda: not suite.processes(), 40.0, "every process of the run is gone")
-    assert suite.run.living() == {}
-
-
-def test_actor_restart_and_attach_while_the_learner_goes_on(
-    suite: Suite, small: tuple[str, ...]
-) -> None:
-    suite.start(*small)
-    before = suite.wait_healthy()
-    done = suite.apex("actor", "restart", "1")
-    assert done.returncode == 0, done.stderr
-    attached = subprocess.Popen(
-        [*APEX, "actor", "attach", "2", "--run", str(suite.path)], stderr=subprocess.DEVNULL
-    )
-    try:
-        wider = suite.wait_for(
+    with running(
+        [*APEX, "actor", "attach", "2", "--run", str(shared.path)], stderr=subprocess.DEVNULL
+    ) as attached:
+        wider = shared.wait_for(
             lambda s: len(s["actors"]) == 4 and s["run"]["health"] == "healthy",
             60.0,
             "two attached actors at work",
@@ -147,112 +96,182 @@ def test_actor_restart_and_attach_while_the_learner_goes_on(
         assert wider["learner"]["learner_step"] > before["learner"]["learner_step"]
         attached.send_signal(signal.SIGINT)
         assert attached.wait(timeout=30) == 0
-        suite.wait_for(lambda s: len(s["actors"]) == 2, 10.0, "the attached actors are gone")
+        shared.wait_for(lambda s: len(s["actors"]) == 2, 10.0, "the attached actors are gone")
+
+
+def test_an_actor_that_stands_still_is_suspect_within_seconds_and_a_learner_silent(
+    shared: Suite,
+) -> None:
+    shared.wait_healthy()
+    actor, learner = shared.run.pid("actor_000"), shared.run.pid("learner")
+    assert actor is not None and learner is not None
+    # Its process answers pings all the same if only its loop stands still: heartbeats come from it.
+    os.kill(actor, signal.SIGSTOP)
+    try:
+        suspect = wait_until(
+            lambda: (row := gather(shared.run).actors[0]).state == "suspect" and row,
+            20.0,
+            "the actor is suspect",
+        )
+        # By the learner's own clock: suspect from 3 s of silence on, and not before.
+        assert 3.0 <= suspect.heartbeat_age_s < 3.0 + 5.0
+        assert gather(shared.run).run.health == "degraded"
     finally:
-        attached.kill()
-        attached.wait()
+        os.kill(actor, signal.SIGCONT)
+    shared.wait_healthy()
+    wait_until(lambda: age_s(shared.run.crash_file("learner")) > STARTING_S, 40.0, "an age")
+    os.kill(learner, signal.SIGSTOP)
+    try:
+        found = wait_until(
+            lambda: (s := gather(shared.run)).learner.state == "silent" and s,
+            20.0,
+            "the learner is silent",
+        )
+        assert found.run.health == "degraded" and found.learner.pid == learner
+    finally:
+        os.kill(learner, signal.SIGCONT)
+
+
+def test_suite_lives_through_kills_and_ends_whole(shared: Suite) -> None:
+    """Of supervisord, and the last test of the shared suite; the launcher's daemons are killed in
+    test_central_inference.py."""
+    before = shared.wait_healthy()
+    assert before["run"]["engine"] == "supervisor"
+    log = shared.run.logs / "supervisord.log"
+    earlier = log.read_text().count("not expected")
+    daemons = shared.run.living().values()
+    assert [os.getsid(pid) for pid in daemons] == list(daemons), "each leads a session"
+    assert shared.apex("status").returncode == 0
+    check_status_keys(shared.status(), "local")
+
+    killed = before["actors"][0]["pid"]
+    os.kill(killed, signal.SIGKILL)
+    shared.wait_for(
+        lambda s: (
+            s["actors"][0]["pid"] not in (None, killed)
+            and s["actors"][0]["state"] in ("stepping", "waiting_for_credit")
+        ),
+        30.0,
+        "the killed actor steps again",
+    )
+    for daemon in ("replay", "learner"):
+        now = shared.status()
+        pid, version = now[daemon]["pid"], now["learner"]["param_version"]
+        os.kill(pid, signal.SIGKILL)
+        after = shared.wait_for(
+            lambda s, daemon=daemon, pid=pid: (
+                s[daemon]["pid"] not in (None, pid)
+                and s["run"]["health"] == "healthy"
+                and s["learner"]["state"] == "training"
+            ),
+            60.0,
+            f"training goes on after {daemon} was killed",
+        )
+        assert after["learner"]["param_version"] > version or daemon == "replay"
+    assert shared.status()["learner"]["learner_step"] > 0
+
+    kills = log.read_text().count("not expected") - earlier
+    done = shared.apex("stop")
+    assert done.returncode == 0, done.stderr
+    assert shared.run.living() == {}
+    after_stop = log.read_text().count("not expected") - earlier
+    assert after_stop == kills == 3, "one for each kill, none for a stop"
+    assert shared.apex("status").returncode == 4
+    down = shared.status()
+    assert down["replay"]["items"] > 0 and not down["run"]["bottleneck"].startswith("down")
+    assert [row["pid"] for row in down["actors"]] == [None, None]
+    assert down["learner"]["state"] == down["replay"]["state"] == "down"
+
+
+def test_no_process_is_left_when_the_launcher_is_killed(
+    suite: Suite, small: tuple[str, ...]
+) -> None:
+    suite.start(*small, "--engine", "local")
+    suite.wait_healthy()
+    record = living_engine(suite.run)
+    assert record is not None
+    os.kill(record.pid, signal.SIGKILL)
+    wait_until(lambda: not suite.processes(), 40.0, "every process of the run is gone")
+    assert suite.run.living() == {}
 
 
 def test_stop_ends_attached_actors_too(suite: Suite, small: tuple[str, ...]) -> None:
     suite.start(*small, "--engine", "local")
     suite.wait_healthy()
-    attached = subprocess.Popen(
+    with running(
         [*APEX, "actor", "attach", "--run", str(suite.path)], stderr=subprocess.DEVNULL
-    )
-    try:
+    ) as attached:
         suite.wait_for(lambda s: len(s["actors"]) == 3, 60.0, "an attached actor")
         assert suite.apex("stop").returncode == 0
-        assert attached.wait(timeout=10) == 0
+        assert attached.wait(timeout=30) == 0
         assert suite.run.living() == {}
-    finally:
-        attached.kill()
-        attached.wait()
 
 
-def test_an_attached_actor_waits_for_a_lost_suite_and_then_ends_with_its_code(
+def test_when_supervisord_is_killed_an_attached_actor_waits_and_then_no_process_is_left(
     suite: Suite, small: tuple[str, ...]
 ) -> None:
     suite.start(*small, "--set", "actor.learner_patience_s=4")
     suite.wait_healthy()
-    attached = subprocess.Popen(
+    with running(
         [*APEX, "actor", "attach", "--run", str(suite.path)], stderr=subprocess.PIPE, text=True
-    )
-    try:
+    ) as attached:
         suite.wait_for(lambda s: len(s["actors"]) == 3, 60.0, "an attached actor")
         record = living_engine(suite.run)
         assert record is not None
         os.kill(record.pid, signal.SIGKILL)
-        _, errors = attached.communicate(timeout=40)
+        _, errors = attached.communicate(timeout=150)
         assert attached.returncode == ExitCode.PEERS_GONE, errors
-        wait_until(lambda: suite.run.living() == {}, 40.0, "the other daemons are gone too")
+        wait_until(lambda: not suite.processes(), 40.0, "every process of the run is gone")
+        assert suite.run.living() == {}
         assert "the learner was away for 4 s" in (suite.run.logs / "actor_002.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
+    """A stopped run that has learned for 100 steps."""
+    one = Suite(tmp_path_factory.mktemp("learned") / "run")
+    try:
+        one.start(*SMALL)
+        one.wait_for(lambda s: s["learner"]["learner_step"] > 100, 60.0, "100 learner steps")
+        assert one.apex("stop").returncode == 0
+        yield one
     finally:
-        attached.kill()
-        attached.wait()
+        one.end()
 
 
-def learn_and_stop(suite: Suite, small: tuple[str, ...]) -> None:
-    """Leave a stopped run that has learned for 100 steps."""
-    suite.start(*small)
-    suite.wait_for(lambda s: s["learner"]["learner_step"] > 100, 60.0, "100 learner steps")
-    assert suite.apex("stop").returncode == 0
-
-
-def test_resume_goes_on_from_the_learner_step_of_the_checkpoint(
-    suite: Suite, small: tuple[str, ...]
-) -> None:
-    learn_and_stop(suite, small)
-    stopped = suite.status()
+def test_resume_goes_on_from_the_learner_step_of_the_checkpoint(learned: Suite) -> None:
+    stopped = learned.status()
     saved = json.loads(
-        max(suite.run.checkpoints.glob("step_*/manifest.json")).read_text(encoding="utf-8")
+        max(learned.run.checkpoints.glob("step_*/manifest.json")).read_text(encoding="utf-8")
     )
     assert stopped["learner"]["learner_step"] == saved["learner_step"] > 100
-    suite.start("--resume", "--engine", "local")
-    resumed = suite.wait_healthy()
+    learned.start("--resume", "--engine", "local")
+    resumed = learned.wait_healthy()
     assert resumed["learner"]["learner_step"] >= saved["learner_step"]
     assert resumed["run"]["env_steps"] >= saved["env_steps"]
     assert resumed["learner"]["param_version"] > saved["param_version"]
-    log = (suite.run.logs / "learner.log").read_text()
+    log = (learned.run.logs / "learner.log").read_text()
     assert f"at learner step {saved['learner_step']}," in log
-
-
-def test_training_thread_has_a_core_that_all_others_of_the_run_keep_off(
-    suite: Suite, small: tuple[str, ...]
-) -> None:
-    suite.start(*small)
-    status = suite.wait_healthy()
-    engine = living_engine(suite.run)
-    assert engine is not None
-    learner, available = status["learner"]["pid"], os.sched_getaffinity(0)
-    training = os.sched_getaffinity(learner)  # of its first thread, which trains
-    alone = hardware.cores() == len(available) > 1
-    assert training <= available and len(training) == (1 if alone else len(available))
-    others = [
-        int(t.name) for t in Path(f"/proc/{learner}/task").iterdir() if t.name != f"{learner}"
-    ]
-    others += [pid for name, pid in suite.run.living().items() if name != "learner"]
-    for thread in (*others, engine.pid):
-        assert os.sched_getaffinity(thread) == (available - training if alone else available)
+    assert learned.apex("stop").returncode == 0
 
 
 def test_diverged_learner_goes_back_once_then_gives_up_and_keeps_what_was_good(
-    suite: Suite, small: tuple[str, ...]
+    learned: Suite,
 ) -> None:
-    learn_and_stop(suite, small)
-    good = max(suite.run.checkpoints.glob("step_*")).name
-    suite.start("--resume", "--set", "algorithm.learning_rate=1e30")
-    suite.wait_for(lambda s: s["learner"]["state"] == "down", 60.0, "the learner gave up")
-    log = (suite.run.logs / "learner.log").read_text()
+    good = max(learned.run.checkpoints.glob("step_*")).name
+    learned.start("--resume", "--set", "algorithm.learning_rate=1e30")
+    learned.wait_for(lambda s: s["learner"]["state"] == "down", 60.0, "the learner gave up")
+    log = (learned.run.logs / "learner.log").read_text()
     assert f"is not finite: back to {good}, once" in log
     assert "is not finite, again, after going back once" in log
-    assert max(suite.run.checkpoints.glob("step_*")).name == good
+    assert max(learned.run.checkpoints.glob("step_*")).name == good
     stays_down = wait_until(
-        lambda: "exit status 79" in (suite.run.logs / "supervisord.log").read_text(), 10.0, "79"
+        lambda: "exit status 79" in (learned.run.logs / "supervisord.log").read_text(), 30.0, "79"
     )
-    assert stays_down and suite.status()["learner"]["pid"] is None
-    assert suite.apex("stop").returncode == 0
-    suite.start("--resume", "--set", "algorithm.learning_rate=5e-4")
-    resumed = suite.wait_healthy()
+    assert stays_down and learned.status()["learner"]["pid"] is None
+    assert learned.apex("stop").returncode == 0
+    learned.start("--resume", "--set", "algorithm.learning_rate=5e-4")
+    resumed = learned.wait_healthy()
     assert resumed["learner"]["learner_step"] >= int(good.removeprefix("step_"))
 
 
@@ -277,13 +296,13 @@ def test_two_suites_run_side_by_side_one_on_tcp_loopback(
 def test_a_run_ends_by_itself_at_its_env_steps_and_says_so_afterwards(
     suite: Suite, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = suite.apex("run", *small, "--set", "run.max_env_steps=2000", timeout_s=150.0)
+    done = suite.apex("run", *small, "--set", "run.max_env_steps=2000", timeout_s=300.0)
     assert done.returncode == 0, done.stderr
     *lines, last = done.stdout.splitlines()
     assert re.fullmatch(r"the run has ended: \d+ env steps \(max_env_steps = 2000\)", last)
     assert lines and all(re.match(r"\d\d:\d\d:\d\d  \d", line) for line in lines)
     assert max(map(len, lines)) < 100
-    wait_until(lambda: not suite.processes(), 10.0, "its processes are gone")
+    wait_until(lambda: not suite.processes(), 30.0, "its processes are gone")
 
     status = suite.status()
     outcome = status["run"]["outcome"]
@@ -296,7 +315,7 @@ def test_a_run_ends_by_itself_at_its_env_steps_and_says_so_afterwards(
     shown = suite.apex("status")
     assert shown.returncode == ExitCode.DOWN and shown.stdout.count(outcome) == 1
     monkeypatch.setenv("APEX_RUNS", str(suite.path.parent))
-    listed = subprocess.run([*APEX, "runs", "list"], capture_output=True, text=True, timeout=30)
+    listed = subprocess.run([*APEX, "runs", "list"], capture_output=True, text=True, timeout=150)
     assert re.search(rf"{suite.path.name} .* ended ", listed.stdout)
     assert "not expected" not in (suite.run.logs / "supervisord.log").read_text()
 
@@ -326,7 +345,9 @@ run("cartpole", make_env=Corridor, path={str(suite.path)!r}, settings=[
     "evaluator.num_envs=2", "evaluator.episodes=2"])
 """
     )
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=150
+    )
     assert done.returncode == 0, done.stderr
     status = suite.wait_for(
         lambda s: s["learner"]["learner_step"] > 0 and s["evaluator"]["episodes"] > 0,
@@ -335,25 +356,6 @@ run("cartpole", make_env=Corridor, path={str(suite.path)!r}, settings=[
     )
     assert status["run"]["env_id"] == "factory:Corridor"
     assert status["replay"]["refused"] == 0
-
-
-def test_logs_metrics_and_tensorboard_files_are_there(suite: Suite, small: tuple[str, ...]) -> None:
-    suite.start(*small, "--set", "learner.metrics_period_s=1.0")
-    suite.wait_healthy()
-    wait_until(lambda: (suite.run.metrics / "learner.jsonl").read_text(), 30.0, "learner metrics")
-    records = (suite.run.metrics / "learner.jsonl").read_text().splitlines()
-    record = json.loads(records[-1])
-    assert {"loss", "td_error", "q_mean", "item_staleness", "updates_per_s"} <= record.keys()
-    wait_until(
-        lambda: list((suite.run.metrics / "tensorboard").glob("learner/events.*")),
-        10.0,
-        "TensorBoard files",
-    )
-    shown = suite.apex("logs", "learner", "-n", "3")
-    assert len(shown.stdout.splitlines()) == 3
-    time, level, process = shown.stdout.splitlines()[0].split()[:3]
-    assert time.endswith("Z") and level == "INFO" and process == "learner"
-    assert suite.apex("logs", "nobody").returncode == 2
 
 
 def test_a_suite_on_tcp_with_keys_trains_and_lets_a_far_actor_in_until_its_key_is_revoked(
@@ -374,11 +376,10 @@ def test_a_suite_on_tcp_with_keys_trains_and_lets_a_far_actor_in_until_its_key_i
     (tmp_path / "far.toml").write_text(
         suite.run.endpoints_file.read_text().replace(str(folder), str(far))
     )
-    actor = subprocess.Popen(
+    with running(
         [sys.executable, ROOT / "bin" / "actor", "--run", suite.path, "--index", "7",
          "--endpoints", tmp_path / "far.toml"], stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    try:
+    ) as actor:  # fmt: skip
         suite.wait_for(
             lambda s: any(
                 row["actor_id"] == "actor_007" and row["state"] == "stepping" for row in s["actors"]
@@ -387,9 +388,6 @@ def test_a_suite_on_tcp_with_keys_trains_and_lets_a_far_actor_in_until_its_key_i
             "the far actor steps",
         )
         assert suite.keys("revoke", str(folder), "far").returncode == 0
-        _, said = actor.communicate(timeout=30)
-    finally:
-        actor.kill()
-        actor.wait()
+        _, said = actor.communicate(timeout=150)
     assert actor.returncode == 78 and "no longer authorized" in said
     assert suite.status()["learner"]["learner_step"] > 0

@@ -14,7 +14,7 @@ from apex.launch import engine
 from apex.runs.directory import RunDirectory
 from tests.support.fenced import Block, DocumentError, Reader, blocks
 from tests.support.paths import ROOT
-from tests.support.suite import suite_processes
+from tests.support.processes import suite_processes
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(900)
@@ -78,7 +78,7 @@ def test_tutorial_is_as_it_is_seen_in_section(section: str, afternoon: Afternoon
 
 def test_nothing_of_the_tutorial_runs_on_after_its_last_line(afternoon: Afternoon) -> None:
     afternoon.follow_to(SECTIONS[-1])
-    wait_until(lambda: not afternoon.processes(), 10.0, "all processes are gone")
+    wait_until(lambda: not afternoon.processes(), 60.0, "all processes are gone")
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
-"""Small data for the tests, a wait with a deadline, and a small file system that can be full."""
+"""Small data for the tests, and a small file system that can be full."""
 
 from __future__ import annotations
 
 import errno
 import os
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from apex.data import frame_compression
 from apex.data.chunks import Chunk, FrameRanges
 from apex.data.schema import Column, FramesColumn, Schema
 from apex.envs.spec import EnvSpec
+from apex.runs.directory import RunDirectory
 from apex.wire.messages import Hello
 
 VECTOR_SCHEMA = Schema((Column("action", "int32"), Column("learner_step", "int64")))
@@ -67,12 +67,32 @@ def hello(name: str = "actor_000", role: str = "actor", **changes: object) -> He
     return Hello(role=role, name=name, **{**fields, **changes})
 
 
-def wait_until(condition: Callable[[], object], turn: Callable[[], object]) -> None:
-    """Take turns until the condition holds; fails after 20 seconds."""
-    deadline = time.monotonic() + 20.0
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come to hold"
-        turn()
+def cartpole_chunk(items: int) -> Chunk:
+    """Items of the preset `cartpole`: 52 bytes of columns and 8 of priority each."""
+    return Chunk(
+        {
+            "action": np.zeros(items, dtype=np.int32),
+            "n_step_return": np.zeros(items, dtype=np.float32),
+            "discount": np.ones(items, dtype=np.float32),
+            "learner_step": np.zeros(items, dtype=np.int64),
+            "observation": np.zeros((items, 4), dtype=np.float32),
+            "next_observation": np.zeros((items, 4), dtype=np.float32),
+        },
+        np.ones(items),
+    )
+
+
+def hello_of(run: RunDirectory, name: str = "actor_000") -> Hello:
+    """The greeting of an actor of a prepared run."""
+    facts = run.facts()
+    return Hello(
+        role="actor",
+        name=name,
+        epoch=1,
+        run_id=facts.run_id,
+        schema_hash=facts.schema.hash,
+        pid=os.getpid(),
+    )
 
 
 def mount_tmpfs(folder: Path, megabytes: int, *flags: str) -> bool:

@@ -26,11 +26,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from tests.support.processes import CPU_TICKS_A_SECOND, cpu_ticks, suite_processes
 from tests.support.waiting import wait_until
 
 TIMEOUT_S = 120.0
@@ -292,13 +292,25 @@ class Reader:
         self._wait_shown(block, terminal, block.shown.text)
 
     def _repeat(self, block: Block) -> None:
-        deadline = time.monotonic() + self._timeout_s(block)
-        problem = self._problem(block, self._run(block))
-        while problem and time.monotonic() < deadline:
-            time.sleep(AGAIN_PAUSE_S)
-            problem = self._problem(block, self._run(block))
-        if problem:
-            raise DocumentError(problem)
+        problems: list[str] = []
+
+        def seen() -> bool:
+            problems.append(self._problem(block, self._run(block)))
+            return not problems[-1]
+
+        try:
+            wait_until(
+                seen, self._timeout_s(block), "what is shown", pause_s=AGAIN_PAUSE_S,
+                progress=self._progress,
+            )  # fmt: skip
+        except DocumentError:
+            raise
+        except AssertionError:
+            raise DocumentError(problems[-1]) from None
+
+    def _progress(self) -> int:
+        """Seconds of CPU time of all that runs in the directory, daemons too."""
+        return cpu_ticks(suite_processes(str(self.folder))) // CPU_TICKS_A_SECOND
 
     def _see(self, block: Block, terminal: Terminal) -> None:
         problem = self._problem(block, terminal)
@@ -332,7 +344,9 @@ class Reader:
         timeout_s: float | None = None,
     ) -> None:
         try:
-            wait_until(condition, timeout_s or self._timeout_s(block), what)
+            wait_until(
+                condition, timeout_s or self._timeout_s(block), what, progress=self._progress
+            )
         except AssertionError as error:
             raise DocumentError(
                 f"{block.where}: {error}:\n{block.text}\n{terminal.screen}"

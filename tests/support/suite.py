@@ -7,32 +7,22 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from apex.daemons.status.gathering import gather
 from apex.launch import engine
 from apex.runs.directory import RunDirectory
 from tests.support.paths import APEX
+from tests.support.processes import CPU_TICKS_A_SECOND, cpu_ticks, suite_processes
 from tests.support.waiting import wait_until
 
+COMMAND_S = 150.0
+"""A command may take so long on a machine with other work."""
+GONE_S = 20.0
+"""In which what has been asked to end has ended, on a machine with other work."""
 LOOK_PAUSE_S = 0.2
 """Between two looks at a suite's status."""
-
-
-def suite_processes(marker: str) -> list[int]:
-    """Process ids whose command line or environment names the run at `marker`."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            words = [*process.cmdline(), *process.environ().values()]
-            zombie = process.status() == psutil.STATUS_ZOMBIE
-            if process.pid != os.getpid() and not zombie and any(marker in one for one in words):
-                found.append(process.pid)
-    return found
 
 
 class Suite:
@@ -42,7 +32,9 @@ class Suite:
         self.path = path
         self.run = RunDirectory(path)
 
-    def apex(self, *arguments: str, timeout_s: float = 90.0) -> subprocess.CompletedProcess[str]:
+    def apex(
+        self, *arguments: str, timeout_s: float = COMMAND_S
+    ) -> subprocess.CompletedProcess[str]:
         """Run `apex ARGUMENTS --run PATH` to its end."""
         return subprocess.run(
             [*APEX, *arguments, "--run", str(self.path)],
@@ -54,7 +46,7 @@ class Suite:
     def keys(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run `apex keys ARGUMENTS` to its end."""
         command = [*APEX, "keys", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30)
+        return subprocess.run(command, capture_output=True, text=True, timeout=150)
 
     def start(self, *arguments: str) -> None:
         """`apex run ARGUMENTS --detach`, which must succeed."""
@@ -72,6 +64,9 @@ class Suite:
     ) -> dict[str, Any]:
         """Wait for a status of which `condition` holds, and return it.
 
+        A busy machine makes a suite slow: as long as its daemons use CPU time the wait goes on,
+        up to `MOST_PERIODS` times `timeout_s`.
+
         The daemons are asked from this process: a command for each look would take one core of two
         from the suite that is waited for.
         """
@@ -86,10 +81,15 @@ class Suite:
                 return False
 
         try:
-            wait_until(look, timeout_s, what, pause_s=LOOK_PAUSE_S)
+            wait_until(look, timeout_s, what, pause_s=LOOK_PAUSE_S, progress=self.progress)
         except AssertionError as error:
             raise AssertionError(f"{error}\nlast status: {last}\n{self.logs()}") from None
         return last
+
+    def progress(self) -> tuple[int, int]:
+        """Changes while the run's processes work: seconds of CPU time, and bytes of logs."""
+        logged = sum(file.stat().st_size for file in self.run.logs.glob("*.log"))
+        return cpu_ticks(self.processes()) // CPU_TICKS_A_SECOND, logged
 
     def wait_healthy(self, timeout_s: float = 60.0) -> dict[str, Any]:
         """Wait until every daemon does its work and the learner learns."""
@@ -114,7 +114,7 @@ class Suite:
             engine.stop(self.run, timeout_s=45.0)
         try:
             # The launcher's resource tracker ends when it notices that the launcher is gone.
-            wait_until(lambda: not self.processes(), 5.0, "all processes are gone")
+            wait_until(lambda: not self.processes(), GONE_S, "all processes are gone")
         except AssertionError:
             pass
         left = self.processes()

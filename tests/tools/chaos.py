@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,19 @@ from benchmarks.provenance import provenance
 from tests.tools.faults import FAULTS, Chaos
 
 
-def run_chaos(chaos: Chaos, minutes: float) -> None:
-    """Deal faults for so many minutes."""
-    deadline = time.monotonic() + 60.0 * minutes
+def run_chaos(
+    chaos: Chaos, minutes: float, enough: Callable[[], bool] = lambda: True, most_minutes: float = 0
+) -> None:
+    """Deal faults for so many minutes, and until it is enough, for at most `most_minutes`."""
+    began = time.monotonic()
+
+    def going_on() -> bool:
+        passed = (time.monotonic() - began) / 60.0
+        return passed < minutes or (passed < most_minutes and not enough())
+
     try:
         chaos.start()
-        while time.monotonic() < deadline:
+        while going_on():
             kind = chaos.fault()
             click.echo(f"{kind}: {chaos.recoveries[kind][-1]:.1f} s", err=True)
     finally:

@@ -120,7 +120,8 @@ class Chaos:
             time.sleep(0.05)
         return time.monotonic() - began
 
-    def _acknowledged(self) -> int:
+    def acknowledged(self) -> int:
+        """Inserts of which the producers know that they are in the table."""
         ledgers = [producer.acknowledged() for producer in self._producers]
         return sum(len(seqs) for ledger in ledgers for seqs in ledger.values())
 
@@ -175,12 +176,12 @@ class Chaos:
 
     def _comes_back(self, daemon: str, number: signal.Signals) -> float:
         """Signal a daemon; seconds until it does its work again."""
-        step, acknowledged = self._learner_step(), self._acknowledged()
+        step, acknowledged = self._learner_step(), self.acknowledged()
         began = time.monotonic()
         pid = self._signal(daemon, number)
         self._until(lambda: self._run.pid(daemon) not in (None, pid), f"{daemon} is back")
         if daemon == "replay":
-            self._until(lambda: self._acknowledged() > acknowledged + 2, "replay acknowledges")
+            self._until(lambda: self.acknowledged() > acknowledged + 2, "replay acknowledges")
         elif daemon == "learner":
             self._until(lambda: self._learner_step() > max(0, step - 3000), "the learner learns")
         elif daemon == "actor_000":
@@ -207,22 +208,22 @@ class Chaos:
 
     def pause(self, daemon: str) -> float:
         """SIGSTOP for a while, then SIGCONT; seconds from that on."""
-        acknowledged = self._acknowledged()
+        acknowledged = self.acknowledged()
         self._signal(daemon, signal.SIGSTOP)
         time.sleep(float(self._rng.uniform(0.5, 4.0)))
         self._signal(daemon, signal.SIGCONT)
-        return self._until(lambda: self._acknowledged() > acknowledged, "inserts go on")
+        return self._until(lambda: self.acknowledged() > acknowledged, "inserts go on")
 
     def kill_all(self) -> float:
         """SIGKILL of all daemons at once."""
-        step, acknowledged = self._learner_step(), self._acknowledged()
+        step, acknowledged = self._learner_step(), self.acknowledged()
         began = time.monotonic()
         pids = {daemon: self._signal(daemon, signal.SIGKILL) for daemon in DAEMONS}
         self._until(
             lambda: all(self._run.pid(daemon) not in (None, pids[daemon]) for daemon in pids),
             "all are back",
         )
-        self._until(lambda: self._acknowledged() > acknowledged + 2, "replay acknowledges")
+        self._until(lambda: self.acknowledged() > acknowledged + 2, "replay acknowledges")
         self._until(self._learning_since(max(0, step - 3000)), "the learner learns")
         seconds = time.monotonic() - began
         self.audit()
@@ -230,11 +231,11 @@ class Chaos:
 
     def step_clock(self) -> float:
         """The wall clock of all of the run's processes jumps, by up to an hour, to either side."""
-        acknowledged, step = self._acknowledged(), self._learner_step()
+        acknowledged, step = self.acknowledged(), self._learner_step()
         with self._clock.open("r+b", buffering=0) as file:  # in place: all processes read it
             file.write(b"%+05d" % self._rng.integers(-3600, 3600))
         began = time.monotonic()
-        self._until(lambda: self._acknowledged() > acknowledged + 2, "inserts go on")
+        self._until(lambda: self.acknowledged() > acknowledged + 2, "inserts go on")
         self._until(self._learning_since(step), "the learner goes on")
         return time.monotonic() - began
 
@@ -295,7 +296,7 @@ class Chaos:
 
     def damage(self, how: str) -> float:
         """SIGKILL of replay, and one byte of its log flipped or its end cut off meanwhile."""
-        acknowledged, began = self._acknowledged(), time.monotonic()
+        acknowledged, began = self.acknowledged(), time.monotonic()
         pid = self._signal("replay", signal.SIGKILL)
         found = segments(self._run.replay)
         segment = found[-1] if how == "cut" else found[int(self._rng.integers(len(found)))]
@@ -313,7 +314,7 @@ class Chaos:
             gone = {}  # one byte costs one record: more than that is lost, not sacrificed
         self._sacrificed |= gone
         self._until(lambda: self._run.pid("replay") not in (None, pid), "replay is back")
-        self._until(lambda: self._acknowledged() > acknowledged + 2, "replay acknowledges")
+        self._until(lambda: self.acknowledged() > acknowledged + 2, "replay acknowledges")
         seconds = time.monotonic() - began
         self._holes.append((self._inserted(), sum(gone.values())))
         self.audit()

@@ -30,8 +30,9 @@ from apex.runs.directory import RunDirectory
 from apex.wire.client import Client
 from apex.wire.sockets import Poller
 from benchmarks.provenance import provenance
-from tests.suite.test_memory import cartpole_chunk, hello
+from tests.support.builders import cartpole_chunk, hello_of
 from tests.support.paths import ROOT
+from tests.support.processes import running
 from tests.support.waiting import wait_until
 
 IDLE, GREETING = 2000, 512
@@ -44,21 +45,17 @@ def replay_server(path: Path, endpoints: Path | None = None) -> Iterator[RunDire
     """A replay server that takes all that it is sent; it must live to the end."""
     settings = ["replay.samples_per_insert=0", "replay.capacity=20000"]
     run = prepare_run(path, preset_config("cartpole", settings), endpoints)
-    replay = subprocess.Popen([sys.executable, ROOT / "bin" / "replay", "--run", run.path])
-    try:
+    with running([sys.executable, ROOT / "bin" / "replay", "--run", run.path]) as replay:
         wait_until(lambda: ask(run, "replay.sample", ReplayReport), 30.0, "replay answers")
         yield run
         assert replay.poll() is None, "replay has died"
-    finally:
-        replay.kill()
-        replay.wait()
 
 
 class Producer:
     """Inserts as fast as it may."""
 
     def __init__(self, run: RunDirectory) -> None:
-        self.client = InsertClient(run.endpoints().of("replay.insert"), hello(run))
+        self.client = InsertClient(run.endpoints().of("replay.insert"), hello_of(run))
         self._poller = Poller(self.client.client)
         self._chunk = cartpole_chunk(16)
 
@@ -107,7 +104,7 @@ def hold(path: Path, endpoint: str) -> None:
     run = RunDirectory(path)
     target = run.endpoints().of(endpoint)
     with ExitStack() as stack:
-        many = [Client(target, hello(run, f"actor_{k:03d}")) for k in range(100, 100 + GREETING)]
+        many = [Client(target, hello_of(run, f"actor_{k:03d}")) for k in range(100, 100 + GREETING)]
         for client in many:
             stack.callback(client.close)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -36,30 +34,6 @@ def test_a_directory_takes_the_place_of_another(
     assert [(path / "file").read_text() for path in tmp_path.iterdir() if path != old] == (
         ["old"] if can_exchange else []
     )
-
-
-def test_lock_is_seen_by_others_and_gone_with_its_holder(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    assert not is_locked(path)
-    holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys; from pathlib import Path; from apex.host.files import FileLock\n"
-            f"assert FileLock(Path({str(path)!r})).acquire(); print('held', flush=True)\n"
-            "sys.stdin.read()",
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    )
-    try:
-        assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-        assert is_locked(path) and not FileLock(path).acquire()
-    finally:
-        holder.kill()
-        holder.communicate()
-    assert not is_locked(path)
-    assert FileLock(path).acquire()
 
 
 def test_lock_is_taken_while_others_only_look_at_it(tmp_path: Path) -> None:

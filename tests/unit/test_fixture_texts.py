@@ -1,7 +1,7 @@
 """Help and exit codes are those of the fixtures; a change of them is a change of a file there.
 
-The keys of a status are looked at where a suite runs: test_suite.py, test_inference.py; and, of one
-that is down, in test_cli.py.
+The keys of a status are looked at where a suite runs: test_suite.py, test_central_inference.py;
+and, of one that is down, in test_cli.py.
 """
 
 from __future__ import annotations

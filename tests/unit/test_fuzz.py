@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from apex.errors import DecodeError
 from apex.wire.codec import decode
 from apex.wire.messages import PROTOCOL_VERSION, AnyMessage
+from tests.support.messages import EVERY_MESSAGE
 from tests.tools.fuzz import fuzz, read_record, valid_messages, valid_records
-from tests.unit.test_codec import EVERY_MESSAGE
 
 TAGS = sorted({type(message).__struct_config__.tag for message in EVERY_MESSAGE})
 FIELDS = sorted(
@@ -47,7 +47,7 @@ QUIET = {"derandomize": True, "database": None, "deadline": 1000,
 edits = st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=4)), min_size=1, max_size=3)
 
 
-@settings(max_examples=10_000, **QUIET)
+@settings(max_examples=3_000, **QUIET)
 @given(st.sampled_from(valid_messages()), st.integers(0, 3), edits)
 def test_edited_frames_are_read_or_refused(frames, chosen, changes):
     frames = list(frames)
@@ -59,7 +59,7 @@ def test_edited_frames_are_read_or_refused(frames, chosen, changes):
     assert outcome in ("malformed", "protocol_version") or outcome == len(frames) - 1
 
 
-@settings(max_examples=1000, **QUIET)
+@settings(max_examples=500, **QUIET)
 @given(messages)
 def test_any_frames_are_read_or_refused(frames):
     outcome = outcome_of(frames)

@@ -20,7 +20,7 @@ from apex.networks.torsos import ImageTorso
 from apex.ops.optimizers import RMSProp
 from tests.support.batches import batch_of, learn
 from tests.support.builders import env_spec
-from tests.unit.test_vtrace import sums
+from tests.support.vtrace_oracle import vtrace_sums
 
 torch.set_num_threads(1)
 SPEC = env_spec((3,), "float32", actions=4)
@@ -77,7 +77,7 @@ def test_losses_are_the_papers(lstm):
         pi, mu = softmax(logits[b]), softmax(batch["behaviour_logits"][b].astype(float))
         chosen = batch["action"][b]
         rho = [pi[t, chosen[t]] / mu[t, chosen[t]] for t in range(6)]
-        targets, advantages = sums(
+        targets, advantages = vtrace_sums(
             rho, batch["reward"][b][:6], batch["discount"][b][:6], values[b],
             batch["is_last"][b][:6], 1.0, 1.0,
         )  # fmt: skip

@@ -14,7 +14,7 @@ from apex.config.sections import ReplayConfig
 from apex.data.schema import Schema
 from apex.errors import ConfigError
 from apex.replay.log import durable_table as keeper_module
-from apex.replay.log import recovery
+from apex.replay.log import insert_log, recovery
 from apex.replay.log.durable_table import TableKeeper, next_first_id
 from apex.replay.log.records import ProducerMark, segments
 from apex.replay.table.rate_limiter import RateLimiter
@@ -27,15 +27,16 @@ from tests.support.builders import (
     env_spec,
     frame_chunk,
     vector_chunk,
-    wait_until,
 )
+from tests.support.clock import Clock
+from tests.support.waiting import wait_until
 
 
 class Life:
     """One start of a keeper."""
 
-    def __init__(self, keeper: TableKeeper) -> None:
-        self.keeper, self.table = keeper, keeper.table
+    def __init__(self, keeper: TableKeeper, clock: Clock) -> None:
+        self.keeper, self.table, self.clock = keeper, keeper.table, clock
         self._seq = {name: mark.seq for name, mark in keeper.producers.items()}
 
     def insert(self, *actions: int, producer: str = "actor_000", epoch: int = 1) -> bool:
@@ -47,7 +48,7 @@ class Life:
     def items(self) -> dict[int, int]:
         """Action by id."""
         ids = self.table.state().item_ids
-        columns, _ = self.table._store.get(ids % self.table.capacity)
+        columns, _ = self.table.contents(ids)
         return dict(zip(ids.tolist(), columns["action"].tolist()))
 
     def priorities(self) -> dict[int, float]:
@@ -72,16 +73,26 @@ def life(
         return Table(schema, capacity, chooser, limiter, times, rng, first_id)
 
     facts = RunFacts("run", env_spec((3,), "float32"), schema)
-    keeper = TableKeeper(folder / "replay", config, facts, make_table, clock_ns=lambda: now)
-    try:
-        yield Life(keeper)
-    finally:
-        if die:
-            keeper._worker.shutdown()
-            if keeper._log is not None:
-                keeper._log._worker.shutdown()
-        else:
-            keeper.close()
+    clock = Clock()
+    keeper = TableKeeper(
+        folder / "replay", config, facts, make_table, clock_ns=lambda: now, clock=clock
+    )
+    yield Life(keeper, clock)
+    if not die:
+        keeper.close()
+
+
+@contextmanager
+def full_disk(only: Life) -> Iterator[None]:
+    """The disk takes nothing for the log; afterwards it is tried again."""
+
+    def refuse(file: int, frames: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.MonkeyPatch.context() as disk:
+        disk.setattr(insert_log.os, "writev", refuse)
+        yield
+    only.clock.now += insert_log.RETRY_S
 
 
 def test_a_killed_table_comes_back_with_its_items_and_ids_and_goes_on(tmp_path):
@@ -125,10 +136,10 @@ def test_frames_come_back_byte_for_byte(tmp_path):
         first.insert(1, 2, 3, 4)
         first.insert(5, 6, 7)
         ids = first.table.state().item_ids
-        before = first.table._store.get(ids % 6)[1]
+        before = first.table.contents(ids)[1]
     with life(tmp_path, schema=FRAME_SCHEMA) as second:
         assert second.table.state().item_ids.tolist() == ids.tolist()
-        after = second.table._store.get(ids % 6)[1]
+        after = second.table.contents(ids)[1]
         assert bytes(after.blob) == bytes(before.blob)
         for name in ("first_frame", "frame_count", "pad_count", "frame_lengths"):
             np.testing.assert_array_equal(getattr(after, name), getattr(before, name))
@@ -145,7 +156,9 @@ def test_saved_priorities_come_back_and_newer_items_have_their_first_ones(tmp_pa
     with life(tmp_path) as second:
         assert second.priorities() == pytest.approx({1000: 0.25, 1001: 1.0, 1002: 7.0, 1003: 1.0})
         mass = 0.25**0.6 + 1 + 7**0.6 + 1
-        assert second.table._selector._tree.total == pytest.approx(mass)
+        drawn = second.table.sample(100)
+        chances = dict(zip(drawn.item_ids.tolist(), drawn.probabilities.tolist()))
+        assert chances[1002] == pytest.approx(7**0.6 / mass)
 
 
 def test_priorities_are_saved_when_the_server_ends_in_order(tmp_path):
@@ -342,12 +355,11 @@ def test_a_disk_that_refuses_everything_ends_neither_saves_nor_the_server(tmp_pa
         monkeypatch.undo()
 
 
-def test_a_snapshot_is_durable_when_every_item_of_the_table_is(tmp_path, monkeypatch):
+def test_a_snapshot_is_durable_when_every_item_of_the_table_is(tmp_path):
     with life(tmp_path, die=False) as one:
         one.insert(1, 2)
-        monkeypatch.setattr(one.keeper._log, "append", lambda header, arrays: False)
-        assert not one.insert(3)
-        monkeypatch.undo()
+        with full_disk(one):
+            assert not one.insert(3)
         assert one.insert(4, 5)
         assert one.keeper.volatile
         assert one.keeper.save().result(timeout=10) == {"items": 5, "durable": False}
@@ -356,13 +368,12 @@ def test_a_snapshot_is_durable_when_every_item_of_the_table_is(tmp_path, monkeyp
         assert one.keeper.save().result(timeout=10) == {"items": 6, "durable": True}
 
 
-def test_items_that_were_evicted_by_items_which_are_missing_do_not_come_back(tmp_path, monkeypatch):
+def test_items_that_were_evicted_by_items_which_are_missing_do_not_come_back(tmp_path):
     """They would stay while newer ones are evicted: found by chaos, after a full disk."""
     with life(tmp_path) as first:
         first.insert(1, 2, 3, 4, 5, 6)
-        monkeypatch.setattr(first.keeper._log, "append", lambda header, arrays: False)
-        first.insert(7, 8)  # in place of 1 and 2
-        monkeypatch.undo()
+        with full_disk(first):
+            first.insert(7, 8)  # in place of 1 and 2
         first.insert(9, 10)  # in place of 3 and 4
     with life(tmp_path) as second:
         assert list(second.items().values()) == [5, 6, 9, 10]
@@ -373,12 +384,11 @@ def test_items_that_were_evicted_by_items_which_are_missing_do_not_come_back(tmp
         assert list(second.items().values()) == [10, 11, 12, 13, 14, 15]
 
 
-def test_ids_of_items_that_the_log_has_not_are_not_given_again(tmp_path, monkeypatch):
+def test_ids_of_items_that_the_log_has_not_are_not_given_again(tmp_path):
     with life(tmp_path, die=False) as first:
         first.insert(1, 2)
-        monkeypatch.setattr(first.keeper._log, "append", lambda header, arrays: False)
-        first.insert(3, 4)
-        monkeypatch.undo()
+        with full_disk(first):
+            first.insert(3, 4)
     with life(tmp_path, now=10) as second:  # the clock went back; ids 1000 to 1003 were given
         assert second.table.next_id >= 1004
         second.insert(5)
@@ -415,11 +425,10 @@ def test_evicted_segments_are_removed_so_that_the_log_stays_within_its_bound(tmp
         assert len(sizes) <= 5 and sum(sizes) < 6 * 500 + 600
 
 
-def test_inserts_that_the_log_lacks_are_known_as_such_after_a_restart(tmp_path, monkeypatch):
+def test_inserts_that_the_log_lacks_are_known_as_such_after_a_restart(tmp_path):
     with life(tmp_path) as first:
         assert first.insert(1)
-        with monkeypatch.context() as full:
-            full.setattr(first.keeper._log, "append", lambda header, arrays: False)
+        with full_disk(first):
             assert not first.insert(2)
         assert first.insert(3)
         assert first.insert(4, producer="whole") and first.insert(5, producer="whole")
@@ -445,15 +454,16 @@ def test_what_a_killed_server_had_written_is_brought_to_the_disk_before_it_count
 
 
 def test_the_first_insert_of_a_producer_that_the_log_lacks_is_known_from_the_next_opening(
-    tmp_path, monkeypatch
+    tmp_path,
 ):
     with life(tmp_path) as first:
-        with monkeypatch.context() as full:
-            full.setattr(first.keeper._log, "append", lambda header, arrays: False)
+        with full_disk(first):
             assert not first.insert(1)
-        first.keeper._log._begin_segment()
+        assert first.insert(2, producer="actor_001")  # which opens a segment
     with life(tmp_path) as second:
-        assert second.keeper.producers == {"actor_000": ProducerMark(1, 0, volatile_seq=0)}
+        assert second.keeper.producers == {
+            "actor_000": ProducerMark(1, 0, volatile_seq=0), "actor_001": ProducerMark(1, 0),
+        }  # fmt: skip
 
 
 def broken_disk(path: object) -> None:
@@ -472,9 +482,9 @@ def test_after_a_sync_that_failed_nothing_before_it_is_called_durable(
             if durability == "sync":
                 assert not only.keeper.commit()
             else:
-                only.keeper._log._sync_due = float("-inf")
-                wait_until(lambda: only.keeper.status().alarm, only.keeper.tick)
-        only.keeper._log._retry_at = float("-inf")
+                only.clock.now += insert_log.SYNC_PERIOD_S
+                wait_until(lambda: only.keeper.status().alarm, turn=only.keeper.tick)
+        only.clock.now += insert_log.RETRY_S
         assert only.insert(3) and only.keeper.commit(), "the disk takes the log again"
         assert only.keeper.save().result() == {"items": 3, "durable": False}
         assert only.keeper.volatile and only.keeper.volatile_seq("actor_000", 1) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -153,3 +154,42 @@ def test_no_file_of_the_wire_or_the_replay_names_a_pickle():
     names = re.compile(r"\b(pickle|cloudpickle|dill|marshal|shelve|recv_pyobj|send_pyobj)\b")
     assert len(files) > 10
     assert [path.name for path in files if names.search(path.read_text())] == []
+
+
+def imported(path: Path) -> set[str]:
+    """What a module imports, as `module.name`, in functions and in scripts that it holds too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+TEST_MODULE = re.compile(r"(from|import) tests\.(unit|sockets|suite)\b")
+
+
+def test_no_test_file_imports_a_test_file():
+    """By the text, so that a script for a child process counts too."""
+    files = sorted(ROOT.glob("tests/**/*.py"))
+    assert len(files) > 80 and TEST_MODULE.search("from " + "tests.unit.test_codec import X")
+    found = [path.name for path in files if TEST_MODULE.search(path.read_text())]
+    assert found == []
+
+
+PROCESSES_AND_SOCKETS = re.compile(
+    r"(zmq|socket|subprocess|multiprocess|multiprocessing)(\.|$)|apex\.launch\.prepare\.prepare_run|"
+    r"apex\.wire\.(server|client|sockets)\b|tests\.support\.(suite|services|processes)\b"
+)
+
+
+def test_unit_tests_start_no_process_and_open_no_socket():
+    """This file alone starts interpreters, since what they import is its subject."""
+    files = sorted(ROOT.glob("tests/unit/test_*.py"))
+    found = {
+        path.name: names
+        for path in files
+        if (names := sorted(filter(PROCESSES_AND_SOCKETS.match, imported(path))))
+    }
+    assert len(files) > 30 and found == {"test_layers.py": ["subprocess"]}

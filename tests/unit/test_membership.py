@@ -11,14 +11,7 @@ from apex.errors import RefusedError
 from apex.runs.checkpoint import ActorRecord
 from apex.wire.messages import EvaluationReport, Heartbeat
 from tests.support.builders import hello
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 def make(

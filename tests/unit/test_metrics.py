@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import struct
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 
 from apex.daemons.metrics import JsonLines, MetricsLog, Rate
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.clock import Clock
 
 
 def test_rate_is_the_mean_since_the_start_at_first():
@@ -167,22 +158,3 @@ def test_event_files_stay_bounded_and_keep_the_newest(tmp_path):
     newest = max(folder.iterdir())
     assert Event.FromString(event_records(newest)[-1]).step == 1999
     assert sum(path.stat().st_size for path in tmp_path.glob("*.jsonl*")) <= 2 * 20_200
-
-
-def test_full_disk_costs_the_tensorboard_files_and_neither_process_nor_thread(tmp_path):
-    """In a process of its own, whose files are kept small."""
-    script = (
-        "import os, resource, signal, threading\n"
-        "from pathlib import Path\n"
-        "from apex.daemons.metrics import MetricsLog\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        f"log = MetricsLog(Path({str(tmp_path)!r}), 'learner', 10, tensorboard=True)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
-        "for step in range(3000):\n"
-        "    log.write({f'k{i}': float(i) for i in range(10)}, step=step)\n"
-        "log.close()\n"
-        "os._exit(7 if threading.active_count() == 1 else 8)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
-    assert done.returncode == 7
-    assert done.stderr.count(b"TensorBoard files are no longer written: ") == 1

@@ -18,15 +18,13 @@ from tests.support.builders import FRAME_SCHEMA, VECTOR_SCHEMA, frame_chunk, vec
 
 
 def make_table(
-    capacity: int = 4,
-    schema: Schema = VECTOR_SCHEMA,
-    selector: str = "prioritized",
-    times: int = 0,
-    seed: int = 0,
-) -> Table:
+    capacity: int = 4, schema: Schema = VECTOR_SCHEMA, selector: str = "prioritized",
+    times: int = 0, seed: int = 0, first_id: int = 0,
+) -> Table:  # fmt: skip
     limiter = RateLimiter(min_size=1, samples_per_insert=0, tolerance=0)
     rng = np.random.default_rng(seed)
-    return Table(schema, capacity, make_selector(selector, capacity, 1.0), limiter, times, rng)
+    chooser = make_selector(selector, capacity, 1.0)
+    return Table(schema, capacity, chooser, limiter, times, rng, first_id)
 
 
 def test_a_server_that_was_started_again_draws_otherwise_than_before():
@@ -58,11 +56,11 @@ def test_ids_rise_by_one_and_are_never_used_again():
 
 
 def test_ids_are_64_bit_and_slots_follow_past_32_bits():
-    table = make_table(capacity=4)
-    table._next_id = 2**40 + 1
+    table = make_table(capacity=4, first_id=2**40 + 1)
     assert table.insert(vector_chunk([7, 8])).tolist() == [2**40 + 1, 2**40 + 2]
     assert contents(table) == {2**40 + 1: 7, 2**40 + 2: 8}
-    assert table._ids.tolist() == [-1, 2**40 + 1, 2**40 + 2, -1]
+    columns, _ = table.contents(ids(1, 2))  # what is in the slots 1 and 2
+    assert columns["action"].tolist() == [7, 8]
 
 
 def test_oldest_items_are_evicted_when_the_table_is_full():

@@ -10,37 +10,13 @@ import torch
 
 from apex.ops.policy_gradient import entropy, policy_gradient_loss
 from apex.ops.vtrace import importance_ratios, vtrace
+from tests.support.vtrace_oracle import vtrace_sums
 
 torch.set_num_threads(1)
 
 
 def of(values: object) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-def sums(rho, rewards, gammas, values, is_last, rho_bar, c_bar):
-    """v_s = V(x_s) + sum_t (prod_{s<=i<t} gamma_i c_i) rho_t (r_t + gamma_t V(x_{t+1}) - V(x_t)),
-    over the steps of s's own episode (Espeholt et al., 2018, equation 1), for one sequence."""
-    length = len(rewards)
-    targets = []
-    for s in range(length):
-        v = values[s]
-        for t in range(s, length):
-            if is_last[t]:
-                break
-            product = 1.0
-            for i in range(s, t):
-                product *= gammas[i] * min(c_bar, rho[i])
-            delta = rewards[t] + gammas[t] * values[t + 1] - values[t]
-            v += product * min(rho_bar, rho[t]) * delta
-        targets.append(v)
-    following = [*targets[1:], values[length]]
-    advantages = [
-        0.0 if is_last[s]
-        else min(rho_bar, rho[s]) * (rewards[s] + gammas[s] * following[s] - values[s])
-        for s in range(length)
-    ]  # fmt: skip
-    return targets, advantages
 
 
 @pytest.mark.parametrize(
@@ -58,7 +34,7 @@ def test_targets_and_advantages_are_the_papers_sums(seed, clips):
         rho_clip=clips[0], c_clip=clips[1],
     )  # fmt: skip
     for row in range(4):
-        targets, advantages = sums(
+        targets, advantages = vtrace_sums(
             ratios[row], rewards[row], gammas[row], values[row], is_last[row], *clips
         )
         np.testing.assert_allclose(found.targets[row], targets, rtol=1e-12)

@@ -93,9 +93,25 @@ def _inference_of(config: Config) -> Callable[[Service, Extensions, LearnerClien
 
 
 class ActorDaemon:
-    """Steps environments until it is asked to stop."""
+    """Steps environments until it is asked to stop.
 
-    def __init__(self, service: Service, extensions: Extensions) -> None:
+    Args:
+        service: of the daemon.
+        extensions: what a script brought.
+        learner: the connection to the learner; of its own unless given, as the two below.
+        inference: decides.
+        poller: waits for messages of both.
+    """
+
+    def __init__(
+        self,
+        service: Service,
+        extensions: Extensions,
+        *,
+        learner: LearnerClient | None = None,
+        inference: Inference | None = None,
+        poller: Poller | None = None,
+    ) -> None:
         self._service = service
         self._config = service.config
         make = partial(
@@ -104,9 +120,13 @@ class ActorDaemon:
         )  # fmt: skip
         self._recreation = Recreation(make)
         self._environments = self._recreation.first(made_before=service.restarted)
-        self._learner = LearnerClient(service.endpoints.of("learner.params"), service.hello())
-        self._inference = _inference_of(self._config)(service, extensions, self._learner)
-        self._poller = Poller(self._learner.client, self._inference.client)
+        self._learner = learner or LearnerClient(
+            service.endpoints.of("learner.params"), service.hello()
+        )
+        self._inference = inference or _inference_of(self._config)(
+            service, extensions, self._learner
+        )
+        self._poller = poller or Poller(self._learner.client, self._inference.client)
         self._attached = service.spec.index(service.name) >= self._config.actor.count
         self._loop: ActingLoop | None = None
         self._begin: Callable[[Environments], None] | None = None

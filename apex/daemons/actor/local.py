@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from apex.acting.agent import LocalDecider
+from apex.acting.agent import Agent, LocalDecider
 from apex.algos.agent_factory import make_agent
 from apex.algos.registry import check_schema, make_algorithm
 from apex.daemons.learner.client import LearnerClient
@@ -29,9 +29,16 @@ class LocalInference:
         service: of the actor.
         extensions: what a script brought.
         learner: asked for parameters; its publications come by `poll`.
+        replay: takes the items; a connection of its own unless given.
     """
 
-    def __init__(self, service: Service, extensions: Extensions, learner: LearnerClient) -> None:
+    def __init__(
+        self,
+        service: Service,
+        extensions: Extensions,
+        learner: LearnerClient,
+        replay: InsertClient | None = None,
+    ) -> None:
         process_tuning.set_up(service.config.actor.torch_threads)
         facts = service.facts
         self._config = service.config
@@ -39,7 +46,9 @@ class LocalInference:
         check_schema(self._algorithm, facts.schema)
         self._policy = self._algorithm.policy()
         self._learner = learner
-        self._replay = InsertClient(service.endpoints.of("replay.insert"), service.hello())
+        self._replay = replay or InsertClient(
+            service.endpoints.of("replay.insert"), service.hello()
+        )
         self._decider: LocalDecider | None = None
         self._backlog: deque[Chunk] = deque()
         self._steps_to_refresh = 0
@@ -50,6 +59,12 @@ class LocalInference:
     def client(self) -> Client:
         """The connection whose messages `poll` takes."""
         return self._replay.client
+
+    @property
+    def agent(self) -> Agent:
+        """What acts, from `start` on."""
+        assert self._decider is not None
+        return self._decider.agent
 
     @property
     def ready(self) -> bool:

@@ -44,6 +44,8 @@ class EvaluatorDaemon:
         service: of the daemon.
         extensions: what a script brought.
         clock: seconds, monotonic.
+        learner: the connection to the learner; of its own unless given, as the poller.
+        poller: waits for its messages.
     """
 
     def __init__(
@@ -51,6 +53,9 @@ class EvaluatorDaemon:
         service: Service,
         extensions: Extensions,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        learner: LearnerClient | None = None,
+        poller: Poller | None = None,
     ) -> None:
         self._clock = clock
         self._service = service
@@ -67,8 +72,10 @@ class EvaluatorDaemon:
         self._environments = self._recreation.first(made_before=service.restarted)
         self._unplayed: Publication | None = None
         """What was being played when the environments failed."""
-        self._learner = LearnerClient(service.endpoints.of("learner.params"), service.hello())
-        self._poller = Poller(self._learner.client)
+        self._learner = learner or LearnerClient(
+            service.endpoints.of("learner.params"), service.hello()
+        )
+        self._poller = poller or Poller(self._learner.client)
         self._metrics = MetricsLog(
             service.run.metrics, service.name, service.config.run.metrics_max_mb, tensorboard=True
         )

@@ -150,7 +150,7 @@ class ActEndpoint:
     def _take(self, request: Request, message: Act) -> None:
         identity, name = request.peer.identity, request.peer.hello.member
         try:
-            question = _checked(message, request.arrays, self._spec, self._num_envs)
+            question = checked_question(message, request.arrays, self._spec, self._num_envs)
         except SchemaError as error:
             self.server.refuse(identity, "bad_request", f"act {message.seq}: {error}")
             return
@@ -251,7 +251,7 @@ def _exploration(member: _Member) -> Exploration:
     return exploration
 
 
-def _checked(message: Act, arrays: Arrays, spec: EnvSpec, num_envs: int) -> _Question:
+def checked_question(message: Act, arrays: Arrays, spec: EnvSpec, num_envs: int) -> _Question:
     """The buffers of an `Act`. Raises `SchemaError`."""
     shape = (num_envs, *spec.observation_shape)
     observations = _buffer(arrays, "observations", spec.observation_dtype, shape)

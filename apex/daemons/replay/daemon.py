@@ -66,21 +66,23 @@ class ReplayServer:
         )
         self.table = self._keeper.table
         self._restarted = starts > 0
-        self._inserts = InsertEndpoint(endpoints.of("replay.insert"), facts, self._keeper)
-        self._samples = SampleEndpoint(
+        self.inserts = InsertEndpoint(endpoints.of("replay.insert"), facts, self._keeper)
+        """The endpoint of producers."""
+        self.samples = SampleEndpoint(
             endpoints.of("replay.sample"), facts, self._keeper, self.status
         )
-        self._poller = Poller(self._inserts.server, self._samples.server)
+        """The endpoint of the learner and of operators."""
+        self._poller = Poller(self.inserts.server, self.samples.server)
 
     def turn(self, wait_s: float = IDLE_WAIT_S) -> None:
         """Wait for messages, take those that are there, and do what the limiter allows."""
         self._poller.wait(wait_s)
-        self._inserts.receive()
-        self._samples.receive()
+        self.inserts.receive()
+        self.samples.receive()
         progress = True
         while progress:  # each may let the other go on
-            progress = self._inserts.work() | self._samples.work()
-        self._inserts.acknowledge()
+            progress = self.inserts.work() | self.samples.work()
+        self.inserts.acknowledge()
         self._keeper.tick()
 
     @property
@@ -90,12 +92,12 @@ class ReplayServer:
         A queue that is served as fast as it is filled never holds many.
         """
         few = len(self.table) < self.table.limiter.min_size
-        self._restarted &= few and not self._samples.served
+        self._restarted &= few and not self.samples.served
         return "recovering" if self._restarted else "running"
 
     def status(self) -> ReplayReport:
         """How the server is."""
-        refused = self._inserts.server.refused + self._samples.server.refused
+        refused = self.inserts.server.refused + self.samples.server.refused
         return ReplayReport(
             state=self._state,
             pid=os.getpid(),
@@ -103,12 +105,12 @@ class ReplayServer:
             capacity=self.table.capacity,
             min_size=self.table.limiter.min_size,
             bytes=self.table.nbytes,
-            inserts_per_s=round(self._inserts.rate.per_second(), 1),
-            samples_per_s=round(self._samples.rate.per_second(), 1),
-            waiting_inserts=self._inserts.waiting,
-            waiting_samples=self._samples.waiting,
-            producers=self._inserts.producers,
-            duplicate_inserts=self._inserts.duplicates,
+            inserts_per_s=round(self.inserts.rate.per_second(), 1),
+            samples_per_s=round(self.samples.rate.per_second(), 1),
+            waiting_inserts=self.inserts.waiting,
+            waiting_samples=self.samples.waiting,
+            producers=self.inserts.producers,
+            duplicate_inserts=self.inserts.duplicates,
             refused=sum(refused.values()) + self.table.counters.refused_priorities,
             refused_by=dict(refused),
             **asdict(self.table.counters),
@@ -118,8 +120,8 @@ class ReplayServer:
 
     def close(self) -> None:
         """Send what is under way, unbind, and save the contents."""
-        self._inserts.server.close()
-        self._samples.server.close()
+        self.inserts.server.close()
+        self.samples.server.close()
         self._keeper.close()
 
 

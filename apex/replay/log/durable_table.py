@@ -68,6 +68,7 @@ class TableKeeper:
         facts: of the run.
         make_table: makes an empty table whose ids begin at the given one.
         clock_ns: nanoseconds since the epoch.
+        clock: seconds, monotonic.
         progress: called often while a log is read.
     """
 
@@ -79,11 +80,13 @@ class TableKeeper:
         make_table: Callable[[int], Table],
         *,
         clock_ns: Callable[[], int] = time.time_ns,
+        clock: Callable[[], float] = time.monotonic,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder = folder
         self._config = config
         self._facts = facts
+        self._clock = clock
         self.producers: dict[str, ProducerMark] = {}
         """How far each producer's inserts have come; the server keeps it."""
         self.damaged = 0
@@ -100,12 +103,12 @@ class TableKeeper:
         self._asked: list[Future[dict[str, Any]]] = []
         """Answered by the next save."""
         self._closed = False
-        self._save_due = time.monotonic() + config.save_period_s
+        self._save_due = clock() + config.save_period_s
 
     def _recover(
         self, make_table: Callable[[int], Table], now_ns: int, progress: Callable[[], None]
     ) -> Table:
-        started = time.monotonic()
+        started = self._clock()
         self._remove_leftovers()
         capacity = self._config.capacity
         found = LogReader(
@@ -129,7 +132,7 @@ class TableKeeper:
                 len(table),
                 len(found.producers),
                 found.damaged,
-                time.monotonic() - started,
+                self._clock() - started,
             )
         return table
 
@@ -170,6 +173,7 @@ class TableKeeper:
             opening=self._opening,
             earlier=self._earlier,
             on_failure=lambda: self._not_durable(self.table.next_id),
+            clock=self._clock,
         )
 
     def _opening(self) -> Opening:
@@ -239,7 +243,7 @@ class TableKeeper:
         due = False
         if self._log is not None:
             self._log.tick()
-            due = time.monotonic() >= self._save_due
+            due = self._clock() >= self._save_due
         if self._asked or due:
             self._begin_save()
 
@@ -254,7 +258,7 @@ class TableKeeper:
         """Save, unless a save is under way: `tick` begins the next one then."""
         if self._saving is not None and not self._saving.done():
             return
-        self._save_due = time.monotonic() + self._config.save_period_s
+        self._save_due = self._clock() + self._config.save_period_s
         sync: Future[None] | None = None
         if self._log is not None:
             self._log.remove_before(self.table.oldest_id)

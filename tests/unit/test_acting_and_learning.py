@@ -22,7 +22,8 @@ from apex.algos.sequence_batches import learning_inputs
 from apex.data import frame_compression
 from apex.data.chunks import Samples
 from apex.launch.prepare import preset_config
-from tests.sockets.test_inference import (
+from tests.support.batches import learn
+from tests.support.walks import (
     ENVS,
     PixelWalk,
     PulledPixelWalk,
@@ -31,7 +32,6 @@ from tests.sockets.test_inference import (
     small,
     walks,
 )
-from tests.support.batches import learn
 
 torch.set_num_threads(1)
 CPU = torch.device("cpu")

@@ -14,8 +14,8 @@ import zmq
 from apex.launch.prepare import prepare_run, preset_config
 from apex.launch.single_process import SerialRun
 from apex.runs import checkpoint
-from tests.suite.test_memory import memory_bytes
 from tests.support.paths import ROOT
+from tests.support.processes import memory_bytes
 
 TOOLS = Path(sys.executable).parent
 QUIET = ("evaluator.enabled=false", "learner.checkpoint_period_s=3600")
@@ -117,7 +117,7 @@ def test_command_trains_and_evaluates_and_its_checkpoint_is_played(tmp_path):
     lines = [json.loads(line) for line in text.splitlines()]
     assert lines[-1]["mean_return"] >= 60 and lines[-1]["env_steps"] < 200_000
     eval_command = [TOOLS / "apex", "eval", "--run", path, "--episodes", "4", "--json"]
-    played = subprocess.run(eval_command, capture_output=True, text=True, timeout=60, check=True)
+    played = subprocess.run(eval_command, capture_output=True, text=True, timeout=150, check=True)
     assert json.loads(played.stdout)["mean_return"] >= 40
 
 
@@ -127,5 +127,5 @@ def test_command_trains_and_evaluates_and_its_checkpoint_is_played(tmp_path):
 )
 def test_options_about_daemons_are_refused(option, tmp_path):
     command = [TOOLS / "apex", "run", "--serial", "--run", tmp_path / "run", *option]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150, check=False)
     assert done.returncode == 2 and "--serial" in done.stderr and "Traceback" not in done.stderr

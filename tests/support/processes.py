@@ -1,0 +1,127 @@
+"""Processes of the machine, and one daemon's executable."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.support.paths import ROOT
+from tests.support.waiting import wait_until
+
+ARGUMENTS = {
+    "replay": (),
+    "learner": (),
+    "evaluator": (),
+    "inference": (),
+    "actor": ("--index", "0"),
+}
+"""What each executable needs beside `--run`."""
+
+END_S = {"learner": 30.0}
+"""Seconds in which a daemon drains after SIGTERM: five, and a learner's write a checkpoint."""
+
+BUSY_S = 10.0
+"""What a machine with other work may add."""
+
+
+def suite_processes(marker: str) -> list[int]:
+    """Process ids whose command line or environment names the run at `marker`."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            words = [*process.cmdline(), *process.environ().values()]
+            zombie = process.status() == psutil.STATUS_ZOMBIE
+            if process.pid != os.getpid() and not zombie and any(marker in one for one in words):
+                found.append(process.pid)
+    return found
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; its parent may not have looked yet."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def memory_bytes(pid: int) -> int:
+    """Memory of a process besides files, exact: `statm` may miss some pages for each core."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    kilobytes = {
+        name: rest.split()[0] for name, _, rest in (line.partition(":") for line in lines[1:])
+    }
+    return 1024 * (int(kilobytes["Anonymous"]) + int(kilobytes["Swap"]))
+
+
+CPU_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
+
+
+def cpu_ticks(pids: Iterable[int]) -> int:
+    """CPU time that living processes have used, in the kernel's ticks."""
+    ticks = 0
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks
+
+
+def daemon_command(daemon: str, *arguments: str) -> list[str]:
+    """The command line of one executable of `bin`."""
+    return [sys.executable, str(ROOT / "bin" / daemon), *ARGUMENTS[daemon], *arguments]
+
+
+@contextmanager
+def running(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """A process that ends with the block, and whose pipes are closed then."""
+    with subprocess.Popen(command, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+class DaemonProcess:
+    """One executable, with what it writes."""
+
+    def __init__(self, folder: Path, daemon: str, *arguments: str) -> None:
+        self._daemon = daemon
+        self._log = folder / f"{daemon}.out"
+        with self._log.open("wb") as output:
+            self.popen = subprocess.Popen(
+                daemon_command(daemon, *arguments), stdout=output, stderr=subprocess.STDOUT
+            )
+
+    def wait_for_text(self, text: str, timeout_s: float = 60.0) -> None:
+        """Wait until it has written `text`; fails when it ends before."""
+        wait_until(
+            lambda: text in self.output() or self.popen.poll() is not None,
+            timeout_s,
+            text,
+            progress=lambda: cpu_ticks([self.popen.pid]) // CPU_TICKS_A_SECOND,
+        )
+        assert text in self.output(), self.output()
+
+    def output(self) -> str:
+        """All that it has written."""
+        return self._log.read_text(errors="replace")
+
+    def end(self) -> int:
+        """Ask it to drain, by SIGTERM, and give its exit code."""
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(timeout=END_S.get(self._daemon, 5.0 + BUSY_S))
+
+    def kill(self) -> None:
+        """End it at once."""
+        self.popen.kill()
+        self.popen.wait()

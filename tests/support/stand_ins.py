@@ -1,0 +1,105 @@
+"""Stand-ins for what a daemon is connected to, without sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+
+from apex.daemons.learner.parameter_versions import Publication
+from apex.data.chunks import Chunk
+from apex.wire.messages import EvaluationReport, Heartbeat, Welcome
+
+
+class LearnerStandIn:
+    """The learner, as its clients see it: a test says what each poll gives.
+
+    Args:
+        welcome: what the client was greeted with.
+        publish: gives the newer parameters of a poll, if any; it may look at `beats`.
+    """
+
+    client = SimpleNamespace(ready=True)
+    last_contact = float("inf")
+
+    def __init__(
+        self,
+        publish: Callable[[LearnerStandIn], Publication | None] = lambda learner: None,
+        welcome: Welcome | None = None,
+    ) -> None:
+        self.welcome = welcome
+        self.beats: list[Heartbeat] = []
+        self.reports: list[EvaluationReport] = []
+        self.asked = 0
+        self.param_version = -1
+        self.learner_step = 0
+        self._publish = publish
+
+    def poll(self) -> Publication | None:
+        """Newer parameters, where the test has some."""
+        newer = self._publish(self)
+        if newer is not None:
+            self.param_version, self.learner_step = newer.param_version, newer.learner_step
+        return newer
+
+    def ask_for_params(self) -> None:
+        """Count the questions."""
+        self.asked += 1
+
+    def heartbeat(self, make: Callable[[], Heartbeat]) -> None:
+        """Keep what was said, at each turn rather than twice a second."""
+        self.beats.append(make())
+
+    def leave(self, heartbeat: Heartbeat) -> None:
+        """Keep the last word."""
+        self.beats.append(heartbeat)
+
+    def report(self, report: EvaluationReport) -> None:
+        """Keep a report."""
+        self.reports.append(report)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class ReplayStandIn:
+    """Takes all chunks at once."""
+
+    client = SimpleNamespace(ready=True)
+    has_credit = True
+    unacknowledged = 0
+
+    def __init__(self) -> None:
+        self.chunks: list[Chunk] = []
+
+    @property
+    def inserted_items(self) -> int:
+        """Of all chunks."""
+        return sum(len(chunk) for chunk in self.chunks)
+
+    def insert(self, chunk: Chunk) -> None:
+        """Keep a chunk."""
+        self.chunks.append(chunk)
+
+    def poll(self) -> None:
+        """Nothing arrives."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class PollerStandIn:
+    """Waits for nothing; `passed` is called with the seconds of each wait."""
+
+    def __init__(self, passed: Callable[[float], object] = lambda seconds: None) -> None:
+        self._passed = passed
+
+    def wait(self, timeout_s: float) -> bool:
+        """Say that time passes."""
+        self._passed(timeout_s)
+        return False
+
+
+def in_turn(publications: Sequence[Publication]) -> Callable[[object], Publication | None]:
+    """One publication at each poll, while there are some."""
+    left = list(publications)
+    return lambda learner: left.pop(0) if left else None

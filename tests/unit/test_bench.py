@@ -1,0 +1,99 @@
+"""The benchmarks' figures, by literal numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from apex.errors import ApexError
+from benchmarks.peers import scenarios as peers
+from benchmarks.peers.__main__ import pins
+from benchmarks.peers.processes import Peer
+from benchmarks.run import __main__ as command
+from benchmarks.run import plot, scenarios
+from benchmarks.run.figures import figure, in_turn, line
+
+SCENARIOS = {
+    "actor", "actor-random", "learner", "learner-data", "replay", "suite", "params", "scale",
+    "start", "inference", "precision",
+}  # fmt: skip
+
+
+def test_a_figure_is_the_median_of_the_pairs_beside_the_extremes_of_their_ratios():
+    one = figure("case", "u/s", [(2.0, 4.0), (3.0, 4.0), (9.0, 10.0)], "limit", bar=0.6, more=7)
+    assert (one.value, one.limit) == (3.0, 4.0)
+    assert (one.ratio, one.ratio_min, one.ratio_max) == (0.75, 0.5, 0.9)
+    assert one.margins == pytest.approx((1.25, 0.8333, 1.5), abs=1e-3)
+    assert one.extra == {"more": 7}
+
+
+def test_where_less_is_better_a_ratio_above_its_bar_is_on_the_bad_side():
+    one = figure("case", "ms", [(3.0, 1.0), (1.0, 1.0)], "limit", bar=1.5, lower_is_better=True)
+    assert one.margins == pytest.approx((0.75, 0.5, 1.5))
+
+
+def test_a_goal_is_held_against_the_value_itself():
+    one = figure("case", "s", [(0.2, 9.0)], "limit", goal=0.3, lower_is_better=True)
+    assert one.margins == pytest.approx((1.5, 1.5, 1.5))
+
+
+def test_a_line_shows_the_case_that_is_farthest_from_its_bar():
+    cases = [
+        figure("unbarred", "u", [(1.0, 100.0)], "limit"),
+        figure("good", "u", [(1.0, 1.0)], "limit", bar=0.9),
+        figure("bad", "u", [(0.8, 1.0)], "limit", bar=0.9),
+    ]
+    shown = line("name", cases)
+    assert (shown["scenario"], shown["case"], shown["ratio"]) == ("name", "bad", 0.8)
+    assert [case["case"] for case in shown["cases"]] == ["unbarred", "good", "bad"]
+    assert {"value", "unit", "limit", "ratio", "ratio_min", "ratio_max"} <= shown.keys()
+
+
+def test_figure_and_limit_take_turns_in_coming_first():
+    order: list[str] = []
+
+    def noted(what: str, value: float) -> float:
+        order.append(what)
+        return value
+
+    pairs = in_turn(lambda: noted("value", 1.0), lambda: noted("limit", 2.0), 3)
+    assert pairs == [(1.0, 2.0)] * 3
+    assert order == ["value", "limit", "limit", "value", "value", "limit"]
+
+
+def test_every_scenario_has_a_name_that_only_takes_and_no_other_is_taken():
+    assert set(scenarios.NAMES + scenarios.ON_DEMAND) == SCENARIOS
+    assert all(callable(scenarios.load(name)) for name in SCENARIOS)
+    refused = CliRunner().invoke(command.main, ["--only", "act"])
+    assert refused.exit_code == 2 and "'act' is not one of" in refused.output
+
+
+def test_the_plot_has_the_cases_with_a_bar_or_a_goal_and_leaves_the_others_out(tmp_path: Path):
+    cases = [
+        figure("barred", "u", [(0.8, 1.0)], "limit", bar=0.9),
+        figure("goal", "u", [(3.0, 1.0)], "limit", goal=2.0),
+        figure("neither", "u", [(1.0, 1.0)], "limit"),
+    ]
+    path = tmp_path / "some.json"
+    path.write_text(json.dumps(line("some", cases)))
+    assert [name for name, _ in plot.with_bars([path])] == ["some: barred", "some: goal"]
+    plot.draw([path], "title", tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_peer_has_a_scenario_and_the_exact_versions_of_its_environment():
+    names = {"reverb", "buffers", "sb3", "rllib-dqn", "rllib-impala", "sample-factory"}
+    assert peers.ENVIRONMENTS.keys() == names
+    assert all(callable(peers.load(name)) for name in names)
+    packages = {name: pins(environment) for name, environment in peers.ENVIRONMENTS.items()}
+    assert packages["reverb"]["dm-reverb"] == "0.14.0"
+    assert packages["sb3"]["torch"] == packages["sample-factory"]["torch"] == "2.13.0"
+
+
+def test_a_peer_without_its_environment_is_told_how_to_make_it(tmp_path: Path):
+    with pytest.raises(ApexError, match="none: no such environment; `make bench-peers`"):
+        Peer("none", "sb3", os.sched_getaffinity(0), tmp_path)

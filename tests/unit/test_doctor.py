@@ -1,0 +1,234 @@
+"""The doctor's checks, each with literal numbers."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from apex.cli.doctor import lines_of, summary
+from apex.config.loading import parse, preset
+from apex.data.schema import Column, FramesColumn, Schema
+from apex.doctor import environment, gpu, limits, memory, packages, sockets, system
+from apex.doctor.findings import Finding, guarded
+from apex.host import hardware
+from apex.launch.prepare import preset_config
+from tests.support.findings import only
+from tests.support.paths import ROOT
+
+
+def test_findings_are_told_to_a_person_with_what_was_expected_and_the_remedy() -> None:
+    good = Finding("cores", "ok", "2 cores", "at most 2")
+    bad = Finding("disk", "problem", "1 MB free\n", "2 MB", "make room")
+    assert [click.unstyle(line) for line in (*lines_of(good), *lines_of(bad))] == [
+        "ok       cores           2 cores (expected: at most 2)",
+        "problem  disk            1 MB free\\n",
+        "                         expected: 2 MB",
+        "                         remedy:   make room",
+    ]
+    assert summary([good, bad, bad]) == "1 ok, 0 note, 0 warning, 2 problem"
+
+
+def test_check_that_fails_becomes_a_finding() -> None:
+    def check() -> Iterator[Finding]:
+        yield Finding("disk", "ok", "first")
+        raise ValueError("no such thing")
+
+    first, failed = guarded("disk", check)
+    assert first.found == "first"
+    assert failed.state == "warning" and "ValueError: no such thing" in failed.found
+
+
+OWN = ["torch>=2.6", 'tomli>=2; python_version < "3"', 'ale-py>=0.12; extra == "atari"',
+       'gymnasium[box2d]>=1.1; extra == "box2d"', 'mkdocs>=1; extra == "docs"']  # fmt: skip
+
+GYMNASIUM = packages.Installed("1.4.0", ['Box2D==2.3.10; extra == "box2d"', "numpy>=1"])
+
+
+def test_missing_and_old_packages_are_problems_with_a_command() -> None:
+    old = {"torch": packages.Installed("2.5.1", [])}
+    found = only(packages.check_packages(OWN, old.get))
+    assert found.state == "problem" and found.found == "torch>=2.6: 2.5.1"
+    assert found.remedy == f"{sys.executable} -m pip install 'torch>=2.6'"
+    assert only(packages.check_packages(OWN, {}.get)).found == "torch>=2.6: missing"
+    good = {"torch": packages.Installed("2.13.0+cpu", [])}
+    assert only(packages.check_packages(OWN, good.get)).state == "ok"
+
+
+def test_missing_extra_is_a_problem_only_where_the_environment_needs_it() -> None:
+    there = {"gymnasium": GYMNASIUM}
+    notes = list(packages.check_extras(OWN, ["atari", "box2d", "docs"], there.get, None))
+    assert [(one.check, one.state) for one in notes] == [
+        ("extra atari", "note"), ("extra box2d", "note"),
+    ]  # fmt: skip
+    assert notes[1].found == "box2d==2.3.10: missing", "what the extra of an extra needs"
+    needed = list(packages.check_extras(OWN, ["atari", "box2d"], there.get, "box2d"))
+    assert [one.state for one in needed] == ["note", "problem"]
+    whole = there | {"Box2D": packages.Installed("2.3.10", [])}
+    assert [one.state for one in packages.check_extras(OWN, ["box2d"], whole.get, "box2d")] == [
+        "ok"
+    ]
+
+
+def test_python_other_apex_and_missing_files(tmp_path: Path) -> None:
+    assert only(packages.check_python("3.9.1", ">=3.10")).state == "problem"
+    assert only(packages.check_python("3.10.0", ">=3.10")).state == "ok"
+    nvidia = {"apex": packages.Installed("0.1", [])}
+    assert "NVIDIA" in only(packages.check_other_apex(nvidia.get)).found
+    missing = only(packages.check_files(tmp_path))
+    assert missing.state == "problem" and "deploy/supervisord.conf" in missing.found
+    assert only(packages.check_files(ROOT)).state == "ok"
+
+
+def test_extra_that_an_environment_needs_is_told_by_gymnasium() -> None:
+    assert environment.extra_of("ALE/Pong-v5") == "atari"
+    assert environment.extra_of("LunarLander-v3") == "box2d"
+    assert environment.extra_of("HalfCheetah-v5") == "mujoco"
+    assert environment.extra_of("CartPole-v1") is None
+    assert environment.extra_of("NoSuch-v0") is None
+
+
+def test_absent_ale_py_is_a_problem_of_an_atari_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert only(environment.check_roms("ALE/Pong-v5")).state == "ok"
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    found = only(environment.check_roms("ALE/Pong-v5"))
+    assert found.state == "problem" and "pip install" in found.remedy
+    assert list(environment.check_roms("CartPole-v1")) == []
+
+
+NO_GPU = gpu.GpuFacts(0, None, False, False, "2.13.0", None, False)
+
+
+@pytest.mark.parametrize(
+    ("facts", "device", "state", "words"),
+    [
+        (NO_GPU, "auto", "ok", "no GPU here"),
+        (NO_GPU, "cuda", "problem", "no GPU here"),
+        (NO_GPU._replace(cards=1), "auto", "warning", "without a driver"),
+        (NO_GPU._replace(cards=1, driver=(12, 8), visible=True), "auto", "warning", "CPU build"),
+        (
+            NO_GPU._replace(cards=1, driver=(12, 8), visible=True, build="13.0"),
+            "auto", "warning", "runs CUDA up to 12.8",
+        ),
+        (
+            NO_GPU._replace(cards=1, driver=(13, 0), visible=True, build="12.8"),
+            "cuda", "problem", "torch finds no device",
+        ),
+        (
+            NO_GPU._replace(cards=1, driver=(13, 0), hidden=True, build="13.0"),
+            "auto", "ok", "CUDA_VISIBLE_DEVICES",
+        ),
+        (
+            NO_GPU._replace(cards=1, driver=(13, 0), visible=True, build="13.0", usable=True),
+            "auto", "ok", "can use the GPU",
+        ),
+    ],
+)  # fmt: skip
+def test_gpu_that_torch_cannot_use(
+    facts: gpu.GpuFacts, device: str, state: str, words: str
+) -> None:
+    found = only(gpu.check_gpu(facts, device))
+    assert (found.state, words in found.found) == (state, True), found
+    assert bool(found.remedy) == (state != "ok")
+
+
+def test_supervisord_needs_1024_files_unless_it_may_raise_the_limit() -> None:
+    config = parse(preset("cartpole", gpu=False))
+    low = limits.Limits(256, 256)
+    found = only(limits.check_open_files(config, low, privileged=False))
+    assert found.state == "problem" and found.found.endswith("too few for supervisord")
+    assert found.expected.endswith("supervisord 1,024")
+    assert found.remedy.startswith("ulimit -n 1024 ")
+    assert only(limits.check_open_files(config, low, privileged=True)).state == "ok"
+    launcher = limits.Limits(10, 4096)
+    found = only(limits.check_open_files(config, launcher, privileged=False))
+    assert (found.state, found.remedy) == ("warning", "ulimit -n 15")  # 5 + 2 x 5 daemons
+    unlimited = limits.Limits(1024, None)
+    assert only(limits.check_open_files(config, unlimited, privileged=False)).state == "ok"
+
+
+def test_threads_are_counted_for_every_daemon_and_compared_with_each_limit() -> None:
+    config = parse(preset("cartpole", gpu=False))
+    # replay 12, learner 16, evaluator 10, two actors 10 each, engine 2; 3 more a daemon.
+    assert limits.threads_needed(config, 0) == 60
+    assert limits.threads_needed(config, 3) == 75
+    found = only(limits.check_threads(75, {"RLIMIT_NPROC": None, "the cgroup's pids.max": 64}))
+    assert found.state == "problem" and found.found == "the cgroup's pids.max leaves 64"
+    assert only(limits.check_threads(75, {"RLIMIT_NPROC": 76})).state == "ok"
+
+
+SCHEMA = Schema(
+    (Column("action", "int32", ()), Column("learner_step", "int64", ())),
+    FramesColumn((10, 10), max_frames=7),
+)
+
+
+def test_memory_and_disk_of_a_suite_are_the_sums_of_their_parts() -> None:
+    config = parse(preset("cartpole", gpu=False))
+    needed = memory.memory_needed(config, SCHEMA, parameters=1000, machine=10**12)
+    # An item: 100 besides 4 + 8 bytes of columns and 27 of a frame's 100 pixels.
+    assert needed == {
+        "table": 50_000 * 139,
+        "replay": 60_000_000,
+        "learner": 650_000_000 + 5 * 64 * (139 + 2 * 7 * 100) + 5 * 1000,
+        "actors (2)": 800_000_000,
+        "engine": 50_000_000,
+        "evaluator": 400_000_000,
+    }
+    small = memory.memory_needed(config, SCHEMA, parameters=1000, machine=1_000_000)
+    assert small["table"] == 500_000, "a table gets half of the machine at most"
+    disk = memory.disk_needed(config, SCHEMA, parameters=1000)
+    assert disk == {
+        "checkpoints": 5 * 5 * 1000,
+        "logs": 12 * 20_000_000,
+        "metrics": 24 * 64_000_000,
+        "a film": 10_000_000,
+        "insert log": 50_000 * 139 + 128_000_000,
+    }
+
+
+def test_need_beyond_what_is_free_is_a_problem_that_states_the_numbers() -> None:
+    needed = {"table": 30_000_000_000, "learner": 700_000_000}
+    found = only(memory.check_memory(needed, available=8_000_000_000))
+    assert found.state == "problem" and found.found == "8.0 GB free"
+    assert found.expected == "30.7 GB at most: table 30.0 GB, learner 700 MB"
+    assert only(memory.check_memory(needed, 38_000_000_000)).state == "warning"
+    assert only(memory.check_memory(needed, 39_000_000_000)).state == "ok"
+    full = only(memory.check_disk({"logs": 10}, 9, "/runs"))
+    assert full.state == "problem" and full.found == "0 MB free in /runs"
+
+
+def test_memory_of_a_cgroup_counts_what_its_page_cache_would_give_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 0 < hardware.available_memory_bytes() <= hardware.memory_bytes()
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    (tmp_path / "memory.stat").write_text("anon 600\ninactive_file 200\n")
+    (tmp_path / "pids.max").write_text("64\n")
+    (tmp_path / "pids.current").write_text("60\n")
+    monkeypatch.setattr(hardware, "_cgroup_files", lambda name: [tmp_path / name])
+    assert hardware.available_memory_bytes() == 300
+    assert hardware.tasks_left() == 4
+
+
+def test_cores_and_clock() -> None:
+    config = preset_config("cartpole", ["actor.count=8"])
+    found = only(system.check_cores(config, 4))
+    assert found.state == "warning" and "at most 3 actors" in found.expected
+    assert only(system.check_cores(config, 9)).state == "ok"
+    assert only(system.check_clock(1000.0, 1060.0)).state == "ok"
+    assert only(system.check_clock(1000.0, 1061.0)).state == "warning"
+
+
+def test_socket_path_of_a_new_run_has_107_bytes_at_most() -> None:
+    endpoints = sockets.of_new_runs()
+    # The longest name is /learner.params: 15 bytes; /tmp/ has 5, /digest 7.
+    fitting = Path("/tmp") / ("a" * (107 - 15 - 5 - 7)) / "digest"
+    assert only(sockets.check_new_sockets(endpoints, fitting)).state == "ok"
+    longer = fitting.parent.with_name(fitting.parent.name + "a") / "digest"
+    found = only(sockets.check_new_sockets(endpoints, longer))
+    assert (found.state, found.found.split()[0]) == ("problem", "108")

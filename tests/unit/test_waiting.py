@@ -1,0 +1,45 @@
+"""The tests' own wait: it fails when nothing moves, and not while something does."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tests.support.waiting import MOST_PERIODS, wait_until
+
+
+def test_the_value_of_the_condition_is_given():
+    values = iter([0, None, "", 7])
+    assert wait_until(lambda: next(values), 60.0, "a value", pause_s=0.0) == 7
+
+
+def test_without_progress_it_fails_when_the_time_is_up():
+    with pytest.raises(AssertionError, match="not within 0 s: what never comes"):
+        wait_until(lambda: False, 0.02, "what never comes", pause_s=0.001)
+    with pytest.raises(AssertionError, match="what stands still"):
+        wait_until(lambda: False, 0.02, "what stands still", progress=lambda: 5, pause_s=0.001)
+
+
+def test_with_progress_it_goes_on_for_several_times_as_long_and_no_longer():
+    asked = itertools.count()
+    seen: list[int] = []
+
+    def progress() -> int:
+        seen.append(next(asked))
+        return seen[-1]
+
+    # It comes when the time has been up once: the first look at the progress is at the beginning.
+    assert wait_until(
+        lambda: len(seen) > 1, 0.02, "what comes late", progress=progress, pause_s=0.001
+    )
+    asked = itertools.count()
+    with pytest.raises(AssertionError, match="what never comes"):
+        wait_until(lambda: False, 0.02, "what never comes", progress=lambda: next(asked))
+    assert 2 <= next(asked) <= MOST_PERIODS + 1
+
+
+def test_a_turn_is_taken_between_two_looks():
+    turns = []
+    assert wait_until(lambda: len(turns) == 3, turn=lambda: turns.append(1))
+    assert len(turns) == 3
