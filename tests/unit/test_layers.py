@@ -193,3 +193,12 @@ def test_unit_tests_start_no_process_and_open_no_socket():
         if (names := sorted(filter(PROCESSES_AND_SOCKETS.match, imported(path))))
     }
     assert len(files) > 30 and found == {"test_layers.py": ["subprocess"]}
+
+
+def test_layers_of_the_architecture_are_those_of_the_contract(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    from sitegen.layers import layer_list
+
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    assert layer_list().count("\n") == 11
+    assert f"\n\n{layer_list()}\n" in text, "cd docs && python -m sitegen.layers prints it"
