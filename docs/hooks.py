@@ -9,7 +9,7 @@ from mkdocs.structure.pages import Page
 from sitegen import commands, configuration
 from sitegen.repository import DOCS, ROOT, documents, relinked, site_uri
 
-TOP_LEVEL = ("README.md", "ARCHITECTURE.md", "PROTOCOL.md")
+TOP_LEVEL = ("README.md", "ARCHITECTURE.md", "PROTOCOL.md", "CHANGELOG.md")
 GENERATED = {"CONFIGURATION.md": configuration.page, "COMMANDS.md": commands.page}
 
 
