@@ -19,6 +19,7 @@ from apex.acting.loop import ActingLoop, Decider
 from apex.config.sections import Config
 from apex.daemons.catalog import ACTOR
 from apex.daemons.command import run_from_options, run_options
+from apex.daemons.every import Every
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.learner.parameter_versions import Publication
 from apex.daemons.metrics import MetricsLog, Rate
@@ -140,7 +141,7 @@ class ActorDaemon:
             service.config.run.metrics_max_mb,
             tensorboard=not service.config.central,
         )
-        self._next_metrics = time.monotonic() + METRICS_PERIOD_S
+        self._metrics_due = Every(METRICS_PERIOD_S)
 
     def run(self) -> None:
         """Act until the end."""
@@ -230,12 +231,10 @@ class ActorDaemon:
         self._service.beat()
         self._inference.poll(self._learner.poll())
         self._learner.heartbeat(self._heartbeat)
-        now = time.monotonic()
         patience_s = self._config.actor.learner_patience_s
-        if self._attached and now - self._learner.last_contact > patience_s:
+        if self._attached and time.monotonic() - self._learner.last_contact > patience_s:
             raise PeerTimeoutError(f"the learner was away for {patience_s:g} s")
-        if now >= self._next_metrics:
-            self._next_metrics = now + METRICS_PERIOD_S
+        if self._metrics_due.due():
             self._write_metrics()
 
     def _heartbeat(self) -> Heartbeat:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Any
 
 from apex.acting.agent import Agent, LocalDecider
@@ -10,9 +9,9 @@ from apex.algos.agent_factory import make_agent
 from apex.algos.registry import check_schema, make_algorithm
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.learner.parameter_versions import Publication
+from apex.daemons.replay.backlog import Backlog
 from apex.daemons.replay.client import InsertClient
 from apex.daemons.service import Service
-from apex.data.chunks import Chunk
 from apex.data.schema import Array
 from apex.envs.spec import StepResult
 from apex.host import process_tuning
@@ -50,7 +49,7 @@ class LocalInference:
             service.endpoints.of("replay.insert"), service.hello()
         )
         self._decider: LocalDecider | None = None
-        self._backlog: deque[Chunk] = deque()
+        self._backlog = Backlog(self._replay)
         self._steps_to_refresh = 0
         self.learner_step = 0
         """Of the parameters that act."""
@@ -93,7 +92,7 @@ class LocalInference:
         """Take what a step gave; its items wait for their way to replay."""
         assert self._decider is not None
         self._decider.observe(result)
-        self._backlog.extend(self._decider.agent.take_chunks())
+        self._backlog.put(self._decider.agent.take_chunks())
         self._steps_to_refresh -= self._config.actor.num_envs
         if self._steps_to_refresh <= 0:
             self._steps_to_refresh = self._config.actor.parameter_period
@@ -103,7 +102,7 @@ class LocalInference:
         """The environments have failed."""
         assert self._decider is not None
         self._decider.cut()
-        self._backlog.extend(self._decider.agent.take_chunks())
+        self._backlog.put(self._decider.agent.take_chunks())
 
     @property
     def waiting(self) -> Phase | None:
@@ -119,20 +118,17 @@ class LocalInference:
             self.learner_step = publication.learner_step
             if self._decider is not None:
                 self._decider.learner_step = publication.learner_step
-        self._replay.poll()
-        while self._backlog and self._replay.has_credit:
-            self._replay.insert(self._backlog.popleft())
+        self._backlog.send()
 
     def finish(self) -> None:
         """Hand over what is complete, for an orderly end."""
         if self._decider is not None:
-            self._backlog.extend(self._decider.agent.flush())
+            self._backlog.put(self._decider.agent.flush())
 
     @property
     def drained(self) -> bool:
         """Whether nothing is left that could still be handed over."""
-        left = self._backlog or self._replay.unacknowledged
-        return not left or not self._replay.client.ready
+        return self._backlog.drained
 
     def metrics(self) -> dict[str, Any]:
         """Figures of its own."""

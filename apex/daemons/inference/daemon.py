@@ -5,20 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections import deque
 from functools import partial
 
 from apex.algos.agent_factory import make_agent
 from apex.algos.base import Algorithm
 from apex.algos.registry import check_schema, make_algorithm
 from apex.daemons.command import daemon_command
+from apex.daemons.every import Every
 from apex.daemons.inference.endpoint import ActEndpoint
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.metrics import MetricsLog, Rate
+from apex.daemons.replay.backlog import Backlog
 from apex.daemons.replay.client import InsertClient
 from apex.daemons.service import Service
 from apex.daemons.status.reports import InferenceReport, to_wire
-from apex.data.chunks import Chunk
 from apex.host import process_tuning
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions
@@ -59,15 +59,15 @@ class InferenceDaemon:
             starts=service.starts,
         )
         self._poller = Poller(self._acts.server, self._learner.client, self._replay.client)
-        self._backlog: deque[Chunk] = deque()
-        self._next_refresh = float("-inf")
+        self._backlog = Backlog(self._replay)
+        self._refresh_due = Every(REFRESH_S, at_once=True)
         self._batches, self._decided, self._busy = Rate(), Rate(), Rate()
         self._largest = 0
         """Environments of the largest batch since the last metrics."""
         self._metrics = MetricsLog(
             service.run.metrics, service.name, config.run.metrics_max_mb, tensorboard=True
         )
-        self._next_metrics = time.monotonic() + METRICS_PERIOD_S
+        self._metrics_due = Every(METRICS_PERIOD_S)
         self._total = 0
 
     def run(self) -> None:
@@ -107,13 +107,9 @@ class InferenceDaemon:
         self._poller.wait(wait_s)
         self._acts.receive()
         self._refresh()
-        self._backlog.extend(self._acts.take_chunks())
-        self._replay.poll()
-        while self._backlog and self._replay.has_credit:
-            self._replay.insert(self._backlog.popleft())
-        now = time.monotonic()
-        if now >= self._next_metrics:
-            self._next_metrics = now + METRICS_PERIOD_S
+        self._backlog.put(self._acts.take_chunks())
+        self._backlog.send()
+        if self._metrics_due.due():
             self._write_metrics()
 
     def _refresh(self) -> None:
@@ -122,19 +118,15 @@ class InferenceDaemon:
         if publication is not None:
             self._policy.load(parameters.decode(publication.data))
             self._learner_step = publication.learner_step
-        now = time.monotonic()
-        if now >= self._next_refresh:
-            self._next_refresh = now + REFRESH_S
+        if self._refresh_due.due():
             self._learner.ask_for_params()
 
     def _drain(self) -> None:
         """Hand over what is complete, and wait briefly for its acknowledgement."""
         self._write_metrics()
-        self._backlog.extend(self._acts.flush())
+        self._backlog.put(self._acts.flush())
         deadline = time.monotonic() + DRAIN_S
-        while (self._backlog or self._replay.unacknowledged) and time.monotonic() < deadline:
-            if not self._replay.client.ready:
-                break
+        while not self._backlog.drained and time.monotonic() < deadline:
             self._poll(IDLE_WAIT_S)
 
     def status(self) -> InferenceReport:

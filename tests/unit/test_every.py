@@ -1,0 +1,41 @@
+"""What is done now and then is due once in each period."""
+
+from __future__ import annotations
+
+from apex.daemons.every import Every
+from tests.support.clock import Clock
+
+
+def test_it_is_due_once_in_each_period_from_when_it_was_done() -> None:
+    clock = Clock()
+    every = Every(10.0, clock)
+    due = []
+    for _ in range(35):
+        clock.now += 1.0
+        if every.due():
+            due.append(clock.now)
+    start = due[0] - 10.0
+    assert [moment - start for moment in due] == [10.0, 20.0, 30.0]
+
+
+def test_a_late_look_begins_the_next_period_then() -> None:
+    clock = Clock()
+    every = Every(10.0, clock)
+    clock.now += 25.0
+    assert every.due() and not every.due()
+    clock.now += 9.0
+    assert not every.due()
+    clock.now += 1.0
+    assert every.due()
+
+
+def test_it_is_due_at_once_where_that_is_asked_for_and_restarts_when_it_is_told_to() -> None:
+    clock = Clock()
+    every = Every(10.0, clock, at_once=True)
+    assert every.due() and not every.due()
+    clock.now += 9.0
+    every.restart()
+    clock.now += 9.0
+    assert not every.due()
+    clock.now += 1.0
+    assert every.due()
