@@ -20,6 +20,7 @@ from apex.config.sections import Config
 from apex.daemons.catalog import DaemonSpec, spec_of
 from apex.daemons.logs import log_to_stderr
 from apex.daemons.restart_backoff import CrashHistory
+from apex.daemons.watchdog import Watchdog
 from apex.errors import ApexError, ExitCode, GaveUpError, RunError, StopAskedError
 from apex.host.files import FileLock
 from apex.runs.directory import RunDirectory, RunFacts
@@ -61,9 +62,11 @@ class Service:
         self._stop = threading.Event()
         self._signals = 0
         self._signalled = threading.Event()
-        self._beats = 0
         self._lock = self._take_name()
         self._crashes = CrashHistory(run.crash_file(name), self.config.run.max_crashes)
+        self._watchdog = Watchdog(
+            self.config.run.watchdog_s, self._crashes.breathe, self._crashes.failed
+        )
         self.epoch = self._crashes.epoch
         """This start of the daemon; a later start's is higher, whatever the clock does."""
         self.starts = self._crashes.starts
@@ -125,7 +128,7 @@ class Service:
 
     def beat(self) -> None:
         """Tell the watchdog that the work loop makes progress, or waits for a good reason."""
-        self._beats += 1
+        self._watchdog.beat()
 
     def install_signals(self) -> None:
         """SIGTERM and SIGINT drain, a second one ends at once; SIGUSR1 dumps all stacks."""
@@ -159,25 +162,8 @@ class Service:
         _lead_session()
 
     def start_watchdog(self) -> None:
-        """Start the thread that ends the process when its work loop stands still.
-
-        It counts its own wake-ups, not the clock, so that a stopped and continued process
-        (SIGSTOP, a suspended machine) is not taken for a hung one.
-        """
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
-
-    def _watch(self) -> None:
-        seen, idle_s = self._beats, 0.0
-        while True:
-            time.sleep(1.0)
-            self._crashes.breathe()
-            idle_s = idle_s + 1.0 if self._beats == seen else 0.0
-            seen = self._beats
-            if idle_s >= self.config.run.watchdog_s:
-                log.error("work loop stood still for %.0f s: dumping stacks, exiting", idle_s)
-                faulthandler.dump_traceback(all_threads=True)
-                self.failed(f"its work loop stood still for {idle_s:.0f} s", ExitCode.HANG)
-                os._exit(ExitCode.HANG)
+        """Start the thread that ends the process when its work loop stands still."""
+        self._watchdog.start()
 
     def delay_after_crashes(self) -> None:
         """Back off when the last starts ended badly within seconds.
