@@ -74,7 +74,7 @@ class SchemaError(ApexError):
 
 
 class CorruptItemsError(SchemaError):
-    """Some sampled items have frames or actions that are none."""
+    """Some sampled items contain invalid frames or actions."""
 
     def __init__(self, message: str, item_ids: list[int]) -> None:
         super().__init__(message)

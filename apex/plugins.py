@@ -1,4 +1,4 @@
-"""A user's own files: `my_algorithm.py:Munchausen` and `my_env.py:Corridor` by name.
+"""Import a user's own environment or algorithm by reference: `my_file.py:Name`.
 
 Both configuration keys that name code, `algorithm.name` and `env.id`, are read here. A reference
 to a file is kept with its absolute path, so that every daemon of a run finds the same one.
@@ -133,7 +133,7 @@ def told(error: Exception, otherwise: str = "") -> str:
         return f"{what}; {otherwise}" if otherwise else what
     frame = own[-1]
     place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
-    return f"{what} ({place}); mend it there"
+    return f"{what} ({place}); fix it there"
 
 
 FACTORY = "factory:"

@@ -205,7 +205,8 @@ class EvaluatorConfig(Section, frozen=True):
     """Environments stepped together; `episodes` must be a multiple of it."""
     period_s: PositiveFloat = 60.0
     """Seconds from one evaluation's start to the next one's, if `max_share` allows; also from the
-    first learner steps of a run to its first evaluation, lest that plays what learned nothing."""
+    first learner steps of a run to its first evaluation, so that it does
+    not play an untrained network."""
     max_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
     """Largest share of the run's cores that evaluations may take on average."""
     nice: Niceness = 15

@@ -1,4 +1,4 @@
-"""Cores for the training thread alone: chosen by the engine, told to the learner, kept from others.
+"""Pin the training thread to dedicated CPU cores.
 
 The kernel moves threads between cores when others wake up. A training thread that shares its
 core with the threads that bring it batches, and with actors, waits for them many times a second.

@@ -1,4 +1,4 @@
-"""What a daemon's starts know of those before them: a crash loop slows down, then stops."""
+"""Crash-loop detection: back off between restarts, then give up."""
 
 from __future__ import annotations
 

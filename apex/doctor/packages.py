@@ -61,7 +61,7 @@ def check_python(version: str, supported: str) -> Iterator[Finding]:
         supported: a range, such as `>=3.10`; empty: any.
     """
     good = SpecifierSet(supported).contains(version, prereleases=True)
-    remedy = "" if good else f"make the environment anew with Python {supported}"
+    remedy = "" if good else f"make the environment again with Python {supported}"
     yield Finding(
         "python",
         "ok" if good else "problem",
@@ -164,7 +164,7 @@ def check_files(root: Path) -> Iterator[Finding]:
     missing = [name for name in wanted if not (root / name).is_file()]
     if missing:
         found = f"missing in {root}: {', '.join(missing)}"
-        yield Finding("files", "problem", found, "bin/ and deploy/", "install apex-suite anew")
+        yield Finding("files", "problem", found, "bin/ and deploy/", "install apex-suite again")
     else:
         yield Finding("files", "ok", f"bin/ and deploy/ in {root}")
 

@@ -1,4 +1,4 @@
-"""Environments made anew after one has failed, later each time that they fail again."""
+"""Environments made again after one has failed, later each time that they fail again."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Recreation:
         self._last = float("-inf")
         self.faults = 0
         self.due: float | None = None
-        """When environments are made anew; None while none have failed."""
+        """When environments are made again; None while none have failed."""
 
     def first(self, *, made_before: bool) -> Environments | None:
         """The first environments of a process, or None where they failed and are due again.
@@ -53,12 +53,12 @@ class Recreation:
             return None
 
     def fault(self, error: ApexError) -> None:
-        """Environments have failed: wait before they are made anew."""
+        """Environments have failed: wait before they are made again."""
         now = self._clock()
         self._delay = FIRST_DELAY_S if now - self._last > CALM_S else self._delay
         self.faults += 1
         self._last, self.due = now, now + self._delay
-        log.error("%s; environments are made anew in %.0f s (fault %d)", error, self._delay,
+        log.error("%s; environments are made again in %.0f s (fault %d)", error, self._delay,
                   self.faults)  # fmt: skip
         self._delay = min(MAX_DELAY_S, 2.0 * self._delay)
 
@@ -76,7 +76,7 @@ class Recreation:
                 close(environments)
             return None
         self.due = None
-        log.info("environments are made anew")
+        log.info("environments are made again")
         return environments
 
 

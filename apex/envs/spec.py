@@ -1,4 +1,4 @@
-"""What an algorithm must know of an environment: what it sees, and what it may do."""
+"""Observation and action specification of an environment, and the result of a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text of others, fit to be shown: a peer's words are no command of the terminal's, and no line."""
+"""Escape control characters and newlines in untrusted text before printing it."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def memory_errors() -> Iterator[None]:
 def _keep_freed_memory() -> None:
     """Let malloc keep what is freed, where the C library is glibc.
 
-    By default it hands each freed tensor of a few MiB back to the kernel and asks for it anew at
+    By default it hands each freed tensor of a few MiB back to the kernel and asks for it again at
     the next update; the page faults cost a CPU learner with small networks a quarter of its time.
     """
     try:

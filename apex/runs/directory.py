@@ -73,7 +73,7 @@ class RunDirectory:
                 "(`apex run --engine none` makes it and starts nothing)"
             ) from None
         except msgspec.MsgspecError as error:
-            raise RunError(f"{self.schema_file}: {error}; make the run anew") from None
+            raise RunError(f"{self.schema_file}: {error}; make a new run") from None
 
     def check_kept(self, config: Config) -> RunFacts:
         """The facts of a run whose parts can all be made again from its configuration.

@@ -402,7 +402,7 @@ def test_endpoints_without_the_inference_server_are_refused_before_anything_star
 
 
 def test_cut_of_a_central_actor_is_told_by_its_next_beginning(stage):
-    """Environments that fail begin anew; nothing leads from one episode to the other."""
+    """Environments that fail begin again; nothing leads from one episode to the other."""
     one = stage.client("actor_000")
     one.begin(seen(0.0))
     stage.round(one)

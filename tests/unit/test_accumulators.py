@@ -374,7 +374,7 @@ def test_frame_stacker_has_the_last_frames_of_each_environment_over_a_long_time(
     stacker, depth = FrameStacker(4), 4
     seen: list[list[int]] = [[], []]
     for step in range(1, 120):
-        # The first environment begins anew each 19 steps, the second each 7.
+        # The first environment begins again each 19 steps, the second each 7.
         first = [step % 19 == 1, step % 7 == 1]
         frame = np.array([step, 128 + step], dtype=np.uint8).reshape(2, 1, 1)
         stacks = stacker.push(frame, np.array(first))[:, :, 0, 0]

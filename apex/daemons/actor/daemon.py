@@ -188,7 +188,7 @@ class ActorDaemon:
             self._fault(error)
 
     def _recreate(self, begin: Callable[[Environments], None]) -> None:
-        """Wait, or make the environments anew when it is time."""
+        """Wait, or make the environments again when it is time."""
         self._phase = "recreating"
         self._wait_a_moment()
         made = self._recreation.attempt(begin)

@@ -119,7 +119,7 @@ class EvaluatorDaemon:
             self._recreation.fault(error)
 
     def _recreate(self) -> None:
-        """Wait, or make the environments anew when it is time."""
+        """Wait, or make the environments again when it is time."""
         self._unplayed = self._poll("recreating") or self._unplayed
         self._learner.ask_for_params()
         made = self._recreation.attempt(lambda environments: None)

@@ -92,10 +92,10 @@ class ActClient:
             elif isinstance(message, Welcome):
                 if message.instance != self._instance:
                     self._instance = message.instance
-                    self._ask_anew()
+                    self._ask_again()
                 self._send()
             elif isinstance(message, Error) and message.code == "unknown_agent":
-                self._ask_anew()
+                self._ask_again()
                 self._send()
         if self._question is not None and self._clock() - self._sent > RESEND_S:
             self._send()
@@ -107,7 +107,7 @@ class ActClient:
         self._actions = None
         self._send()
 
-    def _ask_anew(self) -> None:
+    def _ask_again(self) -> None:
         """Turn the open question into a beginning."""
         if self._question is not None:
             observations = self._question[1]["observations"]

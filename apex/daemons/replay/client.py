@@ -173,7 +173,7 @@ class SampleClient:
             elif isinstance(message, SnapshotReply):
                 self.saved = message
             elif isinstance(message, Welcome | Error):
-                # What was asked before will not come; the caller asks anew.
+                # What was asked before will not come; the caller asks again.
                 self._asked.clear()
                 if isinstance(message, Error):
                     self._not_before = self._clock() + ASK_AFTER_ERROR_S

@@ -25,7 +25,7 @@ CREDITS = 4
 MAX_PENDING = 4096
 """Inserts of all producers together that wait for the limiter."""
 MAX_PRODUCERS = 10_000
-"""Of which it is known what they have inserted; a forgotten one begins anew when it greets."""
+"""Of which it is known what they have inserted; a forgotten one begins again when it greets."""
 
 
 @dataclass
