@@ -28,7 +28,7 @@ from apex.algos.base import Algorithm, Learner, Loss, Metrics, Policy, Update
 from apex.algos.batches import Sequences, Transitions
 from apex.algos.impala import Impala
 from apex.algos.noise import resample_noise
-from apex.algos.optimization import Optimization, OptimizerConfig, TargetNetwork
+from apex.algos.optimization import Optimization, OptimizerConfig
 from apex.algos.q_learning import QAlgorithm, QPolicy
 from apex.algos.r2d2 import R2D2
 from apex.algos.sequence_batches import (
@@ -39,6 +39,7 @@ from apex.algos.sequence_batches import (
     learning_inputs,
 )
 from apex.algos.sequence_q_learning import RecurrentQPolicy, SequenceQAlgorithm
+from apex.algos.target_network import TargetNetwork
 from apex.algos.transition_batches import MAX_Q, Q_VALUE, TransitionAlgorithm
 from apex.config.sections import (
     AlgorithmConfig,

@@ -13,7 +13,8 @@ from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import GaussianNoise, LadderPlace, noise_ladder
 from apex.algos.base import Learner, Metrics, Policy, Update
 from apex.algos.batches import Transitions
-from apex.algos.optimization import Optimization, TargetNetwork
+from apex.algos.optimization import Optimization
+from apex.algos.target_network import TargetNetwork
 from apex.algos.transition_batches import MAX_Q, Q_VALUE, TransitionAlgorithm
 from apex.config.sections import PositiveFloat, PositiveInt
 from apex.networks.deterministic import DeterministicLayers, DeterministicNetwork

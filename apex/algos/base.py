@@ -14,7 +14,8 @@ from apex.acting.accumulator import Accumulator
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import LadderPlace, Progress
 from apex.algos.batches import map_tensors
-from apex.algos.optimization import Optimization, TargetNetwork
+from apex.algos.optimization import Optimization
+from apex.algos.target_network import TargetNetwork
 from apex.config.sections import AlgorithmConfig
 from apex.data.chunks import Items
 from apex.data.schema import Schema

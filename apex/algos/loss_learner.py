@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from apex.algos.base import Algorithm, Learner, Loss, Update
 from apex.algos.noise import resample_noise
-from apex.algos.optimization import Optimization, TargetNetwork
+from apex.algos.optimization import Optimization
+from apex.algos.target_network import TargetNetwork
 from apex.ops.q_learning import importance_weights
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from apex.acting.exploration import LadderPlace
 from apex.algos.base import Learner, Update
-from apex.algos.optimization import Optimization, OptimizerConfig, TargetNetwork
+from apex.algos.optimization import Optimization, OptimizerConfig
+from apex.algos.target_network import TargetNetwork
 
 OLDER_EXPLORATION = ("positions", "ladder_size", "seeds")
 
