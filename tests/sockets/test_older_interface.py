@@ -84,14 +84,10 @@ def test_example_of_0_1_warns_and_learns_what_the_new_one_learns(
         ("apex.types", "Chunk", "apex.data.chunks.Chunk"),
         ("apex.config", "PositiveFloat", "apex.api.PositiveFloat"),
         ("apex.algos.transitions", "TransitionSection", "apex.api.TransitionAlgorithm.Config"),
-        ("apex.algos.q_learning", "Q_VALUE", "apex.api.Q_VALUE"),
         ("apex.engine", "stop", "apex.launch.engine.stop"),
     ],
 )
 def test_name_that_has_moved_says_where_it_is_now(module: str, name: str, now: str) -> None:
-    if name == "Q_VALUE":  # it is still imported there
-        assert importlib.import_module(module).Q_VALUE == "q_value"
-        return
     with pytest.warns(FutureWarning, match=rf"^{module}\.{name} is now {now}; the old name goes"):
         assert getattr(importlib.import_module(module), name) is not None
 

@@ -1,4 +1,4 @@
-"""Environments that fail: cut where they were last whole, made anew, counted and named."""
+"""Environments that fail: cut where they were last whole, made again, counted and named."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ START = Progress(0, 0)
 
 
 def batch_of(arrays: Mapping[str, Any]) -> Transitions | Sequences:
-    """The batch of arrays by name; what is no field of it becomes an extra."""
+    """The batch of arrays by name; a name that is not one of its fields becomes an extra."""
     tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
     tensors.pop("learner_step", None)
     if "is_first" not in tensors:
