@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from apex.evaluation.trained_policy import load_policy
 
-from apex.older_names import install
+from apex.deprecated_imports import install
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load_policy"]

@@ -62,8 +62,7 @@ from apex.networks.recurrent_dueling import RecurrentDuelingQNetwork
 from apex.networks.sequence import Layers, SequenceNetwork
 from apex.networks.torsos import ImageTorso, VectorTorso, mlp, torso
 from apex.ops.deterministic_policy_gradient import deterministic_policy_gradient_loss
-from apex.ops.policy_gradient import entropy, policy_gradient_loss
-from apex.ops.q_learning import (
+from apex.ops.double_q_learning import (
     double_q_td_error,
     dueling_values,
     huber_loss,
@@ -72,6 +71,7 @@ from apex.ops.q_learning import (
     sequence_priorities,
     squared_loss,
 )
+from apex.ops.policy_gradient import entropy, policy_gradient_loss
 from apex.ops.value_rescale import rescale, unrescale
 from apex.ops.vtrace import importance_ratios, vtrace
 

@@ -17,10 +17,10 @@ from apex.algos.optimization import Optimization
 from apex.algos.target_network import TargetNetwork
 from apex.algos.transition_batches import MAX_Q, Q_VALUE, TransitionAlgorithm
 from apex.config.sections import PositiveFloat, PositiveInt
+from apex.deprecated_imports import deprecated_names
 from apex.networks.deterministic import DeterministicLayers, DeterministicNetwork
-from apex.older_names import older_names
 from apex.ops.deterministic_policy_gradient import deterministic_policy_gradient_loss, td_error
-from apex.ops.q_learning import huber_loss, importance_weights, squared_loss
+from apex.ops.double_q_learning import huber_loss, importance_weights, squared_loss
 
 Widths = Annotated[tuple[PositiveInt, ...], msgspec.Meta(min_length=1)]
 
@@ -185,4 +185,4 @@ class DPGLearner(Learner):
         }
 
 
-__getattr__ = older_names(__name__)
+__getattr__ = deprecated_names(__name__)

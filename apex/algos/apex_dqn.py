@@ -8,9 +8,9 @@ from torch import nn
 from apex.algos.batches import Transitions
 from apex.algos.q_learning import Errors, QAlgorithm
 from apex.config.sections import PositiveInt
+from apex.deprecated_imports import deprecated_names
 from apex.networks.dueling import DuelingQNetwork
-from apex.older_names import older_names
-from apex.ops.q_learning import double_q_td_error
+from apex.ops.double_q_learning import double_q_td_error
 
 
 class ApexDQN(QAlgorithm):
@@ -52,4 +52,4 @@ class ApexDQN(QAlgorithm):
         return errors, {"q_mean": q_tm1.mean(), "q_max": q_tm1.max()}
 
 
-__getattr__ = older_names(__name__)
+__getattr__ = deprecated_names(__name__)

@@ -142,7 +142,9 @@ class Learner(ABC):
         for optimization in self.optimizations().values():
             optimization.schedule(self.updates)
         given: Any = self.update(map_tensors(batch, lambda tensor: tensor.to(self.device)))
-        update = given if isinstance(given, Update) else older_interface().as_update(given, self)
+        update = (
+            given if isinstance(given, Update) else deprecated_interface().as_update(given, self)
+        )
         self.updates += 1
         for target in self.targets():
             target.follow(self.updates)
@@ -151,7 +153,7 @@ class Learner(ABC):
 
     def tensors(self, batch: Any) -> dict[str, Tensor]:
         """A batch as a dictionary, for a learner that was written for apex 0.1."""
-        named: dict[str, Tensor] = older_interface().as_dictionary(batch)
+        named: dict[str, Tensor] = deprecated_interface().as_dictionary(batch)
         return named
 
     def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
@@ -231,7 +233,7 @@ class Algorithm(ABC):
 
     def __init_subclass__(cls, **rest: Any) -> None:
         super().__init_subclass__(**rest)
-        older_interface().adapt_exploration(cls)
+        deprecated_interface().adapt_exploration(cls)
 
     def __init__(self, config: Any, spec: EnvSpec) -> None:
         self.config = config
@@ -283,11 +285,11 @@ class Algorithm(ABC):
         return LossLearner(self, device)
 
 
-def older_interface() -> Any:
+def deprecated_interface() -> Any:
     """What lets algorithms of apex 0.1 go on; it needs this module itself."""
-    from apex.algos import older_interface
+    from apex.algos import deprecated_interface
 
-    return older_interface
+    return deprecated_interface
 
 
 def check_priorities(update: Update, batch_size: int, learner: Learner) -> None:

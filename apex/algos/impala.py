@@ -25,8 +25,8 @@ from apex.algos.sequence_batches import (
 )
 from apex.config.sections import Decay, NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
 from apex.data.schema import Arrays, Column
+from apex.deprecated_imports import deprecated_names
 from apex.networks.actor_critic import ActorCriticNetwork
-from apex.older_names import older_names
 from apex.ops.policy_gradient import entropy, policy_gradient_loss
 from apex.ops.vtrace import importance_ratios, vtrace
 
@@ -148,4 +148,4 @@ class ActorCriticPolicy(Policy):
         return Decision(actions, core_state.cpu().numpy(), extras)
 
 
-__getattr__ = older_names(__name__)
+__getattr__ = deprecated_names(__name__)

@@ -12,7 +12,7 @@ from apex.algos.base import Algorithm, Learner, Loss, Update
 from apex.algos.noise import resample_noise
 from apex.algos.optimization import Optimization
 from apex.algos.target_network import TargetNetwork
-from apex.ops.q_learning import importance_weights
+from apex.ops.double_q_learning import importance_weights
 
 
 class LossLearner(Learner):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apex.config.sections import AlgorithmConfig, Decay, NonNegativeInt, PositiveFloat, UnitFloat
-from apex.ops.optimizers import RMSProp
+from apex.ops.rmsprop import RMSProp
 
 log = logging.getLogger("apex.learner")
 

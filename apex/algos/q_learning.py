@@ -17,9 +17,9 @@ from apex.algos.batches import Observation, Transitions
 from apex.algos.noise import resample_noise
 from apex.algos.transition_batches import MAX_Q, Q_VALUE, TransitionAlgorithm
 from apex.config.sections import NonNegativeFloat, UnitFloat
+from apex.deprecated_imports import deprecated_names
 from apex.envs.spec import EnvSpec
-from apex.older_names import older_names
-from apex.ops.q_learning import huber_loss, squared_loss
+from apex.ops.double_q_learning import huber_loss, squared_loss
 
 Errors = Tensor | tuple[Tensor, Metrics]
 """TD errors, alone or with what is to be logged."""
@@ -130,4 +130,4 @@ class QPolicy(Policy):
         return Decision(actions, inputs.core_state, dict(extras))
 
 
-__getattr__ = older_names(__name__)
+__getattr__ = deprecated_names(__name__)

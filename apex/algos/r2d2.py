@@ -16,9 +16,9 @@ from apex.algos.sequence_q_learning import SequenceQAlgorithm
 from apex.algos.transition_batches import MAX_Q, Q_VALUE
 from apex.config.sections import NonNegativeInt, PositiveFloat, PositiveInt, UnitFloat
 from apex.data.schema import Arrays
+from apex.deprecated_imports import deprecated_names
 from apex.networks.recurrent_dueling import RecurrentDuelingQNetwork
-from apex.older_names import older_names
-from apex.ops.q_learning import n_step_targets, sequence_priorities
+from apex.ops.double_q_learning import n_step_targets, sequence_priorities
 from apex.ops.value_rescale import rescale, unrescale
 
 
@@ -90,4 +90,4 @@ class R2D2(SequenceQAlgorithm):
         return priorities.double().numpy()
 
 
-__getattr__ = older_names(__name__)
+__getattr__ = deprecated_names(__name__)

@@ -29,7 +29,7 @@ from apex.config.sections import (
     UnitFloat,
 )
 from apex.networks.recurrent_dueling import RecurrentDuelingQNetwork
-from apex.ops.q_learning import sequence_priorities
+from apex.ops.double_q_learning import sequence_priorities
 
 
 class SequenceQAlgorithm(SequenceAlgorithm):

@@ -82,7 +82,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 @run_option
 def attach(count: int, run_path: Path | None) -> None:
     """Add COUNT actors to a run; they end with Ctrl-C, or with `apex stop`."""
-    from apex.daemons.logs import log_to_stderr
+    from apex.daemons.log_files import log_to_stderr
     from apex.daemons.service import ENGINE_PID
     from apex.launch.local import Launcher
     from apex.runs import engine_record

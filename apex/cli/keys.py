@@ -32,7 +32,7 @@ def new(folder: Path, role: str | None, name: str | None, out: Path | None) -> N
     Name FOLDER in the endpoints file (keys = "FOLDER"). Each key has a role: with an actor's key
     one may insert and fetch parameters, and nothing else.
     """
-    from apex.wire.keys import add_key, make_folder
+    from apex.wire.curve_keys import add_key, make_folder
 
     added = (role, name, out)
     if any(added) and not all(added):
@@ -54,7 +54,7 @@ def new(folder: Path, role: str | None, name: str | None, out: Path | None) -> N
 @folder_argument
 def list_keys(folder: Path) -> None:
     """Who may connect: name, role and public key."""
-    from apex.wire.keys import authorized_keys
+    from apex.wire.curve_keys import authorized_keys
 
     _check_is_folder_of_keys(folder)
     for key in sorted(authorized_keys(folder).values(), key=lambda key: key.name):
@@ -66,7 +66,7 @@ def list_keys(folder: Path) -> None:
 @click.argument("name")
 def revoke(folder: Path, name: str) -> None:
     """Let the key NAME in no longer; what is connected with it is refused within seconds."""
-    from apex.wire.keys import revoke as revoke_key
+    from apex.wire.curve_keys import revoke as revoke_key
 
     _check_is_folder_of_keys(folder)
     revoke_key(folder, name)

@@ -1,5 +1,5 @@
 """The configuration of a run."""
 
-from apex.older_names import older_names
+from apex.deprecated_imports import deprecated_names
 
-__getattr__ = older_names(__name__)
+__getattr__ = deprecated_names(__name__)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from apex.config.fitting import ACTOR_BYTES
+from apex.config.machine_fitting import ACTOR_BYTES
 from apex.config.sections import Config
 from apex.wire.messages import Role
 

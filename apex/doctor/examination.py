@@ -13,12 +13,12 @@ from pathlib import Path
 from apex.doctor import (
     environment,
     gpu,
+    left_sockets,
     limits,
     memory,
     packages,
     processes,
-    runs,
-    sockets,
+    run_directories,
     system,
 )
 from apex.doctor.findings import Finding, guarded
@@ -136,14 +136,16 @@ def _threads(subject: Subject) -> Iterator[Finding]:
 def _all_runs_findings(there: list[RunDirectory]) -> Iterator[Finding]:
     """Of the runs under the root, of `there`, and of orphans that live elsewhere."""
     known = {run.path: run for run in (*all_runs(), *there)}
-    yield from runs.check_all(known.values(), runs_root())
+    yield from run_directories.check_all(known.values(), runs_root())
     for run in known.values():
-        yield from guarded(runs.name_of(run), partial(runs.check_run, run))
+        yield from guarded(run_directories.name_of(run), partial(run_directories.check_run, run))
     for path in {one.run for one in processes.apex_processes()} - known.keys():
         run = RunDirectory(path)
-        yield from guarded(runs.name_of(run), partial(runs.check_orphans, run))
+        yield from guarded(
+            run_directories.name_of(run), partial(run_directories.check_orphans, run)
+        )
     newest = max((run.schema_file.stat().st_mtime for run in known.values()), default=0.0)
     yield from system.check_clock(time.time(), newest)
-    yield from sockets.check_new_sockets(
-        sockets.of_new_runs(), socket_directory_path(runs_root() / "new")
+    yield from left_sockets.check_new_sockets(
+        left_sockets.of_new_runs(), socket_directory_path(runs_root() / "new")
     )

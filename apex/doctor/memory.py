@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from apex.config.fitting import REPLAY_MEMORY_SHARE
+from apex.config.machine_fitting import REPLAY_MEMORY_SHARE
 from apex.config.sections import Config
 from apex.daemons.catalog import CATALOG, daemon_names
 from apex.data.schema import Schema

@@ -12,7 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from apex import plugins
 from apex.data.schema import Array
-from apex.envs.checked import INTERFACE, MisbehavedError
+from apex.envs.env_checks import INTERFACE, MisbehavedError
 from apex.envs.spaces import as_taken, env_spec
 from apex.envs.spec import MAX_REWARD, StepResult, good_rewards
 from apex.errors import ConfigError, EnvError, EnvFaultError

@@ -12,7 +12,7 @@ from apex import plugins
 from apex.config.sections import EnvConfig
 from apex.envs.atari import make_atari
 from apex.envs.base import Environments
-from apex.envs.checked import Checked
+from apex.envs.env_checks import Checked
 from apex.envs.spaces import FLATTENED
 from apex.errors import ApexError, ConfigError, EnvError
 from apex.plugins import FACTORY

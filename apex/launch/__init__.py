@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from apex.launch.from_script import run
-    from apex.launch.handle import Run
+    from apex.launch.run_handle import Run
 
 __all__ = ["Run", "run"]
 
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return run
     if name == "Run":
-        from apex.launch.handle import Run
+        from apex.launch.run_handle import Run
 
         return Run
     raise AttributeError(f"module 'apex.launch' has no attribute '{name}'")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from apex.config.sections import Config
 from apex.errors import RunError, UsageError
 from apex.launch import engine
-from apex.launch.extension_bytes import packed
-from apex.launch.handle import Run
+from apex.launch.pickled_extensions import packed
+from apex.launch.run_handle import Run
 from apex.plugins import NONE, Extensions, with_extensions
 from apex.runs.directory import RunDirectory, new_run_path
 

@@ -20,11 +20,11 @@ import multiprocess
 import multiprocess.connection
 
 from apex.daemons.catalog import daemon_names, spec_of
-from apex.daemons.logs import log_to_stderr
+from apex.daemons.log_files import log_to_stderr
 from apex.daemons.service import Service, serve
 from apex.errors import NOT_RESTARTED, ApexError
 from apex.launch import engine
-from apex.launch.extension_bytes import unpacked
+from apex.launch.pickled_extensions import unpacked
 from apex.runs.directory import RunDirectory, find_run
 
 log = logging.getLogger("apex.launch.local")

@@ -22,7 +22,7 @@ import msgspec
 from apex import plugins
 from apex.algos.base import Algorithm
 from apex.algos.registry import algorithm_class, check_schema, make_algorithm
-from apex.config import fitting, loading
+from apex.config import loading, machine_fitting
 from apex.config.conversion import convert
 from apex.config.loading import OVERLAYS, Table
 from apex.config.sections import Config
@@ -35,7 +35,7 @@ from apex.replay.log.records import segments
 from apex.runs import checkpoint, provenance
 from apex.runs.directory import RunDirectory, new_run_path
 from apex.wire import endpoints as addresses
-from apex.wire.keys import read_secret
+from apex.wire.curve_keys import read_secret
 
 log = logging.getLogger("apex.launch.prepare")
 
@@ -79,7 +79,7 @@ def configure(table: Table, algorithm: type[Algorithm] | None = None) -> Config:
     table = _for_algorithm(table, algorithm)
     machine = hardware.this_machine()
     config = loading.parse(loading.laid_over(table, gpu=machine.has_gpu))
-    return fitting.choose_actor_count(config, machine.cores, machine.memory_bytes)
+    return machine_fitting.choose_actor_count(config, machine.cores, machine.memory_bytes)
 
 
 def preset_config(
@@ -107,7 +107,7 @@ def check_own(config: Config) -> Config:
             "makes the environment with any others"
         ) from None
     config, machine = loading.parse(table), hardware.this_machine()
-    return fitting.choose_actor_count(config, machine.cores, machine.memory_bytes)
+    return machine_fitting.choose_actor_count(config, machine.cores, machine.memory_bytes)
 
 
 def _for_algorithm(table: Table, algorithm: type[Algorithm] | None) -> Table:
@@ -175,7 +175,7 @@ def prepare_run(
         endpoints.of("inference.act")
     trial = try_config(config, extensions)
     machine, item_bytes = hardware.this_machine(), trial.schema.item_bytes
-    config = fitting.limit_capacity(trial.config, item_bytes, machine.memory_bytes)
+    config = machine_fitting.limit_capacity(trial.config, item_bytes, machine.memory_bytes)
     if config.run.init_from:
         source = checkpoint.find(Path(config.run.init_from))
         _check_like(source.manifest.env, trial.spec, "run.init_from")
@@ -210,7 +210,7 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
         _check_like(spec, facts.env, "env.id")
     if not segments(run.replay) or config.replay.durability == "off":
         memory = hardware.memory_bytes()
-        config = fitting.limit_capacity(config, facts.schema.item_bytes, memory)
+        config = machine_fitting.limit_capacity(config, facts.schema.item_bytes, memory)
     elif config.replay.capacity != before.replay.capacity:
         raise ConfigError(
             f"replay.capacity: {run.replay} holds a table of {before.replay.capacity} items, not "
@@ -249,7 +249,7 @@ def _would_configure(table: Table, run: RunDirectory) -> bool:
         section = msgspec.to_builtins(make_algorithm(config.algorithm, facts.env).config)
         config = msgspec.structs.replace(config, algorithm=section)
         memory = hardware.memory_bytes()
-        config = fitting.limit_capacity(config, facts.schema.item_bytes, memory)
+        config = machine_fitting.limit_capacity(config, facts.schema.item_bytes, memory)
     except ConfigError:  # its algorithm cannot learn the run's environment, say
         return False
     return loading.dump(config) == loading.dump(run.config())

@@ -20,11 +20,11 @@ from apex.algos.agent_factory import make_agent
 from apex.algos.base import Algorithm
 from apex.algos.registry import make_algorithm
 from apex.daemons.evaluator.results import evaluation_values, keep_best
-from apex.daemons.every import Every
 from apex.daemons.learner.parameter_versions import Publication
 from apex.daemons.learner.prefetcher import prepare
 from apex.daemons.learner.trainer import Trainer, begin_training
 from apex.daemons.metrics import MetricsLog
+from apex.daemons.periodic import Every
 from apex.envs.registry import make_environments
 from apex.errors import CorruptItemsError
 from apex.evaluation.trained_policy import evaluation_env

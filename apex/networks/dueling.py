@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from apex.envs.spec import EnvSpec
 from apex.networks.torsos import ConvLayers, mlp, torso
-from apex.ops.q_learning import dueling_values
+from apex.ops.double_q_learning import dueling_values
 
 
 class DuelingQNetwork(nn.Module):

@@ -10,7 +10,7 @@ from apex.envs.spec import EnvSpec
 from apex.networks.recurrent_cores import SequenceInputs
 from apex.networks.sequence import Layers, SequenceNetwork
 from apex.networks.torsos import mlp
-from apex.ops.q_learning import dueling_values
+from apex.ops.double_q_learning import dueling_values
 
 
 class RecurrentDuelingQNetwork(SequenceNetwork):

@@ -19,7 +19,7 @@ from typing import Protocol
 import zmq  # noqa: TID251
 from zmq.utils import z85  # noqa: TID251
 
-from apex.wire.keys import Key, authorized_keys
+from apex.wire.curve_keys import Key, authorized_keys
 from apex.wire.messages import Role
 
 log = logging.getLogger("apex.wire")

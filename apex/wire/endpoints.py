@@ -49,7 +49,7 @@ class Endpoint(NamedTuple):
     """Such as `replay.insert`."""
     address: str
     keys: Path | None = None
-    """The folder of keys, for tcp (`apex/wire/keys.py`)."""
+    """The folder of keys, for tcp (`apex/wire/curve_keys.py`)."""
 
 
 class Endpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -14,8 +14,8 @@ import zmq  # noqa: TID251
 from apex.errors import EndpointError
 from apex.host.files import FileLock
 from apex.wire.authentication import Anyone, Gate, KeyHolders, Policy, SameUser
+from apex.wire.curve_keys import client_keys, read_secret
 from apex.wire.endpoints import Endpoint
-from apex.wire.keys import client_keys, read_secret
 from apex.wire.messages import Role
 
 log = logging.getLogger("apex.wire")

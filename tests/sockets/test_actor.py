@@ -14,7 +14,7 @@ from apex.acting.exploration import EpsilonGreedy
 from apex.algos.registry import make_algorithm
 from apex.daemons.actor import daemon
 from apex.daemons.actor.daemon import ActorDaemon
-from apex.daemons.actor.local import LocalInference
+from apex.daemons.actor.local_inference import LocalInference
 from apex.daemons.learner.parameter_versions import Publication
 from apex.data.schema import Array
 from apex.envs.registry import EnvFactory

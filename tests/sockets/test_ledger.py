@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from apex.launch.prepare import prepare_run, preset_config
-from apex.replay.log.durable_table import TableKeeper
+from apex.replay.log.durable_table import DurableTable
 from apex.replay.log.records import segments
 from apex.replay.table.table import make_table
 from apex.runs.directory import RunDirectory
@@ -36,7 +36,7 @@ def run(tmp_path: Path) -> RunDirectory:
 def fill(run: RunDirectory, inserts: int, skip: frozenset[int] = frozenset()) -> None:
     """Insert without ever removing a segment."""
     config, facts = run.config(), run.facts()
-    keeper = TableKeeper(
+    keeper = DurableTable(
         run.replay, config.replay, facts, lambda first: make_table(config, facts.schema, first)
     )
     with closing(keeper):

@@ -30,7 +30,7 @@ from apex.daemons.replay.client import InsertClient, SampleClient
 from apex.daemons.replay.daemon import ReplayServer
 from apex.data.chunks import Chunk, Samples
 from apex.envs.base import Environments
-from apex.ops import q_learning as ops
+from apex.ops import double_q_learning as ops
 from apex.replay.table.table import TableCounters
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints

@@ -169,8 +169,8 @@ def test_architecture_page_has_its_picture(site: Path):
 def test_python_api_has_what_a_researcher_uses(site: Path):
     for page, anchor in (
         ("runs", "apex.launch.run"),
-        ("runs", "apex.launch.handle.Run.wait"),
-        ("runs", "apex.launch.handle.Run.metrics"),
+        ("runs", "apex.launch.run_handle.Run.wait"),
+        ("runs", "apex.launch.run_handle.Run.metrics"),
         ("runs", "apex.evaluation.trained_policy.load_policy"),
         ("algorithms", "apex.algos.base.Policy.act"),
         ("acting", "apex.acting.decisions.Inputs.last_rewards"),

@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from apex.doctor import processes, runs
+from apex.doctor import processes
+from apex.doctor import run_directories as runs
 from apex.errors import ExitCode
 from apex.launch.prepare import prepare_run, preset_config
 from apex.runs import engine_record
-from apex.wire.keys import make_folder
+from apex.wire.curve_keys import make_folder
 from tests.support.findings import of_state, only
 from tests.support.paths import APEX, ROOT
 from tests.support.processes import running

@@ -23,7 +23,7 @@ from apex.daemons.status.reports import ActorReport, LearnerAnswer, ReplayReport
 from apex.data.chunks import Samples
 from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
-from apex.wire import keys
+from apex.wire import curve_keys
 from apex.wire.messages import Hello
 from tests.support.paths import ROOT
 from tests.support.processes import DaemonProcess
@@ -166,7 +166,7 @@ def daemons(client: Path, tmp_path: Path) -> Iterator[Callable[..., Daemons]]:
 @pytest.fixture
 def curve(tmp_path: Path) -> Path:
     """An endpoints file: tcp on loopback, with keys in `keys`."""
-    keys.make_folder(tmp_path / "keys")
+    curve_keys.make_folder(tmp_path / "keys")
     file = tmp_path / "endpoints.toml"
     address = '"tcp://127.0.0.1:*"'
     file.write_text(
@@ -311,7 +311,7 @@ def test_a_users_mistakes_are_one_line(
     wire.write_text(re.sub(r"PROTOCOL_VERSION = \d+", "PROTOCOL_VERSION = 1", wire.read_text()))
     code, line = refused(older, "--run", folder, "--index", "7")
     assert code == 78 and "protocol" in line and "this actor 1" in line
-    keys.make_folder(tmp_path / "strange")
+    curve_keys.make_folder(tmp_path / "strange")
     shutil.copy(tmp_path / "strange" / "actor.secret", tmp_path / "keys" / "actor.secret")
     code, line = refused(suite.client, "--run", folder, "--index", "7")
     assert code == 78 and "does not let this user or key in" in line

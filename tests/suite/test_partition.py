@@ -21,7 +21,7 @@ import pytest
 
 from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
-from apex.wire import keys
+from apex.wire import curve_keys
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_until
 from tests.tools.ledger import ITEMS, audit
@@ -110,7 +110,7 @@ def hosts() -> Iterator[Hosts]:
 
 @pytest.fixture
 def suite_run(hosts: Hosts, tmp_path: Path) -> RunDirectory:
-    keys.make_folder(tmp_path / "keys")
+    curve_keys.make_folder(tmp_path / "keys")
     at = f'"tcp://{hosts.address}:'
     (tmp_path / "endpoints.toml").write_text(
         f'keys = "keys"\n[replay]\ninsert = {at}7001"\nsample = {at}7002"\n'

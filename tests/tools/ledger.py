@@ -21,7 +21,7 @@ import numpy as np
 from apex.daemons.replay.client import InsertClient
 from apex.daemons.replay.daemon import make_table
 from apex.data.chunks import Chunk
-from apex.replay.log.durable_table import TableKeeper
+from apex.replay.log.durable_table import DurableTable
 from apex.replay.log.records import Inserted, Record, Segment, read
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import Hello
@@ -148,7 +148,7 @@ def contents(run: RunDirectory, scratch: Path) -> Contents:
     """Read a copy of a log, as the next server would."""
     copied = _copy(run.replay, scratch)
     config, facts = run.config(), run.facts()
-    keeper = TableKeeper(
+    keeper = DurableTable(
         copied, config.replay, facts, lambda first: make_table(config, facts.schema, first)
     )
     with closing(keeper):

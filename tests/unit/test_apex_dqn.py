@@ -21,7 +21,7 @@ from apex.data.chunks import Items
 from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError, CorruptItemsError, RunError
 from apex.networks.dueling import DuelingQNetwork
-from apex.ops.optimizers import RMSProp
+from apex.ops.rmsprop import RMSProp
 from tests.support.batches import learn
 from tests.support.builders import env_spec
 

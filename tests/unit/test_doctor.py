@@ -12,7 +12,7 @@ import pytest
 from apex.cli.doctor import lines_of, summary
 from apex.config.loading import parse, preset
 from apex.data.schema import Column, FramesColumn, Schema
-from apex.doctor import environment, gpu, limits, memory, packages, sockets, system
+from apex.doctor import environment, gpu, left_sockets, limits, memory, packages, system
 from apex.doctor.findings import Finding, guarded
 from apex.host import hardware
 from apex.launch.prepare import preset_config
@@ -225,10 +225,10 @@ def test_cores_and_clock() -> None:
 
 
 def test_socket_path_of_a_new_run_has_107_bytes_at_most() -> None:
-    endpoints = sockets.of_new_runs()
+    endpoints = left_sockets.of_new_runs()
     # The longest name is /learner.params: 15 bytes; /tmp/ has 5, /digest 7.
     fitting = Path("/tmp") / ("a" * (107 - 15 - 5 - 7)) / "digest"
-    assert only(sockets.check_new_sockets(endpoints, fitting)).state == "ok"
+    assert only(left_sockets.check_new_sockets(endpoints, fitting)).state == "ok"
     longer = fitting.parent.with_name(fitting.parent.name + "a") / "digest"
-    found = only(sockets.check_new_sockets(endpoints, longer))
+    found = only(left_sockets.check_new_sockets(endpoints, longer))
     assert (found.state, found.found.split()[0]) == ("problem", "108")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apex.daemons.every import Every
+from apex.daemons.periodic import Every
 from tests.support.clock import Clock
 
 

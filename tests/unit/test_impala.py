@@ -17,7 +17,7 @@ from apex.errors import ConfigError
 from apex.networks.actor_critic import ActorCriticNetwork
 from apex.networks.sequence import Layers
 from apex.networks.torsos import ImageTorso
-from apex.ops.optimizers import RMSProp
+from apex.ops.rmsprop import RMSProp
 from tests.support.batches import batch_of, learn
 from tests.support.builders import env_spec
 from tests.support.vtrace_oracle import vtrace_sums

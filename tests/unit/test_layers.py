@@ -45,7 +45,7 @@ def test_loaded_modules_are_seen():
         ("apex.daemons.replay.client", {"torch", "gymnasium", "safetensors"}),
         ("apex.wire.server", {"torch", "gymnasium", "safetensors"}),
         ("apex.daemons.actor.daemon", {"torch", "safetensors", "psutil"}),
-        ("apex.daemons.actor.central", {"torch", "safetensors", "gymnasium"}),
+        ("apex.daemons.actor.central_inference", {"torch", "safetensors", "gymnasium"}),
         ("apex.daemons.inference.endpoint", {"gymnasium"}),
         ("apex.acting.sequence_accumulator", {"torch", "zmq", "gymnasium"}),
         ("apex.acting.loop", {"torch", "zmq", "gymnasium"}),
@@ -126,7 +126,7 @@ def test_exemptions_name_the_expected_files_only():
     }
     assert exempt == {
         "apex/runs/checkpoint.py",
-        "apex/launch/extension_bytes.py",
+        "apex/launch/pickled_extensions.py",
         "apex/launch/local.py",
         "tests/*",
     }

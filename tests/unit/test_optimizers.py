@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from apex.algos.optimization import Optimization, OptimizerConfig
-from apex.ops.optimizers import RMSProp
+from apex.ops.rmsprop import RMSProp
 
 
 def test_first_step_has_the_length_of_the_formula() -> None:

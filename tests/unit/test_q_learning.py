@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from apex.ops.q_learning import (
+from apex.ops.double_q_learning import (
     double_q_td_error,
     dueling_values,
     huber_loss,

@@ -17,7 +17,7 @@ from apex.algos.registry import make_algorithm
 from apex.algos.sequence_batches import learning_inputs
 from apex.errors import ConfigError
 from apex.networks.recurrent_cores import LSTMCore, SequenceInputs
-from apex.ops.q_learning import n_step_targets, sequence_priorities
+from apex.ops.double_q_learning import n_step_targets, sequence_priorities
 from apex.ops.value_rescale import rescale, unrescale
 from tests.support.batches import batch_of, learn
 from tests.support.builders import env_spec

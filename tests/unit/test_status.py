@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from apex.daemons.status.health import alarms, bottleneck, health, limiting_part
+from apex.daemons.status.bottleneck import bottleneck, limiting_part
+from apex.daemons.status.health import alarms, health
 from apex.daemons.status.reports import (
     InferenceSummary,
     LearnerAnswer,

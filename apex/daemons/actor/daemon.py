@@ -19,10 +19,10 @@ from apex.acting.loop import ActingLoop, Decider
 from apex.config.sections import Config
 from apex.daemons.catalog import ACTOR
 from apex.daemons.command import run_from_options, run_options
-from apex.daemons.every import Every
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.learner.parameter_versions import Publication
 from apex.daemons.metrics import MetricsLog, Rate
+from apex.daemons.periodic import Every
 from apex.daemons.service import Service, serve
 from apex.envs.base import Environments
 from apex.envs.recreation import Recreation, close
@@ -85,10 +85,10 @@ def preload(run: RunDirectory) -> None:
 def _inference_of(config: Config) -> Callable[[Service, Extensions, LearnerClient], Inference]:
     """The inference that the configuration asks for; only a local one imports torch."""
     if config.central:
-        from apex.daemons.actor.central import CentralInference
+        from apex.daemons.actor.central_inference import CentralInference
 
         return lambda service, extensions, learner: CentralInference(service)
-    from apex.daemons.actor.local import LocalInference
+    from apex.daemons.actor.local_inference import LocalInference
 
     return LocalInference
 

@@ -11,10 +11,10 @@ from apex.algos.agent_factory import make_agent
 from apex.algos.base import Algorithm
 from apex.algos.registry import check_schema, make_algorithm
 from apex.daemons.command import daemon_command
-from apex.daemons.every import Every
 from apex.daemons.inference.endpoint import ActEndpoint
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.metrics import MetricsLog, Rate
+from apex.daemons.periodic import Every
 from apex.daemons.replay.backlog import Backlog
 from apex.daemons.replay.client import InsertClient
 from apex.daemons.service import Service

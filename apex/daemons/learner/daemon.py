@@ -11,7 +11,6 @@ from apex.algos.base import Algorithm
 from apex.algos.registry import check_schema, make_algorithm
 from apex.daemons import cpu_affinity
 from apex.daemons.command import daemon_command
-from apex.daemons.every import Every
 from apex.daemons.learner.checkpointing import Snapshots
 from apex.daemons.learner.device_batches import transfer_to
 from apex.daemons.learner.membership import Membership
@@ -19,6 +18,7 @@ from apex.daemons.learner.parameter_server import ParamsServer
 from apex.daemons.learner.prefetcher import Prefetcher
 from apex.daemons.learner.trainer import Trainer, begin_training
 from apex.daemons.metrics import MetricsLog, Rate
+from apex.daemons.periodic import Every
 from apex.daemons.replay.client import SampleClient
 from apex.daemons.service import Service
 from apex.daemons.status.reports import LearnerReport

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from apex.config.sections import Config
 from apex.daemons.command import daemon_command
-from apex.daemons.every import Every
 from apex.daemons.metrics import MetricsLog
+from apex.daemons.periodic import Every
 from apex.daemons.replay.insert_endpoint import InsertEndpoint
 from apex.daemons.replay.sample_endpoint import SampleEndpoint
 from apex.daemons.service import Service
 from apex.daemons.status.reports import ReplayReport, to_wire
 from apex.errors import StopAskedError
-from apex.replay.log.durable_table import TableKeeper
+from apex.replay.log.durable_table import DurableTable
 from apex.replay.table.table import make_table
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints
@@ -56,7 +56,7 @@ class ReplayServer:
         clock_ns: Callable[[], int] = time.time_ns,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
-        self._keeper = TableKeeper(
+        self._keeper = DurableTable(
             folder,
             config.replay,
             facts,

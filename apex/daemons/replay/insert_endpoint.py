@@ -10,7 +10,7 @@ from apex.daemons.metrics import Rate
 from apex.data.chunk_bytes import chunk_from_arrays
 from apex.data.chunks import Chunk
 from apex.errors import RefusedError, SchemaError
-from apex.replay.log.durable_table import TableKeeper
+from apex.replay.log.durable_table import DurableTable
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint
 from apex.wire.messages import Insert, InsertAck, Welcome
@@ -71,7 +71,7 @@ class InsertEndpoint:
         keeper: of the table.
     """
 
-    def __init__(self, endpoint: Endpoint, facts: RunFacts, keeper: TableKeeper) -> None:
+    def __init__(self, endpoint: Endpoint, facts: RunFacts, keeper: DurableTable) -> None:
         self._keeper = keeper
         self._table = keeper.table
         self.server = Server(

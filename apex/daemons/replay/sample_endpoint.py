@@ -17,7 +17,7 @@ from apex.daemons.status.reports import ReplayReport, to_wire
 from apex.data.chunk_bytes import samples_to_arrays
 from apex.data.schema import Arrays
 from apex.errors import EmptyTableError
-from apex.replay.log.durable_table import TableKeeper
+from apex.replay.log.durable_table import DurableTable
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint
 from apex.wire.messages import (
@@ -64,7 +64,7 @@ class SampleEndpoint:
         self,
         endpoint: Endpoint,
         facts: RunFacts,
-        keeper: TableKeeper,
+        keeper: DurableTable,
         status: Callable[[], ReplayReport],
     ) -> None:
         self._keeper = keeper

@@ -14,7 +14,8 @@ from apex.daemons import restart_backoff
 from apex.daemons.catalog import ACTOR, EVALUATOR, INFERENCE, LEARNER, REPLAY, DaemonSpec
 from apex.daemons.catalog import daemon_names as configured_names
 from apex.daemons.operator_client import ask
-from apex.daemons.status import health
+from apex.daemons.status.bottleneck import bottleneck
+from apex.daemons.status.health import alarms, health
 from apex.daemons.status.last_figures import LastFigures
 from apex.daemons.status.reports import (
     ActorReport,
@@ -156,12 +157,12 @@ class _Gathering:
 
     def _judged(self, status: RunStatus) -> RunStatus:
         """With bottleneck, alarms and health."""
-        found = (*self._problems, *health.alarms(status), *_crash_loops(self._run, status))
+        found = (*self._problems, *alarms(status), *_crash_loops(self._run, status))
         last = None if self._last is None else self._last.bottleneck(self._config.replay.min_size)
-        summary = replace(status.run, alarms=found, bottleneck=last or health.bottleneck(status))
+        summary = replace(status.run, alarms=found, bottleneck=last or bottleneck(status))
         status = replace(status, run=summary)
         names = configured_names(self._config)
-        return replace(status, run=replace(summary, health=health.health(status, names)))
+        return replace(status, run=replace(summary, health=health(status, names)))
 
 
 def _actor(

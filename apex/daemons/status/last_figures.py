@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from apex.daemons.catalog import ACTOR, INFERENCE, LEARNER, REPLAY
-from apex.daemons.status.health import limiting_part, warm_up
+from apex.daemons.status.bottleneck import limiting_part, warm_up
 from apex.daemons.status.reports import (
     ActorReport,
     Answer,

@@ -59,7 +59,7 @@ class Durability(NamedTuple):
     """Places at which the log was damaged when it was read."""
 
 
-class TableKeeper:
+class DurableTable:
     """What `replay.durability` asks for, for one table.
 
     Args:

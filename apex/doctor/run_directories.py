@@ -9,8 +9,8 @@ from shlex import quote
 
 from apex.daemons import restart_backoff
 from apex.doctor.findings import Finding
+from apex.doctor.left_sockets import check_keys, check_ports, check_socket_files
 from apex.doctor.processes import describe, holders, is_stopped, parent
-from apex.doctor.sockets import check_keys, check_ports, check_socket_files
 from apex.errors import ApexError
 from apex.host.files import is_locked
 from apex.host.paths import socket_directory_path

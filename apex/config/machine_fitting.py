@@ -9,7 +9,7 @@ import msgspec
 from apex.config.sections import Config
 from apex.errors import ConfigError
 
-log = logging.getLogger("apex.config.fitting")
+log = logging.getLogger("apex.config.machine_fitting")
 
 REPLAY_MEMORY_SHARE = 0.5
 """Largest share of the machine's memory that a full table may take."""

@@ -96,7 +96,7 @@ def check_keys(run: RunDirectory, endpoints: Endpoints) -> Iterator[Finding]:
     """Whether nobody else can read a secret key of this run, or write one that is trusted."""
     if not endpoints.keys:
         return
-    from apex.wire.keys import check_private
+    from apex.wire.curve_keys import check_private
 
     folder = Path(endpoints.keys)
     problems: dict[str, str] = {}

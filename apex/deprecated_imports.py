@@ -29,6 +29,8 @@ MODULES = {
     "apex.film": ("apex.evaluation.film",),
     "apex.frames": ("apex.data.frame_compression",),
     "apex.networks.cores": ("apex.networks.recurrent_cores",),
+    "apex.ops.optimizers": ("apex.ops.rmsprop",),
+    "apex.ops.q_learning": ("apex.ops.double_q_learning",),
     "apex.params": ("apex.networks.parameters",),
     "apex.prepare": ("apex.launch.prepare",),
     "apex.run_directory": ("apex.runs.directory",),
@@ -36,12 +38,13 @@ MODULES = {
     "apex.trained_policy": ("apex.evaluation.trained_policy",),
     "apex.types": ("apex.data.schema", "apex.data.chunks", "apex.envs.spec", "apex.plugins"),
     "apex.user_code": ("apex.plugins",),
+    "apex.wire.keys": ("apex.wire.curve_keys",),
 }
 """Modules that are gone, and those that have their names now."""
 PACKAGES = {
     "apex.config": ("apex.config.sections", "apex.config.loading"),
     "apex.acting.agent": ("apex.acting.decisions", "apex.acting.frame_stack"),
-    "apex.algos.q_learning": ("apex.algos.older_interface",),
+    "apex.algos.q_learning": ("apex.algos.deprecated_interface",),
 }
 """Modules that are still there, and those that have names which they had."""
 RENAMED = {
@@ -55,7 +58,7 @@ RENAMED = {
 }
 
 
-def older_names(module: str) -> Callable[[str], Any]:
+def deprecated_names(module: str) -> Callable[[str], Any]:
     """A module's `__getattr__`: finds names that it had, and warns.
 
     Args:
@@ -87,10 +90,10 @@ class _MovedModule(Loader):
     """Makes a module that has nothing but names of others."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        return ModuleType(spec.name, "Moved; see apex.older_names.")
+        return ModuleType(spec.name, "Moved; see apex.deprecated_imports.")
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__dict__["__getattr__"] = older_names(module.__name__)
+        module.__dict__["__getattr__"] = deprecated_names(module.__name__)
 
 
 class _MovedModules(MetaPathFinder):

@@ -16,7 +16,7 @@ import pytest
 import zmq
 
 from apex.errors import EndpointError, RefusedError, UsageError
-from apex.wire import keys, sockets
+from apex.wire import curve_keys, sockets
 from apex.wire.authentication import Anyone, KeyHolders, SameUser
 from apex.wire.client import Client
 from apex.wire.codec import encode
@@ -75,7 +75,7 @@ def stack() -> Iterator[ExitStack]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    keys.make_folder(tmp_path / "keys")
+    curve_keys.make_folder(tmp_path / "keys")
     return tmp_path / "keys"
 
 
@@ -98,7 +98,7 @@ def test_the_key_of_a_role_lets_in_that_role_alone(stack, folder, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_key_that_is_not_authorized_is_kept_out(stack, folder, tmp_path, name):
     door = Door(tcp_endpoint(folder, name), stack)
-    keys.make_folder(tmp_path / "strange")
+    curve_keys.make_folder(tmp_path / "strange")
     (tmp_path / "strange" / "server.public").write_bytes((folder / "server.public").read_bytes())
     error = door.refused(door.knock(tmp_path / "strange"))
     assert error.code == "not_authorized" and "authorized/" in str(error)
@@ -110,7 +110,7 @@ def test_a_key_that_is_not_authorized_is_kept_out(stack, folder, tmp_path, name)
 def test_without_a_key_or_with_the_wrong_server_key_nobody_gets_in(stack, folder, tmp_path, name):
     door = Door(tcp_endpoint(folder, name), stack)
     plain = door.knock(None)
-    keys.make_folder(tmp_path / "strange")
+    curve_keys.make_folder(tmp_path / "strange")
     (tmp_path / "strange" / "actor.secret").write_bytes((folder / "actor.secret").read_bytes())
     mistaken = door.knock(tmp_path / "strange")
     good = door.knock(folder)
@@ -124,12 +124,12 @@ def test_without_a_key_or_with_the_wrong_server_key_nobody_gets_in(stack, folder
 
 
 def test_a_revoked_key_ends_its_connections_and_gets_no_new_one(stack, folder, tmp_path):
-    keys.add_key(folder, "far", "actor", tmp_path / "far")
+    curve_keys.add_key(folder, "far", "actor", tmp_path / "far")
     door = Door(tcp_endpoint(folder), stack)
     client, other = door.knock(tmp_path / "far"), door.knock(folder)
     door.until(client, lambda: client.ready)
     door.until(other, lambda: other.ready)
-    keys.revoke(folder, "far")
+    curve_keys.revoke(folder, "far")
     with pytest.raises(RefusedError, match="no longer authorized"):
         door.until(client, lambda: False)
     assert door.refused(door.knock(tmp_path / "far")).code == "not_authorized"
@@ -221,53 +221,53 @@ def test_secrets_are_their_owners_alone(folder, tmp_path):
     assert (folder / ".gitignore").read_text() == "*\n"
     (folder / "actor.secret").chmod(0o640)
     with pytest.raises(EndpointError, match=r"can be read by others .*chmod 600"):
-        keys.client_keys(folder, "actor")
+        curve_keys.client_keys(folder, "actor")
     (folder / "actor.secret").unlink()
     with pytest.raises(EndpointError, match="apex keys new"):
-        keys.client_keys(folder, "actor")
+        curve_keys.client_keys(folder, "actor")
     (folder / "actor.secret").symlink_to(folder / "learner.secret")
     with pytest.raises(EndpointError, match="no plain file"):
-        keys.client_keys(folder, "actor")
+        curve_keys.client_keys(folder, "actor")
     (folder / "server.secret").write_text("nonsense = 1\n")
     with pytest.raises(EndpointError, match=r"server\.secret"):
         sockets.bound_router(tcp_endpoint(folder))
     with pytest.raises(UsageError, match="keys already"):
-        keys.make_folder(folder)
+        curve_keys.make_folder(folder)
     for name in ("../evil", "", "a/b", "a" * 65, ".hidden"):
         with pytest.raises(UsageError, match="name"):
-            keys.add_key(folder, name, "actor", tmp_path / "out")
+            curve_keys.add_key(folder, name, "actor", tmp_path / "out")
     with pytest.raises(UsageError, match="it has actor, evaluator, inference, learner, operator"):
-        keys.revoke(folder, "nobody")
+        curve_keys.revoke(folder, "nobody")
 
 
 def test_keys_are_never_written_over(folder, tmp_path):
     secret = (folder / "actor.secret").read_bytes()
     with pytest.raises(UsageError, match=r"actor\.secret is there already; name another folder"):
-        keys.add_key(folder, "far", "actor", folder)
+        curve_keys.add_key(folder, "far", "actor", folder)
     assert (folder / "actor.secret").read_bytes() == secret
     assert not (folder / "authorized" / "far.public").exists()
-    keys.add_key(folder, "far", "actor", tmp_path / "far")
+    curve_keys.add_key(folder, "far", "actor", tmp_path / "far")
     with pytest.raises(UsageError, match="name another folder"):
-        keys.add_key(folder, "farther", "actor", tmp_path / "far")
+        curve_keys.add_key(folder, "farther", "actor", tmp_path / "far")
 
 
 def test_a_folder_that_others_can_write_to_gets_no_keys_and_keeps_its_mode(tmp_path):
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(UsageError, match="others; name a new folder"):
-        keys.make_folder(tmp_path / "open")
+        curve_keys.make_folder(tmp_path / "open")
     assert list((tmp_path / "open").iterdir()) == []
     (tmp_path / "readable").mkdir()
     (tmp_path / "readable").chmod(0o755)
-    keys.make_folder(tmp_path / "readable")
+    curve_keys.make_folder(tmp_path / "readable")
     assert (tmp_path / "readable").stat().st_mode & 0o777 == 0o755
 
 
 def test_a_servers_key_that_others_could_have_replaced_is_not_trusted(folder):
-    keys.client_keys(folder, "actor")
+    curve_keys.client_keys(folder, "actor")
     (folder / "server.public").chmod(0o666)
     with pytest.raises(EndpointError, match=r"server\.public.* can be written by others"):
-        keys.client_keys(folder, "actor")
+        curve_keys.client_keys(folder, "actor")
 
 
 def test_a_key_cannot_lock_a_name_by_a_start_in_the_future(stack, folder):
@@ -329,17 +329,17 @@ def test_a_socket_in_a_folder_that_others_can_write_to_is_neither_served_nor_tru
 def test_who_was_let_in_stays_so_while_keys_cannot_be_read(folder, monkeypatch):
     now = [0.0]
     holders = KeyHolders(folder, lambda: now[0])
-    public = keys.read_key(folder / "authorized" / "actor.public").public
+    public = curve_keys.read_key(folder / "authorized" / "actor.public").public
     assert holders.refusal(public, "actor") is None
 
     def full(path: object) -> list[str]:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(keys.os, "listdir", full)
+    monkeypatch.setattr(curve_keys.os, "listdir", full)
     now[0] += 2.0
     assert holders.refusal(public, "actor") is None
     monkeypatch.undo()
-    keys.revoke(folder, "actor")
+    curve_keys.revoke(folder, "actor")
     assert holders.refusal(public, "actor") is None, "looked at once a second"
     now[0] += 2.0
     assert holders.refusal(public, "actor") == "this key is no longer authorized"
@@ -348,13 +348,13 @@ def test_who_was_let_in_stays_so_while_keys_cannot_be_read(folder, monkeypatch):
 def test_a_file_of_keys_that_cannot_be_read_keeps_no_other_key_in(folder):
     now = [0.0]
     holders = KeyHolders(folder, lambda: now[0])
-    public = keys.read_key(folder / "authorized" / "actor.public").public
-    learner = keys.read_key(folder / "authorized" / "learner.public").public
+    public = curve_keys.read_key(folder / "authorized" / "actor.public").public
+    learner = curve_keys.read_key(folder / "authorized" / "learner.public").public
     assert holders.refusal(public, "actor") is None
     (folder / "authorized" / "old.public").mkdir()
     (folder / "authorized" / "learner.public").unlink()
     (folder / "authorized" / "learner.public").mkdir()
-    keys.revoke(folder, "actor")
+    curve_keys.revoke(folder, "actor")
     now[0] += 2.0
     assert holders.refusal(public, "actor") == "this key is no longer authorized"
     assert holders.refusal(learner, "learner") is None, "what cannot be read now holds as it was"
@@ -378,7 +378,7 @@ def test_a_user_and_a_password_are_no_key(stack, folder, name, keyed):
 
 
 def test_a_folder_of_keys_that_others_can_write_to_lets_nobody_in(folder, caplog):
-    public = keys.read_key(folder / "authorized" / "actor.public").public
+    public = curve_keys.read_key(folder / "authorized" / "actor.public").public
     (folder / "authorized").chmod(0o777)
     assert KeyHolders(folder).refusal(public, "actor") == "this key is no longer authorized"
     assert "can be written by others" in caplog.text

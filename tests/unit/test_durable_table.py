@@ -15,7 +15,7 @@ from apex.data.schema import Schema
 from apex.errors import ConfigError
 from apex.replay.log import durable_table as keeper_module
 from apex.replay.log import insert_log, recovery
-from apex.replay.log.durable_table import TableKeeper, next_first_id
+from apex.replay.log.durable_table import DurableTable, next_first_id
 from apex.replay.log.records import ProducerMark, segments
 from apex.replay.table.rate_limiter import RateLimiter
 from apex.replay.table.selectors import make_selector
@@ -35,7 +35,7 @@ from tests.support.waiting import wait_until
 class Life:
     """One start of a keeper."""
 
-    def __init__(self, keeper: TableKeeper, clock: Clock) -> None:
+    def __init__(self, keeper: DurableTable, clock: Clock) -> None:
         self.keeper, self.table, self.clock = keeper, keeper.table, clock
         self._seq = {name: mark.seq for name, mark in keeper.producers.items()}
 
@@ -74,7 +74,7 @@ def life(
 
     facts = RunFacts("run", env_spec((3,), "float32"), schema)
     clock = Clock()
-    keeper = TableKeeper(
+    keeper = DurableTable(
         folder / "replay", config, facts, make_table, clock_ns=lambda: now, clock=clock
     )
     yield Life(keeper, clock)

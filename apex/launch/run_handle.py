@@ -19,7 +19,7 @@ from apex.runs import recorded_metrics
 from apex.runs.directory import RunDirectory
 from apex.runs.engine_record import living_engine
 
-log = logging.getLogger("apex.launch.handle")
+log = logging.getLogger("apex.launch.run_handle")
 
 POLL_S = 0.2
 
