@@ -46,11 +46,15 @@ attach: $(STAMP)  ## add actors from this shell: make attach N=2 (Ctrl-C ends th
 stop: $(STAMP)  ## end the newest run, attached actors too
 	@$(APEX) stop
 
-test: $(STAMP)  ## all tests; what CI runs
-	@$(VENV)/bin/python -m pytest
+# Tests mostly wait, for processes that start and end: two files at a time fill two cores.
+TEST_JOBS ?= 2
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
+
+test: $(STAMP)  ## all tests, two files at a time; what CI runs
+	@$(PYTEST)
 
 test-unit: $(STAMP)  ## the tests without processes and sockets, in about a minute
-	@$(VENV)/bin/python -m pytest tests/unit
+	@$(PYTEST) tests/unit
 
 test-learning: $(STAMP)  ## whether each algorithm learns CartPole, by daemons and serially; ten minutes
 	@$(VENV)/bin/python -m pytest -m "learning or not learning" tests/suite/test_learning.py

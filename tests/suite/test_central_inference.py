@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.fixtures.texts import check_status_keys
-from tests.support.suite import Suite
+from tests.support.suite import CALM, Suite
 
 CENTRAL = (
-    "--preset", "cartpole-seed", "--actors", "2", "--set", "replay.min_size=200",
-    "--set", "actor.num_envs=2", "--set", "evaluator.enabled=false",
+    "--preset", "cartpole-seed", "--actors", "2", *CALM, "--set", "replay.min_size=200",
+    "--set", "actor.num_envs=2", "--set", "replay.samples_per_insert=4",
+    "--set", "evaluator.enabled=false",
 )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import apex
+from tests.support.paths import ROOT
 from tests.support.suite import Suite
 
 LEARN_S = 300.0
@@ -19,8 +20,13 @@ LEARN_TIMEOUT = pytest.mark.timeout(LEARN_S + 180)
 
 
 def learn(suite: Suite, preset: str, mean_return: float, *arguments: str) -> None:
+    """Train a preset until an evaluation has that mean return."""
+    learn_with(suite, mean_return, "--preset", preset, *arguments)
+
+
+def learn_with(suite: Suite, mean_return: float, *arguments: str) -> None:
     """Start a run that ends by itself at an evaluation of that mean return; see that it does."""
-    suite.start("--preset", preset, "--seed", "1", "--until-return", str(mean_return), *arguments)
+    suite.start(*arguments, "--seed", "1", "--until-return", str(mean_return))
     suite.wait_for(
         lambda s: (s["evaluator"]["best_mean_return"] or -np.inf) >= mean_return,
         LEARN_S,
@@ -80,6 +86,20 @@ def test_pendulum_is_learned_with_continuous_actions(suite: Suite) -> None:
 def test_it_is_learned(suite: Suite, preset: str, mean_return: float, settings) -> None:
     learn(suite, preset, mean_return, *settings)
     assert played(suite) >= mean_return - 200
+
+
+@LEARN_TIMEOUT
+@pytest.mark.learning
+def test_munchausen_of_the_examples_learns_cartpole_by_central_inference(suite: Suite) -> None:
+    learn_with(
+        suite, 400.0,
+        "--algorithm", f"{ROOT}/examples/munchausen.py:Munchausen", "--env", "CartPole-v1",
+        "--set", "replay.samples_per_insert=16", "--set", "learner.batch_size=64",
+        "--set", "evaluator.period_s=4", "--set", "evaluator.max_share=0.25",
+        "--set", "evaluator.num_envs=20", "--set", "actor.inference=central", "--actors", "2",
+    )  # fmt: skip
+    assert played(suite) >= 200
+    assert apex.load_policy(suite.path).act([0.0, 0.0, 0.15, 0.8]) == 1
 
 
 @LEARN_TIMEOUT

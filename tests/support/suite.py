@@ -13,7 +13,7 @@ from typing import Any
 from apex.daemons.status.gathering import gather
 from apex.launch import engine
 from apex.runs.directory import RunDirectory
-from tests.support.paths import APEX
+from tests.support.paths import APEX, ROOT
 from tests.support.processes import CPU_TICKS_A_SECOND, cpu_ticks, suite_processes
 from tests.support.waiting import wait_until
 
@@ -123,10 +123,14 @@ class Suite:
         assert not left, f"processes outlived `stop`: {left}\n{self.logs()}"
 
 
+CALM = ("--set", f"env.id={ROOT}/tests/support/calm_cartpole.py:CalmCartPole-v1")
+"""An environment for suites that need not learn: tests beside them get the cores."""
+
 SMALL = (
-    "--preset", "cartpole", "--actors", "2",
-    "--set", "replay.min_size=200", "--set", "actor.num_envs=2",
+    "--preset", "cartpole", "--actors", "2", *CALM,
+    "--set", "replay.min_size=200", "--set", "replay.samples_per_insert=4",
+    "--set", "actor.num_envs=2",
     "--set", "evaluator.num_envs=2", "--set", "evaluator.episodes=2",
     "--set", "learner.checkpoint_period_s=2.0",
 )  # fmt: skip
-"""A suite that learns within seconds."""
+"""A suite whose learner trains within seconds, at an easy pace."""

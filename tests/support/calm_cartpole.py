@@ -1,0 +1,25 @@
+"""CartPole that leaves the cores to others: suites in tests wait for events, not for learning."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.envs.classic_control import CartPoleEnv
+
+STEP_S = 0.001
+"""Seconds that a step sleeps; a bare step takes 0.00001."""
+
+
+class CalmCartPole(CartPoleEnv):
+    """CartPole-v1 with at most 1,000 steps a second."""
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Sleep, then step."""
+        time.sleep(STEP_S)
+        return super().step(action)
+
+
+gym.register("CalmCartPole-v1", CalmCartPole, max_episode_steps=500)
