@@ -1,4 +1,4 @@
-"""An environment in 30 lines: catch the falling ball. `apex run --env examples/catch.py:Catch`."""
+"""Catch, an environment in 30 lines. Run it with `apex run --env examples/catch.py:Catch`."""
 
 import gymnasium as gym
 import numpy as np

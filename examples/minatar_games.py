@@ -1,4 +1,4 @@
-"""The games of MinAtar (pip install MinAtar): images of 10x10 truths in several channels.
+"""Register the MinAtar games (pip install MinAtar): 10x10 boolean images with several channels.
 
 apex run --config examples/minatar-breakout.toml
 """

@@ -1,4 +1,4 @@
-"""Munchausen-DQN (Vieillard et al., 2020, arXiv 2007.14430): the agent's log-policy as a reward.
+"""Munchausen-DQN (Vieillard et al., 2020, arXiv 2007.14430): adds the log-policy to the reward.
 
 apex run --algorithm examples/munchausen.py:Munchausen --env CartPole-v1
 """
@@ -27,11 +27,11 @@ class Munchausen(QAlgorithm):
         target_update_period: int = 50
         hidden: tuple[int, ...] = (128, 128)
         temperature: PositiveFloat = 0.03
-        """tau, of the softmax policy."""
+        """Temperature tau of the softmax policy."""
         munchausen_scale: UnitFloat = 0.9
-        """alpha: how much of its log-policy the agent adds to the reward."""
+        """Scale alpha of the log-policy that is added to the reward."""
         log_policy_floor: float = -1.0
-        """The log-policy, times tau, is clipped to this and 0 before it is added."""
+        """Lower bound of tau times the log-policy, before it is added; the upper bound is 0."""
 
     def network(self) -> nn.Module:
         below = torso(self.spec, self.config.conv)

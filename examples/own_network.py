@@ -1,4 +1,4 @@
-"""Ape-X DQN with a network of your own, and nothing else changed.
+"""Ape-X DQN with a network of your own.
 
 apex run --algorithm examples/own_network.py:WideDQN --preset cartpole
 """
@@ -13,7 +13,7 @@ class WideDQN(ApexDQN):
         width: PositiveInt = 256
 
     def network(self) -> nn.Module:
-        """One wide normalised layer after a torso that knows images from vectors; no dueling."""
+        """A torso for images or vectors, then one wide normalised layer; no dueling."""
         below = torso(self.spec, self.config.conv)
         return nn.Sequential(
             below,
