@@ -1,11 +1,13 @@
-"""Trains a preset with several seeds, one after the other, and keeps curves and facts.
+"""Train a preset with several seeds, one after the other, and save curves and results.
 
     python -m benchmarks.learn pong-fast --seed 1 --seed 2 --until-return 18 --hours 0.5 \
         --out benchmarks/pong
 
-Writes OUT/PRESET.csv (every evaluation), OUT/PRESET.png, -env-steps.png and -learner-steps.png
-(return over wall clock, env steps and learner steps) and OUT/PRESET.json (command, machine,
-commit, seed, time to the target, shares). Results of other seeds that are there already stay.
+Writes these files and keeps the results of other seeds in them:
+
+- OUT/PRESET.csv: every evaluation
+- OUT/PRESET.png, -env-steps.png, -learner-steps.png: return over time, env steps, learner steps
+- OUT/PRESET.json: command, machine, commit, seed, time to the target, CPU shares
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ PICTURES: dict[curves.Axis, str] = {
 
 
 class CpuMeter:
-    """CPU seconds of a run's daemons, and how busy the machine was."""
+    """Measures the CPU time of a run's daemons and the idle time of the machine."""
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
@@ -50,14 +52,14 @@ class CpuMeter:
         self._seconds: dict[tuple[str, int], float] = {}
 
     def sample(self) -> None:
-        """Look at every living daemon."""
+        """Read the CPU time of every running daemon."""
         for name, pid in self._run.living().items():
             with suppress(psutil.NoSuchProcess):
                 times = psutil.Process(pid).cpu_times()
                 self._seconds[name, pid] = times.user + times.system
 
     def shares(self) -> dict[str, float]:
-        """Cores that each daemon used on average, and the fraction of the machine that was idle."""
+        """Average number of cores used by each daemon, and the idle fraction of the machine."""
         elapsed = time.monotonic() - self._started
         cores: dict[str, float] = {}
         for (name, _), seconds in self._seconds.items():
@@ -67,13 +69,13 @@ class CpuMeter:
 
 
 def _machine_seconds() -> tuple[float, float]:
-    """Seconds of all cores since boot: all, and idle ones."""
+    """Total and idle seconds of all cores since boot."""
     times = psutil.cpu_times()
-    return sum(times[:8]), times.idle + times.iowait  # those of guests are in `user` too
+    return sum(times[:8]), times.idle + times.iowait  # `user` includes guest time
 
 
 def train(command: list[str], run: RunDirectory) -> tuple[float, dict[str, float]]:
-    """Run to the end; gives seconds from the command to the end, and the shares of CPU."""
+    """Run to the end. Returns the seconds from the command to the end, and the CPU shares."""
     started = time.time()
     refused = subprocess.run([*command, "--run", str(run.path), "--detach"]).returncode
     if refused:
@@ -92,7 +94,7 @@ def train(command: list[str], run: RunDirectory) -> tuple[float, dict[str, float
 
 
 def facts(run: RunDirectory, curve: Curve, target: float | None) -> dict[str, Any]:
-    """What the run came to."""
+    """Results of a run."""
     config = run.config()
     best = max(curve.evaluations, key=lambda e: e.mean_return)
     first = None if target is None else curve.first_at(target)
@@ -126,7 +128,7 @@ def _mean(rows: list[dict[str, Any]], name: str) -> float | None:
 
 
 def keep(out: Path, preset: str, curve: Curve, record: dict[str, Any]) -> None:
-    """Put one seed's curve and record among those that are there, and draw them all."""
+    """Add one seed's curve and record to the existing ones, and draw all of them."""
     csv, results = out / f"{preset}.csv", out / f"{preset}.json"
     there = curves.read_csv(csv) if csv.exists() else []
     all_curves = sorted([c for c in there if c.seed != curve.seed] + [curve], key=lambda c: c.seed)
@@ -141,32 +143,32 @@ def keep(out: Path, preset: str, curve: Curve, record: dict[str, Any]) -> None:
 
 
 def check_same_settings(out: Path, preset: str, settings: list[str]) -> None:
-    """Raise `ClickException` where results of other settings would share the curve."""
+    """Raise `ClickException` if the existing results have other settings."""
     results = out / f"{preset}.json"
     for record in json.loads(results.read_text()) if results.exists() else []:
         if record["settings"] != settings:
             raise click.ClickException(
                 f"{results} has results of {preset} with the settings {record['settings']}, "
-                f"these would be with {settings}: choose another --out"
+                f"this run has {settings}: choose another --out"
             )
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.argument("preset")
 @click.option("--seed", "seeds", type=int, multiple=True, default=(1,))
-@click.option("--until-return", type=float, help="Ends a run when an evaluation reaches it.")
+@click.option("--until-return", type=float, help="End a run when an evaluation reaches it.")
 @click.option(
     "--hours",
     type=click.FloatRange(0, min_open=True),
     default=1.0,
     show_default=True,
-    help="Ends a run, too.",
+    help="End a run after this time.",
 )
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
     required=True,
-    help="Folder of results.",
+    help="Folder for the results.",
 )
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE")
 def main(

@@ -1,4 +1,4 @@
-"""Where a figure comes from."""
+"""Date, command, machine, commit and package versions of a measurement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "numpy", "gymnasium", "ale-py", "mujoco", "pyzmq", "lz4", "
 
 
 def provenance() -> dict[str, Any]:
-    """Date, command, machine, commit and versions."""
+    """Provenance of a measurement, for the result files."""
     machine = hardware.this_machine()
     return {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),

@@ -1,11 +1,13 @@
-"""How long a suite takes to be as fast again as it was before one of its daemons was killed.
+"""Measure how long a suite takes to regain its speed after a daemon is killed.
 
     python -m benchmarks.recovery --out benchmarks/reliability
 
-First a replay server alone, by the size of its log: items like Pong's, a frame each, of which LZ4
-leaves about 1 KB. Then each daemon of a suite that trains: what counts is the time from SIGKILL
-to the beginning of the first three seconds in which replay takes and gives 95 % of the items a
-second that it took and gave before. `nobody` is not killed: what that takes is the machine's noise.
+First, a replay server alone, by the size of its log. Its items resemble Pong's: one frame each,
+which LZ4 compresses to about 1 KB.
+
+Then each daemon of a training suite. The result is the time from SIGKILL to the beginning of the
+first three seconds in which replay's inserts and samples per second are at 95 % of their earlier
+rates. The case `nobody` kills nothing: it measures the noise of the machine.
 """
 
 from __future__ import annotations
@@ -46,12 +48,12 @@ WINDOW_S = 3.0
 
 
 def start(run: RunDirectory) -> subprocess.Popen[bytes]:
-    """A replay server."""
+    """Start a replay server."""
     return subprocess.Popen([sys.executable, install_root() / "bin" / "replay", "--run", run.path])
 
 
 def chunk(run: RunDirectory, rng: np.random.Generator) -> Chunk:
-    """Items whose frames are random for 1000 bytes and zero beyond."""
+    """A chunk of items whose frames have 1000 random bytes, then zeros."""
     schema = run.facts().schema
     assert schema.frames is not None
     blocks = []
@@ -76,7 +78,7 @@ def chunk(run: RunDirectory, rng: np.random.Generator) -> Chunk:
 
 
 def insert_until(client: InsertClient, poller: Poller, one: Chunk, items: int) -> float:
-    """Insert and wait until so many items are acknowledged; the seconds that it took."""
+    """Insert until this many items are acknowledged. Returns the seconds that it took."""
     began = time.monotonic()
     while client.inserted_items < items or client.unacknowledged:
         poller.wait(0.01)
@@ -87,7 +89,7 @@ def insert_until(client: InsertClient, poller: Poller, one: Chunk, items: int) -
 
 
 def log_recovery(gigabytes: float) -> dict[str, object]:
-    """Fill a server, kill it, and time the next one until it acknowledges."""
+    """Fill a server, kill it, and time its successor until the first acknowledgement."""
     with tempfile.TemporaryDirectory(prefix="apex-recovery-") as folder:
         capacity = int(gigabytes * 1e9 / (FRAME_BYTES * (ITEMS + 6) / ITEMS))
         settings = [f"replay.capacity={capacity}", "replay.samples_per_insert=0"]
@@ -118,10 +120,10 @@ def log_recovery(gigabytes: float) -> dict[str, object]:
 
 
 class Meter:
-    """Reads how many items replay has taken and given.
+    """Reads how many items replay has inserted and sampled.
 
     Args:
-        run: a living one.
+        run: a running one.
     """
 
     def __init__(self, run: RunDirectory) -> None:
@@ -131,7 +133,7 @@ class Meter:
         self._since = 0.0
 
     def watch(self, seconds: float) -> None:
-        """Read every fifth of a second, where replay answers."""
+        """Read five times a second while replay answers."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             status = ask(self._run, "replay.sample", ReplayReport)
@@ -142,7 +144,7 @@ class Meter:
             time.sleep(0.2)
 
     def rates(self, begin: float, end: float) -> npt.NDArray[np.float64] | None:
-        """Items a second in and out between two times, or None where they were not seen."""
+        """Items inserted and sampled per second between two times; None without readings."""
         if not self._seen or self._seen[0][0] > begin or self._seen[-1][0] < end:
             return None
         times, *counts = np.array(self._seen).T
@@ -150,7 +152,7 @@ class Meter:
         return np.array([last - first for first, last in ends]) / (end - begin)
 
     def recovered_after(self, killed: float, before: npt.NDArray[np.float64]) -> float | None:
-        """Seconds until both rates are back, of the server that answered last."""
+        """Seconds until both rates of the last server are back; None if they are not."""
         begins = np.arange(killed, self._seen[-1][0] - WINDOW_S, 0.1)
         for begin in begins[begins >= self._since]:
             now = self.rates(begin, begin + WINDOW_S)
@@ -160,7 +162,7 @@ class Meter:
 
 
 def suite_recovery(preset: str, warm_s: float) -> dict[str, list[float | None]]:
-    """Kill each daemon in turn, `REPEATS` times; seconds until the rates are back."""
+    """Kill each daemon in turn, `REPEATS` times. Returns seconds until the rates are back."""
     found: dict[str, list[float | None]] = {victim: [] for victim in VICTIMS}
     apex = [str(Path(sys.executable).with_name("apex"))]
     with tempfile.TemporaryDirectory(prefix="apex-recovery-") as folder:
@@ -180,7 +182,7 @@ def suite_recovery(preset: str, warm_s: float) -> dict[str, list[float | None]]:
                     before = meter.rates(killed - SETTLE_S + 1.0, killed - 1.0)
                 if victim != NOBODY:
                     pid = run.pid(victim)
-                    assert pid is not None, f"{victim} does not run"
+                    assert pid is not None, f"{victim} is not running"
                     os.kill(pid, signal.SIGKILL)
                 meter.watch(SETTLE_S)
                 found[victim].append(meter.recovered_after(killed, before))
@@ -193,8 +195,10 @@ def suite_recovery(preset: str, warm_s: float) -> dict[str, list[float | None]]:
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--gigabytes", type=click.FloatRange(0.01), default=1.0, show_default=True)
 @click.option("--preset", default="pong-fast", show_default=True)
-@click.option("--warm-s", type=float, default=60.0, show_default=True, help="Before the first.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
+@click.option(
+    "--warm-s", type=float, default=60.0, show_default=True, help="Seconds before the first kill."
+)
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Results folder.")
 def main(gigabytes: float, preset: str, warm_s: float, out: Path | None) -> None:
     """See `--help`."""
     result = {

@@ -1,4 +1,4 @@
-"""What `mkdocs build` calls: adds the repository's documents and the generated references."""
+"""Hooks of `mkdocs build` that add the repository's documents and the generated pages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GENERATED = {"CONFIGURATION.md": configuration.page, "COMMANDS.md": commands.pag
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what does not lie in `docs/`."""
+    """Add the pages that are not in `docs/`."""
     written = [f"{DOCS}{page.src_uri}" for page in files.documentation_pages()]
     for path in documents([*TOP_LEVEL, *written]):
         if not path.startswith(DOCS):
@@ -25,7 +25,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links between documents, as they are right in the site."""
+    """Rewrite the links between documents for the site."""
     uri = page.file.src_uri
     if uri in GENERATED:
         return markdown

@@ -1,1 +1,1 @@
-"""Measures apex beside other suites that do the same work, in one run: `make bench-peers`."""
+"""Benchmarks of apex beside other libraries that do the same work: `make bench-peers`."""

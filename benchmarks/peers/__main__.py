@@ -1,4 +1,4 @@
-"""Compares apex with its peers: `python -m benchmarks.peers`, or one with `--only NAME`."""
+"""Compare apex with all peers, or with one by `--only NAME`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ PINS = Path(__file__).with_name("environments")
 
 
 def pins(environment: str) -> dict[str, str]:
-    """The versions of all packages of a peer's environment."""
+    """Versions of all packages in a peer's environment."""
     lines = (PINS / f"{environment}.txt").read_text().splitlines()
     return dict(line.split("==", 1) for line in lines)  # type: ignore[arg-type]
 
 
 def measured(name: str) -> dict[str, Any]:
-    """What a scenario prints."""
+    """Output of a scenario."""
     with tempfile.TemporaryDirectory(prefix="apex-peers-") as folder:
         return line(name, scenarios.load(name)(Path(folder)))
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
-@click.option("--only", type=click.Choice(list(scenarios.ENVIRONMENTS)), help="One scenario.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
+@click.option("--only", type=click.Choice(list(scenarios.ENVIRONMENTS)), help="One scenario only.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Results folder.")
 def main(only: str | None, out: Path | None) -> None:
     """See `--help`."""
     where_from, failed = provenance(), []  # before the first result changes the checkout

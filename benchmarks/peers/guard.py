@@ -1,4 +1,4 @@
-"""Runs a command and ends all that it started: with the command, with its parent, or when told."""
+"""Run a command, and end all its processes when it, its parent or a SIGTERM ends it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below one."""
+    """All descendants of a process."""
     children = defaultdict(list)
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it has ended in the meantime
             continue
         if fields[0] != "Z":
             children[int(fields[1])].append(int(stat.parent.name))
@@ -30,7 +30,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def signal_all(pid: int, number: signal.Signals) -> None:
-    """Send a signal to all processes below one, the last ones first."""
+    """Send a signal to all descendants of a process, the deepest first."""
     for one in reversed(descendants(pid)):
         try:
             os.kill(one, number)
@@ -39,7 +39,7 @@ def signal_all(pid: int, number: signal.Signals) -> None:
 
 
 def end_all() -> None:
-    """Kill all processes below this one, and see them end; orphans among them have come to it."""
+    """Kill and reap all descendants of this process; it has adopted orphans among them."""
     while True:
         signal_all(os.getpid(), signal.SIGKILL)
         try:
@@ -54,12 +54,12 @@ def _leave(number: int, frame: object) -> None:
 
 
 def main(command: list[str]) -> int:
-    """Run a command; gives its exit status."""
+    """Run a command. Returns its exit status."""
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     signal.signal(signal.SIGTERM, _leave)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal; who started this ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     try:
         return subprocess.Popen(command, start_new_session=True).wait()
     finally:

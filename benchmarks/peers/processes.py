@@ -1,4 +1,4 @@
-"""Peers in processes of their own interpreters, told what to do as a bench's bare loops are."""
+"""Peers in processes with their own interpreters, controlled like `benchmarks.run.workers`."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ RATE_TIMEOUT_S = 120.0
 
 
 class Peer:
-    """A process, with all that it starts, that repeats one step for as long as it is told to.
+    """A process tree that repeats one step for a given time.
 
     Args:
-        environment: whose interpreter it runs in.
+        environment: environment whose interpreter it runs in.
         loop: module of `benchmarks.peers.loops`.
-        kept_to: cores for it.
-        folder: for its output.
-        options: of the loop.
+        kept_to: its cores.
+        folder: folder for its output.
+        options: options of the loop.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Peer:
     ) -> None:
         python = ENVIRONMENTS / environment / "bin" / "python"
         if not python.exists():
-            raise ApexError(f"{environment}: no such environment; `make bench-peers` makes it")
+            raise ApexError(f"{environment}: no such environment; `make bench-peers` creates it")
         command = [str(python), "-m", f"benchmarks.peers.loops.{loop}", json.dumps(options)]
         self._loop, self._log, kept = loop, folder / f"{loop}.log", list(kept_to)
         with self._log.open("ab") as output:
@@ -67,41 +67,41 @@ class Peer:
         return reply
 
     def begin(self, seconds: float) -> None:
-        """Let it work for that long; `rates` gives the outcome."""
+        """Start working for that long; `rates` returns the result."""
         assert self._process.stdin is not None
         self._process.stdin.write(f"{seconds}\n".encode())
         self._process.stdin.flush()
 
     def rates(self) -> dict[str, float]:
-        """Work done in a second, of each kind. Raises `ApexError`."""
+        """Work done per second, by kind. Raises `ApexError`."""
         reply = self._reply(RATE_TIMEOUT_S)
         return {kind: done / reply["elapsed"] for kind, done in reply["done"].items()}
 
     def rate(self) -> float:
-        """Work done in a second, of the only kind."""
+        """Work done per second, for a peer with one kind of work."""
         (rate,) = self.rates().values()
         return rate
 
     def measure_all(self, seconds: float) -> dict[str, float]:
-        """Work done in a second, of each kind, over that many."""
+        """Work done per second, by kind, over that many seconds."""
         self.begin(seconds)
         return self.rates()
 
     def measure(self, seconds: float) -> float:
-        """Work done in a second, over that many."""
+        """Work done per second, over that many seconds."""
         self.begin(seconds)
         return self.rate()
 
     def stop(self) -> None:
-        """Take the cores from it."""
+        """Pause it."""
         signal_all(self._process.pid, signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Give it its cores back."""
+        """Continue it."""
         signal_all(self._process.pid, signal.SIGCONT)
 
     def close(self) -> None:
-        """End it and all that it started."""
+        """End the whole process tree."""
         self._process.terminate()
         self._process.communicate()
 

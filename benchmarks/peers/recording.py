@@ -1,4 +1,4 @@
-"""Random play of Pong, kept as raw frames that apex and its peers make transitions of."""
+"""Recorded random play of Pong: raw frames from which apex and its peers make transitions."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ COLUMNS = ("frames", "actions", "rewards", "terminated", "truncated")
 
 
 def record(run: RunDirectory, folder: Path, steps: int) -> None:
-    """Play and save `COLUMNS`, `[steps, NUM_ENVS, ...]` each; the last step truncates all.
+    """Play and save `COLUMNS`, each `[steps, NUM_ENVS, ...]`; the last step truncates all episodes.
 
     Args:
-        run: whose environment is played.
-        folder: for one `.npy` a column.
-        steps: of each environment.
+        run: run whose environment is played.
+        folder: folder for one `.npy` file per column.
+        steps: number of steps of each environment.
     """
     environments = make_environments(run.config().env, NUM_ENVS)
     rng, observations, rows = np.random.default_rng(1), environments.reset(seed=1), []
@@ -46,7 +46,7 @@ def record(run: RunDirectory, folder: Path, steps: int) -> None:
 
 
 def vector_steps(folder: Path) -> Iterator[VectorStep]:
-    """The recorded steps, again and again, as an agent would give them to its accumulator."""
+    """The recorded steps, repeated endlessly, as an agent passes them to its accumulator."""
     columns: dict[str, Array] = {name: np.load(folder / f"{name}.npy") for name in COLUMNS}
     ended = columns["terminated"] | columns["truncated"]
     zeros, nowhere = np.zeros(NUM_ENVS), np.zeros(NUM_ENVS, dtype=np.bool_)
@@ -59,7 +59,7 @@ def vector_steps(folder: Path) -> Iterator[VectorStep]:
 
 
 def chunks_of(run: RunDirectory, folder: Path, items: int) -> list[Chunk]:
-    """Chunks of at least that many transitions of the recording."""
+    """Chunks with at least `items` transitions of the recording."""
     accumulator = algorithm_of(run).accumulator(NUM_ENVS, CHUNK_LENGTH)
     chunks: list[Chunk] = []
     for step in vector_steps(folder):

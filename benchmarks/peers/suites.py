@@ -1,4 +1,4 @@
-"""A whole suite of apex on both cores, stopped and continued like the peer that it is held to."""
+"""A whole suite of apex on both cores, paused and continued like the peer beside it."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ SETTLE_S = 2.0
 
 
 def prepared(folder: Path, preset: str, settings: Sequence[str]) -> RunDirectory:
-    """A run whose network scales frames, as those of the peers do."""
+    """A run whose network scales frames as those of the peers do."""
     return prepare_run(folder, preset_config(preset, [*SETTINGS, *settings]))
 
 
 class Suite:
-    """Replay server, learner and one actor, which train.
+    """A training suite: replay server, learner and one actor.
 
     Args:
-        run: prepared.
-        trained_samples: of one update.
-        trains_on: cores for the training thread alone; none: all share all cores.
+        run: prepared run.
+        trained_samples: samples of one update.
+        trains_on: cores reserved for the training thread; empty: all threads share all cores.
     """
 
     def __init__(
@@ -59,24 +59,24 @@ class Suite:
         return learner_steps(self._asker.status()) > 10
 
     def measure_all(self, seconds: float) -> dict[str, float]:
-        """Env steps and trained samples in a second."""
+        """Env steps and trained samples per second."""
         time.sleep(SETTLE_S)
         rates = both_rates(self._asker, seconds, self._trained_samples)
         self._daemons.check()
         return dict(zip(("env_steps", "trained_samples"), rates))
 
     def stop(self) -> None:
-        """Take the cores from it."""
+        """Pause it."""
         for daemon in self._all:
             daemon.process.send_signal(signal.SIGSTOP)
 
     def go_on(self) -> None:
-        """Give it its cores back."""
+        """Continue it."""
         for daemon in self._all:
             daemon.process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """End it."""
+        """End all daemons."""
         self._daemons.__exit__()
 
     def __enter__(self) -> Suite:

@@ -1,4 +1,4 @@
-"""Apex and a peer that train on Pong with both cores, in turn."""
+"""Training on Pong with both cores, by apex and a peer in turns."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Start = Callable[[], Suite]
 
 
 def in_its_turn(contender: Suite | Peer) -> dict[str, float]:
-    """Measures one that is stopped otherwise."""
+    """Continue a paused contender, measure it, and pause it again."""
     contender.go_on()
     rates = contender.measure_all(SECONDS)
     contender.stop()
@@ -36,16 +36,16 @@ def compared(
     unequal: Sequence[str] = (),
     **paths: str,
 ) -> Sequence[Figure]:
-    """Each suite beside the peer.
+    """Compare each suite with the peer.
 
     Args:
-        folder: for the peer's output.
-        environment: of the peer.
-        loop: of the peer.
-        options: of its loop; kept with the figures.
-        suites: start them, by case.
-        unequal: cases that have no bar, since apex has another ratio of samples to steps there.
-        paths: further options, which are not kept.
+        folder: folder for the peer's output.
+        environment: environment of the peer.
+        loop: loop of the peer.
+        options: options of the loop, saved with the figures.
+        suites: functions that start the suites, by case.
+        unequal: cases without a bar, because apex has another ratio of samples to steps there.
+        paths: further options, not saved.
     """
     shown: list[Figure] = []
     with Peer(environment, loop, cores.AVAILABLE, folder, **options, **paths) as peer:
@@ -65,10 +65,10 @@ def compared(
 
 
 def dqn_suites(folder: Path, batch: int, samples_per_step: float) -> dict[str, Start]:
-    """Apex's DQN as fast as it goes, and with the peer's ratio of samples to steps.
+    """Apex's DQN at full speed, and with the peer's ratio of samples to steps.
 
-    With the ratio few steps are made: chunks are shorter there, so that they come evenly, and the
-    learner has a thread on either core, as the preset has it.
+    With the ratio there are few steps. Chunks are shorter there, so that they arrive evenly, and
+    the learner has a thread on each core, as in the preset.
     """
     common = [f"learner.batch_size={batch}", "replay.min_size=1000"]
     free = [*common, "replay.samples_per_insert=0", "learner.torch_threads=1"]
@@ -83,12 +83,12 @@ def dqn_suites(folder: Path, batch: int, samples_per_step: float) -> dict[str, S
 
 
 def impala_suites(folder: Path, unroll: int, batch: int) -> dict[str, Start]:
-    """Apex's IMPALA with the network of the paper on 84x84 frames.
+    """Apex's IMPALA with the paper's network on 84x84 frames.
 
     Args:
-        folder: for its run.
-        unroll: steps of an item.
-        batch: of an update, in steps.
+        folder: folder for its run.
+        unroll: steps per item.
+        batch: steps per update.
     """
     settings = [
         "env.frame_size=[84, 84]", "algorithm.conv=[[32, 8, 4], [64, 4, 2], [64, 3, 1]]",

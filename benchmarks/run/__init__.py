@@ -1,1 +1,1 @@
-"""Measures apex against the limits of the machine, in one run: `make bench`."""
+"""Benchmarks of apex against the limits of the machine: `make bench`."""

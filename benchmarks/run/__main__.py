@@ -1,4 +1,4 @@
-"""Runs scenarios: `python -m benchmarks.run`, or one with `--only NAME`."""
+"""Run all scenarios, or one with `--only NAME`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ EVERYTHING = scenarios.NAMES + scenarios.ON_DEMAND
 
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
-@click.option("--only", type=click.Choice(EVERYTHING), help="One scenario.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
+@click.option("--only", type=click.Choice(EVERYTHING), help="Run this scenario only.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Results folder.")
 def main(only: str | None, out: Path | None) -> None:
     """See `--help`."""
     where_from = provenance()  # before the first result changes the checkout

@@ -1,4 +1,4 @@
-"""Which cores train and which do all else, as an engine would give them out."""
+"""CPU cores for training and for everything else, divided as an engine divides them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from apex.daemons.service import PR_SET_PDEATHSIG
 
 AVAILABLE = sorted(os.sched_getaffinity(0))
 TRAINING = AVAILABLE[:1]
-"""Where the training thread is alone."""
+"""Reserved for the training thread."""
 OTHERS = AVAILABLE[1:] or AVAILABLE
 ACTING = AVAILABLE[-1:]
-"""Of the others, where one actor runs."""
+"""The one of `OTHERS` on which an actor runs."""
 
 
 def keep_to(cores: Iterable[int]) -> None:
-    """Keep the calling thread, and those that it starts, to some cores."""
+    """Pin the calling thread, and the threads that it starts, to these cores."""
     os.sched_setaffinity(0, cores)
 
 
 def start_on(cores: Iterable[int]) -> None:
-    """In a new process: keep to some cores, and end with the process that started this one."""
+    """In a new process: pin it to these cores, and end it together with its parent."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     keep_to(cores)
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor time that a process has used, of all its threads."""
+    """CPU seconds that all threads of a process have used."""
     used_ns = 0
     for statistics in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         used_ns += int(statistics.read_text().split()[0])
@@ -40,5 +40,5 @@ def cpu_seconds(pid: int) -> float:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process."""
+    """Resident memory of a process, in bytes."""
     return int(psutil.Process(pid).memory_info().rss)

@@ -1,4 +1,4 @@
-"""Real daemons on chosen cores, stopped and continued so that others can be measured in turn."""
+"""Real daemons on chosen cores, paused while something else is measured."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ TICK_S = 0.01
 
 
 def pong_run(folder: Path, settings: Sequence[str]) -> RunDirectory:
-    """A run of the preset `pong`: 84x84 frames, 4 of them stacked, n = 3, the paper's network."""
+    """A run of the preset `pong`: 84x84 frames, 4 stacked, n = 3, the paper's network."""
     common = ["evaluator.enabled=false", "learner.torch_threads=1", "learner.metrics_period_s=3600",
               "learner.checkpoint_period_s=3600"]  # fmt: skip
     return prepare_run(folder, preset_config("pong", [*common, *settings]))
 
 
 class Asker:
-    """Asks one daemon how it is, again and again over one connection."""
+    """Polls the status of one daemon over one connection."""
 
     def __init__(self, run: RunDirectory, endpoint: str) -> None:
         self._client = operator_client(run, endpoint)
 
     def status(self) -> dict[str, Any]:
-        """Its answer. Raises `ApexError` when none comes."""
+        """The daemon's status. Raises `ApexError` if it does not answer."""
         answer = self._client.request(Status(), WAIT_S).message
         assert isinstance(answer, StatusReply)
         return answer.status
 
     def counter(self, read: Callable[[dict[str, Any]], int]) -> tuple[int, float]:
-        """A count at the moment at which it changes, and that moment."""
+        """A counter at the moment at which it changes, and that moment."""
         before = read(self.status())
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
@@ -53,17 +53,17 @@ class Asker:
             now = read(self.status())
             if now != before:
                 return now, time.monotonic()
-        raise TimeoutError("nothing was counted")
+        raise TimeoutError(f"the counter stayed at {before} for {WAIT_S:g} s")
 
     def rate(self, read: Callable[[dict[str, Any]], int], seconds: float) -> float:
-        """How fast a count rises, between two moments at which it changes."""
+        """The rate of a counter, between two moments at which it changes."""
         first, began = self.counter(read)
         time.sleep(seconds)
         last, ended = self.counter(read)
         return (last - first) / (ended - began)
 
     def close(self) -> None:
-        """End the connection."""
+        """Close the connection."""
         self._client.close()
 
 
@@ -72,18 +72,18 @@ def until(condition: Callable[[], object], what: str) -> None:
     deadline = time.monotonic() + WAIT_S
     while not condition():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what}: not within {WAIT_S:g} s")
+            raise TimeoutError(f"waited {WAIT_S:g} s in vain for: {what}")
         time.sleep(TICK_S)
 
 
 class Daemon:
-    """One daemon, on some cores.
+    """One daemon on chosen cores.
 
     Args:
-        command: after the interpreter.
-        kept_to: cores for all its threads; for a learner's training thread `trains_on`.
-        log: its output.
-        trains_on: cores for the training thread alone.
+        command: arguments after the interpreter.
+        kept_to: cores for all its threads, except for a learner's training thread.
+        log: file for its output.
+        trains_on: cores reserved for the training thread.
     """
 
     def __init__(
@@ -105,14 +105,14 @@ class Daemon:
         self.pid = self.process.pid
 
     def check(self) -> None:
-        """Raise where it has ended."""
+        """Raise `ApexError` if it has ended."""
         if self.process.poll() is not None:
             tail = self._log.read_text(errors="replace").splitlines()[-8:]
             raise ApexError("a daemon has ended:\n" + "\n".join(tail))
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Meanwhile it does not get a core."""
+        """Pause it for the duration of the context."""
         self.process.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -120,13 +120,13 @@ class Daemon:
             self.process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """Kill it."""
+        """Kill the daemon."""
         self.process.kill()
         self.process.wait()
 
 
 class Daemons:
-    """The daemons of one run; all are gone at the end."""
+    """The daemons of one run, all killed at the end of the context."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.run = run
@@ -139,35 +139,35 @@ class Daemons:
         return daemon
 
     def replay(self, kept_to: Iterable[int]) -> Daemon:
-        """The replay server."""
+        """Start the replay server."""
         command = [ROOT / "bin" / "replay", "--run", self.run.path]
         return self._start(command, kept_to, self.run.logs / "replay.log")
 
     def learner(self, kept_to: Iterable[int], trains_on: Iterable[int]) -> Daemon:
-        """The learner."""
+        """Start the learner."""
         command = [ROOT / "bin" / "learner", "--run", self.run.path]
         return self._start(command, kept_to, self.run.logs / "learner.log", trains_on)
 
     def actor(self, kept_to: Iterable[int], module: str = "", index: int = 0) -> Daemon:
-        """An actor; a module that starts a changed one may be named."""
+        """Start an actor, or a variant of it from a module."""
         program = ["-m", module] if module else [ROOT / "bin" / "actor"]
         command = [*program, "--run", self.run.path, "--index", str(index)]
         return self._start(command, kept_to, self.run.logs / f"actor_{index:03d}.log")
 
     def inference(self, kept_to: Iterable[int]) -> Daemon:
-        """The inference server."""
+        """Start the inference server."""
         command = [ROOT / "bin" / "inference", "--run", self.run.path]
         return self._start(command, kept_to, self.run.logs / "inference.log")
 
     def asker(self, endpoint: str) -> Asker:
-        """Asks the daemon at an endpoint; returns when it answers."""
+        """Poller of the daemon at an endpoint; returns once the daemon answers."""
         asker = Asker(self.run, endpoint)
         self._askers.append(asker)
         asker.status()
         return asker
 
     def check(self) -> None:
-        """Raise where one has ended."""
+        """Raise `ApexError` if a daemon has ended."""
         for daemon in self._all:
             daemon.check()
 

@@ -1,4 +1,4 @@
-"""ZeroMQ alone: a ROUTER that answers, and DEALERs that keep some messages under way."""
+"""Message exchange with bare ZeroMQ: a ROUTER that answers, and DEALERs that keep asking."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ POLL_MS = 100
 
 
 class Answerer:
-    """A process that answers every message with the same frames, by the message's first frame.
+    """A process that answers each message with the frames stored for its first frame.
 
     Args:
         address: where it binds.
         answers: frames by first frame.
-        kept_to: cores for it.
+        kept_to: its cores.
     """
 
     def __init__(self, address: str, answers: dict[bytes, Frames], kept_to: Iterable[int]) -> None:
@@ -49,14 +49,14 @@ def _answer(address: str, answers: dict[bytes, Frames], kept_to: list[int]) -> N
 
 
 def exchanging(address: str, message: Frames, clients: int, in_flight: int, worth: int) -> Step:
-    """Messages that were answered.
+    """Step that counts answered messages.
 
     Args:
         address: of an `Answerer`.
         message: its frames.
         clients: DEALERs.
-        in_flight: messages of each under way.
-        worth: what an answered message counts.
+        in_flight: unanswered messages per client.
+        worth: units of work that one answer counts as.
     """
     context, poller = zmq.Context(), zmq.Poller()
     for _ in range(clients):

@@ -1,4 +1,4 @@
-"""Figures and their limits, measured in turn, so that both meet the same machine; and kept."""
+"""Figures and their limits, measured in turns under the same conditions, and saved."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ Measured = TypeVar("Measured")
 
 @dataclass(frozen=True)
 class Figure:
-    """What one thing does beside its limit: medians, and ratios of what was measured in turn.
+    """A measured value and its limit: medians, and ratios of the pairs measured in turns.
 
     Args:
-        case: of a scenario, such as `batch 512`.
-        value: median.
-        unit: of value and limit.
-        limit: median.
+        case: name within the scenario, such as `batch 512`.
+        value: median of the value.
+        unit: unit of value and limit.
+        limit: median of the limit.
         limited_by: what the limit is.
         ratio: median of value / limit.
-        ratio_min: the smallest one.
-        ratio_max: the largest one.
-        bar: what the ratio should reach; None: no bar was set.
-        goal: what the value should reach, where the bar is no ratio.
-        lower_is_better: ratio and value should stay below bar and goal.
+        ratio_min: the smallest ratio.
+        ratio_max: the largest ratio.
+        bar: ratio to reach, or None.
+        goal: value to reach, for cases whose bar is not a ratio, or None.
+        lower_is_better: bar and goal are upper limits.
         extra: other figures of the same measurement.
     """
 
@@ -51,7 +51,7 @@ class Figure:
 
     @property
     def margins(self) -> tuple[float, float, float]:
-        """How far it is on the good side of its bar, where 1 is: median, least and most."""
+        """Distance from the bar as (median, min, max) factors; above 1 is good."""
         ratios = (self.ratio, self.ratio_min, self.ratio_max)
         if self.bar is not None:
             margins = [ratio / self.bar for ratio in ratios]
@@ -67,7 +67,7 @@ class Figure:
 def in_turn(
     value: Callable[[], Measured], limit: Callable[[], Measured], repetitions: int = REPETITIONS
 ) -> list[tuple[Measured, Measured]]:
-    """Measure both so often, beginning with either in turn."""
+    """Measure value and limit in turns; each goes first every other time."""
     pairs = []
     for repetition in range(repetitions):
         if repetition % 2:
@@ -89,7 +89,7 @@ def figure(
     lower_is_better: bool = False,
     **extra: Any,
 ) -> Figure:
-    """The figure of `(value, limit)` pairs."""
+    """Make a `Figure` from `(value, limit)` pairs."""
     ratios = [value / limit for value, limit in pairs]
     return Figure(
         case,
@@ -108,13 +108,13 @@ def figure(
 
 
 def line(scenario: str, cases: Sequence[Figure]) -> dict[str, Any]:
-    """What a scenario prints: the case that is farthest from its bar, and all of them."""
+    """Output of a scenario: the case that is farthest from its bar, and all cases."""
     worst = min(cases, key=lambda case: case.margins[0])
     return {"scenario": scenario, **asdict(worst), "cases": [asdict(case) for case in cases]}
 
 
 def save(path: Path, measured: dict[str, Any], **more: Any) -> None:
-    """Keep what a scenario printed, and where it comes from."""
+    """Save the output of a scenario with its provenance."""
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, (json.dumps({**measured, **more}, indent=1) + "\n").encode())
 

@@ -1,4 +1,4 @@
-"""Draws how far each figure is on the good side of its bar."""
+"""Bar chart of each figure's distance from its bar."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FIELDS = [field.name for field in fields(Figure)]
 
 
 def with_bars(results: Sequence[Path]) -> list[tuple[str, Figure]]:
-    """The cases of scenarios that have a bar, each with its name."""
+    """The cases that have a bar, each with its name."""
     shown = []
     for path in results:
         record = json.loads(path.read_text())
@@ -26,7 +26,7 @@ def with_bars(results: Sequence[Path]) -> list[tuple[str, Figure]]:
 
 
 def draw(results: Sequence[Path], title: str, out: Path) -> None:
-    """One bar a case, from the bar that was set (1) to the median; a line to least and most."""
+    """Draw one bar per case, from 1 to the median, with a line from minimum to maximum."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""Pong as all scenarios play it: what an actor makes of it, and bare loops."""
+"""Pong for all scenarios: recorded transitions, and bare loops that serve as limits."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CHUNK_LENGTH = 50
 
 
 class RandomPolicy(QPolicy):
-    """Acts at random and computes nothing."""
+    """Policy with random actions and no computation."""
 
     def __init__(self, network: torch.nn.Module, num_actions: int) -> None:
         super().__init__(network)
@@ -65,7 +65,7 @@ def algorithm_of(run: RunDirectory) -> Algorithm:
 
 
 def record(run: RunDirectory, items: int) -> list[Chunk]:
-    """Chunks of at least that many transitions of random play."""
+    """Chunks with at least `items` transitions of random play."""
     config, spec = run.config(), run.facts().env
     algorithm = make_algorithm(config.algorithm, spec, RandomDQN)
     agent = Agent(
@@ -99,14 +99,14 @@ def samples_of(run: RunDirectory, count: int) -> Samples:
 
 
 def batch_of(run: RunDirectory, count: int) -> Transitions:
-    """A batch that is ready for an update."""
+    """A batch ready for an update."""
     samples = samples_of(run, count)
     batch: Transitions = prepare(samples, run.facts().schema, algorithm_of(run).collate).data
     return batch
 
 
 def hello(run: RunDirectory, role: str, name: str) -> Hello:
-    """How a client of the benchmarks greets."""
+    """The hello message of a benchmark client."""
     facts = run.facts()
     return Hello(
         role=role, name=name, epoch=1, run_id=facts.run_id, schema_hash=facts.schema.hash, pid=1
@@ -114,7 +114,7 @@ def hello(run: RunDirectory, role: str, name: str) -> Hello:
 
 
 def fill(run: RunDirectory, chunks: list[Chunk], items: int) -> None:
-    """Insert chunks, again and again, until the table has taken so many items."""
+    """Insert the chunks repeatedly until the table has received `items` items."""
     client = InsertClient(run.endpoints().of("replay.insert"), hello(run, "actor", "actor_900"))
     poller, source = Poller(client.client), cycle(chunks)
 
@@ -140,7 +140,7 @@ def _environments(stack: int) -> AtariVectorEnv:
 
 
 def bare_stepping(path: Path) -> Step:
-    """ALE's vector environment with random actions; env steps."""
+    """Step of ALE's vector environment with random actions; counts env steps."""
     environments, rng = _environments(1), np.random.default_rng(1)
 
     def step() -> float:
@@ -151,7 +151,7 @@ def bare_stepping(path: Path) -> Step:
 
 
 def bare_acting(path: Path) -> Step:
-    """ALE's vector environment, which stacks the frames, and the run's network; env steps."""
+    """Step of ALE's frame-stacking vector environment and the run's network; counts env steps."""
     process_tuning.set_up(1)
     environments = _environments(4)
     policy = algorithm_of(RunDirectory(path)).policy()
@@ -168,7 +168,7 @@ def bare_acting(path: Path) -> Step:
 
 
 def bare_learner(path: Path, batch_size: int) -> tuple[Learner, Transitions]:
-    """The run's learner, and a batch that lies on its device."""
+    """The run's learner, and a batch on its device."""
     process_tuning.set_up(1)
     run = RunDirectory(path)
     learner = algorithm_of(run).learner(process_tuning.pick_device(run.config().learner.device))
@@ -177,7 +177,7 @@ def bare_learner(path: Path, batch_size: int) -> tuple[Learner, Transitions]:
 
 
 def bare_updating(path: Path, batch_size: int) -> Step:
-    """The run's update on one batch; updates."""
+    """Step of the run's update on one batch; counts updates."""
     learner, batch = bare_learner(path, batch_size)
 
     def step() -> float:

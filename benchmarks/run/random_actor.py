@@ -1,4 +1,4 @@
-"""An actor whose policy draws actions at random: what is left is the machinery."""
+"""Actor with random actions, which measures the cost of everything but the policy."""
 
 from __future__ import annotations
 

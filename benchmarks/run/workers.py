@@ -1,4 +1,4 @@
-"""Bare loops in processes of their own: the limits that daemons are held against."""
+"""Bare loops in separate processes: the limits that daemons are compared with."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any, Protocol
 from benchmarks.run import cores
 
 Step = Callable[[], float]
-"""Does a bit of work; says how much."""
+"""Does some work and returns its amount."""
 START_TIMEOUT_S = 60.0
 RATE_TIMEOUT_S = 60.0
 
 
 class Worker:
-    """A process that repeats one step for as long as it is told to.
+    """A process that repeats one step for a given time.
 
     Args:
-        make: makes the step, in the process; a function of a module.
-        kept_to: cores for it.
-        arguments: of `make`.
-        daemon: whether it must have no processes of its own.
+        make: creates the step in the process; a module-level function.
+        kept_to: cores of the process.
+        arguments: arguments of `make`.
+        daemon: whether it is a daemonic process, which cannot have children.
     """
 
     def __init__(
@@ -42,30 +42,30 @@ class Worker:
         theirs.close()
         try:
             ready = self._pipe.poll(START_TIMEOUT_S) and self._pipe.recv()
-        except EOFError:  # it has ended, and said why
+        except EOFError:  # it has ended and printed why
             ready = False
         if not ready:
             self.close()
             raise TimeoutError(f"{make.__name__} was not ready within {START_TIMEOUT_S:g} s")
 
     def begin(self, seconds: float) -> None:
-        """Let it work for that long; `rate` gives the outcome."""
+        """Start working for that long; `rate` returns the result."""
         self._pipe.send(seconds)
 
     def rate(self) -> float:
-        """Work done in a second. Raises `TimeoutError`."""
+        """Work done per second. Raises `TimeoutError`."""
         if not self._pipe.poll(RATE_TIMEOUT_S):
-            raise TimeoutError(f"{self._process.name} did not end its step")
+            raise TimeoutError(f"{self._process.name}: no result within {RATE_TIMEOUT_S:g} s")
         done, elapsed = self._pipe.recv()
         return float(done / elapsed)
 
     def measure(self, seconds: float) -> float:
-        """Work done in a second, over that many."""
+        """Work done per second, over that many seconds."""
         self.begin(seconds)
         return self.rate()
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._pipe.close()
         self._process.terminate()
         self._process.join()
@@ -78,17 +78,17 @@ class Worker:
 
 
 class Measurable(Protocol):
-    """What works for as long as it is told to."""
+    """Something that works for a given time."""
 
     def begin(self, seconds: float) -> None:
-        """Let it work for that long."""
+        """Start working for that long."""
 
     def rate(self) -> float:
-        """What came of it: work done in a second."""
+        """Work done per second."""
 
 
 def together(workers: Sequence[Measurable], seconds: float) -> list[float]:
-    """Work done in a second by each, while all work."""
+    """Work done per second by each, while all of them work."""
     for worker in workers:
         worker.begin(seconds)
     return [worker.rate() for worker in workers]

@@ -1,1 +1,1 @@
-"""What the site has besides written pages: the repository's own documents, and references."""
+"""Generators of the site's reference pages, and of links to the repository's documents."""

@@ -1,4 +1,4 @@
-"""The page about the commands: read off click's commands, and the exit codes off their enum."""
+"""Generate the page of commands and exit codes from click's commands and the `ExitCode` enum."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sitegen.markdown import table
 
 INTRODUCTION = """# Commands
 
-`apex` lies in `.venv/bin`; the daemons in `bin` are run with `.venv/bin/python`. `--help` says
-the same as this page, of the version that is installed.
+`apex` is in `.venv/bin`. Run the daemons in `bin` with `.venv/bin/python`. `--help` prints the same
+for the version that is installed.
 """
 DAEMONS = """## bin/learner, bin/replay, bin/evaluator, bin/inference
 
-The daemons that exist once in a suite have the options of [`bin/actor`](#binactor) but `--index`.
+A suite has one of each. They have the options of [`bin/actor`](#binactor) except `--index`.
 """
 
 
@@ -39,7 +39,7 @@ def page() -> str:
 def sections(
     command: click.Command, name: str, parent: click.Context | None = None
 ) -> Iterator[str]:
-    """A heading, usage and options of a command, then those of its subcommands."""
+    """Heading, usage and options of a command, then those of its subcommands."""
     context = click.Context(command, parent, info_name=name, **command.context_settings)
     usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
     help_text = inspect.cleandoc(command.help or "")
@@ -61,6 +61,5 @@ def exit_codes() -> str:
     kept_down = ", ".join(f"{code:d}" for code in NOT_RESTARTED)
     return (
         f"{table(('code', 'name', 'when'), rows)}\n"
-        f"An engine leaves a daemon down after {kept_down}; after every other code it starts it "
-        "again.\n"
+        f"An engine does not restart a daemon after {kept_down}; it does after every other code.\n"
     )

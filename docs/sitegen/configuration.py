@@ -1,4 +1,4 @@
-"""The page about the configuration: read off the structs that check it, and off the presets."""
+"""Generate the page of configuration keys and presets from the config structs and the presets."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ from sitegen.markdown import table
 
 INTRODUCTION = """# Configuration
 
-Every key, as the structs that check a configuration have it. A run is configured in this order:
+Every key, its type, default and meaning, from the structs that check a configuration. Settings are
+applied in this order:
 
 1. the preset (`--preset NAME`) or file (`--config FILE`), in TOML
 2. its part for this machine, `[gpu.SECTION]` or `[cpu.SECTION]`
 3. `--set SECTION.KEY=VALUE` and the other options of `apex run`
-4. `actor.count = 0` filled in, and `replay.capacity` lowered to what the memory bears
+4. `actor.count = 0` is replaced, and `replay.capacity` lowered if the memory is too small
 
-The result is `config.toml` in the run's directory. `apex config check FILE` says whether a
-configuration can be used; an unknown key, a wrong type or a value out of bounds is refused by its
-name. `apex presets show NAME --resolved` prints all keys as this machine would run the preset.
+The result is `config.toml` in the run's directory. `apex config check FILE` checks a configuration:
+an unknown key, a wrong type or a value out of bounds is refused by name.
+`apex presets show NAME --resolved` prints all keys as this machine would run the preset.
 """
 PRESETS = """## Presets
 
-`apex presets show NAME` prints one. *Sets* has what it sets to something else than the default, of
-all machines and then of those with (`gpu`) or without a GPU (`cpu`).
+`apex presets show NAME` prints a preset. The column *sets* lists the keys that differ from their
+defaults: first for all machines, then for those with a GPU (`gpu`) or without one (`cpu`).
 """
 PRESET_HEAD = ("preset", "what it is", "algorithm", "environment", "sets")
 IN_COLUMNS = ("algorithm.name", "env.id")
-"""Keys that have a column of their own in the table of presets."""
+"""Keys with their own column in the table of presets."""
 FIELD_HEAD = ("key", "type", "default", "meaning")
 Sections = Mapping[str, type[msgspec.Struct]]
 
@@ -66,7 +67,7 @@ def plain_sections() -> Sections:
 
 
 def section(title: str, text: str, kind: type[msgspec.Struct]) -> str:
-    """A heading, a text, and a table of a struct's fields."""
+    """Heading, text and table of a struct's fields."""
     docs = attribute_docs(kind)
     rows = [
         (f"`{f.encode_name}`", f"`{type_text(f.type)}`", default(f), docs.get(f.name, ""))
@@ -82,7 +83,7 @@ def _fields(kind: type[msgspec.Struct]) -> tuple[types.Field, ...]:
 
 
 def default(field: types.Field) -> str:
-    """As TOML, or in words where a file says nothing."""
+    """The default of a field as TOML, or `required` or `none`."""
     value = default_value(field)
     if value is msgspec.NODEFAULT:
         return "required"
@@ -90,14 +91,14 @@ def default(field: types.Field) -> str:
 
 
 def default_value(field: types.Field) -> Any:
-    """As a parsed file has it, or `msgspec.NODEFAULT`."""
+    """The default of a field as a parsed file would have it, or `msgspec.NODEFAULT`."""
     made = field.default_factory is not msgspec.NODEFAULT
     value = field.default_factory() if made else field.default
     return list(value) if isinstance(value, tuple) else value
 
 
 def toml(value: Any) -> str:
-    """A value as it is written in a configuration; JSON is TOML for all that a section may have."""
+    """A value as written in a configuration; for its types JSON and TOML are the same."""
     return f"`{json.dumps(value, ensure_ascii=False)}`"
 
 
@@ -124,12 +125,12 @@ def type_text(kind: types.Type) -> str:
 
 def _bounded(name: str, kind: types.IntType | types.FloatType) -> str:
     bounds = ((kind.ge, "≥"), (kind.gt, ">"), (kind.le, "≤"), (kind.lt, "<"))
-    told = [f"{sign} {bound:g}" for bound, sign in bounds if bound is not None]
-    return f"{name} {' and '.join(told)}".rstrip()
+    limits = [f"{sign} {bound:g}" for bound, sign in bounds if bound is not None]
+    return f"{name} {' and '.join(limits)}".rstrip()
 
 
 def preset_row(name: str) -> tuple[str, ...]:
-    """Name, what it is, algorithm, environment, and what it sets, folded."""
+    """Name, description, algorithm, environment, and the folded list of settings."""
     raw = loading.preset_table(name)
     algorithm = raw["algorithm"]["name"]
     kinds = {**plain_sections(), "algorithm": ALGORITHMS[algorithm].Config}
@@ -140,13 +141,13 @@ def preset_row(name: str) -> tuple[str, ...]:
 
 
 def opening_comment(text: str) -> str:
-    """The comment that a TOML file begins with."""
+    """The comment at the top of a TOML file."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
     return " ".join(line.lstrip("# ") for line in lines)
 
 
 def changes(raw: Mapping[str, Any], kinds: Sections, part: str = "") -> Iterator[str]:
-    """What a preset sets to something else than the default, and all of its parts by machine."""
+    """Settings of a preset that differ from the defaults, and all settings of its machine parts."""
     for name, settings in raw.items():
         if name in OVERLAYS:
             yield from changes(settings, kinds, f"{name}: ")

@@ -1,4 +1,4 @@
-"""The table of daemons in ARCHITECTURE.md; `python -m sitegen.daemons` in docs/ prints it."""
+"""Print the table of daemons in ARCHITECTURE.md: `python -m sitegen.daemons` in docs/."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ HEAD = ("daemon", "binds (ROUTER)", "connects (DEALER)", "torch")
 
 
 def daemon_table() -> str:
-    """What each daemon binds and connects, and whether it imports torch."""
+    """Table of the endpoints that each daemon binds and connects, and whether it imports torch."""
     local, central = (parse(preset(name, gpu=False)) for name in ("cartpole", "cartpole-seed"))
     return table(HEAD, [row for spec in CATALOG for row in _rows(spec, local, central)])
 
 
 def _rows(spec: DaemonSpec, local: Config, central: Config) -> Iterator[tuple[str, ...]]:
-    """One row, and a second one where central inference makes a difference."""
+    """One row, and a second one if central inference changes it."""
     name = f"`{spec.kind}`" if spec.count is None else f"`{spec.kind}_NNN`"
     usual, other = _cells(spec, local), _cells(spec, central)
     yield (name, *usual)

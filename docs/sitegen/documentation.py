@@ -1,4 +1,4 @@
-"""The strings below the attributes of a class, by which this project documents them."""
+"""Attribute docstrings: the strings below the attributes of a class."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import textwrap
 
 
 def attribute_docs(kind: type) -> dict[str, str]:
-    """The string below each attribute of a class or, where it has none, of its nearest base."""
+    """The docstring of each attribute of a class, inherited from its nearest base if absent."""
     found: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         found.update(_own_docs(base))
@@ -31,7 +31,7 @@ def _own_docs(kind: type) -> dict[str, str]:
 
 
 def _name(statement: ast.stmt) -> str | None:
-    """Of the attribute that a statement makes."""
+    """Name of the attribute that a statement defines."""
     if isinstance(statement, ast.AnnAssign):
         target: ast.expr = statement.target
     elif isinstance(statement, ast.Assign):

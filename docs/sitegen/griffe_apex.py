@@ -1,4 +1,4 @@
-"""What griffe, which reads the sources, does not know: structs, and arguments on one line."""
+"""Griffe extension for msgspec structs and for arguments documented on one line."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from griffe import (
 
 STRUCT = "msgspec.Struct"
 JOINED = re.compile(r"^( +)(\w+(?:, \w+)+):(.*(?:\n\1 .*)*)", re.MULTILINE)
-"""`    low, high: text` of a docstring's section, with the lines that go on."""
+"""`    low, high: text` in a docstring's section, with its continuation lines."""
 
 
 class ApexSources(Extension):
-    """Gives each struct the `__init__` that msgspec gives it, and each argument its own line."""
+    """Adds to each struct the `__init__` that msgspec gives it, and splits joined arguments."""
 
     def on_package(self, *, pkg: Module, **kwargs: Any) -> None:
-        """A package was read."""
+        """Called after a package was read."""
         self._visit(pkg)
 
     def _visit(self, thing: Module | Class) -> None:
@@ -46,13 +46,13 @@ def _parted(match: re.Match[str]) -> str:
 
 
 def is_struct(kind: Class) -> bool:
-    """Whether a class is a msgspec struct, directly or not."""
+    """Whether a class is a msgspec struct, directly or through a base."""
     direct = any(getattr(base, "canonical_path", base) == STRUCT for base in kind.bases)
     return direct or any(is_struct(base) for base in kind.resolved_bases if isinstance(base, Class))
 
 
 def constructor(struct: Class) -> Function:
-    """The `__init__` of a struct: its fields in order, those of its bases first."""
+    """The `__init__` of a struct: the fields of its bases, then its own."""
     fields: dict[str, Attribute] = {}
     for kind in [*reversed(struct.mro()), struct]:
         own = (one for one in kind.members.values() if isinstance(one, Attribute))

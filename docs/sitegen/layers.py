@@ -1,4 +1,4 @@
-"""The import layers in ARCHITECTURE.md, from setup.cfg; `python -m sitegen.layers` prints them."""
+"""Print the import layers in ARCHITECTURE.md from setup.cfg: `python -m sitegen.layers`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ CONTRACT = "importlinter:contract:layers"
 
 
 def layer_list() -> str:
-    """One line a floor, the highest first, as an indented block."""
+    """One line per layer, the highest first, as an indented block."""
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg", encoding="utf-8")
     lines = parser[CONTRACT]["layers"].strip().splitlines()

@@ -1,4 +1,4 @@
-"""Tables of Markdown."""
+"""Markdown tables."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 
 PIPE = re.compile(r"(`[^`]*`)|\|")
-"""Code, in which a `|` stands for itself, or a `|` that would end a cell."""
+"""A code span, in which `|` needs no escape, or a `|` that would end a cell."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; cells may have line ends and `|`."""
+    """A table; cells may contain line ends and `|`."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
 

@@ -1,7 +1,7 @@
-"""Brings the repository's documents into the site: the files, and the links between them.
+"""Add the repository's documents to the site, and rewrite the links between them.
 
-A file under `docs/` is at the same place in the site without `docs/`, every other one at its own
-place. The documents stay where they are, and their links work in both.
+In the site, a file under `docs/` has its path without `docs/`, every other file its own path. The
+documents stay where they are, and their links work in the repository and in the site.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ LINK = re.compile(r"\[([^\[\]]*)\]\(([^()\s#]+)(#[^()\s]*)?\)")
 
 
 def site_uri(path: str) -> str:
-    """Where a file of the repository is in the site."""
+    """Path in the site of a file of the repository."""
     return path.removeprefix(DOCS)
 
 
 def documents(start: Iterable[str], root: Path = ROOT) -> list[str]:
-    """The given documents and all that they link to, directly or not, that a site can show.
+    """The given documents and every document or picture that they link to, directly or not.
 
     Args:
         start: paths from `root`.
-        root: of the repository.
+        root: root of the repository.
     """
     found: list[str] = []
     waiting = list(start)
@@ -49,20 +49,20 @@ def _linked(path: str, root: Path) -> Iterator[str]:
 
 
 def _target(path: str, link: str) -> str:
-    """The file, as a path from the root, that a document at `path` links to."""
+    """Target of a link in the document at `path`, as a path from the root."""
     return posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
 
 
 def relinked(markdown: str, path: str, root: Path = ROOT) -> str:
-    """A document with its links as they are right in the site.
+    """A document with its links rewritten for the site.
 
-    What the repository has and the site does not (folders, sources) is named instead of linked. A
-    link to nothing stays as it is: the strict build reports it.
+    A link to a folder or source file, which the site does not have, becomes plain text with the
+    path. A broken link stays unchanged: the strict build reports it.
 
     Args:
-        markdown: the document.
-        path: of it, from the root.
-        root: of the repository.
+        markdown: text of the document.
+        path: path of the document, from the root.
+        root: root of the repository.
     """
 
     def link(match: re.Match[str]) -> str:

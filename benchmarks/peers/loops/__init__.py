@@ -1,2 +1,4 @@
-"""What runs in the peers' own interpreters: the standard library, NumPy and the peer;
-of apex its network alone, where the peer takes one."""
+"""Loops that run in the peers' interpreters, and import only NumPy and the peer.
+
+The one exception is apex's network, for a peer that accepts a custom network.
+"""

@@ -1,4 +1,4 @@
-"""Replay buffers in the process that uses them: TorchRL's and cpprb's."""
+"""In-process replay buffers of TorchRL and cpprb."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHAPE = (STACK, 84, 84)
 
 
 def _transitions(recording: str) -> Iterator[dict[str, Any]]:
-    """Of each step: those of all environments that begin with it, `[E, ...]` a column."""
+    """For each step, the transitions that begin with it, `[E, ...]` per column."""
     frames, actions, rewards = (
         np.load(Path(recording) / f"{name}.npy") for name in ("frames", "actions", "rewards")
     )
@@ -35,7 +35,7 @@ def _transitions(recording: str) -> Iterator[dict[str, Any]]:
 
 
 class TorchRL:
-    """Whole transitions in one tensor; sampled evenly, without priorities."""
+    """TorchRL's buffer: whole transitions in one tensor, sampled uniformly."""
 
     def __init__(self, capacity: int, batch: int) -> None:
         from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
@@ -46,19 +46,19 @@ class TorchRL:
         )
 
     def insert(self, columns: dict[str, Any]) -> None:
-        """Transitions of one step."""
+        """Insert the transitions of one step."""
         from tensordict import TensorDict
 
         tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
         self._buffer.extend(TensorDict(tensors, batch_size=[len(columns["action"])]))
 
     def sample(self) -> None:
-        """One batch."""
+        """Sample one batch."""
         assert self._buffer.sample()["observation"].shape[1:] == SHAPE
 
 
 class CppRB:
-    """Whole transitions in arrays, prioritized."""
+    """cpprb's buffer: whole transitions in arrays, prioritized."""
 
     def __init__(self, capacity: int, batch: int) -> None:
         from cpprb import PrioritizedReplayBuffer
@@ -78,11 +78,11 @@ class CppRB:
         self._batch = batch
 
     def insert(self, columns: dict[str, Any]) -> None:
-        """Transitions of one step."""
+        """Insert the transitions of one step."""
         self._buffer.add(**columns)
 
     def sample(self) -> None:
-        """One batch, with its indices and weights."""
+        """Sample one batch with its indices and weights."""
         sampled = self._buffer.sample(self._batch, beta=IMPORTANCE_EXPONENT)
         assert sampled["observation"].shape[1:] == SHAPE
 
@@ -91,7 +91,7 @@ BUFFERS = {"torchrl": TorchRL, "cpprb": CppRB}
 
 
 def using(buffer: str, recording: str, capacity: int, batch: int, inserts: bool) -> Step:
-    """A full buffer into which is inserted, or from which is sampled; items."""
+    """Step that inserts into or samples from a full buffer; counts items."""
     torch.set_num_threads(1)
     transitions = _transitions(recording)
     made = BUFFERS[buffer](capacity, batch)

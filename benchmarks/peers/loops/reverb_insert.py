@@ -1,4 +1,4 @@
-"""Makes n-step transitions of recorded raw frames and inserts them into Reverb."""
+"""Make n-step transitions of recorded raw frames and insert them into Reverb."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Producer:
     """Inserts the transitions of one environment, each frame once.
 
     Args:
-        client: of the server.
-        in_flight: items that may be unconfirmed after a step.
+        client: client of the server.
+        in_flight: maximum of unconfirmed items after a step.
     """
 
     def __init__(self, client: reverb.Client, in_flight: int) -> None:
@@ -31,7 +31,7 @@ class Producer:
         self._length = 0
 
     def add(self, row: dict[str, Any], ended: bool) -> int:
-        """Take one step, and the transition that its frame completes; says how many items."""
+        """Append a step, insert the transition that it completes; returns the number of items."""
         self._writer.append(row)
         self._length += 1
         whole = self._length >= FRAMES
@@ -48,8 +48,8 @@ class Producer:
 
 
 def _rows(recording: str) -> Iterator[tuple[list[dict[str, Any]], list[bool]]]:
-    """Of each step: for each environment its frame and what belongs to the transition that began
-    n steps before, and whether its episode ends with that frame."""
+    """For each step and environment: the frame, the data of the transition that began n steps
+    before, and whether the episode ends with this frame."""
     frames, actions, rewards, terminated, truncated = (
         np.load(Path(recording) / f"{name}.npy")
         for name in ("frames", "actions", "rewards", "terminated", "truncated")
@@ -71,7 +71,7 @@ def _rows(recording: str) -> Iterator[tuple[list[dict[str, Any]], list[bool]]]:
 
 
 def inserting(port: int, recording: str, in_flight: int, writers: int) -> Step:
-    """Producers in turn, as one actor with so many environments has them; items."""
+    """Step of one producer after the other, like an actor's environments; counts items."""
     client = reverb.Client(f"localhost:{port}")
     producers = [Producer(client, in_flight) for _ in range(writers)]
     steps = _rows(recording)

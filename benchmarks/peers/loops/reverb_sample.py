@@ -1,4 +1,4 @@
-"""Samples ready batches from Reverb."""
+"""Sample ready batches from Reverb."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DTYPES = {"action": tf.int32, "n_step_return": tf.float32, "discount": tf.float3
 
 
 def ready_batches(address: str, batch: int, in_flight: int, workers: int) -> Iterator[Keys]:
-    """tf.data: Reverb's sampler in C++, batched there."""
+    """Batches by Reverb's C++ sampler through tf.data."""
     dataset = reverb.TrajectoryDataset(
         address,
         TABLE,
@@ -34,7 +34,7 @@ def ready_batches(address: str, batch: int, in_flight: int, workers: int) -> Ite
 
 
 def sampling(port: int, batch: int, in_flight: int, workers: int, returns_priorities: bool) -> Step:
-    """Batches, and new priorities for them where those are wanted; items."""
+    """Step that samples a batch and, on request, returns new priorities; counts items."""
     tf.config.threading.set_inter_op_parallelism_threads(1)
     tf.config.threading.set_intra_op_parallelism_threads(1)
     address = f"localhost:{port}"

@@ -13,7 +13,7 @@ PRIORITY_EXPONENT = 0.6
 
 
 def serving(capacity: int) -> Step:
-    """A server that was started; says where it is."""
+    """Start a server; its first reply has the port and the process id."""
     table = reverb.Table(
         TABLE,
         sampler=reverb.selectors.Prioritized(PRIORITY_EXPONENT),

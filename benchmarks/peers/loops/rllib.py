@@ -1,4 +1,4 @@
-"""RLlib's DQN and IMPALA on Pong, on its new API stack."""
+"""RLlib's DQN and IMPALA on Pong, with its new API stack."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _pong(config: Any) -> gym.Env[Any, Any]:
 
 
 def dqn(batch: int, samples_per_step: float) -> AlgorithmConfig:
-    """Double, dueling, n-step and prioritized."""
+    """DQN: double, dueling, n-step and prioritized."""
     return (
         DQNConfig()
         .training(
@@ -61,7 +61,7 @@ def dqn(batch: int, samples_per_step: float) -> AlgorithmConfig:
 
 
 def impala(batch: int, samples_per_step: float) -> AlgorithmConfig:
-    """V-trace on unrolls, learned from as they come."""
+    """IMPALA: V-trace on unrolls, each used once."""
     return (
         IMPALAConfig()
         .training(
@@ -83,17 +83,17 @@ def training(
     algorithm: str, batch: int, samples_per_step: float, runners: int, num_envs: int,
     fragment: int, learners: int, threads: int,
 ) -> Step:  # fmt: skip
-    """A training algorithm; env steps and trained samples.
+    """Step of a training algorithm; counts env steps and trained samples.
 
     Args:
         algorithm: one of `ALGORITHMS`.
-        batch: of an update, in steps of an environment.
-        samples_per_step: learned from, for one step of an environment; for replay only.
-        runners: processes that step environments; 0: the algorithm's own does.
-        num_envs: of each of them.
+        batch: env steps per update.
+        samples_per_step: trained samples per env step; for replay only.
+        runners: processes that step environments; 0: the algorithm's own process does.
+        num_envs: environments per runner.
         fragment: steps of each environment in one sample.
-        learners: processes that learn; 0: the algorithm's own does.
-        threads: of torch, where it learns.
+        learners: processes that learn; 0: the algorithm's own process does.
+        threads: torch threads of the learning process.
     """
     import torch
 
@@ -119,7 +119,7 @@ def training(
     def step() -> dict[str, float]:
         result = algo.train()
         now = _counts(result)
-        if algorithm == "impala":  # it counts the step that each unroll is bootstrapped from
+        if algorithm == "impala":  # it also counts the bootstrap step of each unroll
             now["trained_samples"] *= fragment / (fragment + 1)
         done = {kind: now[kind] - counted[kind] for kind in now}
         counted.update(now)
@@ -131,7 +131,7 @@ def training(
 
 
 def _counts(result: dict[str, Any]) -> dict[str, float]:
-    """Of the whole time."""
+    """A metric over the whole run."""
     learned = result.get("learners", {}).get("__all_modules__", {})
     return {
         "env_steps": result["env_runners"].get("num_env_steps_sampled_lifetime", 0.0),

@@ -1,5 +1,7 @@
-"""The actor-critic network of the comparison, as an RLlib module: a policy and a value share all
-layers but the last."""
+"""Actor-critic network of the comparison, as an RLlib module.
+
+Policy and value share all layers but the last.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from benchmarks.peers.loops.pong import CONVOLUTIONS, STREAM_WIDTH
 
 
 class ActorCritic(TorchRLModule, ValueFunctionAPI):
-    """Convolutions, one layer after them, and two heads."""
+    """Convolutions, one hidden layer, and two heads."""
 
     def setup(self) -> None:
         """Called by RLlib."""
@@ -47,7 +49,7 @@ class ActorCritic(TorchRLModule, ValueFunctionAPI):
         }
 
     def compute_values(self, batch: dict[str, Any], embeddings: Any = None) -> torch.Tensor:
-        """`[B]`, of the features where those are there."""
+        """Values `[B]`, from the given features or computed from the batch."""
         features = self._features(batch) if embeddings is None else embeddings
         values: torch.Tensor = self.value(features)
         return values.squeeze(-1)

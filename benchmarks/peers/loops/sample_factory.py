@@ -1,4 +1,4 @@
-"""Sample Factory's APPO on Pong, in the processes that it starts."""
+"""Sample Factory's APPO on Pong, in its own processes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from benchmarks.peers.loops.serve import options, serve
 
 FRAME_SKIP = 4
 PERIODIC_S = 100_000
-"""What is written now and then is not written while it is measured."""
+"""Period of checkpoints and summaries, longer than any measurement."""
 
 
 class Counts:
-    """What a runner has been told of, counted at the moments at which that changes."""
+    """Counts of a runner, read at the moments at which they change."""
 
     def __init__(self) -> None:
         self._changed = threading.Event()
@@ -43,7 +43,7 @@ class Counts:
         self._learned = now
 
     def step(self) -> dict[str, float]:
-        """Wait for news of the samplers, which come each 3 s; what was done since the last call."""
+        """Wait for the samplers' report, every 3 s. Returns the work done since the last call."""
         self._changed.wait()
         self._changed.clear()
         done = dict(self._done)
@@ -53,13 +53,13 @@ class Counts:
 
 
 def train(train_dir: str, rollout: int, batch: int, **settings: Any) -> None:
-    """Train an APPO, and serve its counts, until told to end.
+    """Train with APPO and serve its counts until the process is ended.
 
     Args:
-        train_dir: for its files.
+        train_dir: folder for its files.
         rollout: steps of an environment that are learned from together.
-        batch: of an update, in steps of an environment.
-        settings: others of Sample Factory.
+        batch: env steps per update.
+        settings: other settings of Sample Factory.
     """
     told = {
         "env": "atari_pong", "experiment": f"peer_{os.getpid()}", "train_dir": train_dir,
@@ -77,8 +77,8 @@ def train(train_dir: str, rollout: int, batch: int, **settings: Any) -> None:
     counts = Counts()
     counts.listen_to(runner)
     threading.Thread(target=serve, args=(lambda **_: counts.step,), daemon=True).start()
-    runner.run()  # wants the main thread
-    raise SystemExit("Sample Factory has ended by itself")
+    runner.run()  # needs the main thread
+    raise SystemExit("Sample Factory ended unexpectedly; see its output above")
 
 
 if __name__ == "__main__":

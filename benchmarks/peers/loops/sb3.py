@@ -1,4 +1,4 @@
-"""Stable-Baselines3's DQN on Pong with apex's network, which it calls a custom policy."""
+"""Stable-Baselines3's DQN on Pong, with apex's network as a custom policy."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from benchmarks.peers.loops.serve import Step, serve
 BUFFER = 20_000
 LEARNING_STARTS = 1_000
 STEPS = 256
-"""Of all environments, between two looks at the clock."""
+"""Env steps of all environments between two readings of the clock."""
 
 
 class Frames(BaseFeaturesExtractor):
-    """Leaves the frames to the network."""
+    """Passes the frames to the network unchanged."""
 
     def __init__(self, observation_space: Any) -> None:
         super().__init__(observation_space, features_dim=1)
 
     def forward(self, observations: torch.Tensor) -> torch.Tensor:
-        """`[B, 4, 84, 84]` as it is."""
+        """`[B, 4, 84, 84]`, unchanged."""
         return observations
 
 
@@ -39,7 +39,7 @@ class DuelingPolicy(DQNPolicy):
     """Stable-Baselines3's policy around apex's network."""
 
     def make_q_net(self) -> QNetwork:
-        """As the base class, with another network."""
+        """Create the Q-network, as the base class does, with apex's network."""
         arguments = self._update_features_extractor(self.net_args, features_extractor=None)
         network = QNetwork(**arguments)
         shape = self.observation_space.shape
@@ -52,13 +52,13 @@ class DuelingPolicy(DQNPolicy):
 
 
 def training(threads: int, num_envs: int, samples_per_step: int, batch: int) -> Step:
-    """A training DQN; env steps and trained samples.
+    """Step of a training DQN; counts env steps and trained samples.
 
     Args:
-        threads: of torch.
-        num_envs: stepped together, in this process.
-        samples_per_step: learned from, for one step of an environment.
-        batch: of an update.
+        threads: torch threads.
+        num_envs: environments in this process.
+        samples_per_step: trained samples per env step.
+        batch: samples per update.
     """
     torch.set_num_threads(threads)
     gym.register_envs(ale_py)

@@ -1,4 +1,4 @@
-"""Lets a loop work for so many seconds whenever a line of JSON on stdin says so."""
+"""Repeat a step for as many seconds as each line on stdin says, and reply with JSON lines."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from collections.abc import Callable
 from typing import Any
 
 Step = Callable[[], dict[str, float]]
-"""Does a bit of work; says how much of what."""
+"""Does some work and returns the amount by kind."""
 
 
 def options() -> dict[str, Any]:
-    """What the loop was started with."""
-    told: dict[str, Any] = json.loads(sys.argv[1])
-    return told
+    """Options of the loop, from the command line."""
+    given: dict[str, Any] = json.loads(sys.argv[1])
+    return given
 
 
 def serve(make: Callable[..., Step]) -> None:
-    """Make a step with the options on the command line; repeat it for as long as it is told to.
+    """Create a step with the options on the command line; repeat it as long as stdin asks.
 
-    Prints what the first step gave, then what was done in how many seconds of each turn.
+    Replies with the result of the first step, then, for each line on stdin, with the work done
+    and the seconds elapsed.
 
     Args:
-        make: called with the options by name.
+        make: creates the step; called with the options by name.
     """
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what the peer prints is no reply
+    os.dup2(2, 1)  # the peer's own output goes to stderr
     step = make(**options())
-    _say(replies, step())
+    _send(replies, step())
     while line := sys.stdin.readline():
         seconds = float(line)
-        step()  # the clock begins where a step ends
+        step()  # start the clock at the end of a step
         done: Counter[str] = Counter()
         began = time.monotonic()
         while (elapsed := time.monotonic() - began) < seconds:
             done.update(step())
-        _say(replies, {"done": done, "elapsed": elapsed})
+        _send(replies, {"done": done, "elapsed": elapsed})
 
 
-def _say(replies: Any, reply: dict[str, Any]) -> None:
+def _send(replies: Any, reply: dict[str, Any]) -> None:
     replies.write(json.dumps(reply) + "\n")

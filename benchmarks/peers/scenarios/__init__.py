@@ -1,4 +1,4 @@
-"""One scenario a file; each gives the figures of its cases."""
+"""Scenarios, one per file; each returns the figures of its cases."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ ENVIRONMENTS = {
     "reverb": "reverb", "buffers": "torch", "sb3": "torch", "rllib-dqn": "torch",
     "rllib-impala": "torch", "sample-factory": "sample-factory",
 }  # fmt: skip
-"""Of each scenario: the environment that its peer lives in."""
+"""The Python environment of each scenario's peer."""
 
 
 def load(name: str) -> Callable[[Path], Sequence[Figure]]:
-    """The scenario of that name: called with an empty folder, it measures."""
+    """The `measure` function of a scenario; it takes an empty folder."""
     module = import_module(f"{__name__}.{name.replace('-', '_')}")
     measure: Callable[[Path], Sequence[Figure]] = module.measure
     return measure

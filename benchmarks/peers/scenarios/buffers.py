@@ -1,4 +1,4 @@
-"""Apex's replay server beside buffers in the learner's own process: a ceiling without a network."""
+"""Apex's replay server beside in-process buffers, which need no network at all."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def filled(folder: Path) -> Iterator[RunDirectory]:
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     shown = []
     theirs = partial(
         Peer, "torch", "buffers", cores.TRAINING, folder,

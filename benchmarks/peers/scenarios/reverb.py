@@ -1,4 +1,4 @@
-"""Apex's replay server beside Reverb's: inserts of raw frames, ready batches, both, and memory."""
+"""Apex's replay server beside Reverb: inserts of raw frames, ready batches, both, and memory."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from benchmarks.run.workers import Step, Worker, together
 
 ITEMS = 100_000
 STEPS = 640
-"""Recorded, of each of the environments."""
+"""Recorded steps of each environment."""
 SECONDS = 3.0
 WAIT_S = 0.1
 BACKLOG = 16
-"""Chunks that are made before a producer waits for the server."""
+"""Chunks that a producer prepares before it waits for the server."""
 INSERTING = {"in_flight": 64, "writers": NUM_ENVS}
 SAMPLING = {"batch": BATCH, "in_flight": 64, "workers": 4}
-"""Reverb's fastest, of those tried."""
+"""Reverb's fastest settings, of those tried."""
 Measurable = Worker | Peer
 
 
 def inserting(path: Path, recording: Path) -> Step:
-    """An actor without environments and policy, which inserts as fast as it may; transitions."""
+    """Step of an actor without environments that inserts at full speed; counts transitions."""
     process_tuning.set_up(1)
     run = RunDirectory(path)
     sent: deque[int] = deque()
@@ -70,7 +70,7 @@ def inserting(path: Path, recording: Path) -> Step:
 
 
 def grown(pid: int, insert: Callable[[], object]) -> float:
-    """Megabytes that a process has grown by."""
+    """Memory growth of a process, in MB."""
     before = cores.resident_bytes(pid)
     insert()
     return (cores.resident_bytes(pid) - before) / 1e6
@@ -79,7 +79,7 @@ def grown(pid: int, insert: Callable[[], object]) -> float:
 def memory(
     run: RunDirectory, folder: Path, peer: dict[str, Any], our_pid: int, their_pid: int
 ) -> Figure:
-    """What the servers grow by with `ITEMS` transitions."""
+    """Memory growth of both servers with `ITEMS` transitions."""
     chunks = chunks_of(run, folder, STEPS * NUM_ENVS)
     ours = grown(our_pid, lambda: fill(run, chunks, ITEMS))
     with Peer("reverb", "reverb_insert", cores.TRAINING, folder, **peer, **INSERTING) as inserts:
@@ -95,13 +95,13 @@ def memory(
 
 
 def alone(case: str, ours: Measurable, theirs: Measurable, **extra: Any) -> Figure:
-    """One of inserting and sampling."""
+    """Measure inserts or samples alone."""
     pairs = in_turn(lambda: ours.measure(SECONDS), lambda: theirs.measure(SECONDS))
     return figure(case, "transitions/s", pairs, "Reverb", bar=3.0, **extra)
 
 
 def at_once(ours: Sequence[Measurable], theirs: Sequence[Measurable]) -> list[Figure]:
-    """Inserting and sampling together, by two clients that share a core."""
+    """Measure inserts and samples at once, by two clients that share a core."""
     pairs = in_turn(partial(together, ours, SECONDS), partial(together, theirs, SECONDS))
     return [
         figure(case, "transitions/s", [(value[k], limit[k]) for value, limit in pairs], "Reverb",
@@ -111,7 +111,7 @@ def at_once(ours: Sequence[Measurable], theirs: Sequence[Measurable]) -> list[Fi
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     run = pong_run(folder / "run", ["replay.samples_per_insert=0", "replay.min_size=1000"])
     record(run, folder, STEPS)
     with (
@@ -128,7 +128,7 @@ def measure(folder: Path) -> Sequence[Figure]:
 
 
 def speeds(run: RunDirectory, folder: Path, peer: dict[str, Any]) -> list[Figure]:
-    """Of clients on one core, while the servers have the other."""
+    """Speeds of clients on one core, while the servers have the other."""
     theirs = partial(Peer, "reverb", kept_to=cores.TRAINING, folder=folder)
     sampling = {"port": peer["port"], **SAMPLING}
     with (

@@ -14,7 +14,7 @@ SAMPLES_PER_STEP = 8
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     options = {
         "algorithm": "dqn", "batch": BATCH, "samples_per_step": SAMPLES_PER_STEP, "runners": 0,
         "num_envs": 8, "fragment": 4, "learners": 0, "threads": 2,

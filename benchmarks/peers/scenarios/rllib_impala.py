@@ -12,7 +12,7 @@ UNROLL, BATCH = 20, 320
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     options = {
         "algorithm": "impala", "batch": BATCH, "samples_per_step": 1, "runners": 2,
         "num_envs": 16, "fragment": UNROLL, "learners": 0, "threads": 1,

@@ -12,7 +12,7 @@ UNROLL, BATCH = 20, 320
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     options = {
         "rollout": UNROLL, "batch": BATCH, "num_workers": 1,
         "num_envs_per_worker": 16, "worker_num_splits": 2,

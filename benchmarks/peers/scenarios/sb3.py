@@ -14,7 +14,7 @@ SAMPLES_PER_STEP = 8
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     options = {
         "threads": 2, "num_envs": 8, "samples_per_step": SAMPLES_PER_STEP, "batch": BATCH
     }  # fmt: skip

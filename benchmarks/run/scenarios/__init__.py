@@ -1,4 +1,4 @@
-"""One scenario a file; each gives the figures of its cases."""
+"""Scenarios, one per file; each returns the figures of its cases."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ NAMES = (
     "actor", "actor-random", "learner", "learner-data", "replay", "suite", "params", "scale",
     "start",
 )  # fmt: skip
-"""Those that `make bench` runs."""
+"""Scenarios that `make bench` runs."""
 ON_DEMAND = ("inference", "precision")
-"""Those that it runs when they are named, and on a machine with a GPU."""
+"""Scenarios that `make bench` runs when named, and on a machine with a GPU."""
 
 
 def load(name: str) -> Callable[[Path], Sequence[Figure]]:
-    """The scenario of that name: called with an empty folder, it measures."""
+    """The `measure` function of a scenario; it takes an empty folder."""
     module = import_module(f"{__name__}.{name.replace('-', '_')}")
     measure: Callable[[Path], Sequence[Figure]] = module.measure
     return measure

@@ -1,4 +1,4 @@
-"""One actor process with inserts to a live replay, beside stepping and inference alone."""
+"""An actor that inserts into a replay server, compared with stepping and inference alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIMIT = "AtariVectorEnv and the network at the same batch, one core"
 
 
 def acting_figure(folder: Path, worker: partial[Worker], actor_module: str, limit: str) -> Figure:
-    """An actor's env steps beside those of a worker on the same core."""
+    """An actor's env steps, compared with those of a worker on the same core."""
     run = pong_run(folder / "run", [f"actor.num_envs={NUM_ENVS}", *NOT_LEARNING])
     with worker(run.path) as bare, Daemons(run) as daemons:
         daemons.replay(cores.TRAINING)
@@ -38,10 +38,10 @@ def acting_figure(folder: Path, worker: partial[Worker], actor_module: str, limi
 
 
 def env_steps(status: dict[str, Any]) -> int:
-    """Of all actors, as of their last heartbeats."""
+    """Env steps of all actors, as of their last heartbeats."""
     return int(status["env_steps"])
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     return [acting_figure(folder, partial(Worker, bare_acting, cores.ACTING), "", LIMIT)]

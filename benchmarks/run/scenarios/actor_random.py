@@ -1,4 +1,4 @@
-"""An actor that acts at random, beside stepping alone: the cost of the machinery."""
+"""An actor with random actions, compared with stepping alone."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ LIMIT = "AtariVectorEnv with random actions, one core"
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     worker = partial(Worker, bare_stepping, cores.ACTING)
     return [acting_figure(folder, worker, "benchmarks.run.random_actor", LIMIT)]

@@ -1,4 +1,4 @@
-"""Actors that ask one inference server, beside actors that decide by themselves."""
+"""Central inference compared with local inference."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from benchmarks.run.workers import Step, Worker
 
 SECONDS = 8.0
 ACTORS = len(cores.OTHERS) - 1
-"""One a core, with one for the server."""
+"""One actor per core, less one core for the server."""
 SUITES = [(1, 16), (2, 8), (4, 4), *([(ACTORS, 16)] if ACTORS > 4 else [])]
-"""Actors, and environments of each."""
+"""Numbers of actors, and of environments per actor."""
 BATCHES = (1, 8, 32, 128, 512)
 BATCH_SECONDS = 1.0
 
 
 class Suite:
-    """Actors that step and insert, with the servers that they need."""
+    """Actors that step and insert, and the servers that they need."""
 
     def __init__(self, run: RunDirectory, actors: int) -> None:
         self._daemons = Daemons(run)
         self._acting: list[Daemon] = []
         self._server: Asker | None = None
         self.batch_mean = 0.0
-        """Environments in a decision of the server, when it was last measured."""
+        """Environments per decision of the server, at the last measurement."""
         try:
             self._start(run, actors)
         except BaseException:
@@ -56,7 +56,7 @@ class Suite:
         until(lambda: env_steps(self._asker.status()) > 2000, "the actors step")
 
     def rate(self) -> float:
-        """Env steps a second of all actors."""
+        """Env steps per second of all actors."""
         self._daemons.check()
         rate = self._asker.rate(env_steps, SECONDS)
         if self._server is not None:
@@ -65,7 +65,7 @@ class Suite:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Meanwhile its actors do nothing."""
+        """Pause the actors for the duration of the context."""
         with ExitStack() as stack:
             for daemon in reversed(self._acting):
                 stack.enter_context(daemon.stopped())
@@ -78,12 +78,12 @@ class Suite:
         self.close()
 
     def close(self) -> None:
-        """End it."""
+        """End all processes."""
         self._daemons.__exit__()
 
 
 def acting(folder: Path, actors: int, envs: int) -> Figure:
-    """Env steps of so many actors with so many environments each."""
+    """Env steps of `actors` actors with `num_envs` environments each."""
 
     def suite(kind: str) -> Suite:
         settings = (f"actor.count={actors}", f"actor.num_envs={envs}", f"actor.inference={kind}")
@@ -109,7 +109,7 @@ def acting(folder: Path, actors: int, envs: int) -> Figure:
 
 
 def deciding(path: Path, batch_size: int, device: str) -> Step:
-    """Decisions of the run's policy for random frames; environments."""
+    """Step of the run's policy on random frames; counts environments."""
     process_tuning.set_up(1)
     policy = algorithm_of(RunDirectory(path)).policy()
     policy.to(torch.device(device))
@@ -125,7 +125,7 @@ def deciding(path: Path, batch_size: int, device: str) -> Step:
 
 
 def curve(run: RunDirectory) -> Iterator[Figure]:
-    """How fast a GPU decides for batches, beside a core."""
+    """Decisions per second of a GPU by batch size, compared with a core."""
     for batch_size in BATCHES:
         make = partial(Worker, deciding, cores.TRAINING, run.path, batch_size)
         with make("cuda") as ours, make("cpu") as bare:
@@ -138,7 +138,7 @@ def curve(run: RunDirectory) -> Iterator[Figure]:
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     shown = [acting(folder, actors, envs) for actors, envs in SUITES]
     if has_gpu():
         shown += curve(pong_run(folder / "curve", []))

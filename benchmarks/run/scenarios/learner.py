@@ -1,4 +1,4 @@
-"""A learner fed by a live replay on the other core, beside the same update on a batch in memory."""
+"""A learner fed by a replay server, compared with the same update on a batch in memory."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from benchmarks.run.workers import Worker
 ITEMS = 20_000
 SECONDS = {32: 4.0, 128: 4.0, 512: 6.0}
 BAR = 0.90 if has_gpu() else 0.97
-"""A GPU's batches also cross to it."""
+"""On a GPU the bar is lower because batches are also copied to it."""
 LIMIT = "the same update on one batch " + ("on the GPU" if has_gpu() else "in memory, one core")
 
 
 def settings(batch_size: int) -> list[str]:
-    """Of a learner that samples as fast as it can."""
+    """Settings of a learner that samples as fast as it can."""
     return [f"learner.batch_size={batch_size}", f"replay.min_size={ITEMS}",
             "replay.samples_per_insert=0"]  # fmt: skip
 
 
 def learner_steps(status: dict[str, Any]) -> int:
-    """Updates made."""
+    """Number of updates made."""
     return int(status["learner"]["learner_step"])
 
 
 def learning_figure(folder: Path, batch_size: int, chunks: list[Chunk]) -> Figure:
-    """Updates at one batch size."""
+    """Updates per second at one batch size."""
     run = pong_run(folder / f"run_{batch_size}", settings(batch_size))
     seconds = SECONDS[batch_size]
     with Worker(bare_updating, cores.TRAINING, run.path, batch_size) as bare, Daemons(run) as all_:
@@ -53,6 +53,6 @@ def learning_figure(folder: Path, batch_size: int, chunks: list[Chunk]) -> Figur
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     chunks = record(pong_run(folder / "record", settings(32)), ITEMS // 4)
     return [learning_figure(folder, batch_size, chunks) for batch_size in SECONDS]

@@ -1,4 +1,4 @@
-"""The learner's data path alone, from a live replay to a ready batch, beside LZ4 alone."""
+"""The learner's data path, from a replay server to a ready batch, compared with LZ4 alone."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TURN_S = 10.0
 
 
 def batches(path: Path, threads: int, returns_priorities: bool = False) -> Step:
-    """Batches that are ready for an update, and new priorities for each; transitions."""
+    """Step that prepares a batch and returns new priorities for it; counts transitions."""
     process_tuning.set_up(1)
     run = RunDirectory(path)
 
@@ -51,7 +51,7 @@ def batches(path: Path, threads: int, returns_priorities: bool = False) -> Step:
 
 
 def decompression(path: Path) -> Step:
-    """LZ4 and nothing else; transitions."""
+    """Step that only decompresses with LZ4; counts transitions."""
     process_tuning.set_up(1)
     run = RunDirectory(path)
     spec = run.facts().schema.frames
@@ -67,7 +67,7 @@ def decompression(path: Path) -> Step:
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     run = pong_run(folder / "run", ["replay.samples_per_insert=0", f"replay.min_size={ITEMS}"])
     with Daemons(run) as daemons:
         daemons.replay(cores.OTHERS)

@@ -1,4 +1,4 @@
-"""Parameters for 32 clients, beside ZeroMQ moving the same bytes; what they cost the learner."""
+"""Parameters to 32 clients, compared with bare ZeroMQ, and their cost to the learner."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ SECONDS = 2.0
 LEARNING_S = 5.0
 BATCH = 32
 ASK_PERIOD_S = 0.075
-"""In which 16 environments make the 100 steps after which their actor asks."""
+"""Seconds in which 16 environments make the 100 steps after which their actor asks."""
 LIMIT = f"ZeroMQ moving the same bytes to {CLIENTS} peers"
 
 
 class Members:
-    """Clients of `learner.params`, each with a policy that takes what comes."""
+    """Clients of `learner.params`, each with a policy that loads the parameters."""
 
     def __init__(self, run: RunDirectory) -> None:
         endpoint, algorithm = run.endpoints().of("learner.params"), algorithm_of(run)
@@ -49,7 +49,7 @@ class Members:
         self._poller = Poller(*(client.client for client in self.clients))
 
     def poll(self) -> None:
-        """Take what has arrived."""
+        """Process the messages that have arrived."""
         self._poller.wait(0.02)
         for client, policy in zip(self.clients, self._policies):
             publication = client.poll()
@@ -57,7 +57,7 @@ class Members:
                 policy.load(parameters.decode(publication.data))
 
     def ask(self, version: int = MAX_COUNT) -> bool:
-        """Ask for newer parameters where a version is not there yet; whether that is anywhere."""
+        """Ask again for each client without this version. Returns whether there was one."""
         behind = [client for client in self.clients if client.param_version < version]
         for client in behind:
             client.ask_for_params()
@@ -65,12 +65,12 @@ class Members:
 
 
 def no_report() -> LearnerReport:
-    """Nobody asks this server how its learner is."""
+    """Not used: nobody asks this server for a status."""
     raise NotImplementedError
 
 
 def publish(path: Path, pipe: Connection) -> None:
-    """A process that publishes the network anew whenever it is told to."""
+    """Process that publishes the network each time it is asked to."""
     cores.start_on(cores.AVAILABLE)
     process_tuning.set_up(1)
     run, board = RunDirectory(path), PublicationBoard()
@@ -95,7 +95,7 @@ def _told(pipe: Connection) -> Iterator[int]:
 
 
 def using(path: Path) -> Step:
-    """Publications that all clients act by."""
+    """Step of one publication, until all clients have loaded it."""
     process_tuning.set_up(1)
     context = multiprocessing.get_context("spawn")
     pipe, theirs = context.Pipe()
@@ -116,7 +116,7 @@ def using(path: Path) -> Step:
 
 
 def moving(address: str) -> Step:
-    """The same number of bytes for as many peers."""
+    """Step that sends as many bytes to as many ZeroMQ clients."""
     context = zmq.Context()
     dealers = [context.socket(zmq.DEALER) for _ in range(CLIENTS)]
     for dealer in dealers:
@@ -133,7 +133,7 @@ def moving(address: str) -> Step:
 
 
 def fetching(path: Path) -> Step:
-    """Clients that ask as actors do."""
+    """Clients that ask as often as actors do."""
     process_tuning.set_up(1)
     members = Members(RunDirectory(path))
     asked = 0.0
@@ -150,7 +150,7 @@ def fetching(path: Path) -> Step:
 
 
 def latency(folder: Path) -> Figure:
-    """From publication to use by the last."""
+    """Time from publication until the last client has loaded the parameters."""
     run = pong_run(folder / "latency", [f"actor.count={CLIENTS}"])
     data = parameters.encode(algorithm_of(run).policy().network)
     address = f"ipc://{folder}/bare.sock"
@@ -165,7 +165,7 @@ def latency(folder: Path) -> Figure:
 
 
 def cost(folder: Path) -> Figure:
-    """Updates a second while all clients fetch each publication, beside those without clients."""
+    """Updates per second while all clients fetch each publication, compared with no clients."""
     run = pong_run(folder / "cost", [*settings(BATCH), f"actor.count={CLIENTS}"])
     with Daemons(run) as daemons:
         daemons.replay(cores.OTHERS)
@@ -191,5 +191,5 @@ def cost(folder: Path) -> Figure:
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     return [latency(folder), cost(folder)]

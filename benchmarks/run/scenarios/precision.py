@@ -1,4 +1,4 @@
-"""What other ways to compute the update would bring, on the device that learns."""
+"""Other precisions and `torch.compile` for the update, on the learner's device."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ BATCHES = (512,) if has_gpu() else (32, 512)
 SECONDS = 5.0
 LIMIT = "the update as the learner makes it"
 MODES = {"compiled": "default", "CUDA graphs": "reduce-overhead"}
-"""Of `torch.compile`."""
+"""Mode of `torch.compile` for each variant."""
 WAYS = ("bfloat16", "compiled", *(("float32", "CUDA graphs") if has_gpu() else ()))
 
 
 def updating(path: Path, batch_size: int, way: str) -> Step:
-    """The update in another way, on one batch; updates."""
+    """Step of a variant of the update on one batch; counts updates."""
     learner: Any
     learner, batch = bare_learner(path, batch_size)
     narrow = torch.autocast(learner.device.type, torch.bfloat16, enabled=way == "bfloat16")
@@ -45,7 +45,7 @@ def updating(path: Path, batch_size: int, way: str) -> Step:
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     run = pong_run(folder / "run", [])
     shown = []
     for batch_size in BATCHES:

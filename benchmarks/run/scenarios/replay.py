@@ -1,4 +1,4 @@
-"""The replay server alone: inserts, samples, both at once, and its memory, beside ZeroMQ."""
+"""The replay server alone: inserts, samples, both at once, and memory, compared with ZeroMQ."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from benchmarks.run.pong import CHUNK_LENGTH, fill, hello, record, samples_of
 from benchmarks.run.workers import Step, Worker, together
 
 ITEMS, RECORDED = 100_000, 20_000
-"""Transitions that fill the table, and how many of them differ."""
+"""Transitions that fill the table, and the number of distinct ones."""
 PRODUCERS, CREDITS = 4, 4
 BATCH, DEPTH = 512, 4
 SECONDS = 1.5
@@ -32,7 +32,7 @@ WAIT_S = 0.1
 
 
 def inserting(path: Path) -> Step:
-    """Producers that insert as fast as they may; transitions."""
+    """Step of producers that insert as fast as credit allows; counts transitions."""
     run = RunDirectory(path)
     chunks = record(run, 2_000)
     clients = [
@@ -54,7 +54,7 @@ def inserting(path: Path) -> Step:
 
 
 def sampling(path: Path, returns_priorities: bool) -> Step:
-    """A learner that takes batches as fast as it can and looks at none; transitions."""
+    """Step of a learner that only receives batches; counts transitions."""
     run = RunDirectory(path)
     client = SampleClient(
         run.endpoints().of("replay.sample"), hello(run, "learner", "learner"), BATCH
@@ -74,7 +74,7 @@ def sampling(path: Path, returns_priorities: bool) -> Step:
 
 
 def memory(daemon: Daemon, run: RunDirectory, chunks: list[Chunk]) -> Figure:
-    """Bytes that the process has grown by, beside those of each transition's new frame."""
+    """Memory growth per transition, compared with the size of its new compressed frame."""
     before = cores.resident_bytes(daemon.pid)
     fill(run, chunks, ITEMS)
     grown = (cores.resident_bytes(daemon.pid) - before) / ITEMS
@@ -85,13 +85,13 @@ def memory(daemon: Daemon, run: RunDirectory, chunks: list[Chunk]) -> Figure:
 
 
 def alone(case: str, ours: Worker, bare: Worker, goal: float) -> Figure:
-    """One of inserting and sampling."""
+    """Measure inserts or samples alone."""
     pairs = in_turn(lambda: ours.measure(SECONDS), lambda: bare.measure(SECONDS))
     return figure(case, "transitions/s", pairs, LIMIT, goal=goal)
 
 
 def at_once(ours: Sequence[Worker], bare: Sequence[Worker], goal: float) -> list[Figure]:
-    """Inserting and sampling together."""
+    """Measure inserts and samples at once."""
     pairs = in_turn(partial(together, ours, SECONDS), partial(together, bare, SECONDS))
     shown = []
     for k, name in enumerate(("inserts at once", "samples at once")):
@@ -101,7 +101,7 @@ def at_once(ours: Sequence[Worker], bare: Sequence[Worker], goal: float) -> list
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     run = pong_run(folder / "run", ["replay.samples_per_insert=0", "replay.min_size=1000"])
     chunks = record(run, RECORDED)
     address = f"ipc://{folder}/bare.sock"

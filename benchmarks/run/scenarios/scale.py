@@ -1,4 +1,4 @@
-"""From 1 to 512 simulated actors that insert as much together: what replay and learner notice."""
+"""1 to 512 simulated actors with the same total insert rate: cost to replay and learner."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from benchmarks.run.workers import Step, Worker
 
 COUNTS = (8, 64, 512)
 INSERTS_PER_S = {"replay": 10_000, "learner": 2_000}
-"""Transitions of all actors together; the learner's core neighbours leave room for it."""
+"""Transitions per second of all actors together; low enough to leave the learner its core."""
 SECONDS = {"replay": 2.0, "learner": 4.0}
 PASS_S = 0.02
 CREDITS = 4
 
 
 def simulating(path: Path, count: int, inserts_per_s: int, beating: bool) -> Step:
-    """Actors without environments, which insert at a steady rate and beat; transitions."""
+    """Step of simulated actors: inserts at a fixed rate, heartbeats; counts transitions."""
     run = RunDirectory(path)
     names = [f"actor_{k:03d}" for k in range(count)]
     greetings = [hello(run, "actor", name) for name in names]
@@ -37,12 +37,12 @@ def simulating(path: Path, count: int, inserts_per_s: int, beating: bool) -> Ste
         LearnerClient(run.endpoints().of("learner.params"), one) for one in greetings if beating
     ]
     chunk, turns = record(run, CHUNK_LENGTH)[0], cycle(inserting)
-    until(lambda: _all_greeted(inserting, members), "all are greeted")
+    until(lambda: _all_greeted(inserting, members), "all clients have been greeted")
     poller, due = Poller(*(one.client for one in inserting)), time.monotonic()
 
     def step() -> float:
         nonlocal due
-        due = max(due, time.monotonic() - 1.0)  # what was missed while nobody measured
+        due = max(due, time.monotonic() - 1.0)  # do not catch up on the time between measurements
         inserted = 0
         for client in islice(turns, count * CREDITS):
             if client.has_credit and due < time.monotonic():
@@ -67,7 +67,7 @@ def _all_greeted(inserting: list[InsertClient], members: list[LearnerClient]) ->
 
 
 def replay_cost(folder: Path, count: int) -> Figure:
-    """The replay process's time for a transition of so many actors, beside that of one."""
+    """CPU time of replay per transition, compared with a single actor."""
     run = pong_run(folder / f"replay_{count}", ["replay.samples_per_insert=0"])
     rate = INSERTS_PER_S["replay"]
     with Daemons(run) as daemons:
@@ -90,7 +90,7 @@ def replay_cost(folder: Path, count: int) -> Figure:
 
 
 def learner_cost(folder: Path, count: int) -> Figure:
-    """Updates beside so many actors that insert and beat, and beside one that inserts as much."""
+    """Updates per second beside many actors, compared with one at the same insert rate."""
     run = pong_run(folder / "learner", [*settings(32), f"actor.count={count}"])
     rate = INSERTS_PER_S["learner"]
     with Daemons(run) as daemons:
@@ -117,7 +117,7 @@ def learner_cost(folder: Path, count: int) -> Figure:
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     return [
         *(replay_cost(folder, count) for count in COUNTS),
         learner_cost(folder, COUNTS[-1]),

@@ -1,4 +1,4 @@
-"""How long a command, the replay server and a suite of 8 actors take to start."""
+"""Start times of a command, the replay server and a suite of 8 actors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def ran(*command: str | Path) -> float:
 
 
 def imported(modules: str) -> Callable[[], float]:
-    """Measures an interpreter that imports some modules and ends."""
+    """Measure an interpreter that imports some modules and ends."""
     return lambda: ran(sys.executable, "-c", f"import {modules}")
 
 
@@ -67,7 +67,7 @@ def suite_healthy(folder: Path) -> float:
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     numbers = count()
 
     def fresh() -> Path:

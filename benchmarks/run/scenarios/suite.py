@@ -1,4 +1,4 @@
-"""A whole suite on two cores, beside an acting and an updating loop that share nothing."""
+"""A whole suite on two cores, compared with separate acting and updating loops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SETTINGS = (
 
 
 def both_rates(asker: Asker, seconds: float, batch: int) -> list[float]:
-    """Env steps, and trained samples of updates of so many, in a second."""
+    """Env steps and trained samples per second."""
     steps, steps_from = asker.counter(env_steps)
     updates, updates_from = asker.counter(learner_steps)
     time.sleep(seconds)
@@ -38,7 +38,7 @@ def both_rates(asker: Asker, seconds: float, batch: int) -> list[float]:
 
 
 def measure(folder: Path) -> Sequence[Figure]:
-    """See the module."""
+    """Measure all cases."""
     run = pong_run(folder / "run", SETTINGS)
     with (
         Worker(bare_acting, cores.ACTING, run.path) as acting,
