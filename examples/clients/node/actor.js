@@ -14,7 +14,7 @@ const DRAIN_MS = 3_000;
 const RECENT_EPISODES = 20;
 const RATE_BEATS = 10;
 
-/** One environment with what is made of its steps. */
+/** One environment and its transitions. */
 class Lane {
   #env = new CartPole(Math.random);
   #transitions;
@@ -31,7 +31,7 @@ class Lane {
     this.#observation = this.#env.reset();
   }
 
-  /** Do one random action. @returns {number | null} the return of an episode that ended with it */
+  /** Take one random action. @returns {number | null} the return of the episode, if it ended */
   step(learnerStep) {
     const action = Math.floor(Math.random() * CartPole.numActions);
     const after = this.#env.step(action);
@@ -43,7 +43,7 @@ class Lane {
     return after.terminated || after.truncated ? this.#begin() : null;
   }
 
-  /** Insert full chunks, or with `all` whatever is complete. */
+  /** Insert full chunks, or with `all` every complete item. */
   insert(producer, all = false) {
     while (this.#items.length >= this.#chunkLength || (all && this.#items.length > 0)) {
       const items = this.#items.splice(0, this.#chunkLength);
@@ -59,7 +59,7 @@ class Lane {
   }
 }
 
-/** Steps environments while there are parameters and credit, and tells the learner each second. */
+/** Steps environments while there are parameters and credit, and sends the learner a heartbeat each second. */
 class Actor {
   #run;
   #name;
@@ -93,7 +93,7 @@ class Actor {
     this.#producer = new Producer(connect(run.endpoints.insert));
   }
 
-  /** Play until `end` is called or `limit` environment steps are done, then end orderly. */
+  /** Play until `end` is called or `limit` environment steps are done, then drain. */
   async play(limit) {
     try {
       while (!this.#ending && this.#envSteps < limit) await this.#turn();
@@ -121,7 +121,7 @@ class Actor {
     return this.#producer.hasCredit ? "stepping" : "waiting_for_credit";
   }
 
-  /** What is due besides stepping: heartbeats, questions, repetitions. */
+  /** Everything besides stepping: heartbeats, requests, resends. */
   #serve() {
     if (this.#failure) throw this.#failure;
     const { learnerPatienceS } = this.#run.settings;
@@ -151,7 +151,7 @@ class Actor {
     if (this.#recentReturns.length > RECENT_EPISODES) this.#recentReturns.shift();
   }
 
-  /** Insert what is complete, wait a little for its acknowledgement, and take leave. */
+  /** Insert the complete items, wait briefly for acknowledgements, and send a last heartbeat. */
   async #drain() {
     for (const lane of this.#lanes) lane.insert(this.#producer, true);
     const deadline = performance.now() + DRAIN_MS;
@@ -183,7 +183,7 @@ class Actor {
     return recent.length > 0 ? recent.reduce((sum, whole) => sum + whole, 0) / recent.length : null;
   }
 
-  /** The first publication with its tensors, the others by their version. */
+  /** Print the first parameters with their tensors, later ones with their version only. */
   #printParameters() {
     const { version, learnerStep, tensors } = this.#learner.parameters;
     this.#say(`parameters ${version} of learner step ${learnerStep}`);
@@ -196,7 +196,7 @@ class Actor {
   }
 }
 
-/** A peer that does not come back. */
+/** The learner does not answer any more. */
 class SilenceError extends UserError {
   exitCode = 75;
 }
@@ -221,7 +221,7 @@ function optionsGiven() {
   }
 }
 
-/** This actor plays CartPole: the run must be one of it, or of what looks the same. */
+/** Refuse a run whose observations and actions are not those of CartPole. */
 function checkEnvironment({ env_id, observation_shape, num_actions, frame_stack }) {
   const same = String(observation_shape) === String(CartPole.observationShape) && num_actions === CartPole.numActions;
   if (!same || frame_stack > 0)

@@ -8,16 +8,16 @@ const ASK_AGAIN_MS = 1_000;
 
 /** @typedef {import("./wire.js").Connection} Connection */
 
-/** Inserts each chunk effectively once: keeps it until it is acknowledged, and sends it again where need be. */
+/** Inserts each chunk effectively once: keeps it until it is acknowledged, and resends it if necessary. */
 export class Producer {
   #connection;
   #credits = 0;
   #nextSeq = 0;
-  /** Unacknowledged chunks in the order of their `seq`; the first `#sent` of them are with the server. */
+  /** Unacknowledged chunks in the order of their `seq`; the first `#sent` of them have been sent. */
   #chunks = [];
   #sent = 0;
   #progressAt = performance.now();
-  /** Items given to `insert`, and those that the replay server has acknowledged. */
+  /** Items passed to `insert`, and items that the replay server has acknowledged. */
   inserted = 0;
   acknowledged = 0;
 
@@ -29,7 +29,7 @@ export class Producer {
     });
   }
 
-  /** Whether the environments may step: another chunk would go out at once. */
+  /** Whether the environments may step: another chunk could be sent at once. */
   get hasCredit() {
     return this.#chunks.length < this.#credits;
   }
@@ -46,7 +46,7 @@ export class Producer {
     this.#sendWhatMayGo();
   }
 
-  /** To be called often: what made no progress for 10 s goes again. */
+  /** Call often: resends chunks after 10 s without progress. */
   turn() {
     this.#connection.turn();
     if (performance.now() - this.#progressAt >= RESEND_MS) this.#sendAgain();
@@ -68,7 +68,7 @@ export class Producer {
       this.#forget(message.seq);
       this.#sendWhatMayGo();
     } else if (message.code === "no_credit") {
-      this.#sent = 0; // which one was not taken is not said; the next ACK makes all of them go again
+      this.#sent = 0; // the error does not name the refused chunk; all of them are sent again after the next ACK
     } else if (message.code === "sequence_gap") {
       this.#sendAgain();
     } else {
@@ -104,7 +104,7 @@ export class Producer {
  * @typedef {{version: number, learnerStep: number, tensors: {name: string, dtype: string, shape: number[], bytes: Uint8Array}[]}} Parameters
  */
 
-/** The actor's membership, and the newest parameters. */
+/** The actor's connection to the learner: heartbeats and the newest parameters. */
 export class Learner {
   #connection;
   #askedAt = -Infinity;
@@ -122,7 +122,7 @@ export class Learner {
     });
   }
 
-  /** To be called often: sends a heartbeat each second, and asks for parameters until there are some. */
+  /** Call often: sends a heartbeat each second, and asks for parameters until there are some. */
   turn(heartbeat) {
     this.#connection.turn();
     const now = performance.now();
@@ -133,7 +133,7 @@ export class Learner {
     if (this.parameters === null) this.ask();
   }
 
-  /** Ask for parameters newer than these, unless there was no newer answer to a question of the last second. */
+  /** Ask for newer parameters, unless a request of the last second has no answer yet. */
   ask() {
     if (performance.now() - this.#askedAt < ASK_AGAIN_MS) return;
     this.#askedAt = performance.now();

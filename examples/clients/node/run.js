@@ -1,4 +1,4 @@
-/** What an actor reads in a run's directory: addresses, keys, schema and settings. */
+/** Read what an actor needs from a run's directory: addresses, keys, schema and settings. */
 
 import { createHash } from "node:crypto";
 import { readFileSync } from "node:fs";
@@ -7,7 +7,7 @@ import { parse } from "smol-toml";
 import { UserError } from "./wire.js";
 
 /**
- * Where a server is, and the CURVE keys (Z85) that it asks for, or null.
+ * Address of a server and the CURVE keys (Z85) for it, or null.
  * @typedef {{address: string, keys: {serverKey: string, publicKey: string, secretKey: string} | null}} Endpoint
  *
  * @typedef {object} Run

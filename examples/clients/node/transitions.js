@@ -1,10 +1,10 @@
-/** From steps to what an insert carries: n-step transitions (PROTOCOL.md, "What `apex_dqn` puts into them"). */
+/** N-step transitions from environment steps (PROTOCOL.md, "What `apex_dqn` puts into them"). */
 
 import { UserError, zeros } from "./wire.js";
 
 /**
- * Priority of a new item. The protocol's is an error of the policy's values, and random actions need no values:
- * the learner replaces it when it samples the item.
+ * Priority of a new item. The protocol defines it by the policy's values, which random actions do not have.
+ * The learner replaces it when it samples the item.
  */
 const PRIORITY = 1.0;
 
@@ -29,9 +29,9 @@ export class NStepTransitions {
   }
 
   /**
-   * Take one step, and give the transitions that it completes.
-   * @param {{observation: Float32Array, action: number, learner_step: number}} before what was seen and done
-   * @param {{observation: Float32Array, reward: number, terminated: boolean, truncated: boolean}} after what came of it
+   * Add one step. Returns the transitions that it completes.
+   * @param {{observation: Float32Array, action: number, learner_step: number}} before the observation and the action
+   * @param {{observation: Float32Array, reward: number, terminated: boolean, truncated: boolean}} after the result of the step
    * @returns {Transition[]} oldest first; at an episode's end also those of fewer than n rewards
    */
   add(before, after) {
@@ -43,7 +43,7 @@ export class NStepTransitions {
     return items;
   }
 
-  /** The transition from the window's first step over all rewards in it; that step leaves the window. */
+  /** The transition from the window's first step over all its rewards. Removes that step from the window. */
   #oldest({ observation: next_observation, terminated }) {
     const rewards = this.#window.map(({ reward }) => reward);
     const { observation, action, learner_step } = this.#window.shift();

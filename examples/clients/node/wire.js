@@ -1,4 +1,4 @@
-/** The wire of PROTOCOL.md, sections 1 to 3: messages as frames, and a connection that greets by itself. */
+/** The wire of PROTOCOL.md, sections 1 to 3: messages as frames, and a connection that sends its hello. */
 
 import os from "node:os";
 import { decode as unpack, encode as pack } from "@msgpack/msgpack";
@@ -6,7 +6,7 @@ import { Dealer } from "zeromq";
 
 export const PROTOCOL_VERSION = 5;
 
-/** What the person who started this has to mend. Its message is one line; `exitCode` is apex's own for it. */
+/** An error that the user has to fix. The message is one line; `exitCode` is apex's code for it. */
 export class UserError extends Error {
   exitCode = 78;
 }
@@ -19,7 +19,7 @@ const ARRAYS = {
   float32: Float32Array,
   float64: Float64Array,
 };
-/** Errors that no other answer of this client would change. */
+/** Error codes after which trying again cannot help. */
 const FINAL_ERRORS = new Set([
   "malformed",
   "bad_request",
@@ -39,7 +39,7 @@ const FINAL_ERRORS = new Set([
 
 /**
  * The frames of a message.
- * @param {{type: string} & Record<string, unknown>} message the header's own fields
+ * @param {{type: string} & Record<string, unknown>} message the fields of the header
  * @param {WireArray[]} arrays in any order
  * @returns {Uint8Array[]} header, then one frame for each array
  */
@@ -52,7 +52,7 @@ export function encode(message, arrays = []) {
 }
 
 /**
- * What the frames of a message say.
+ * Decode the frames of a message.
  * @param {Uint8Array[]} frames
  * @returns {{message: Record<string, any>, arrays: Map<string, WireArray>}}
  * @throws {UserError} the other side speaks another version of the protocol
@@ -65,7 +65,7 @@ export function decode(frames) {
     );
   const arrays = new Map();
   buffers.forEach(([name, dtype, shape], k) => {
-    // A copy begins at an address that every dtype can have; a received frame need not.
+    // A copy is aligned for every dtype; a received frame may not be.
     const bytes = new Uint8Array(frames[k + 1]);
     arrays.set(name, { name, shape: shape.map(Number), values: new ARRAYS[dtype](bytes.buffer) });
   });
@@ -73,7 +73,7 @@ export function decode(frames) {
   return { message, arrays };
 }
 
-/** An integer past 32 bits as a BigInt: the packer would make a float of a Number, which no int field takes. */
+/** An integer beyond 32 bits as a BigInt: the packer would encode a Number as a float, which int fields refuse. */
 function integer(value) {
   return Number.isSafeInteger(value) && Math.abs(value) > 0xffffffff ? BigInt(value) : value;
 }
@@ -88,18 +88,18 @@ export function zeros(name, dtype, shape) {
   return { name, shape, values: new ARRAYS[dtype](shape.reduce((size, length) => size * length, 1)) };
 }
 
-/** The wire's name of a typed array's elements. */
+/** The wire's dtype of a typed array. */
 function dtypeOf(values) {
   return Object.keys(ARRAYS).find((dtype) => values instanceof ARRAYS[dtype]);
 }
 
-/** One endpoint of a suite: says hello whenever the server may not know this client. */
+/** One endpoint of a suite. Sends its hello whenever the server may not know this client. */
 export class Connection {
   #socket;
   #hello;
   #handlers;
   #helloAt = -Infinity;
-  /** Whether the server has answered the hello on the present connection. */
+  /** Whether the server has answered the hello on the current connection. */
   greeted = false;
 
   /**
@@ -118,25 +118,25 @@ export class Connection {
   }
 
   /**
-   * Send a message, or drop it where the server does not know this client or cannot take it now.
-   * Who sends something that must arrive sends it again: after a welcome, and when no answer comes.
+   * Send a message, or drop it if the server does not know this client or cannot take it now.
+   * The caller sends important messages again: after a welcome, and when no answer comes.
    */
   send(message, arrays = []) {
     if (this.greeted) this.#write(encode(message, arrays));
   }
 
-  /** To be called often: repeats a hello that has no answer. */
+  /** Call often: repeats a hello without an answer. */
   turn() {
     const waits = this.#helloAt > -Infinity && !this.greeted;
     if (waits && performance.now() - this.#helloAt >= HELLO_AGAIN_MS) this.#greet();
   }
 
-  /** What was sent goes out for a second more (the linger of the socket). */
+  /** Sent messages still go out for a second (the linger of the socket). */
   close() {
     this.#socket.close();
   }
 
-  /** A handshake is a new connection, to a server that may be a new one. */
+  /** Each handshake is a new connection, possibly to a new server. */
   #watch(address) {
     this.#socket.events.on("handshake", () => this.#greet());
     this.#socket.events.on("disconnect", () => {
@@ -178,7 +178,7 @@ export class Connection {
   }
 }
 
-/** The options that PROTOCOL.md gives. A send that cannot be queued at once fails with EAGAIN. */
+/** The options of PROTOCOL.md. A send that cannot be queued at once fails with EAGAIN. */
 function socketOptions() {
   return {
     sendHighWaterMark: 64,
