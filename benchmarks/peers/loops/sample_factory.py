@@ -61,7 +61,7 @@ def train(train_dir: str, rollout: int, batch: int, **settings: Any) -> None:
         batch: env steps per update.
         settings: other settings of Sample Factory.
     """
-    told = {
+    given = {
         "env": "atari_pong", "experiment": f"peer_{os.getpid()}", "train_dir": train_dir,
         "device": "cpu", "normalize_input": False, "async_rl": True, "use_rnn": False, "seed": 1,
         "env_frameskip": FRAME_SKIP, "rollout": rollout, "recurrence": 1, "batch_size": batch,
@@ -71,7 +71,7 @@ def train(train_dir: str, rollout: int, batch: int, **settings: Any) -> None:
         **settings,
     }  # fmt: skip
     register_atari_components()
-    config = parse_atari_args([f"--{name}={value}" for name, value in told.items()])
+    config = parse_atari_args([f"--{name}={value}" for name, value in given.items()])
     _, runner = make_runner(config)
     runner.init()
     counts = Counts()
