@@ -273,6 +273,7 @@ def test_diverged_learner_goes_back_once_then_gives_up_and_keeps_what_was_good(
     learned.start("--resume", "--set", "algorithm.learning_rate=5e-4")
     resumed = learned.wait_healthy()
     assert resumed["learner"]["learner_step"] >= int(good.removeprefix("step_"))
+    assert learned.apex("stop").returncode == 0
 
 
 def test_two_suites_run_side_by_side_one_on_tcp_loopback(
