@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.support.suite import Suite
+from tests.support.suite import CALM, Suite
 
 
 def test_a_daemon_that_is_killed_again_and_again_is_given_up_and_the_status_says_so(
@@ -80,7 +80,7 @@ class Hungry(ApexDQN):
         return learner
 
 run("cartpole", algorithm=Hungry, path={str(suite.path)!r}, settings=[
-    "actor.count=1", "actor.num_envs=2", "replay.min_size=100",
+    "actor.count=1", "actor.num_envs=2", "replay.min_size=100", {CALM[1]!r},
     "learner.checkpoint_period_s=0.2", "evaluator.enabled=false"])
 """
     )

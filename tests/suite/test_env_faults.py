@@ -36,6 +36,7 @@ class Faulty(gym.Env):
         return self._env.reset(seed=seed)
 
     def step(self, action):
+        time.sleep(0.001)
         observation, reward, terminated, truncated, info = self._env.step(action)
         self._steps += 1
         if self._steps >= 300 and self._once.exists():

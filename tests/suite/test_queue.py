@@ -6,10 +6,10 @@ import json
 import os
 import signal
 
-from tests.support.suite import Suite
+from tests.support.suite import CALM, Suite
 
 IMPALA = (
-    "--preset", "cartpole-impala", "--set", "evaluator.enabled=false",
+    "--preset", "cartpole-impala", *CALM, "--set", "evaluator.enabled=false",
     "--set", "actor.num_envs=4", "--set", "learner.metrics_period_s=1",
 )  # fmt: skip
 MOST_ITEMS = 16 + 2 * 16 + 1

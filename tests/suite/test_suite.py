@@ -7,8 +7,7 @@ import os
 import re
 import signal
 import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from apex.errors import ExitCode
 from apex.host import hardware
 from apex.runs.engine_record import living_engine
 from tests.fixtures.texts import check_status_keys
-from tests.support.paths import APEX, ROOT
+from tests.support.paths import APEX
 from tests.support.processes import running
 from tests.support.suite import SMALL, Suite
 from tests.support.waiting import wait_until
@@ -132,6 +131,22 @@ def test_an_actor_that_stands_still_is_suspect_within_seconds_and_a_learner_sile
         os.kill(learner, signal.SIGCONT)
 
 
+def test_a_second_suite_on_tcp_loopback_runs_beside_the_first(
+    shared: Suite, suite: Suite, small: tuple[str, ...], tmp_path: Path
+) -> None:
+    endpoints = tmp_path / "tcp.toml"
+    endpoints.write_text(
+        "insecure_loopback = true\n"
+        '[replay]\ninsert = "tcp://127.0.0.1:*"\nsample = "tcp://127.0.0.1:*"\n'
+        '[learner]\nparams = "tcp://127.0.0.1:*"\n'
+    )
+    suite.start(*small, "--actors", "1", "--endpoints", str(endpoints), "--engine", "local")
+    one, two = shared.wait_healthy(90.0), suite.wait_healthy(90.0)
+    assert one["learner"]["pid"] != two["learner"]["pid"]
+    assert "tcp://127.0.0.1:" in suite.run.endpoints_file.read_text()
+    assert shared.run.facts().run_id != suite.run.facts().run_id
+
+
 def test_suite_lives_through_kills_and_ends_whole(shared: Suite) -> None:
     """Of supervisord, and the last test of the shared suite; the launcher's daemons are killed in
     test_central_inference.py."""
@@ -193,18 +208,6 @@ def test_no_process_is_left_when_the_launcher_is_killed(
     os.kill(record.pid, signal.SIGKILL)
     wait_until(lambda: not suite.processes(), 40.0, "every process of the run is gone")
     assert suite.run.living() == {}
-
-
-def test_stop_ends_attached_actors_too(suite: Suite, small: tuple[str, ...]) -> None:
-    suite.start(*small, "--engine", "local")
-    suite.wait_healthy()
-    with running(
-        [*APEX, "actor", "attach", "--run", str(suite.path)], stderr=subprocess.DEVNULL
-    ) as attached:
-        suite.wait_for(lambda s: len(s["actors"]) == 3, 60.0, "an attached actor")
-        assert suite.apex("stop").returncode == 0
-        assert attached.wait(timeout=30) == 0
-        assert suite.run.living() == {}
 
 
 def test_when_supervisord_is_killed_an_attached_actor_waits_and_then_no_process_is_left(
@@ -276,24 +279,6 @@ def test_diverged_learner_goes_back_once_then_gives_up_and_keeps_what_was_good(
     assert learned.apex("stop").returncode == 0
 
 
-def test_two_suites_run_side_by_side_one_on_tcp_loopback(
-    make_suite: Callable[[str], Suite], small: tuple[str, ...], tmp_path: Path
-) -> None:
-    endpoints = tmp_path / "tcp.toml"
-    endpoints.write_text(
-        "insecure_loopback = true\n"
-        '[replay]\ninsert = "tcp://127.0.0.1:*"\nsample = "tcp://127.0.0.1:*"\n'
-        '[learner]\nparams = "tcp://127.0.0.1:*"\n'
-    )
-    first, second = make_suite("ipc"), make_suite("tcp")
-    first.start(*small, "--actors", "1", "--engine", "local")
-    second.start(*small, "--actors", "1", "--endpoints", str(endpoints))
-    one, two = first.wait_healthy(90.0), second.wait_healthy(90.0)
-    assert one["learner"]["pid"] != two["learner"]["pid"]
-    assert "tcp://127.0.0.1:" in (second.run.endpoints_file).read_text()
-    assert first.run.facts().run_id != second.run.facts().run_id
-
-
 def test_a_run_ends_by_itself_at_its_env_steps_and_says_so_afterwards(
     suite: Suite, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,76 +304,3 @@ def test_a_run_ends_by_itself_at_its_env_steps_and_says_so_afterwards(
     listed = subprocess.run([*APEX, "runs", "list"], capture_output=True, text=True, timeout=150)
     assert re.search(rf"{suite.path.name} .* ended ", listed.stdout)
     assert "not expected" not in (suite.run.logs / "supervisord.log").read_text()
-
-
-def test_launch_run_trains_an_environment_of_a_script(tmp_path: Path, suite: Suite) -> None:
-    script = tmp_path / "mine.py"
-    script.write_text(
-        f"""
-import gymnasium as gym
-import numpy as np
-from apex.launch import run
-
-class Corridor(gym.Env):
-    observation_space = gym.spaces.Box(0, 1, (3,), np.float64)
-    action_space = gym.spaces.Discrete(2)
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        self.at = 0
-        return np.eye(3)[0], {{}}
-    def step(self, action):
-        self.at = max(0, self.at + (1 if action else -1))
-        end = self.at == 2
-        return np.eye(3)[self.at], float(end), end, False, {{}}
-
-run("cartpole", make_env=Corridor, path={str(suite.path)!r}, settings=[
-    "actor.count=1", "actor.num_envs=2", "replay.min_size=100",
-    "evaluator.num_envs=2", "evaluator.episodes=2"])
-"""
-    )
-    done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=150
-    )
-    assert done.returncode == 0, done.stderr
-    status = suite.wait_for(
-        lambda s: s["learner"]["learner_step"] > 0 and s["evaluator"]["episodes"] > 0,
-        60.0,
-        "it learns and evaluates the script's environment",
-    )
-    assert status["run"]["env_id"] == "factory:Corridor"
-    assert status["replay"]["refused"] == 0
-
-
-def test_a_suite_on_tcp_with_keys_trains_and_lets_a_far_actor_in_until_its_key_is_revoked(
-    suite: Suite, small: tuple[str, ...], tmp_path: Path
-) -> None:
-    folder, far = tmp_path / "keys", tmp_path / "far"
-    assert suite.keys("new", str(folder)).returncode == 0
-    added = suite.keys("new", str(folder), "--role", "actor", "--name", "far", "--out", str(far))
-    assert added.returncode == 0, added.stderr
-    file = tmp_path / "endpoints.toml"
-    text = (ROOT / "deploy" / "endpoints.toml").read_text()
-    for name in ("replay.insert", "replay.sample", "learner.params"):
-        text = text.replace(f"ipc://{{sockets}}/{name}", "tcp://127.0.0.1:*")
-    file.write_text(f'keys = "keys"\n{text}')
-    suite.start(*small, "--endpoints", str(file))
-    suite.wait_healthy()
-    # What an actor on another host has: the run's files, and endpoints with its own keys.
-    (tmp_path / "far.toml").write_text(
-        suite.run.endpoints_file.read_text().replace(str(folder), str(far))
-    )
-    with running(
-        [sys.executable, ROOT / "bin" / "actor", "--run", suite.path, "--index", "7",
-         "--endpoints", tmp_path / "far.toml"], stderr=subprocess.PIPE, text=True,
-    ) as actor:  # fmt: skip
-        suite.wait_for(
-            lambda s: any(
-                row["actor_id"] == "actor_007" and row["state"] == "stepping" for row in s["actors"]
-            ),
-            60.0,
-            "the far actor steps",
-        )
-        assert suite.keys("revoke", str(folder), "far").returncode == 0
-        _, said = actor.communicate(timeout=150)
-    assert actor.returncode == 78 and "no longer authorized" in said
-    assert suite.status()["learner"]["learner_step"] > 0

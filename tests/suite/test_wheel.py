@@ -14,13 +14,13 @@ import pytest
 from apex.runs import provenance
 from apex.runs.directory import RunDirectory
 from tests.support.paths import ROOT
-from tests.support.suite import Suite
+from tests.support.suite import CALM, Suite
 
 FOLDERS, FILES = ("apex", "bin", "deploy"), ("LICENSE", "README.md", "pyproject.toml", "setup.cfg")
 """What a wheel is built from."""
 SETTINGS = [
     "actor.count=1", "actor.num_envs=2", "replay.min_size=100", "evaluator.enabled=false",
-    "learner.metrics_period_s=0.2",
+    "learner.metrics_period_s=0.2", CALM[1],
 ]  # fmt: skip
 SCRIPT = f"""
 import json, time
