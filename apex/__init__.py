@@ -14,7 +14,7 @@ __all__ = ["__version__", "load_policy"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load_policy` when it is first asked for: it needs torch, which takes seconds."""
+    """Import `load_policy` on first use: it imports torch, which takes seconds."""
     if name == "load_policy":
         from apex.evaluation.trained_policy import load_policy
 

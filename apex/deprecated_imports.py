@@ -1,6 +1,6 @@
-"""Names of apex 0.1 that have moved: they work for one version, with a warning that says where to.
+"""Old import names of apex 0.1: each still works, with a warning that gives the new name.
 
-`apex.api` has what a researcher's own code needs; this file and its uses go with version 0.3.
+Code outside apex should import from `apex.api`. Remove this file and its uses in version 0.3.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ MODULES = {
     "apex.user_code": ("apex.plugins",),
     "apex.wire.keys": ("apex.wire.curve_keys",),
 }
-"""Modules that are gone, and those that have their names now."""
+"""Removed modules, and the modules that have their contents now."""
 PACKAGES = {
     "apex.config": ("apex.config.sections", "apex.config.loading"),
     "apex.acting.agent": ("apex.acting.decisions", "apex.acting.frame_stack"),
     "apex.algos.q_learning": ("apex.algos.deprecated_interface",),
 }
-"""Modules that are still there, and those that have names which they had."""
+"""Remaining modules, and the modules that some of their names moved to."""
 RENAMED = {
     "ApexDPGConfig": "ApexDPG.Config",
     "ApexDQNConfig": "ApexDQN.Config",
@@ -59,10 +59,10 @@ RENAMED = {
 
 
 def deprecated_names(module: str) -> Callable[[str], Any]:
-    """A module's `__getattr__`: finds names that it had, and warns.
+    """Make a module's `__getattr__` that finds moved names and warns.
 
     Args:
-        module: its `__name__`.
+        module: the module's `__name__`.
     """
 
     def find(name: str) -> Any:
@@ -83,11 +83,11 @@ def _warn(old: str, place: str, name: str) -> None:
     api = import_module("apex.api")
     public = name.partition(".")[0] in api.__all__
     new = f"apex.api.{name}" if public else f"{place}.{name}"
-    warnings.warn(f"{old} is now {new}; the old name goes with apex 0.3", FutureWarning, 3)
+    warnings.warn(f"{old} is now {new}; the old name will be removed in apex 0.3", FutureWarning, 3)
 
 
 class _MovedModule(Loader):
-    """Makes a module that has nothing but names of others."""
+    """Loads a module that is empty but for a `__getattr__` which finds the moved names."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         return ModuleType(spec.name, "Moved; see apex.deprecated_imports.")
@@ -97,12 +97,12 @@ class _MovedModule(Loader):
 
 
 class _MovedModules(MetaPathFinder):
-    """Finds the modules of apex 0.1 by their old names."""
+    """Finds the removed modules of apex 0.1 by their old names."""
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
         return ModuleSpec(name, _MovedModule()) if name in MODULES else None
 
 
 def install() -> None:
-    """Let moved modules be imported by their old names."""
+    """Let removed modules be imported by their old names."""
     sys.meta_path.append(_MovedModules())

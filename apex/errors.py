@@ -6,12 +6,12 @@ import enum
 
 
 class ExitCode(enum.IntEnum):
-    """How an executable of apex ends; engines restart all but the ones in `NOT_RESTARTED`."""
+    """Exit codes of apex's executables; engines restart after all but those in `NOT_RESTARTED`."""
 
     CLEAN = 0
     USAGE = 2
     DEGRADED = 3
-    """`apex status`: the suite runs, but not all of it; `apex doctor`: there is a problem."""
+    """`apex status`: only part of the suite runs; `apex doctor`: it found a problem."""
     DOWN = 4
     """`apex status`: neither the learner nor the replay server runs."""
     CRASH = 70
@@ -21,11 +21,11 @@ class ExitCode(enum.IntEnum):
     CONFIGURATION = 78
     """The configuration, the endpoints or the environment cannot be used as they are."""
     GAVE_UP = 79
-    """The process crashed again and again, or its training diverged twice; it no longer tries."""
+    """The process crashed too often in a row, or its training diverged twice."""
     HANG = 80
-    """The watchdog ended a work loop that stood still."""
+    """The watchdog ended the process: its work loop made no progress."""
     OUT_OF_MEMORY = 81
-    """The device had no memory left; tried again from the last checkpoint, three times."""
+    """The device ran out of memory; the learner retries from the last checkpoint three times."""
 
 
 NOT_RESTARTED = (
@@ -38,7 +38,7 @@ NOT_RESTARTED = (
 
 
 class ApexError(Exception):
-    """Base of all errors that apex raises on purpose; the message is meant for a person."""
+    """Base of all errors that apex raises on purpose; the message is written for the user."""
 
     exit_code: ExitCode = ExitCode.CRASH
 
@@ -50,7 +50,7 @@ class UsageError(ApexError):
 
 
 class ConfigError(ApexError):
-    """A configuration has an unknown key, a wrong type or values that do not go together."""
+    """A configuration has an unknown key, a wrong type or values that contradict each other."""
 
     exit_code = ExitCode.CONFIGURATION
 
@@ -88,7 +88,7 @@ class EnvError(ApexError):
 
 
 class EnvFaultError(ApexError):
-    """An environment raised, or returned what is no observation or reward."""
+    """An environment raised an exception, or returned an invalid observation or reward."""
 
     exit_code = ExitCode.CRASH
 
@@ -100,7 +100,7 @@ class CheckpointError(ApexError):
 
 
 class DecodeError(ApexError):
-    """A message on the wire is malformed; `code` is what the sender is told."""
+    """A message on the wire is malformed; `code` is sent back to the sender."""
 
     def __init__(self, message: str, code: str = "malformed") -> None:
         super().__init__(message)
@@ -108,7 +108,7 @@ class DecodeError(ApexError):
 
 
 class RefusedError(ApexError):
-    """A peer answered with an error; `code` is the peer's."""
+    """A peer answered with an error; `code` is the error code that it sent."""
 
     exit_code = ExitCode.CONFIGURATION
 
@@ -124,7 +124,7 @@ class GaveUpError(ApexError):
 
 
 class DivergedError(ApexError):
-    """Training diverged, and going back to the last good checkpoint did not help."""
+    """Training diverged again after a rollback to the last good checkpoint."""
 
     exit_code = ExitCode.GAVE_UP
 
@@ -142,10 +142,10 @@ class PeerTimeoutError(ApexError):
 
 
 class StopAskedError(ApexError):
-    """Work was left where it stood because the daemon was asked to stop; nothing is wrong."""
+    """Work was interrupted because the daemon was asked to stop; this is not a failure."""
 
     exit_code = ExitCode.CLEAN
 
 
 class EmptyTableError(ApexError):
-    """A table was asked for samples while its selectable priority mass is zero."""
+    """Samples were requested from a table whose selectable priority mass is zero."""

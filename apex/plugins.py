@@ -1,7 +1,8 @@
 """Import a user's own environment or algorithm by reference: `my_file.py:Name`.
 
-Both configuration keys that name code, `algorithm.name` and `env.id`, are read here. A reference
-to a file is kept with its absolute path, so that every daemon of a run finds the same one.
+Both configuration keys that name code, `algorithm.name` and `env.id`, are resolved here. A
+reference to a file is stored with its absolute path, so that every daemon of a run finds the same
+file.
 """
 
 from __future__ import annotations
@@ -23,27 +24,27 @@ import msgspec
 from apex.config.sections import Config
 from apex.errors import ConfigError
 
-NOT_THE_USERS = tuple(
+NOT_USER_CODE = tuple(
     f"{Path(folder).resolve()}/"
     for folder in (
         str(Path(__file__).parent),
         *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
     )
 )
-"""Where code lies that a user cannot mend: apex, installed packages, Python's own."""
+"""Directories of code that the user cannot fix: apex, installed packages, the standard library."""
 
 
 def absolute(reference: str) -> str:
-    """A reference with the path of its file, where it names one from here; others as they are.
+    """Make the path of a file in a reference absolute; return other references unchanged.
 
-    `my_env:Corridor-v0` names the file `my_env.py` where that lies in the working directory.
+    `my_env:Corridor-v0` means the file `my_env.py` if the working directory has one.
 
     Raises:
-        ConfigError: a file, but nothing in it.
+        ConfigError: the reference names a file, but nothing in it.
     """
     module, colon, name = reference.rpartition(":")
     if reference.endswith(".py"):
-        raise ConfigError(f"{reference}: say what is meant in that file: {reference}:Name")
+        raise ConfigError(f"{reference}: expected FILE:NAME, such as {reference}:Name")
     if not colon or reference.startswith(FACTORY):
         return reference
     file = Path(module if module.endswith(".py") else f"{module}.py")
@@ -53,29 +54,29 @@ def absolute(reference: str) -> str:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """What names a user's own file names it for every daemon, wherever that runs."""
+    """Make the paths of a user's own files absolute, so that every daemon finds them."""
     algorithm = {**config.algorithm, "name": absolute(config.algorithm["name"])}
     env = msgspec.structs.replace(config.env, id=absolute(config.env.id))
     return msgspec.structs.replace(config, algorithm=algorithm, env=env)
 
 
 def is_reference(name: str) -> bool:
-    """Whether a name says in which module or file something lies."""
+    """Whether a name says which module or file defines it."""
     return ":" in name
 
 
 def short(reference: str) -> str:
-    """A reference for people to read: without the directories of its file."""
+    """Shorten a reference for messages: drop the directories of its file."""
     module, colon, name = reference.rpartition(":")
     return f"{Path(module).name if module.endswith('.py') else module}{colon}{name}"
 
 
 def load(reference: str, key: str) -> tuple[ModuleType, str]:
-    """Import the module or file of a reference, and give the name that is meant in it.
+    """Import the module or file of a reference; return it with the name to look up in it.
 
     Args:
         reference: `module:Name` or `path/to/file.py:Name`.
-        key: of the configuration, for the error.
+        key: the configuration key, for the error message.
 
     Raises:
         ConfigError: there is no such file or module, or importing it failed.
@@ -86,16 +87,16 @@ def load(reference: str, key: str) -> tuple[ModuleType, str]:
             return importlib.import_module(module), name
         return _import_file(Path(module)), name
     except FileNotFoundError as error:
-        remedy = f"if it lies elsewhere now, say so: --set {key}=path/to/file.py:{name}"
+        remedy = f"if the file has moved, give its new path: --set {key}=path/to/file.py:{name}"
         raise ConfigError(f"{key} = '{reference}': {error}; {remedy}") from None
     except Exception as error:  # whatever the user's own code raises
-        raise ConfigError(f"{key} = '{reference}': importing it {told(error)}") from error
+        raise ConfigError(f"{key} = '{reference}': importing it {describe_error(error)}") from error
 
 
 def _import_file(file: Path) -> ModuleType:
-    """A file as a module of a name of its own: others may have a file called the same.
+    """Import a file under a module name made from its path, as two files may share a name.
 
-    What it imports is looked for beside it first.
+    Its own imports are searched for in its directory first.
     """
     file = file.resolve()
     if not file.is_file():
@@ -116,37 +117,37 @@ def _import_file(file: Path) -> ModuleType:
     return module
 
 
-def told(error: Exception, otherwise: str = "") -> str:
-    """What was raised, and where in the user's own code.
+def describe_error(error: Exception, remedy: str = "") -> str:
+    """Describe an exception: type, message and the line of the user's own code.
 
     Args:
-        error: as it was caught.
-        otherwise: the remedy where none of the user's code is on the way to it.
+        error: the exception, as caught.
+        remedy: what to do if the traceback contains none of the user's code.
     """
     what = f"raised {type(error).__name__}: {error}"
     own = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(("<", *NOT_THE_USERS))
+        if not frame.filename.startswith(("<", *NOT_USER_CODE))
     ]
     if not own:
-        return f"{what}; {otherwise}" if otherwise else what
+        return f"{what}; {remedy}" if remedy else what
     frame = own[-1]
     place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
     return f"{what} ({place}); fix it there"
 
 
 FACTORY = "factory:"
-"""Begins the name of an environment or an algorithm that came from a script."""
+"""Prefix of the name of an environment or an algorithm that a script passed in."""
 
 
 @dataclass(frozen=True)
 class Extensions:
-    """What replaces the parts that a configuration can only name.
+    """A script's own environment and algorithm, which replace those that a configuration names.
 
     Args:
-        make_env: makes one environment, instead of `env.id`.
-        algorithm: the class, instead of `algorithm.name`.
+        make_env: makes one environment; replaces `env.id`.
+        algorithm: the class; replaces `algorithm.name`.
     """
 
     make_env: Callable[..., Any] | None = None
@@ -157,7 +158,7 @@ NONE = Extensions()
 
 
 def with_extensions(config: Config, extensions: Extensions) -> Config:
-    """Name the parts that a script brought in a configuration: they are not kept."""
+    """Write the names of a script's extensions into a configuration; the objects are not saved."""
     if extensions.make_env is not None:
         make_env = extensions.make_env
         env_id = FACTORY + getattr(make_env, "__name__", type(make_env).__name__)

@@ -87,7 +87,7 @@ def _loaded(entry_point: EntryPoint) -> Any:
     except Exception as error:  # whatever the package's own code raises
         raise ConfigError(
             f"algorithm.name = '{entry_point.name}': loading {entry_point.value} "
-            f"{plugins.told(error)}"
+            f"{plugins.describe_error(error)}"
         ) from error
 
 

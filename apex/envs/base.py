@@ -188,7 +188,7 @@ def _told(error: Exception) -> str:
     """What went wrong, where, and what to do."""
     if isinstance(error, MisbehavedError):
         return str(error)
-    return plugins.told(error, INTERFACE)
+    return plugins.describe_error(error, INTERFACE)
 
 
 def _finite_bounds(space: gym.Space[Any]) -> tuple[Array, Array] | None:

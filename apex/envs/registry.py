@@ -58,7 +58,9 @@ def make_environments(
         remedy = "let it take render_mode=None, and render() return pictures"
         if not (render and isinstance(error, TypeError)):
             remedy = ""
-        raise EnvError(f"env.id = '{config.id}': it {plugins.told(error, remedy)}") from error
+        raise EnvError(
+            f"env.id = '{config.id}': it {plugins.describe_error(error, remedy)}"
+        ) from error
 
 
 def _factory(env_id: str, kwargs: dict[str, Any]) -> EnvFactory:

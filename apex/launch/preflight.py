@@ -117,7 +117,7 @@ def try_algorithm(algorithm: Algorithm, observation: Array) -> None:
     except Exception as error:  # whatever the user's own code raises
         raise ConfigError(
             f"algorithm '{name}' on {spec.env_id}, observations {spec.policy_shape}: it "
-            f"{plugins.told(error, LOOK_AT_THE_POLICY)}"
+            f"{plugins.describe_error(error, LOOK_AT_THE_POLICY)}"
         ) from error
     expected = spec.no_actions(2)
     for how, actions in decisions.items():

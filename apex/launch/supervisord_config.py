@@ -1,6 +1,6 @@
-"""`python -m apex.launch.supervisord_config` prints deploy/supervisord.conf, made from the catalog.
+"""Generate deploy/supervisord.conf from the catalog: `python -m apex.launch.supervisord_config`.
 
-The file is the same for every run; what differs comes in APEX_* environment variables.
+The file is the same for every run; APEX_* environment variables hold what differs.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from apex.daemons.catalog import CATALOG, DaemonSpec
 from apex.errors import NOT_RESTARTED
 
 MIN_FILES = 1024
-"""Open files to which supervisord raises its own limit; where it cannot, it does not start."""
+"""Limit of open files that supervisord sets for itself; it does not start if that fails."""
 
 HEAD = f"""\
-; One program for each kind of daemon. `apex run` starts supervisord with this file; what differs
-; from run to run comes in APEX_* environment variables (apex/launch/supervisord_config.py).
-; `python -m apex.launch.supervisord_config` prints this file from apex/daemons/catalog.py.
-; Exit codes that mean "a restart would not help" are in `exitcodes`; all others are restarted.
+; One program for each kind of daemon. `apex run` starts supervisord with this file; APEX_*
+; environment variables hold what differs between runs (apex/launch/supervisord_config.py).
+; `python -m apex.launch.supervisord_config` generates this file from apex/daemons/catalog.py.
+; `exitcodes` lists the exit codes after which a daemon stays down, as a restart would not help.
 
 [unix_http_server]
 file = %(ENV_APEX_SUPERVISOR_SOCKET)s
@@ -41,22 +41,22 @@ umask = 077
 
 
 def text() -> str:
-    """The whole file."""
+    """Text of deploy/supervisord.conf."""
     return "\n".join([HEAD, *map(_program, CATALOG)])
 
 
 def _program(spec: DaemonSpec) -> str:
     """The section of one kind of daemon."""
-    name, which = spec.kind, ""
+    name, arguments = spec.kind, ""
     lines = [f"[program:{spec.kind}]"]
     if spec.count is not None:
-        name, which = f"{spec.kind}_%(process_num)03d", " --index %(process_num)d"
+        name, arguments = f"{spec.kind}_%(process_num)03d", " --index %(process_num)d"
         lines += [f"process_name = {name}", f"numprocs = %(ENV_{_count_variable(spec)})s"]
     if spec.enabled is not None:
         lines.append(f"autostart = %(ENV_{_enabled_variable(spec)})s")
     command = f'"%(ENV_APEX_PYTHON)s" "%(ENV_APEX_BIN)s/{spec.kind}" --run "%(ENV_APEX_RUN)s"'
     lines += [
-        f"command = {command}{which}",
+        f"command = {command}{arguments}",
         f"priority = {spec.start_order}",
         "startsecs = 1",
         "startretries = 5",
@@ -72,7 +72,7 @@ def _program(spec: DaemonSpec) -> str:
 
 
 def variables(config: Config) -> dict[str, str]:
-    """The environment variables that say which daemons a run has, and how many."""
+    """Environment variables that say which daemons a run has, and how many of each."""
     found = {}
     for spec in CATALOG:
         if spec.enabled is not None:

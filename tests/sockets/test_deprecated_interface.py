@@ -88,7 +88,7 @@ def test_example_of_0_1_warns_and_learns_what_the_new_one_learns(
     ],
 )
 def test_name_that_has_moved_says_where_it_is_now(module: str, name: str, now: str) -> None:
-    with pytest.warns(FutureWarning, match=rf"^{module}\.{name} is now {now}; the old name goes"):
+    with pytest.warns(FutureWarning, match=rf"^{module}\.{name} is now {now}; the old name will"):
         assert getattr(importlib.import_module(module), name) is not None
 
 

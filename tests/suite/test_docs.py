@@ -156,7 +156,10 @@ def test_commands_page_has_every_command_and_option(site: Path):
 
 def test_exit_codes_are_told_with_their_meaning(site: Path):
     rows = rows_of(Reader(site / "COMMANDS.html"), "Exit codes")
-    assert rows["80"] == ("HANG", "The watchdog ended a work loop that stood still.")
+    assert rows["80"] == (
+        "HANG",
+        "The watchdog ended the process: its work loop made no progress.",
+    )
 
 
 def test_architecture_page_has_its_picture(site: Path):

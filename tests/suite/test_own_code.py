@@ -267,7 +267,9 @@ def test_what_moved_is_found_again_by_a_setting(own_modules, tmp_path, monkeypat
     run = prepare_run(tmp_path / "run", preset_config("cartpole", settings))
     SerialRun(run).run()
     (tmp_path / "first.py").rename(tmp_path / "second.py")
-    with pytest.raises(ConfigError, match=r"no such file.*say so: --set algorithm.name=path/to/f"):
+    with pytest.raises(
+        ConfigError, match=r"no such file.*new path: --set algorithm.name=path/to/f"
+    ):
         apex.load_policy(run.path)
     policy = apex.load_policy(run.path, ["algorithm.name=second.py:WideDQN"])
     assert policy.act([0.0, 0.0, 0.15, 0.8]) in (0, 1)

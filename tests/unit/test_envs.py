@@ -472,7 +472,11 @@ def test_a_file_gives_what_it_registers_or_defines(closing, tmp_path, monkeypatc
     ("file", "text", "message"),
     [
         ("broken_file.py", "x = 1\n1 / 0", r"raised ZeroDivisionError.*broken_file.py, line 2"),
-        ("missing_file.py", None, "no such file; if it lies elsewhere now, say so: --set env.id="),
+        (
+            "missing_file.py",
+            None,
+            "no such file; if the file has moved, give its new path: --set env.id=",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_named(tmp_path, monkeypatch, file, text, message):
