@@ -1,1 +1,1 @@
-"""The `apex` command. Each module has the commands that its name says; heavy imports come late."""
+"""The `apex` command. Heavy imports are inside the functions that need them."""

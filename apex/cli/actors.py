@@ -30,16 +30,16 @@ def actor() -> None:
 @click.argument("actor_id", shell_complete=complete_actor)
 @run_option
 def restart(actor_id: str, run_path: Path | None) -> None:
-    """End ACTOR_ID (actor_003, or 3) in good order; its engine starts it again."""
+    """Restart ACTOR_ID (actor_003, or 3). It drains and ends; then its engine starts it again."""
     from apex.launch import engine
 
     run = find_run(run_path)
     name = ACTOR.name(int(actor_id)) if actor_id.isdigit() else actor_id
     if not run.lock_file(name).exists() or not name.startswith("actor_"):
         known = sorted(p.stem for p in run.daemons.glob("actor_*.lock"))
-        raise UsageError(f"no actor '{name}'; there are: {', '.join(known) or 'none'}")
+        raise UsageError(f"no actor '{name}'; the actors are: {', '.join(known) or 'none'}")
     old = run.pid(name)
-    if old is None and not _is_kept(run, name):
+    if old is None and not _is_restarted(run, name):
         raise UsageError(f"{name} was attached and has ended; `apex actor attach` adds another")
     if old is None:
         engine.revive(run, name)
@@ -52,16 +52,18 @@ def restart(actor_id: str, run_path: Path | None) -> None:
             click.echo(f"{name}: pid {old} -> {new}")
             return
         time.sleep(POLL_S)
-    raise PeerTimeoutError(f"{name} did not come back in {RETURN_S:.0f} s; see `apex logs {name}`")
+    raise PeerTimeoutError(
+        f"{name} did not restart within {RETURN_S:.0f} s; see `apex logs {name}`"
+    )
 
 
-def _is_kept(run: RunDirectory, name: str) -> bool:
-    """Whether an engine, or a shell that attached it, would start this actor again."""
+def _is_restarted(run: RunDirectory, name: str) -> bool:
+    """Whether an engine, or the shell that attached it, restarts this actor."""
     return name in daemon_names(run.config()) or is_locked(run.daemons / f"{name}.reserved")
 
 
 def _end(run: RunDirectory, name: str, pid: int) -> None:
-    """Ask an actor to drain; one that does not (stopped, say) is killed."""
+    """Ask an actor to drain; kill it if it does not in time, as when it is stopped by a signal."""
     _signal(pid, signal.SIGTERM)
     deadline = time.monotonic() + DRAIN_S
     while run.pid(name) == pid and time.monotonic() < deadline:
@@ -81,7 +83,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 @click.argument("count", type=click.IntRange(1, 1000), default=1)
 @run_option
 def attach(count: int, run_path: Path | None) -> None:
-    """Add COUNT actors to a run; they end with Ctrl-C, or with `apex stop`."""
+    """Add COUNT actors to a run, until Ctrl-C or `apex stop`."""
     from apex.daemons.log_files import log_to_stderr
     from apex.daemons.service import ENGINE_PID
     from apex.launch.local import Launcher
@@ -95,11 +97,11 @@ def attach(count: int, run_path: Path | None) -> None:
     log_to_stderr("attach")
     lock = FileLock(run.lock_file(f"attach_{os.getpid()}"))
     if not lock.acquire():
-        raise RunError("this process attaches actors already")
+        raise RunError("this process already attaches actors to the run")
     lock.write(str(os.getpid()))
     os.environ[ENGINE_PID] = str(os.getpid())
     reserved = _reserve_names(run, config.actor.count, count)
-    click.echo(f"attached to {run.path}: {', '.join(reserved)}; Ctrl-C ends them", err=True)
+    click.echo(f"attached to {run.path}: {', '.join(reserved)}; Ctrl-C stops them", err=True)
     try:
         code = Launcher(run, list(reserved)).run()
     finally:
@@ -110,7 +112,7 @@ def attach(count: int, run_path: Path | None) -> None:
 
 
 def _reserve_names(run: RunDirectory, first: int, count: int) -> dict[str, FileLock]:
-    """Names of actors beyond the configured ones, held against others that attach."""
+    """Reserve names after the configured actors', each with a lock against other processes."""
     reserved: dict[str, FileLock] = {}
     index = first
     while len(reserved) < count:

@@ -1,4 +1,4 @@
-"""`apex doctor`: what this machine, this installation and the runs lack, and the remedies."""
+"""`apex doctor`: check this machine, the installation and the runs, and suggest remedies."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ STATE_WIDTH = max(map(len, COLOURS))
 @run_option
 @json_option
 def doctor(preset: str | None, run_path: Path | None, as_json: bool) -> None:
-    """Look for what would keep a run from working, and say what to do about it.
+    """Find what would keep a run from working, and say how to fix it.
 
-    Looks at this machine and this installation, with a preset in mind (--preset; by default what
-    `make run-pong` runs) or a run (--run), and at all runs. Exit status: 0, or 3 when there is a
-    problem.
+    Checks whether this machine and this installation can run a preset (--preset; default: the one
+    that `make run-pong` runs) or a run (--run), then checks all runs. Exit status: 0, or 3 if
+    there is a problem.
     """
     from apex.config.loading import preset_text
 
@@ -57,14 +57,14 @@ def doctor(preset: str | None, run_path: Path | None, as_json: bool) -> None:
 
 
 def lines_of(finding: Finding) -> list[str]:
-    """A finding for a person: what was found; below it, unless all is well, the rest."""
+    """Format a finding: what was found; unless it is ok, what was expected and the remedy below."""
     state = click.style(f"{finding.state:<{STATE_WIDTH}}", fg=COLOURS[finding.state])
     margin = " " * (STATE_WIDTH + CHECK_WIDTH + 4)
     aside = f" (expected: {printable(finding.expected)})" if finding.expected else ""
-    well = finding.state == "ok"
+    is_ok = finding.state == "ok"
     first = f"{state}  {finding.check:<{CHECK_WIDTH}}  {printable(finding.found)}"
-    lines = [first + (aside if well else "")]
-    if finding.expected and not well:
+    lines = [first + (aside if is_ok else "")]
+    if finding.expected and not is_ok:
         lines.append(f"{margin}expected: {printable(finding.expected)}")
     if finding.remedy:
         lines.append(f"{margin}remedy:   {printable(finding.remedy)}")
@@ -72,6 +72,6 @@ def lines_of(finding: Finding) -> list[str]:
 
 
 def summary(findings: Sequence[Finding]) -> str:
-    """The last line: how many of each."""
+    """The last line: how many findings there are of each state."""
     counts = {state: sum(one.state == state for one in findings) for state in COLOURS}
     return ", ".join(f"{count} {state}" for state, count in counts.items())

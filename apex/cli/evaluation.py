@@ -1,4 +1,4 @@
-"""`apex eval` and `apex enjoy`: a checkpoint plays, for its score or for being watched."""
+"""`apex eval` and `apex enjoy`: score a checkpoint, or watch it play."""
 
 from __future__ import annotations
 
@@ -19,21 +19,23 @@ if TYPE_CHECKING:
 
 
 def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What plays: CHECKPOINT, --run or --pretrained; and the environments' seed."""
+    """Add the options that choose a checkpoint (CHECKPOINT, --run, --pretrained) and the seed."""
     for option in (
-        click.option("--seed", type=click.IntRange(0), default=1, show_default=True),
+        click.option("--seed", type=click.IntRange(0), default=1, show_default=True,
+                     help="Seed of the environments."),
         click.option("--pretrained", metavar="NAME", help="A checkpoint that ships with apex."),
         run_option,
         set_option,
         click.argument("checkpoint", required=False, type=click.Path(path_type=Path)),
-    ):
+    ):  # fmt: skip
         command = option(command)
     return command
 
 
 @click.command(name="eval")
 @checkpoint_options
-@click.option("--episodes", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--episodes", type=click.IntRange(1), default=20, show_default=True,
+              help="Episodes to play.")  # fmt: skip
 @json_option
 def evaluate(
     checkpoint: Path | None,
@@ -44,7 +46,10 @@ def evaluate(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Play greedy whole episodes with CHECKPOINT, a run's or its file (default: newest run's)."""
+    """Score CHECKPOINT over whole greedy episodes.
+
+    CHECKPOINT is the directory of a checkpoint or of a run; default: the newest run.
+    """
     policy = _policy(checkpoint, run_path, pretrained, settings)
     returns = policy.play(episodes, seed)
     mean = sum(returns) / len(returns)
@@ -60,8 +65,11 @@ def evaluate(
 
 @click.command(name="enjoy")
 @checkpoint_options
-@click.option("--episodes", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--video", type=click.Path(path_type=Path), help="Write an .mp4 or .gif instead.")
+@click.option("--episodes", type=click.IntRange(1), default=1, show_default=True,
+              help="Episodes to play.")  # fmt: skip
+@click.option(
+    "--video", type=click.Path(path_type=Path), help="Write an .mp4 or .gif file instead."
+)
 def enjoy(
     checkpoint: Path | None,
     run_path: Path | None,
@@ -71,13 +79,18 @@ def enjoy(
     seed: int,
     video: Path | None,
 ) -> None:
-    """Watch CHECKPOINT, a run's or its file (default: newest run's), play in this terminal."""
+    """Watch CHECKPOINT play in this terminal.
+
+    CHECKPOINT is the directory of a checkpoint or of a run; default: the newest run.
+    """
     from apex.evaluation import film
 
     if video is not None:
         film.check_video(video)
     elif not sys.stdout.isatty():
-        raise UsageError("expected a terminal to play in; --video FILE.mp4 writes a film instead")
+        raise UsageError(
+            "expected a terminal to play in; use --video FILE.mp4 to write a video instead"
+        )
     policy = _policy(checkpoint, run_path, pretrained, settings)
     scenes = film.play(policy, episodes, seed)
     returns = film.show(scenes) if video is None else film.write_video(video, scenes)
@@ -106,7 +119,9 @@ def _policy(
 
 def _pretrained(name: str) -> Path:
     folder = Path(__file__).resolve().parent.parent / "pretrained"
-    there = sorted(path.name for path in folder.glob("*") if path.is_dir())
-    if name not in there:
-        raise UsageError(f"no pretrained '{name}'; there are: {', '.join(there) or 'none yet'}")
+    names = sorted(path.name for path in folder.glob("*") if path.is_dir())
+    if name not in names:
+        raise UsageError(
+            f"no pretrained checkpoint '{name}'; there are: {', '.join(names) or 'none'}"
+        )
     return folder / name

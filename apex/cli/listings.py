@@ -1,4 +1,4 @@
-"""`apex presets`, `apex config`, `apex runs`: what there is, and whether it is right."""
+"""`apex presets`, `apex config`, `apex runs`: list presets and runs, check a configuration."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def presets() -> None:
 
 @presets.command(name="list")
 def list_presets() -> None:
-    """One preset a line, with its first sentence."""
+    """List the presets, one per line, each with its description."""
     for name in loading.preset_names():
         first = loading.preset_text(name).splitlines()[0].lstrip("# ")
         click.echo(f"{name:<12} {first}")
@@ -38,7 +38,7 @@ def list_presets() -> None:
 
 @presets.command(name="show")
 @click.argument("name", shell_complete=complete_preset)
-@click.option("--resolved", is_flag=True, help="As this machine would run it, all keys.")
+@click.option("--resolved", is_flag=True, help="Print all keys, as this machine would run it.")
 def show_preset(name: str, resolved: bool) -> None:
     """Print a preset."""
     if not resolved:
@@ -68,7 +68,7 @@ def check(
     algorithm: str | None,
     settings: tuple[str, ...],
 ) -> None:
-    """Check FILE, a preset or defaults with settings: environment and algorithm are tried."""
+    """Check FILE, a preset or the defaults. Tries the environment and the algorithm."""
     from apex.launch.preflight import try_config
     from apex.launch.prepare import configure
 
@@ -90,7 +90,7 @@ def runs() -> None:
 @runs.command(name="list")
 @json_option
 def list_runs(as_json: bool) -> None:
-    """All runs, newest first."""
+    """List all runs, newest first."""
     rows = [_row(run) for run in all_runs()]
     if as_json:
         click.echo(json.dumps(rows))
@@ -116,7 +116,7 @@ def _row(run: RunDirectory) -> dict[str, str]:
 
 
 def _state(run: RunDirectory) -> str:
-    """`running`, `ended` when it came to its end by itself, or `down`."""
+    """`running`; `ended` if the run reached its own end; otherwise `down`."""
     if _alive(run):
         return "running"
     return "down" if run.outcome() is None else "ended"
@@ -137,13 +137,13 @@ def _alive(run: RunDirectory) -> bool:
     shell_complete=complete_run,
 )
 def remove_runs(paths: tuple[Path, ...]) -> None:
-    """Remove runs with all that they hold; a running one is refused."""
+    """Remove runs and all their files; a run that is running is refused."""
     for path in paths:
         run = RunDirectory(path if path.exists() else runs_root() / path)
         if not run.exists:
-            raise RunError(f"{path} is no run's directory; nothing was removed from it")
+            raise RunError(f"{path} is not a run's directory; nothing was removed from it")
         if _alive(run):
-            raise RunError(f"{path} is running; `apex stop --run {path}` first")
+            raise RunError(f"{path} is running; stop it first: `apex stop --run {path}`")
         remove(run.path)
         remove(socket_directory(run.path))
         click.echo(f"removed {path}")

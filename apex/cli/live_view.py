@@ -1,4 +1,4 @@
-"""The live progress of a run: a panel on a terminal, a line now and then without one."""
+"""Live progress of a run: a panel on a terminal, otherwise one line every 10 seconds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHOWN_EVALUATIONS = 5
 
 
 class Progress:
-    """What changes from one look at a run to the next."""
+    """Figures that need more than one status: the rate of steps, and the last evaluations."""
 
     def __init__(self, run: RunDirectory) -> None:
         self._limits: RunConfig = run.config().run
@@ -31,7 +31,7 @@ class Progress:
         self.evaluations: list[float] = []
 
     def update(self, status: RunStatus) -> None:
-        """Take a new status."""
+        """Add a new status."""
         now, env_steps = time.monotonic(), status.run.env_steps
         if self._last is not None and now > self._last[0]:
             current = (env_steps - self._last[1]) / (now - self._last[0])
@@ -43,12 +43,12 @@ class Progress:
             self.evaluations = [*self.evaluations, evaluator.mean_return][-SHOWN_EVALUATIONS:]
 
     def frames_per_s(self, status: RunStatus) -> float:
-        """Emulator frames a second."""
+        """Emulator frames per second."""
         steps = status.run.env_steps
         return self._rate * (status.run.frames / steps if steps else 1.0)
 
     def eta(self, status: RunStatus) -> str:
-        """Time to the run's end, or how it ends."""
+        """Time until the run ends, or the condition that ends it."""
         limits = self._limits
         left = []
         if limits.max_env_steps and self._rate > 0:
@@ -64,13 +64,13 @@ class Progress:
         return "none: runs until `apex stop`"
 
     def rows(self, status: RunStatus) -> list[tuple[str, str]]:
-        """Label and value of each figure."""
+        """Label and value of each row of the panel."""
         learner, replay, run = status.learner, status.replay, status.run
         actors = status.actors
         stepping = sum(row.state in ("stepping", "waiting_for_credit") for row in actors)
         returns = [row.mean_return for row in actors if row.mean_return is not None]
         best = status.evaluator.best_mean_return
-        under_way = ["one under way"] if status.evaluator.phase == "evaluating" else []
+        current = ["one under way"] if status.evaluator.phase == "evaluating" else []
         fill = 100 * replay.items / max(1, replay.capacity)
         return [
             ("frames", f"{run.frames:,}"),
@@ -81,7 +81,7 @@ class Progress:
                             f"{replay.bytes / 1e6:.0f} MB)"),
             ("actors", f"{stepping} of {len(actors)} at work"),
             ("actors' returns", ", ".join(f"{value:.1f}" for value in returns) or "none yet"),
-            ("evaluations", ", ".join([*(f"{v:.1f}" for v in self.evaluations), *under_way])
+            ("evaluations", ", ".join([*(f"{v:.1f}" for v in self.evaluations), *current])
                             or "none yet"),
             ("best evaluation", "none yet" if best is None else f"{best:.1f}"),
             ("ETA", self.eta(status)),
@@ -89,7 +89,7 @@ class Progress:
         ]  # fmt: skip
 
     def line(self, status: RunStatus) -> str:
-        """The figures that matter most, in one short line."""
+        """The most important figures in one short line."""
         learner, evaluator = status.learner, status.evaluator
         returns = [row.mean_return for row in status.actors if row.mean_return is not None]
         parts = [
@@ -107,19 +107,17 @@ class Progress:
 
 
 def watch_run(run: RunDirectory) -> int:
-    """Show a run until it ends or Ctrl-C; the run itself goes on.
+    """Show a run until it ends or Ctrl-C is pressed; Ctrl-C does not stop the run.
 
     Returns:
-        0, or the exit code of `apex status` for a run whose daemons vanished.
+        0, or `ExitCode.DOWN` if the daemons are gone although the run did not reach its end.
     """
     progress = Progress(run)
     try:
         show = _panel if sys.stdout.isatty() else _lines
         last = show(run, progress)
     except KeyboardInterrupt:
-        click.echo(
-            f"\n{run.path} goes on running. `apex watch` shows it again, `apex stop` ends it."
-        )
+        click.echo(f"\n{run.path} keeps running. `apex watch` shows it again, `apex stop` ends it.")
         return int(ExitCode.CLEAN)
     outcome = last.run.outcome
     click.echo(f"the run has ended: {outcome or 'its daemons are gone'}")

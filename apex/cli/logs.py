@@ -1,4 +1,4 @@
-"""`apex logs`: shows and follows the daemons' log files."""
+"""`apex logs`: print and follow the daemons' log files."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ POLL_S = 0.2
 @click.command()
 @click.argument("name", required=False, shell_complete=complete_log)
 @run_option
-@click.option("-f", "--follow", is_flag=True, help="Go on printing until Ctrl-C.")
-@click.option("-n", "--lines", default=20, show_default=True, help="Last lines of each file.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing new lines until Ctrl-C.")
+@click.option(
+    "-n", "--lines", default=20, show_default=True, help="Print this many last lines of each log."
+)
 def logs(name: str | None, run_path: Path | None, follow: bool, lines: int) -> None:
     """Print the log of one daemon (NAME: learner, replay, evaluator, actor_000, …), or of all."""
     run = find_run(run_path)
-    there = sorted(path.stem for path in run.logs.glob("*.log"))
-    if name is not None and name not in there:
-        raise UsageError(f"no log of '{name}' in {run.logs}; there are: {', '.join(there)}")
-    paths = [run.logs / f"{stem}.log" for stem in ([name] if name else there)]
+    names = sorted(path.stem for path in run.logs.glob("*.log"))
+    if name is not None and name not in names:
+        raise UsageError(f"no log of '{name}' in {run.logs}; there are: {', '.join(names)}")
+    paths = [run.logs / f"{stem}.log" for stem in ([name] if name else names)]
     tails = [_Tail(path, lines) for path in paths]
     try:
         while follow:
@@ -39,7 +41,7 @@ def logs(name: str | None, run_path: Path | None, follow: bool, lines: int) -> N
 
 
 class _Tail:
-    """The end of one log file, followed through rotation, line by whole line."""
+    """Prints the end of one log file and follows it through rotation; prints whole lines only."""
 
     def __init__(self, path: Path, lines: int) -> None:
         self._path = path

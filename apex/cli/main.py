@@ -1,4 +1,4 @@
-"""The `apex` command's root: groups, errors, and what every command shares."""
+"""Root of the `apex` command: its subcommands, and the handling of their errors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apex.host.escaping import printable
 
 
 class ApexGroup(click.Group):
-    """Turns an error that apex raises on purpose into one line and its exit code."""
+    """Prints an `ApexError` as one line and exits with its code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -28,7 +28,7 @@ class ApexGroup(click.Group):
 @click.group(cls=ApexGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="apex")
 def main() -> None:
-    """Distributed reinforcement learning by daemons: start, watch, extend and stop a run.
+    """Distributed reinforcement learning with daemons: start, watch, extend and stop runs.
 
     Commands act on the newest run under ./runs (or $APEX_RUNS) unless --run names another.
     """

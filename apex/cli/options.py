@@ -1,7 +1,6 @@
-"""Options that several commands have, and what a shell completes in them.
+"""Options that several commands share, and their shell completions.
 
-A completion runs at each press of Tab: what it needs beyond the names in a directory is imported
-inside of it.
+A completion runs at each press of Tab, so it imports what is slow to import only where needed.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from apex.runs.directory import RunDirectory, all_runs, find_run, runs_root
 
 
 def default_preset() -> str:
-    """Pong's preset here: the paper's network where a GPU learns, else what learns soonest."""
+    """The Pong preset for this machine: the paper's network on a GPU, else the fastest learner."""
     from apex.host.hardware import has_gpu
 
     return "pong" if has_gpu() else "pong-fast"
@@ -31,32 +30,32 @@ def complete_preset(
     """Names of presets."""
     from apex.config.loading import preset_names
 
-    return _beginning(incomplete, preset_names())
+    return _matching(incomplete, preset_names())
 
 
 def complete_run(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Directories of runs, newest first; any other directory once none begins like that."""
+    """Directories of runs, newest first; if none matches, any directory."""
     paths = [str(runs_root() / run.path.name) for run in all_runs()]
-    return _beginning(incomplete, paths) or [CompletionItem(incomplete, type="dir")]
+    return _matching(incomplete, paths) or [CompletionItem(incomplete, type="dir")]
 
 
 def complete_log(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Names of the daemons that have written a log, in the run that `--run` names or the newest."""
+    """Names of daemons with a log, in the run of `--run` or else the newest run."""
     run = _run_of(context)
-    return _beginning(incomplete, sorted(p.stem for p in run.logs.glob("*.log")) if run else ())
+    return _matching(incomplete, sorted(p.stem for p in run.logs.glob("*.log")) if run else ())
 
 
 def complete_actor(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """Names of actors, in the run that `--run` names or the newest."""
+    """Names of actors, in the run of `--run` or else the newest run."""
     run = _run_of(context)
-    there = sorted(p.stem for p in run.daemons.glob("actor_*.lock")) if run else ()
-    return _beginning(incomplete, there)
+    names = sorted(p.stem for p in run.daemons.glob("actor_*.lock")) if run else ()
+    return _matching(incomplete, names)
 
 
 def _run_of(context: click.Context) -> RunDirectory | None:
@@ -66,7 +65,7 @@ def _run_of(context: click.Context) -> RunDirectory | None:
         return None
 
 
-def _beginning(incomplete: str, names: Iterable[str]) -> list[CompletionItem]:
+def _matching(incomplete: str, names: Iterable[str]) -> list[CompletionItem]:
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
@@ -84,7 +83,7 @@ preset_option = click.option(
 
 
 def own_code_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--env` and `--algorithm`."""
+    """Add `--env` and `--algorithm` to a command."""
     algorithm = click.option(
         "--algorithm", metavar="NAME", help="algorithm.name, or my_algorithm.py:Class."
     )
@@ -93,13 +92,13 @@ def own_code_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def own_code_settings(env: str | None, algorithm: str | None) -> list[str]:
-    """What `--env` and `--algorithm` say, as `--set` would."""
+    """`--env` and `--algorithm` as settings of `--set`."""
     given = {"env.id": env, "algorithm.name": algorithm}
     return [f"{key}={quoted(value)}" for key, value in given.items() if value is not None]
 
 
 def quoted(text: str) -> str:
-    """As TOML writes a string, which JSON's strings are too."""
+    """A TOML string literal; every JSON string is one."""
     return json.dumps(text, ensure_ascii=False)
 
 

@@ -30,17 +30,25 @@ PICTURES = (".png", ".svg", ".pdf")
     type=click.Choice(["wall", "env_steps", "learner_step"]),
     default="wall",
     show_default=True,
-    help="What the curves run over.",
+    help="Quantity of the x-axis.",
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="A .png, .svg or .pdf file.")
-@click.option("--csv", "csv_out", type=click.Path(path_type=Path), help="A .csv file.")
-@click.option("--title", default="", help="Above the picture.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Write a picture: .png, .svg or .pdf."
+)
+@click.option(
+    "--csv",
+    "csv_out",
+    type=click.Path(path_type=Path),
+    help="Write the evaluations as a .csv file.",
+)
+@click.option("--title", default="", help="Title of the picture.")
 def plot(
     paths: tuple[Path, ...], x: Axis, out: Path | None, csv_out: Path | None, title: str
 ) -> None:
-    """Draw the evaluations of RUNs (default: the newest), or of CSV files that --csv wrote.
+    """Plot the learning curves of runs.
 
-    Runs that differ in nothing but [run] (seed, limits) become one curve: mean and spread.
+    RUN is a run's directory (default: the newest run) or a CSV file written by --csv. Runs that
+    differ only in [run] (seed, limits) become one curve: their mean and range.
     """
     from apex.evaluation import curves
 

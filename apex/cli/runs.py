@@ -1,4 +1,4 @@
-"""`apex run`, `apex watch`, `apex stop`: a run from its start to its end."""
+"""`apex run`, `apex watch`, `apex snapshot`, `apex stop`: start, show, save and stop a run."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 SNAPSHOT_TIMEOUT_S = 60.0
-RESUME_ALONE = (
-    "--resume goes on with the run's own configuration, endpoints and parameters; change single "
-    "settings with --set, and leave"
+RESUME_EXCLUDES = (
+    "--resume continues with the run's own configuration, endpoints and parameters; change single "
+    "settings with --set, and leave out"
 )
-SERIAL_ALONE = (
-    "--serial keeps no replay contents and has no daemons: it begins a new run and stays in this "
-    "terminal, without --resume, --detach, --engine, --endpoints"
+SERIAL_EXCLUDES = (
+    "--serial starts a new run in this terminal, without daemons or saved replay contents; leave "
+    "out --resume, --detach, --engine and --endpoints"
 )
 
 
@@ -46,7 +46,7 @@ ASKED_TO_STOP = "asked to stop"
 @run_option
 @json_option
 def snapshot(run_path: Path | None, as_json: bool) -> None:
-    """Bring the learner's state and the replay contents to the disk now, for --resume."""
+    """Save learner and replay to disk now, for --resume."""
     from apex.daemons.operator_client import request
     from apex.wire.messages import Snapshot, SnapshotReply
 
@@ -64,7 +64,11 @@ def snapshot(run_path: Path | None, as_json: bool) -> None:
             "replay did not answer"
             if replay is None
             else f"replay {replay['items']:,} items"
-            + ("" if replay["durable"] else ", NOT on the disk (replay.durability, or a full disk)")
+            + (
+                ""
+                if replay["durable"]
+                else ", NOT on disk (see replay.durability, or the disk is full)"
+            )
         )
     if saved["checkpoint"] is None or replay is None or not replay["durable"]:
         sys.exit(int(ExitCode.DEGRADED))
@@ -72,7 +76,9 @@ def snapshot(run_path: Path | None, as_json: bool) -> None:
 
 @click.command()
 @preset_option
-@click.option("--config", "config_file", type=click.Path(path_type=Path), help="A TOML file.")
+@click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), help="A TOML configuration file."
+)
 @own_code_options
 @set_option
 @click.option("--actors", type=click.IntRange(1), help="Actors to start (actor.count).")
@@ -86,17 +92,23 @@ def snapshot(run_path: Path | None, as_json: bool) -> None:
 @click.option(
     "--engine",
     type=click.Choice(["supervisor", "local", "none"]),
-    help="What keeps the daemons alive (supervisor); none: prepare the directory, start nothing.",
+    help="What keeps the daemons alive; default: supervisor. none: only prepare the directory.",
 )
 @click.option("--endpoints", type=click.Path(path_type=Path), help="An endpoints file.")
 @click.option("--seed", type=click.IntRange(0), help="run.seed")
 @click.option("--device", help="learner.device: auto, cpu, cuda, cuda:N")
-@click.option("--init-from", metavar="CHECKPOINT", help="Start with these parameters.")
-@click.option("--until-return", type=float, help="End at an evaluation of this mean return.")
-@click.option("--resume", is_flag=True, help="Go on with the run, from its newest checkpoint.")
-@click.option("--detach", is_flag=True, help="Return when the daemons are started.")
-@click.option("--serial", is_flag=True, help="In this process alone, without sockets: repeatable.")
-@click.option("--show-running", is_flag=True, help="If this preset runs already, show that run.")
+@click.option("--init-from", metavar="CHECKPOINT", help="Start with the parameters of CHECKPOINT.")
+@click.option(
+    "--until-return", type=float, help="End the run when an evaluation reaches this mean return."
+)
+@click.option("--resume", is_flag=True, help="Continue the run from its newest checkpoint.")
+@click.option("--detach", is_flag=True, help="Return once the daemons are started.")
+@click.option(
+    "--serial", is_flag=True, help="Run in this process only, without sockets; reproducible."
+)
+@click.option(
+    "--show-running", is_flag=True, help="If this preset is already running, show that run."
+)
 def run(
     preset: str | None,
     config_file: Path | None,
@@ -116,7 +128,7 @@ def run(
     serial: bool,
     show_running: bool,
 ) -> None:
-    """Start a run, or go on with one, and show its progress."""
+    """Start a run, or resume one, and show its progress."""
     from apex.cli.live_view import watch_run
 
     all_settings = [
@@ -131,7 +143,7 @@ def run(
     if resume:
         _check_resumes(config_file, env, algorithm, endpoints, init_from)
     if serial and (resume or detach or engine or endpoints):
-        raise UsageError(SERIAL_ALONE)
+        raise UsageError(SERIAL_EXCLUDES)
     if resume:
         directory = _resumed(run_path, preset, all_settings)
     else:
@@ -151,7 +163,7 @@ def _option_settings(
     init_from: str | None,
     until_return: float | None,
 ) -> list[str]:
-    """What single options say, as `--set` would."""
+    """Single options as settings of `--set`."""
     given = {
         "actor.count": actors,
         "run.seed": seed,
@@ -169,7 +181,7 @@ def _check_resumes(
     endpoints: Path | None,
     init_from: str | None,
 ) -> None:
-    """Raise `UsageError` where `--resume` comes with an option that is for new runs only."""
+    """Raise `UsageError` if `--resume` comes with an option for new runs only."""
     given = {
         "--config": config_file,
         "--env": env,
@@ -179,7 +191,7 @@ def _check_resumes(
     }
     refused = [option for option, value in given.items() if value is not None]
     if refused:
-        raise UsageError(f"{RESUME_ALONE} {', '.join(refused)}")
+        raise UsageError(f"{RESUME_EXCLUDES} {', '.join(refused)}")
 
 
 def _running(preset: str | None) -> RunDirectory | None:
@@ -202,7 +214,9 @@ def _resumed(run_path: Path | None, preset: str | None, settings: Sequence[str])
     directory = find_run(run_path)
     record = engine_record.living_engine(directory)
     if record is not None or directory.living():
-        raise UsageError(f"{directory.path} is running; `apex stop` first, or `apex watch` it")
+        raise UsageError(
+            f"{directory.path} is running; stop it first (`apex stop`), or show it (`apex watch`)"
+        )
     if preset is not None:
         check_preset(directory, preset)
     resume_run(directory, settings)
@@ -262,18 +276,18 @@ def watch(run_path: Path | None) -> None:
 @click.command()
 @run_option
 def stop(run_path: Path | None) -> None:
-    """End a run: all daemons drain, attached actors too. Returns when all are gone."""
+    """Stop a run: all daemons and attached actors drain. Returns when all have ended."""
     from apex.launch import engine
     from apex.runs import engine_record
 
     directory = find_run(run_path)
     if not directory.living() and engine_record.living_engine(directory) is None:
         alive = [one for one in all_runs() if one.living() or engine_record.living_engine(one)]
-        others = "".join(f"; running: {one.path}, end it with --run" for one in alive)
-        click.echo(f"{directory.path} was not running{others}", err=True)
+        others = "".join(f"; {one.path} is: stop it with --run {one.path}" for one in alive)
+        click.echo(f"{directory.path} is not running{others}", err=True)
         return
     killed = engine.stop(directory)
     if killed:
-        click.echo(f"killed, since they did not drain in time: {', '.join(killed)}", err=True)
+        click.echo(f"killed because they did not drain in time: {', '.join(killed)}", err=True)
         sys.exit(1)
     click.echo(f"{directory.path}: stopped", err=True)

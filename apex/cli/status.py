@@ -1,4 +1,4 @@
-"""`apex status`: print how each daemon of a run is."""
+"""`apex status`: print the state of each daemon of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXIT_CODES = {"healthy": ExitCode.CLEAN, "degraded": ExitCode.DEGRADED, "down": 
 @run_option
 @json_option
 def status(run_path: Any, as_json: bool) -> None:
-    """Show how each daemon is. Exit status: 0 healthy, 3 degraded, 4 down."""
+    """Show the state of each daemon. Exit status: 0 healthy, 3 degraded, 4 down."""
     gathered = gather(find_run(run_path))
     click.echo(json.dumps(gathered.as_map()) if as_json else describe(gathered))
     sys.exit(int(EXIT_CODES[gathered.run.health]))

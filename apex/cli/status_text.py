@@ -1,4 +1,4 @@
-"""A run's status for people."""
+"""Format a run's status as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from apex.host.escaping import printable
 
 
 def describe(status: RunStatus) -> str:
-    """The status for a person, several lines."""
+    """Format a status as text of several lines."""
     run, learner, replay = status.run, status.learner, status.replay
     evaluator = status.evaluator
     lines = [
@@ -35,16 +35,16 @@ def describe(status: RunStatus) -> str:
         )
     lines += [f"  ALARM: {printable(alarm)}" for alarm in run.alarms]
     if learner.rollbacks:
-        lines.append("  the learner diverged and went back to its last good checkpoint")
+        lines.append("  the learner diverged and was rolled back to its last good checkpoint")
     return "\n".join(lines)
 
 
 def _condition(status: RunStatus) -> str:
-    """How the run is, or how it ended."""
+    """Health of the run, or how it ended."""
     run = status.run
     ended = f"ended: {printable(run.outcome)}" if run.outcome else None
     if status.over:
-        return ended or "down; `apex run --resume` goes on with it"
+        return ended or "down; `apex run --resume` continues it"
     engine = f"engine {run.engine or 'none'}, up {duration(run.uptime_s)}"
     return f"{ended or run.health}, {engine}"
 
@@ -52,7 +52,7 @@ def _condition(status: RunStatus) -> str:
 def _describe_inference(row: InferenceSummary) -> str:
     return (
         f"  inference {row.state:<10} pid {row.pid}  {row.decisions_per_s} decisions/s"
-        f"  {row.batch_mean} a batch  version {row.param_version}"
+        f"  {row.batch_mean} per batch  version {row.param_version}"
     )
 
 
@@ -65,6 +65,6 @@ def _return(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`HH:MM:SS`, with as many hours as there are."""
+    """`HH:MM:SS`; hours may have more than two digits."""
     minutes, rest = divmod(int(seconds), 60)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"

@@ -42,11 +42,11 @@ def test_a_running_suite_is_described_by_a_line_for_each_daemon() -> None:
         "  learner   training   pid 11  step 500  40.0 updates/s  1280.0 samples/s  version 20",
         "  replay    running    pid 12  5,000 of 10,000 items  0.2 MB  300.0 inserts/s  refused 0",
         "  evaluator idle       pid 14  mean return 25.0  best 30.0",
-        "  inference running    pid 13  300.0 decisions/s  3.0 a batch  version 20",
+        "  inference running    pid 13  300.0 decisions/s  3.0 per batch  version 20",
         "  actor_000 stepping   pid 20  slot 0  2,500 env steps  150.0/s  return 21.5"
         "  2 environment faults",
         "  ALARM: the disk is \\x1b[2Jfull",
-        "  the learner diverged and went back to its last good checkpoint",
+        "  the learner diverged and was rolled back to its last good checkpoint",
     ]
 
 
@@ -65,7 +65,7 @@ def test_an_ended_run_says_how_it_ended_once_and_keeps_its_last_figures() -> Non
 
 def test_a_run_that_was_stopped_says_how_it_goes_on() -> None:
     first = describe(over(None)).splitlines()[0]
-    assert first == ("/runs/x: apex_dqn on CartPole-v1, down; `apex run --resume` goes on with it")
+    assert first == ("/runs/x: apex_dqn on CartPole-v1, down; `apex run --resume` continues it")
 
 
 def test_a_run_that_is_ending_says_so_while_its_daemons_drain() -> None:

@@ -147,7 +147,7 @@ def test_resume_takes_the_runs_own_preset_and_refuses_what_is_for_new_runs(
         ("--endpoints", "endpoints.toml"), ("--init-from", "runs/other"),
     ):  # fmt: skip
         done = resume("--preset", "cartpole", option, value)
-        assert done.exit_code == 2 and f"--set, and leave {option}\n" in done.stderr
+        assert done.exit_code == 2 and f"--set, and leave out {option}\n" in done.stderr
 
 
 def test_engine_none_prepares_an_existing_empty_directory(tmp_path: Path) -> None:
@@ -207,13 +207,13 @@ def test_eval_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     done = apex("eval", "--run", str(run.path))
     assert done.returncode == 78 and "no checkpoint yet" in done.stderr
     done = apex("eval", "--pretrained", "nothing")
-    assert done.returncode == 2 and "no pretrained 'nothing'" in done.stderr
+    assert done.returncode == 2 and "no pretrained checkpoint 'nothing'" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["enjoy", "--pretrained", "cartpole"], 2, "expected a terminal to play in; --video"),
+        (["enjoy", "--pretrained", "cartpole"], 2, "expected a terminal to play in; use --video"),
         (["enjoy", "--pretrained", "cartpole", "--video", "film.avi"], 2, ".mp4 or .gif"),
         (["enjoy", "--pretrained", "cartpole", "--video", "no/such/f.mp4"], 2, "no directory"),
         (["enjoy", "nowhere", "--video", "film.mp4"], 78, "no such run or checkpoint"),

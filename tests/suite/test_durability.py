@@ -106,7 +106,7 @@ def test_other_modes_say_what_an_acknowledgement_means(
     assert status["replay"]["durable"] is (mode == "sync")
     done = suite.apex("snapshot")
     assert done.returncode == (0 if mode == "sync" else 3), done.stderr
-    assert ("NOT on the disk" in done.stdout) is (mode == "off")
+    assert ("NOT on disk" in done.stdout) is (mode == "off")
 
 
 def stops_while_it_reads_its_log(suite: Suite) -> None:
