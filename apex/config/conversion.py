@@ -1,4 +1,4 @@
-"""Turns parsed tables into typed structs; an error names the key by its path."""
+"""Convert parsed TOML tables to typed structs; errors name the path of the key."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def convert(raw: Mapping[str, Any], kind: type[msgspec.Struct], path: str = "") 
 
     Raises:
         ConfigError: an unknown key (with the closest known one), a wrong type or a number out of
-            range, by its path.
+            range; the message begins with the key's path.
     """
     _check_finite(raw, path)
     try:
@@ -28,7 +28,7 @@ def convert(raw: Mapping[str, Any], kind: type[msgspec.Struct], path: str = "") 
 
 
 def _check_finite(value: Any, path: str) -> None:
-    """Raise `ConfigError` for infinity and NaN: checkpoints hold the configuration as JSON."""
+    """Raise `ConfigError` for infinity and NaN, as checkpoints hold the configuration as JSON."""
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(
             f"{path}: expected a finite number, got {value}; write a large one, such as 1e30"

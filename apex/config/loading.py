@@ -1,7 +1,7 @@
-"""Read a configuration: from a preset or a TOML file with `--set` settings to a checked `Config`.
+"""Read a preset or a TOML file with `--set` settings into a checked `Config`.
 
-A configuration goes one way: `read_table` reads what was written, `laid_over` chooses the part for
-this machine, `parse` types and checks it. `apex/launch/prepare.py` has the steps after that.
+The steps: `read_table` reads what the user wrote, `laid_over` applies the part for this machine,
+`parse` types and checks the result. The steps after that are in `apex/launch/prepare.py`.
 """
 
 from __future__ import annotations
@@ -27,32 +27,32 @@ else:
 
 
 OVERLAYS = ("cpu", "gpu")
-"""Tables whose contents are laid over the rest on a machine without or with a GPU."""
+"""Tables that override the rest: `cpu` on a machine without a GPU, `gpu` on one with a GPU."""
 DEFAULT_ALGORITHM = "apex_dqn"
 
 
 class Table(NamedTuple):
-    """A configuration as it was written: not laid over for a machine yet, not typed."""
+    """A configuration as the user wrote it: overlays not applied, values not typed."""
 
     written: dict[str, Any]
-    """Of a preset or a file, with the parts for both kinds of machine."""
+    """From a preset or a file, with the overlays for both kinds of machine."""
     settings: dict[str, Any]
-    """Of `--set`; they win over what was written."""
+    """From `--set`; they override `written`."""
     name: str = ""
-    """Of a run of it: the preset's or the file's; empty where settings name the environment."""
+    """Name for its runs: the preset's or the file's; empty if settings name the environment."""
     preset: str = ""
-    """The preset that was read, if it was one."""
+    """Name of the preset, if one was read."""
 
 
 def read_table(
     preset: str | None = None, file: Path | None = None, settings: Iterable[str] = ()
 ) -> Table:
-    """Read what a command line names: a preset, a file, or an environment with defaults.
+    """Read a preset, a file, or the defaults for an environment.
 
     Args:
-        preset: its name.
-        file: a TOML file instead.
-        settings: like `--set`: `section.key=value`.
+        preset: name of a preset.
+        file: a TOML file, instead of a preset.
+        settings: `section.key=value`, as of `--set`.
 
     Raises:
         ConfigError: an unknown preset, an unreadable file, or a setting without `=` or section.
@@ -61,7 +61,7 @@ def read_table(
     given = override({}, settings)
     own_environment = "id" in given.get("env", {})
     if preset is not None and file is not None:
-        raise UsageError("--preset NAME and --config FILE are two ways to say the same: leave one")
+        raise UsageError("expected --preset NAME or --config FILE, not both")
     if preset is not None:
         return Table(preset_table(preset), given, "" if own_environment else preset, preset)
     if file is not None:
@@ -72,15 +72,14 @@ def read_table(
 
 
 def laid_over(table: Table, *, gpu: bool) -> dict[str, Any]:
-    """Lay a table's part for this machine over the rest, and the settings over both.
+    """Override a table with its part for this machine, and both with the settings.
 
     Args:
-        table: as it was written.
-        gpu: whether this machine has a GPU; the part for one is left out where `learner.device`
-            is cpu.
+        table: as the user wrote it.
+        gpu: whether this machine has a GPU; the part `gpu` is not used if `learner.device` is cpu.
 
     Raises:
-        ConfigError: the part is not a table.
+        ConfigError: the part for this machine is not a table.
     """
     whole = merge(table.written, table.settings)
     learner = whole.get("learner")
@@ -94,7 +93,7 @@ def laid_over(table: Table, *, gpu: bool) -> dict[str, Any]:
 
 
 def parse(raw: Mapping[str, Any]) -> Config:
-    """Turn a table that was laid over into a checked `Config`. Raises `ConfigError`."""
+    """Turn the table of `laid_over` into a checked `Config`. Raises `ConfigError`."""
     config: Config = convert(raw, Config)
     check(config)
     return config
@@ -119,7 +118,7 @@ def load(path: Path) -> Config:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name the file in a `ConfigError` about what it holds."""
+    """Put the file's name into a `ConfigError` about its contents."""
     try:
         yield
     except ConfigError as error:
@@ -145,14 +144,14 @@ def preset_names() -> list[str]:
 
 
 def preset_text(name: str) -> str:
-    """The TOML source of a preset. Raises `ConfigError` naming those there are."""
+    """The TOML source of a preset. Raises `ConfigError` that lists all presets."""
     if name not in preset_names():
         raise ConfigError(f"no preset '{name}'; there are: {', '.join(preset_names())}")
     return (resources.files("apex") / "presets" / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def preset_table(name: str) -> dict[str, Any]:
-    """A preset as a raw table, the parts for both kinds of machine included."""
+    """A preset as a raw table, with the overlays for both kinds of machine."""
     table: dict[str, Any] = tomllib.loads(preset_text(name))
     return table
 
@@ -163,7 +162,7 @@ def preset(name: str, *, gpu: bool) -> dict[str, Any]:
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay table `over` over `base`, table by table."""
+    """Merge table `over` into `base`, recursively; values of `over` win."""
     result = dict(base)
     for key, value in over.items():
         if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
@@ -174,7 +173,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def override(raw: Mapping[str, Any], settings: Iterable[str]) -> dict[str, Any]:
-    """Apply `section.key=value` settings; a value is TOML, or else a plain string.
+    """Apply `section.key=value` settings; a value that is not TOML is a plain string.
 
     Raises:
         ConfigError: a setting that has no `=` or no section.

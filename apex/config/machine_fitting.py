@@ -20,7 +20,7 @@ ACTOR_BYTES = 400e6
 
 
 def choose_actor_count(config: Config, cores: int, memory_bytes: int) -> Config:
-    """Fill in `actor.count = 0`: one a core but one, as far as memory goes, at least two."""
+    """Replace `actor.count = 0` by the number of cores less one, at least 2, if memory allows."""
     if config.actor.count:
         return config
     fitting = int(memory_bytes * ACTORS_MEMORY_SHARE / ACTOR_BYTES)
@@ -29,12 +29,12 @@ def choose_actor_count(config: Config, cores: int, memory_bytes: int) -> Config:
 
 
 def limit_capacity(config: Config, item_bytes: float, memory_bytes: int) -> Config:
-    """Lower `replay.capacity` where a full table would not fit the machine's memory.
+    """Lower `replay.capacity` if a full table would not fit the machine's memory.
 
     Args:
-        config: checked.
-        item_bytes: of one item in the table (`Schema.item_bytes`).
-        memory_bytes: of the machine.
+        config: a checked configuration.
+        item_bytes: bytes of one item in the table (`Schema.item_bytes`).
+        memory_bytes: memory of the machine.
 
     Raises:
         ConfigError: the table that fits is too small for the other settings.
@@ -45,7 +45,7 @@ def limit_capacity(config: Config, item_bytes: float, memory_bytes: int) -> Conf
     if affordable < config.min_capacity:
         raise ConfigError(
             f"replay.capacity: {100 * REPLAY_MEMORY_SHARE:.0f} % of this machine's memory holds "
-            f"{affordable} items, and the run needs a table of {config.min_capacity}; lower "
+            f"{affordable} items, but the run needs at least {config.min_capacity}; lower "
             "replay.min_size, actor.chunk_length or learner.batch_size, or choose smaller frames"
         )
     log.warning(

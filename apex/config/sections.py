@@ -1,4 +1,4 @@
-"""The configuration's typed sections, and the checks that span sections."""
+"""Typed sections of the configuration, and the checks across sections."""
 
 from __future__ import annotations
 
@@ -14,92 +14,92 @@ PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
 NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
 UnitFloat = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Decay = Annotated[float, msgspec.Meta(ge=0, lt=1)]
-"""Of a moving average: with 1 it would never move."""
+"""Decay of a moving average; with 1 the average would never change."""
 Threads = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 Niceness = Annotated[int, msgspec.Meta(ge=0, le=19)]
-"""The kernel knows none beyond 19."""
+"""19 is the kernel's maximum."""
 
 MAX_ACTORS = 10_000
-"""More than any server keeps in its books."""
+"""Bound of `actor.count`, above what a server can keep track of."""
 MAX_BATCH_SIZE = 65_536
-"""Items that the replay server gives in one batch."""
+"""Largest batch that the replay server serves, in items."""
 
 MAX_SEED = 2**63 - 1
-"""The largest integer of TOML; torch's generator takes none of more than 64 bits."""
+"""Largest integer of TOML; torch's generator takes seeds of at most 64 bits."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of every section: frozen, and an unknown key is refused by its path."""
+    """Base of every section: frozen; an unknown key is an error."""
 
 
 class AlgorithmConfig(Section, frozen=True):
-    """The part of an `[algorithm]` section that every algorithm has."""
+    """Keys that the `[algorithm]` section of every algorithm has."""
 
     name: str = ""
-    """One of apex's own algorithms, an installed package's, or `path/to/file.py:Class`."""
+    """An algorithm of apex or of an installed package, or `path/to/file.py:Class`."""
 
 
 class RunConfig(Section, frozen=True):
-    """When the run ends and what it may use."""
+    """End conditions and limits of the run."""
 
     seed: Annotated[int, msgspec.Meta(ge=0, le=MAX_SEED)] = 1
-    """Of environments, exploration and initial parameters; each gets its own from it."""
+    """Seed from which the seeds of environments, exploration and initial parameters derive."""
     max_env_steps: NonNegativeInt = 0
-    """Environment steps of all actors together after which the run ends; 0: never."""
+    """Environment steps, of all actors together, after which the run ends; 0: never."""
     max_hours: NonNegativeFloat = 0.0
-    """Hours of training, resumed ones included, after which the run ends; 0: never."""
+    """Hours of training, including those before a resume, after which the run ends; 0: never."""
     until_return: float | None = None
-    """The run ends when an evaluation's mean return reaches this."""
+    """Mean return of an evaluation at which the run ends."""
     init_from: str = ""
-    """Checkpoint (or run) whose parameters a new run starts with; empty: random ones."""
+    """Checkpoint or run whose parameters a new run starts with; empty: random parameters."""
     watchdog_s: PositiveFloat = 60.0
-    """Seconds without progress of its work loop after which a daemon ends itself."""
+    """Seconds without progress of its work loop after which a daemon ends itself (exit code 80)."""
     max_crashes: PositiveInt = 8
-    """In a row, each within 20 s of a start, after which a daemon is not started again."""
+    """Consecutive crashes, each within 20 s of a start, after which a daemon stays down."""
     log_max_mb: PositiveFloat = 20.0
-    """Megabytes of one log file; one older file is kept."""
+    """Size of a log file, in megabytes, at which it is rotated; one older file is kept."""
     metrics_max_mb: PositiveFloat = 64.0
-    """Megabytes of one metrics file; one older file is kept."""
+    """Size of a metrics file, in megabytes, at which it is rotated; one older file is kept."""
 
 
 ATARI_FIELDS = (
     "frame_skip", "obs_type", "frame_size", "repeat_action_probability", "noop_max", "fire_reset",
     "full_action_space", "max_episode_frames",
 )  # fmt: skip
-"""Of `EnvConfig`, without effect on any other environment."""
+"""Fields of `EnvConfig` without effect on other environments."""
 
 
 class EnvConfig(Section, frozen=True):
-    """The environment. Fields from `frame_skip` on are read for Atari (`ALE/...`) only, but for
-    `life_loss_ends`."""
+    """The environment. The fields from `frame_skip` on, except `life_loss_ends`, have an effect on
+    Atari (`ALE/...`) only."""
 
     id: str
-    """gymnasium id, `ALE/Name-v5`, or `module:Id` or `path/to/file.py:Id`, whose module registers
-    or defines it."""
+    """gymnasium id, `ALE/Name-v5`, or `module:Id` or `path/to/file.py:Id`, where the module
+    registers or defines `Id`."""
     kwargs: dict[str, Any] = {}
-    """Keyword arguments for `gymnasium.make`; Atari takes none."""
+    """Keyword arguments of `gymnasium.make`; must be empty for Atari."""
     frame_stack: NonNegativeInt = 0
     """Consecutive images in one observation of the policy; 0: 4 for Atari images, else 1. Vectors
-    are not stacked: more than 1 is refused."""
+    cannot be stacked: more than 1 is an error."""
     clip_rewards: bool = False
-    """Clip the rewards that policies see and learn from to [-1, 1]; reported returns stay whole."""
+    """Clip the rewards that the policy sees and learns from to [-1, 1]; returns stay unclipped."""
     frame_skip: PositiveInt = 4
-    """Emulator frames of one step, in which the action is repeated."""
+    """Emulator frames per step; the action is repeated in each."""
     obs_type: Literal["grayscale", "rgb", "ram"] = "grayscale"
-    """What is observed: the screen, or the console's 128 bytes of memory."""
+    """Observation: the screen, or the 128 bytes of the console's memory."""
     frame_size: tuple[PositiveInt, PositiveInt] = (84, 84)
-    """Height and width in pixels."""
+    """Height and width of a frame in pixels."""
     repeat_action_probability: UnitFloat = 0.0
-    """Sticky actions: 0.25 is the recommendation of Machado et al., 2018."""
+    """Probability of a sticky action; Machado et al., 2018, recommend 0.25."""
     noop_max: NonNegativeInt = 30
-    """Up to this many no-op steps start an episode."""
+    """Largest random number of no-op steps at the start of an episode."""
     fire_reset: bool = True
-    """Press FIRE at an episode's start where the game has that action."""
+    """Press FIRE at the start of an episode, if the game has that action."""
     life_loss_ends: bool = False
-    """Learn from a lost life (of `info["lives"]`) as from an episode's end; the episode itself goes
-    on."""
+    """Learn from a lost life (`info["lives"]`) as from the end of an episode; the episode itself
+    continues."""
     full_action_space: bool = False
-    """All 18 actions of the console instead of those that matter in the game."""
+    """Offer all 18 actions of the console instead of only those with an effect in the game."""
     max_episode_frames: PositiveInt = 108_000
     """Emulator frames after which an episode is truncated."""
 
@@ -108,113 +108,113 @@ class ActorConfig(Section, frozen=True):
     """The processes that step environments."""
 
     count: Annotated[int, msgspec.Meta(ge=0, le=MAX_ACTORS)] = 0
-    """Actors that the engine starts; 0: one a core, less one for the learner, at least two."""
+    """Actors that the engine starts; 0: cores less one, as memory allows, at least two."""
     num_envs: PositiveInt = 8
-    """Environments that one actor steps together."""
+    """Environments per actor, stepped together."""
     chunk_length: PositiveInt = 50
-    """Items of one environment in one insert."""
+    """Items per insert, all of one environment."""
     parameter_period: PositiveInt = 100
-    """Steps of the actor's environments (frames = this x frame_skip) between two asks."""
+    """Steps of the actor's environments (frames = this x frame_skip) between parameter requests."""
     inference: Literal["local", "central"] = "local"
-    """Where actions are decided: in each actor, or in one inference server for all (SEED RL)."""
+    """Where actions are computed: in each actor, or in one inference server for all (SEED RL)."""
     torch_threads: Threads = 1
-    """Of an actor that decides itself."""
+    """Threads on which an actor computes actions, if actor.inference is local."""
     nice: Niceness = 10
-    """Added to the process's niceness when it begins to step: who restarts goes first."""
+    """Added to the process's niceness once it steps, so that starting processes run first."""
     learner_patience_s: PositiveFloat = 600.0
-    """Seconds without the learner after which an attached actor ends (exit code 75)."""
+    """Seconds without a learner after which an attached actor ends (exit code 75)."""
 
 
 class InferenceConfig(Section, frozen=True):
-    """The process that decides for all actors; there is one where actor.inference is central."""
+    """The process that computes the actions of all actors, if actor.inference is central."""
 
     max_batch: PositiveInt = 256
-    """Environments for which one call of the network decides, unless one actor has more."""
+    """Most environments in one call of the network, unless a single actor has more."""
     max_wait_ms: NonNegativeFloat = 2.0
-    """Milliseconds that the first of a batch waits for others; nobody waits when all are there."""
+    """Milliseconds that the first request of a batch waits for others; 0 once all are there."""
     device: str = "auto"
     """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`."""
     torch_threads: Threads = 1
-    """Cores on which one call of the network computes, without a GPU."""
+    """Threads (cores) of one call of the network, without a GPU."""
     nice: Niceness = 10
-    """Added to the process's niceness when it begins to decide."""
+    """Added to the process's niceness once it computes actions."""
 
 
 class ReplayConfig(Section, frozen=True):
     """The table of the replay server."""
 
     capacity: PositiveInt = 100_000
-    """Items; lowered at the start of a run when the machine's memory would not hold them."""
+    """Largest number of items; lowered at the start of a run if they would not fit in memory."""
     min_size: PositiveInt = 1_000
-    """Items before the first sample is served."""
+    """Items in the table before the first sample is served."""
     selector: Literal["prioritized", "uniform", "fifo"] = "prioritized"
-    """How items are chosen: by priority^alpha, all alike, or the oldest first."""
+    """How items are chosen: in proportion to priority^alpha, uniformly, or oldest first."""
     priority_exponent: UnitFloat = 0.6
     """alpha of the prioritized selector."""
     max_times_sampled: NonNegativeInt = 0
     """Samples after which an item is removed; 0: no limit, 1: a queue."""
     samples_per_insert: NonNegativeFloat = 0.0
-    """Samples served for each inserted item; 0: as fast as both sides can."""
+    """Samples served per inserted item; 0: no fixed ratio."""
     tolerance: NonNegativeFloat = 0.0
-    """Samples by which the ratio may be off either way; 0: the smallest that cannot deadlock."""
+    """Samples by which that ratio may be off either way; 0: the smallest that cannot deadlock."""
     durability: Literal["off", "log", "sync"] = "log"
-    """What an acknowledged insert outlives: nothing, the death of processes (and of the machine,
-    but for the last second), or the death of the machine."""
+    """What an acknowledged insert survives: nothing (off), a crash of processes and, except for the
+    last second, of the machine (log), or a crash of the machine (sync)."""
     segment_mb: PositiveFloat = 64.0
-    """Size of the insert log's files; one is removed when all of its items are evicted."""
+    """Size of an insert log file in megabytes; a file is removed once all its items are evicted."""
     save_period_s: PositiveFloat = 30.0
-    """Seconds between two saves of priorities."""
+    """Seconds between two saves of the priorities."""
 
 
 class LearnerConfig(Section, frozen=True):
-    """The process that learns."""
+    """The process that trains the network."""
 
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=MAX_BATCH_SIZE)] = 32
-    """Items of one learner step."""
+    """Items per learner step."""
     prefetch: Annotated[int, msgspec.Meta(ge=1, le=64)] = 4
-    """Batches that are requested or waiting decoded."""
+    """Batches that are requested, or decoded and waiting."""
     decode_threads: Threads = 1
     """Threads that decompress frames and collate batches."""
     device: str = "auto"
     """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`."""
     torch_threads: Threads = 1
-    """Cores on which one learner step computes, without a GPU."""
+    """Threads (cores) of one learner step, without a GPU."""
     nice: Niceness = 10
-    """Added to the process's niceness when it begins to learn: who restarts goes first."""
+    """Added to the process's niceness once it trains, so that starting processes run first."""
     pin: bool = True
-    """Whether the training thread gets `torch_threads` cores that the run's other threads and
-    daemons keep off; without effect where no other core would be left, or under a CPU quota."""
+    """Whether to reserve `torch_threads` cores for the training thread; the run's other threads and
+    daemons stay off them. Without effect if no other core would be left, or under a CPU quota."""
     publish_period: PositiveInt = 25
-    """Learner steps between two publications of parameters."""
+    """Learner steps between two publications of the parameters."""
     checkpoint_period_s: PositiveFloat = 120.0
-    """Seconds between two checkpoints: what a learner that is killed may lose of its learning."""
+    """Seconds between two checkpoints: the training that a killed learner may lose."""
     keep_checkpoints: PositiveInt = 3
-    """Newest checkpoints that are kept, beside the best one."""
+    """Number of newest checkpoints to keep, besides the best one."""
     metrics_period_s: PositiveFloat = 10.0
-    """Seconds between two lines of metrics."""
+    """Seconds between two records of metrics."""
 
 
 class EvaluatorConfig(Section, frozen=True):
     """Greedy episodes with the newest parameters: the learning curve."""
 
     enabled: bool = True
-    """Whether there is an evaluator: without one, only actors report returns, and they explore."""
+    """Whether to run an evaluator; without one, only the exploring actors report returns."""
     episodes: PositiveInt = 20
-    """Whole episodes of one evaluation."""
+    """Whole episodes per evaluation."""
     num_envs: PositiveInt = 4
     """Environments stepped together; `episodes` must be a multiple of it."""
     period_s: PositiveFloat = 60.0
-    """Seconds from one evaluation's start to the next one's, if `max_share` allows; also from the
-    first learner steps of a run to its first evaluation, so that it does
-    not play an untrained network."""
+    """Seconds between the starts of two evaluations, if `max_share` allows. The first evaluation
+    starts this long after the first learner steps, so that it does not play an untrained network.
+    """
     max_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
-    """Largest share of the run's cores that evaluations may take on average."""
+    """Largest share of the run's cores that evaluations may use on average."""
     nice: Niceness = 15
-    """Added to the process's niceness: evaluations take what is left over."""
+    """Added to the process's niceness, so that evaluations use CPU time that is left over."""
 
 
 class Config(Section, frozen=True):
-    """Everything about a run. `[algorithm]` is typed by the algorithm that it names."""
+    """The configuration of a run. The algorithm that `[algorithm]` names defines its keys."""
 
     env: EnvConfig
     algorithm: dict[str, Any]
@@ -227,15 +227,15 @@ class Config(Section, frozen=True):
 
     @property
     def central(self) -> bool:
-        """Whether one inference server decides for all actors."""
+        """Whether one inference server computes the actions of all actors."""
         return self.actor.inference == "central"
 
     @property
     def min_tolerance(self) -> float:
-        """The smallest limiter tolerance, in samples, with which neither side can block for good.
+        """The smallest rate limiter tolerance, in samples, that cannot deadlock.
 
-        One batch in flight for each prefetch slot and one chunk that waits may both be refused
-        at the same time unless the tolerance covers them.
+        With less, the limiter could refuse the batches of all prefetch slots and a waiting chunk
+        at the same time.
         """
         return (
             self.learner.batch_size * self.learner.prefetch
@@ -244,13 +244,13 @@ class Config(Section, frozen=True):
 
     @property
     def min_capacity(self) -> int:
-        """The smallest `replay.capacity`, in items, with which a run of these settings works."""
+        """The smallest `replay.capacity`, in items, that works with the other settings."""
         batch = self.learner.batch_size if self.replay.max_times_sampled else 0
         return max(self.replay.min_size, self.actor.chunk_length, batch)
 
 
 def check(config: Config) -> None:
-    """Raise `ConfigError` when valid values do not go together."""
+    """Raise `ConfigError` if values that are valid alone contradict each other."""
     replay, evaluator = config.replay, config.evaluator
     if not isinstance(name := config.algorithm.get("name"), str):
         found = "nothing" if name is None else repr(name)
@@ -267,19 +267,19 @@ def check(config: Config) -> None:
     if 0 < replay.max_times_sampled < replay.samples_per_insert:
         raise ConfigError(
             f"replay.samples_per_insert ({replay.samples_per_insert:g}) must not exceed "
-            f"replay.max_times_sampled ({replay.max_times_sampled}): items would be gone before "
-            "they were sampled that often, and both sides would wait for good"
+            f"replay.max_times_sampled ({replay.max_times_sampled}): items would be removed before "
+            "they were sampled that often, and both sides would wait forever"
         )
     if replay.max_times_sampled and config.learner.batch_size > replay.capacity:
         raise ConfigError(
             f"learner.batch_size ({config.learner.batch_size}) must not exceed replay.capacity "
-            f"({replay.capacity}) where replay.max_times_sampled is set"
+            f"({replay.capacity}) if replay.max_times_sampled is set"
         )
     if replay.samples_per_insert and 0 < replay.tolerance < config.min_tolerance:
         raise ConfigError(
             f"replay.tolerance = {replay.tolerance:g} could deadlock: expected at least "
             f"batch_size x prefetch + samples_per_insert x chunk_length = {config.min_tolerance:g} "
-            "(or 0, which takes just that)"
+            "(or 0, which uses exactly that)"
         )
     if evaluator.enabled and evaluator.episodes % evaluator.num_envs:
         raise ConfigError(

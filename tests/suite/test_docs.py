@@ -117,7 +117,7 @@ def test_configuration_page_has_every_field_with_its_default(site: Path):
     assert rows_of(page, "[learner]")["prefetch"] == (
         "int ≥ 1 and ≤ 64",
         "4",
-        "Batches that are requested or waiting decoded.",
+        "Batches that are requested, or decoded and waiting.",
     )
 
 
