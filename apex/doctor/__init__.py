@@ -1,5 +1,5 @@
-"""What `apex doctor` looks at: the machine, the installation and the runs.
+"""The checks of `apex doctor`: the machine, the installation and the runs.
 
-Each module has the checks of one topic; a check is a plain function that yields findings, prints
-nothing, and takes what it judges as arguments wherever that can be had by argument.
+Each module has the checks of one topic. A check is a function that yields findings and prints
+nothing; where possible, the facts that it judges are its arguments.
 """

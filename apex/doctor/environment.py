@@ -1,4 +1,4 @@
-"""The environment that is to be played: its packages, its ROMs, and whether it can be made."""
+"""Check the environment: its packages, its ROMs, and whether it can be made."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from apex.doctor.findings import Finding
 
 EXTRA_OF_PACKAGE = {"gymnasium.envs.box2d": "box2d", "gymnasium.envs.mujoco": "mujoco"}
-"""By the package of gymnasium that has the environment."""
+"""Extra of apex, by the package of gymnasium that has the environment."""
 
 
 def is_atari(env_id: str) -> bool:
-    """Whether an environment is one of ALE's."""
+    """Whether an environment is an Atari game of ALE."""
     return env_id.startswith("ALE/")
 
 
 def extra_of(env_id: str) -> str | None:
-    """The extra of apex that an environment needs, as far as gymnasium knows it."""
+    """The extra of apex that an environment needs; None if it needs none or is unknown."""
     if is_atari(env_id):
         return "atari"
     import gymnasium
@@ -32,7 +32,7 @@ def extra_of(env_id: str) -> str | None:
 
 
 def check_roms(env_id: str) -> Iterator[Finding]:
-    """Whether ale-py is there with its ROMs, where the game is one of Atari's."""
+    """For an Atari game: check that ale-py and its ROMs are installed."""
     if not is_atari(env_id):
         return
     try:
@@ -40,25 +40,25 @@ def check_roms(env_id: str) -> Iterator[Finding]:
 
         games = list(roms.get_all_rom_ids())
     except ImportError as error:
-        found, remedy = f"no ale-py ({error})", "pip install 'apex-suite[atari]'"
+        found, remedy = f"ale-py cannot be imported ({error})", "pip install 'apex-suite[atari]'"
         yield Finding("roms", "problem", found, f"ale-py, for {env_id}", remedy)
         return
     missing = [game for game in games if roms.get_rom_path(game) is None]
     if missing or not games:
         found = f"ROMs are missing: {', '.join(missing) or 'all'}"
         remedy = "pip install --force-reinstall ale-py"
-        yield Finding("roms", "problem", found, "those that come with ale-py", remedy)
+        yield Finding("roms", "problem", found, "the ROMs that come with ale-py", remedy)
     else:
         yield Finding("roms", "ok", f"{len(games)} games come with ale-py")
 
 
 def check_environment(subject_name: str, described: str, failure: str) -> Iterator[Finding]:
-    """Whether the environment could be made and suits the algorithm.
+    """Report whether the environment could be made and suits the algorithm.
 
     Args:
-        subject_name: of what is to run.
-        described: what was made; empty if it could not be.
-        failure: why not.
+        subject_name: the preset or run.
+        described: the environment, described; empty if it could not be made.
+        failure: why it cannot be used; empty if it can.
     """
     if failure:
         remedy = "the message says what to change; `apex config check` tries it again"

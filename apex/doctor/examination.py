@@ -1,4 +1,4 @@
-"""The whole examination: which checks there are, and what each is asked about."""
+"""Run all checks on the machine, the installation, the runs, and one preset or run."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ from apex.runs.directory import RunDirectory, all_runs, runs_root
 
 
 def examine(what: str | RunDirectory) -> Iterator[Finding]:
-    """Every finding about this machine, its runs, and a preset or run that is to run here.
+    """Yield all findings about this machine, its runs, and whether a preset or run can run here.
 
     Args:
         what: a preset's name, or a run.
     """
-    there = [what] if isinstance(what, RunDirectory) else []
+    named = [what] if isinstance(what, RunDirectory) else []
     yield from guarded("python", _installation)
     yield from _subject_findings(what)
     yield from guarded("processes", lambda: processes.check_lost(processes.apex_processes()))
-    yield from guarded("runs", lambda: _all_runs_findings(there))
+    yield from guarded("runs", lambda: _all_runs_findings(named))
 
 
 def _installation() -> Iterator[Finding]:
-    """What is installed, whatever is to run."""
+    """Check the installation, whatever is to run."""
     supported, requirements, _ = packages.own_metadata()
     yield from packages.check_python(platform.python_version(), supported)
     yield from packages.check_packages(requirements, packages.look)
@@ -51,13 +51,13 @@ def _installation() -> Iterator[Finding]:
 
 
 def _subject_findings(what: str | RunDirectory) -> Iterator[Finding]:
-    """What depends on the preset or run."""
+    """Run the checks that depend on the preset or run."""
     try:
         subject = run_subject(what) if isinstance(what, RunDirectory) else preset_subject(what)
     except Exception as error:
         found = f"{type(error).__name__}: {error}"
-        remedy = "see the findings about packages and files; then ask again"
-        yield Finding("configuration", "problem", found, "one that can be used", remedy)
+        remedy = "follow the findings about packages and files, then run `apex doctor` again"
+        yield Finding("configuration", "problem", found, "a configuration that can be used", remedy)
         yield from guarded("torch", lambda: gpu.check_gpu(gpu.facts(), "auto"))
         return
     for name, check in _checks(subject):
@@ -65,7 +65,7 @@ def _subject_findings(what: str | RunDirectory) -> Iterator[Finding]:
 
 
 def _checks(subject: Subject) -> list[tuple[str, Callable[[], Iterator[Finding]]]]:
-    """The checks of what is to run, with their names, in the order in which they are shown."""
+    """The checks of a preset or run, with their names, in the order of the output."""
     config = subject.config
     return [
         ("extras", partial(_extras, config.env.id)),
@@ -92,7 +92,7 @@ def _environment(subject: Subject) -> Iterator[Finding]:
 
 def _memory(subject: Subject) -> Iterator[Finding]:
     if subject.running:
-        yield Finding("memory", "ok", f"{subject.name} runs, and has what it needs")
+        yield Finding("memory", "ok", f"{subject.name} is running, so it has what it needs")
     elif subject.schema is None:
         yield Finding("memory", "note", "not estimated: the environment cannot be made")
     else:
@@ -113,7 +113,7 @@ def _disk(subject: Subject) -> Iterator[Finding]:
 
 
 def _existing(path: Path) -> Path:
-    """A directory, or the nearest one above it that is there."""
+    """A directory, or its nearest parent that exists."""
     path = path.absolute()
     return next(one for one in (path, *path.parents) if one.is_dir())
 
@@ -126,16 +126,16 @@ def _open_files(subject: Subject) -> Iterator[Finding]:
 
 def _threads(subject: Subject) -> Iterator[Finding]:
     if subject.running:
-        yield Finding("threads", "ok", f"{subject.name} runs, and has what it needs")
+        yield Finding("threads", "ok", f"{subject.name} is running, so it has what it needs")
         return
-    needed = limits.threads_needed(subject.config, limits.algebra_threads())
+    needed = limits.threads_needed(subject.config, limits.blas_threads())
     left = limits.threads_left(privileged=limits.may_raise_limits())
     yield from limits.check_threads(needed, left)
 
 
-def _all_runs_findings(there: list[RunDirectory]) -> Iterator[Finding]:
-    """Of the runs under the root, of `there`, and of orphans that live elsewhere."""
-    known = {run.path: run for run in (*all_runs(), *there)}
+def _all_runs_findings(named: list[RunDirectory]) -> Iterator[Finding]:
+    """Check the runs under the root, those in `named`, and the runs of orphaned daemons."""
+    known = {run.path: run for run in (*all_runs(), *named)}
     yield from run_directories.check_all(known.values(), runs_root())
     for run in known.values():
         yield from guarded(run_directories.name_of(run), partial(run_directories.check_run, run))
@@ -147,5 +147,5 @@ def _all_runs_findings(there: list[RunDirectory]) -> Iterator[Finding]:
     newest = max((run.schema_file.stat().st_mtime for run in known.values()), default=0.0)
     yield from system.check_clock(time.time(), newest)
     yield from left_sockets.check_new_sockets(
-        left_sockets.of_new_runs(), socket_directory_path(runs_root() / "new")
+        left_sockets.default_endpoints(), socket_directory_path(runs_root() / "new")
     )

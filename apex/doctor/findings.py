@@ -8,27 +8,27 @@ from typing import Literal, TypeAlias
 import msgspec
 
 State: TypeAlias = Literal["ok", "note", "warning", "problem"]
-"""`note`: worth knowing, nothing to do; `warning`: works, but worse than it could; `problem`:
-something that is asked for will not work."""
+"""`note`: worth knowing, nothing to do; `warning`: works, but less well than it could; `problem`:
+something that is needed will not work."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What one check found."""
+    """The result of one check."""
 
     check: str
-    """What was looked at, in a word or two."""
+    """Subject of the check, in a word or two."""
     state: State
     found: str
     expected: str = ""
     remedy: str = ""
-    """A command or a sentence; empty where there is nothing to do."""
+    """A command or a sentence; empty if there is nothing to do."""
 
 
 Check: TypeAlias = Callable[[], Iterable[Finding]]
 
 
 def guarded(name: str, check: Check) -> Iterator[Finding]:
-    """The findings of a check; one that fails itself becomes a finding that says so."""
+    """Yield the findings of a check; if the check itself fails, yield a warning about that."""
     try:
         yield from check()
     except Exception as error:
@@ -36,11 +36,11 @@ def guarded(name: str, check: Check) -> Iterator[Finding]:
             name,
             "warning",
             f"this check itself failed: {type(error).__name__}: {error}",
-            "a check that can look",
-            "the other findings stand; please report this one",
+            "a check that does not fail",
+            "the other findings are valid; please report this one as a bug of apex",
         )
 
 
 def megabytes(count: float) -> str:
-    """A number of bytes for people."""
+    """Format a number of bytes as MB or GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -1,4 +1,4 @@
-"""Torch, the GPU and its driver: whether what is there is what torch can use."""
+"""Check torch, the GPU and its driver: whether torch can use the GPU."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ NVIDIA, DISPLAY_CLASSES = "0x10de", ("0x0300", "0x0302")
 
 
 class GpuFacts(NamedTuple):
-    """What the machine and torch say."""
+    """What the machine and torch report about GPUs."""
 
     cards: int
-    """NVIDIA cards on the bus, with or without a driver."""
+    """NVIDIA cards on the PCI bus, with or without a driver."""
     driver: tuple[int, int] | None
-    """The newest CUDA that the driver can run; None without a driver."""
+    """Newest CUDA version that the driver supports; None without a driver."""
     visible: bool
     """Whether the driver shows this process a device."""
     hidden: bool
-    """Whether `CUDA_VISIBLE_DEVICES` hides all of them."""
+    """Whether `CUDA_VISIBLE_DEVICES` hides all devices."""
     torch: str
-    """Its version."""
+    """Version of torch."""
     build: str | None
-    """The CUDA that torch was built for, such as `12.8`; None: a CPU build."""
+    """CUDA version that torch was built for, such as `12.8`; None: a CPU build."""
     usable: bool
     """Whether torch can use a device."""
 
 
 def facts() -> GpuFacts:
-    """Ask the bus, the driver and torch. Raises `ImportError` without torch."""
+    """Query the PCI bus, the driver and torch. Raises `ImportError` without torch."""
     import torch
 
     return GpuFacts(
@@ -50,7 +50,7 @@ def facts() -> GpuFacts:
 
 
 def _cards(devices: Path) -> int:
-    """NVIDIA's display controllers on the PCI bus."""
+    """Count NVIDIA's display controllers on the PCI bus."""
     found = 0
     for folder in devices.glob("*"):
         try:
@@ -62,7 +62,7 @@ def _cards(devices: Path) -> int:
 
 
 def _driver_cuda() -> tuple[int, int] | None:
-    """The CUDA version of the driver's library."""
+    """CUDA version of the driver's library; None without one."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -74,11 +74,11 @@ def _driver_cuda() -> tuple[int, int] | None:
 
 
 def check_gpu(gpu: GpuFacts, device: str) -> Iterator[Finding]:
-    """Whether torch can use the GPU that is there, or that the configuration asks for.
+    """Check that torch can use the GPU of this machine, or the one that the configuration needs.
 
     Args:
-        gpu: what there is.
-        device: `learner.device` of what is to run.
+        gpu: facts about the machine.
+        device: `learner.device` of the preset or run.
     """
     kind = f"built for CUDA {gpu.build}" if gpu.build else "a CPU build"
     torch = f"torch {gpu.torch}, {kind}"
@@ -94,30 +94,33 @@ def check_gpu(gpu: GpuFacts, device: str) -> Iterator[Finding]:
         "torch",
         "problem" if wanted else "warning",
         f"{torch}; {reason}",
-        f"learner.device = {device!r}" if wanted else "the GPU that is there is used",
+        f"learner.device = {device!r}" if wanted else "torch uses the GPU of this machine",
         remedy or "leave learner.device at 'auto', or run on a machine with a GPU",
     )
 
 
 def _why_not(gpu: GpuFacts) -> tuple[str, str]:
-    """Why torch uses no GPU, and the remedy; an empty one where there is nothing to use."""
+    """Why torch uses no GPU, and the remedy; an empty remedy if there is no GPU to use."""
     if gpu.hidden:
         return "CUDA_VISIBLE_DEVICES hides every GPU", ""
     if not gpu.cards and not gpu.visible:
-        return "no GPU here", ""
+        return "no GPU on this machine", ""
     if gpu.driver is None:
         return f"{gpu.cards} NVIDIA card(s) without a driver", "install NVIDIA's driver"
     if gpu.build is None:
         return (
-            "a GPU is there, which this build cannot use",
+            "this build cannot use the GPU of this machine",
             "install a CUDA build of torch, in the version that constraints.txt names: "
             "`pip install --force-reinstall torch==VERSION`",
         )
-    driver = "the driver runs CUDA up to {}.{}".format(*gpu.driver)
-    if gpu.driver[0] < int(gpu.build.partition(".")[0]):  # within a major version they mix
-        return driver, f"a driver for CUDA {gpu.build} or newer, or a torch built for an older one"
+    driver = "the driver supports CUDA up to {}.{}".format(*gpu.driver)
+    if gpu.driver[0] < int(gpu.build.partition(".")[0]):  # minor versions are compatible
+        return (
+            driver,
+            f"install a driver for CUDA {gpu.build} or newer, or a torch built for an older CUDA",
+        )
     return (
-        f"{driver}, and yet torch finds no device",
-        "`python -c 'import torch; torch.zeros(1).cuda()'` says why; in a container, give it "
-        "the GPU (--gpus all)",
+        f"{driver}, but torch finds no device",
+        "run `python -c 'import torch; torch.zeros(1).cuda()'` to see why; in a container, pass "
+        "the GPU to it (--gpus all)",
     )

@@ -1,4 +1,4 @@
-"""Addresses and keys: socket files without a server, ports of others, paths that are too long."""
+"""Check addresses and keys: stale socket files, ports in use, long socket paths, private keys."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ from apex.wire.endpoints import IPC_MAX_BYTES, SOCKETS, Endpoints
 
 
 def check_new_sockets(endpoints: Endpoints, folder: Path) -> Iterator[Finding]:
-    """Whether a new run could have its sockets.
+    """Check that a new run could create its sockets.
 
     Args:
         endpoints: as `apex run` reads them, not yet resolved.
-        folder: that would be the run's directory of sockets.
+        folder: the socket directory that the run would get.
     """
     of_ipc = [a.removeprefix("ipc://") for a in endpoints.addresses().values() if SOCKETS in a]
     longest = max((len(os.fsencode(a.replace(SOCKETS, str(folder)))) for a in of_ipc), default=0)
-    found, expected = f"{longest} bytes below {folder.parent}", f"at most {IPC_MAX_BYTES}"
+    found, expected = f"{longest} bytes, in {folder.parent}", f"at most {IPC_MAX_BYTES} bytes"
     if longest > IPC_MAX_BYTES:
         remedy = "set XDG_RUNTIME_DIR to an existing directory with a short path"
         yield Finding("socket paths", "problem", found, expected, remedy)
     elif not _is_own(folder.parent):
-        found, expected = f"{folder.parent} is not a directory of yours", "your own, or none yet"
-        yield Finding("socket paths", "problem", found, expected, "remove what is there")
+        found = f"{folder.parent} is not a directory of yours"
+        expected, remedy = "a directory of yours, or none yet", f"remove {folder.parent}"
+        yield Finding("socket paths", "problem", found, expected, remedy)
     else:
         yield Finding("socket paths", "ok", found, expected)
 
 
 def _is_own(folder: Path) -> bool:
-    """Whether a directory is this user's, or not there and can be made."""
+    """Whether a directory belongs to this user, or does not exist and can be made."""
     try:
         status = folder.lstat()
     except FileNotFoundError:
@@ -49,17 +50,17 @@ def _is_own(folder: Path) -> bool:
 
 
 def check_socket_files(run: RunDirectory, endpoints: Endpoints) -> Iterator[Finding]:
-    """Whether a run's ipc sockets have a server, which holds the lock beside each."""
+    """Find ipc socket files of a run without a server, which would hold the lock beside each."""
     paths = [Path(a[6:]) for a in endpoints.addresses().values() if a.startswith("ipc://")]
     left = [p for p in paths if p.exists() and not is_locked(p.with_name(p.name + ".lock"))]
     if left:
-        found = f"socket files that an ended process left: {', '.join(map(str, left))}"
-        remedy = "none is needed: the next server takes their place, `apex runs rm` removes them"
+        found = f"socket files left by a process that has ended: {', '.join(map(str, left))}"
+        remedy = "none needed: the next server replaces them, `apex runs rm` removes them"
         yield Finding(f"run {run.path}", "note", found, remedy=remedy)
 
 
 def check_ports(run: RunDirectory, endpoints: Endpoints) -> Iterator[Finding]:
-    """Whether somebody else listens where a daemon of this run that is down would."""
+    """Check that the tcp addresses of this run's daemons that are down can be bound."""
     living = run.living()
     for name, address in endpoints.addresses().items():
         if not address.startswith("tcp://") or name.partition(".")[0] in living:
@@ -75,12 +76,12 @@ def check_ports(run: RunDirectory, endpoints: Endpoints) -> Iterator[Finding]:
             "problem",
             f"{name}: {address} cannot be bound ({os.strerror(reason)}){by}",
             "a free port of this machine",
-            f"end that process, or name another port in {run.endpoints_file}",
+            f"end that process, or set another port in {run.endpoints_file}",
         )
 
 
 def _refusal(address: str) -> int | None:
-    """Why nobody could bind a tcp address now, as an errno; None if somebody could."""
+    """The errno with which binding a tcp address fails now; None if it succeeds."""
     host, _, port = address.removeprefix("tcp://").rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -93,7 +94,7 @@ def _refusal(address: str) -> int | None:
 
 
 def check_keys(run: RunDirectory, endpoints: Endpoints) -> Iterator[Finding]:
-    """Whether nobody else can read a secret key of this run, or write one that is trusted."""
+    """Check that no other user can read a secret key of this run or write a trusted public key."""
     if not endpoints.keys:
         return
     from apex.wire.curve_keys import check_private
@@ -104,18 +105,20 @@ def check_keys(run: RunDirectory, endpoints: Endpoints) -> Iterator[Finding]:
         try:
             check_private(path)
         except EndpointError as error:
-            problems[str(error)] = f"chmod 600 {quote(str(path))}, once it is a file of yours"
+            problems[str(error)] = f"chmod 600 {quote(str(path))}, once the file is yours"
     for path in (*folder.glob("server.public"), *sorted(folder.glob("authorized/*.public"))):
         why = writer_problem(path)
         if why is not None:
             both = f"{quote(str(path.parent))} {quote(str(path))}"
             problems[f"key {path}: {why}"] = f"chmod go-w {both}"
     if not list(folder.glob("server.*")):
-        problems[f"{folder} holds no keys"] = f"apex keys new {quote(str(folder))}"
+        problems[f"{folder} has no keys"] = f"apex keys new {quote(str(folder))}"
     for found, remedy in problems.items():
-        yield Finding(f"run {run.path}", "problem", found, "keys that are yours alone", remedy)
+        yield Finding(
+            f"run {run.path}", "problem", found, "keys that only you can read and write", remedy
+        )
 
 
-def of_new_runs() -> Endpoints:
-    """The endpoints that `apex run` takes by default. Raises `EndpointError`."""
+def default_endpoints() -> Endpoints:
+    """The endpoints that `apex run` uses by default. Raises `EndpointError`."""
     return addresses.load()

@@ -1,7 +1,7 @@
-"""What the kernel lets a suite have: open files and threads.
+"""Check the kernel's limits of open files and threads.
 
-The figures were read from /proc of suites of 2 to 8 actors on two cores, under both engines, with
-local and central inference: each further actor cost its servers one open file, and nothing else.
+The figures were read from /proc of suites of 2 to 8 actors on two cores, with both engines, and
+local and central inference: each further actor costs its servers one open file, nothing else.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from apex.host import hardware
 from apex.launch.supervisord_config import MIN_FILES
 
 FILES_OF_DAEMON = 64
-"""Open files of a daemon besides its connections: 17 to 36 were measured, rounded up."""
+"""Open files of a daemon besides its connections; measured: 17 to 36."""
 CONNECTIONS_BESIDE_ACTORS = 4
-"""Of a server: learner, evaluator, inference server, and a person who asks."""
+"""Connections of a server besides actors: learner, evaluator, inference server, a command."""
 SUPERVISOR_FILES, SUPERVISOR_FILES_OF_CHILD = 6, 3
 LAUNCHER_FILES, LAUNCHER_FILES_OF_CHILD = 5, 2
 
 ENGINE_THREADS = 2
-MOST_ALGEBRA_THREADS = 64
-ALGEBRA_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+MAX_BLAS_THREADS = 64
+BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 
 CAP_SYS_RESOURCE = 24
 
 
 class Limits(NamedTuple):
-    """Soft and hard limit of a resource; None: unlimited."""
+    """Soft and hard limit of a resource; None: no limit."""
 
     soft: int | None
     hard: int | None
@@ -46,7 +46,7 @@ def limits_of(kind: int) -> Limits:
 
 
 def may_raise_limits() -> bool:
-    """Whether this process may go beyond its hard limits."""
+    """Whether this process may raise its hard limits (CAP_SYS_RESOURCE)."""
     return bool(_status_number("CapEff:", base=16) & 1 << CAP_SYS_RESOURCE)
 
 
@@ -56,7 +56,7 @@ def _status_number(name: str, base: int = 10) -> int:
 
 
 def files_needed(config: Config) -> dict[str, int]:
-    """Open files by process: of its servers, and of either engine."""
+    """Open files that each server and each engine needs, by the name of the process."""
     daemons = len(daemon_names(config))
     needed = {}
     for spec in CATALOG:
@@ -70,10 +70,10 @@ def files_needed(config: Config) -> dict[str, int]:
 
 
 def check_open_files(config: Config, limits: Limits, *, privileged: bool) -> Iterator[Finding]:
-    """Whether a suite's processes may open as many files as they need.
+    """Check that a suite's processes may open as many files as they need.
 
-    Daemons raise their limit to the hard one; supervisord to `MIN_FILES`, beyond a hard limit
-    below that only with the privilege; the launcher keeps the soft limit.
+    Daemons raise their soft limit to the hard limit. supervisord raises its limit to `MIN_FILES`,
+    for which it needs the privilege if the hard limit is lower. The launcher keeps the soft limit.
     """
     soft, hard = (float("inf") if n is None else n for n in limits)
     daemons = max(hard, MIN_FILES) if privileged else hard
@@ -82,14 +82,14 @@ def check_open_files(config: Config, limits: Limits, *, privileged: bool) -> Ite
     needed["supervisord"] = max(MIN_FILES, needed["supervisord"])
     allowed = {"supervisord": max(soft, min(daemons, MIN_FILES))}
     short = {n: count for n, count in needed.items() if count > allowed.get(n, daemons)}
-    found = f"at most {_count(limits.soft)} open files, {_count(limits.hard)} when raised"
+    found = f"soft limit {_count(limits.soft)} open files, hard limit {_count(limits.hard)}"
     expected = ", ".join(f"{name} {count:,}" for name, count in needed.items())
     if short:
         remedy = (
-            f"ulimit -n {max(short.values())} (beyond the hard limit: LimitNOFILE or limits.conf)"
+            f"ulimit -n {max(short.values())} (above the hard limit: LimitNOFILE or limits.conf)"
         )
-        lacks = f"{found}: too few for {', '.join(short)}"
-        yield Finding("open files", "problem", lacks, expected, remedy)
+        too_few = f"{found}: too few for {', '.join(short)}"
+        yield Finding("open files", "problem", too_few, expected, remedy)
     elif launcher > soft:
         expected = f"the launcher (--engine local) {launcher:,}"
         yield Finding("open files", "warning", found, expected, f"ulimit -n {launcher}")
@@ -98,43 +98,43 @@ def check_open_files(config: Config, limits: Limits, *, privileged: bool) -> Ite
 
 
 def _count(number: int | None) -> str:
-    return "any number of" if number is None else f"{number:,}"
+    return "unlimited" if number is None else f"{number:,}"
 
 
-def algebra_threads() -> int:
-    """Threads that NumPy's algebra starts in each process, besides the one that calls it."""
-    for variable in ALGEBRA_VARIABLES:
+def blas_threads() -> int:
+    """Threads that NumPy's BLAS starts in each process, besides the calling thread."""
+    for variable in BLAS_VARIABLES:
         if os.environ.get(variable, "").isdigit():
             return max(0, int(os.environ[variable]) - 1)
-    return min(len(os.sched_getaffinity(0)), MOST_ALGEBRA_THREADS) - 1
+    return min(len(os.sched_getaffinity(0)), MAX_BLAS_THREADS) - 1
 
 
-def threads_needed(config: Config, algebra: int) -> int:
-    """Threads of a whole suite, with `algebra` of NumPy's in each process."""
-    of_daemons = (len(spec.names(config)) * (spec.threads(config) + algebra) for spec in CATALOG)
+def threads_needed(config: Config, blas: int) -> int:
+    """Threads of a whole suite, with `blas` threads of NumPy in each process."""
+    of_daemons = (len(spec.names(config)) * (spec.threads(config) + blas) for spec in CATALOG)
     return ENGINE_THREADS + sum(of_daemons)
 
 
 def check_threads(needed: int, left: dict[str, int | None]) -> Iterator[Finding]:
-    """Whether a suite may start as many threads as it needs.
+    """Check that a suite may start as many threads as it needs.
 
     Args:
-        needed: as `threads_needed` says.
-        left: by limit, how many may still be started; None: any number.
+        needed: result of `threads_needed`.
+        left: threads that may still be started, by the limit's name; None: no limit.
     """
     low = {name: most for name, most in left.items() if most is not None and most < needed}
     expected = f"{needed:,} threads"
     if low:
         found = ", ".join(f"{name} leaves {most:,}" for name, most in low.items())
-        remedy = "raise that limit, or start fewer actors; OMP_NUM_THREADS=1 saves most threads"
+        remedy = "raise that limit, start fewer actors, or set OMP_NUM_THREADS=1 (saves most)"
         yield Finding("threads", "problem", found, expected, remedy)
         return
-    told = [f"{name} leaves {most:,}" for name, most in left.items() if most is not None]
-    yield Finding("threads", "ok", ", ".join(told) or "no limit", expected)
+    parts = [f"{name} leaves {most:,}" for name, most in left.items() if most is not None]
+    yield Finding("threads", "ok", ", ".join(parts) or "no limit", expected)
 
 
 def threads_left(*, privileged: bool) -> dict[str, int | None]:
-    """Threads that may still be started, by the limit that says so."""
+    """Threads that may still be started, by the name of each limit."""
     user = None if privileged else limits_of(resource.RLIMIT_NPROC).soft
     kernel = int(Path("/proc/sys/kernel/threads-max").read_text())
     return {
@@ -145,5 +145,5 @@ def threads_left(*, privileged: bool) -> dict[str, int | None]:
 
 
 def _all_threads() -> int:
-    """Of the machine, as /proc/loadavg tells them: `running/all`."""
+    """Threads of the machine, from the field `running/all` of /proc/loadavg."""
     return int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])

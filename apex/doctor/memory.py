@@ -1,8 +1,8 @@
-"""Memory and disk: what a suite takes at most, against what is free.
+"""Check that a suite's memory and disk space, at most, fit what is free.
 
-The figures of processes (here and in apex/daemons/catalog.py) are resident sizes with the CPU
-build of torch 2.13 on two cores, with CartPole, Pong at 42x42 and at 84x84, by DQN and R2D2. A
-learner on a GPU takes more: not measured.
+The sizes of processes (here and in apex/daemons/catalog.py) are resident sizes with the CPU build
+of torch 2.13 on two cores: CartPole, Pong at 42x42 and 84x84, with DQN and R2D2. A learner on a
+GPU needs more; that is not measured.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from apex.data.schema import Schema
 from apex.doctor.findings import Finding, megabytes
 
 ENGINE_BYTES = 50e6
-"""supervisord: 43 MB."""
+"""Memory of the engine; supervisord: 43 MB measured."""
 PARAMETERS_IN_LEARNER = 5
-"""Copies: network, target, gradient, two moments."""
+"""Copies of the parameters: network, target, gradient, two moments."""
 PARAMETERS_IN_CHECKPOINT = 5
-"""Copies: published network, learner's network, target, two moments; 5.0 were measured."""
-FULL = 0.8
-"""Share of what is free from which a need is close to it."""
+"""Copies of the parameters: published and trained network, target, two moments; measured: 5.0."""
+WARNING_SHARE = 0.8
+"""Share of the free space from which a need is a warning."""
 FILM_BYTES = 10e6
-"""A film of `apex enjoy --video`: an episode of Pong takes 0.25 MB, others last longer."""
+"""A video of `apex enjoy --video`; an episode of Pong takes 0.25 MB, other games last longer."""
 SEGMENTS_BESIDE_TABLE = 2
-"""Of the insert log: the one being written, and one whose items are not all evicted."""
+"""Insert log files beyond the table: the newest, and the oldest, which is partly evicted."""
 
 
 def memory_needed(config: Config, schema: Schema, parameters: int, machine: int) -> dict[str, int]:
-    """Bytes of memory by what takes them, with a full table.
+    """Bytes of memory that a suite needs with a full table, by part.
 
     Args:
-        config: of the suite.
-        schema: of its items.
-        parameters: bytes of the network.
-        machine: bytes of all memory, of which a table gets a share only.
+        config: the suite's configuration.
+        schema: schema of its items.
+        parameters: bytes of the network's parameters.
+        machine: bytes of the machine's memory; the table is limited to a share of it.
     """
     table = min(config.replay.capacity * schema.item_bytes, machine * REPLAY_MEMORY_SHARE)
     frames = 2 * schema.frames.max_frames * schema.frames.frame_bytes if schema.frames else 0
@@ -54,26 +54,26 @@ def memory_needed(config: Config, schema: Schema, parameters: int, machine: int)
 
 
 def check_memory(needed: Mapping[str, int], available: int) -> Iterator[Finding]:
-    """Whether a suite's memory, its table full, fits what is free.
+    """Check that the memory of a suite with a full table is free.
 
     Args:
-        needed: bytes by what takes them.
-        available: bytes free now, by the machine and the cgroup.
+        needed: bytes by part.
+        available: bytes that are free now on the machine and in the cgroup.
     """
-    remedy = "end other programs, or lower actor.count or replay.capacity (--actors N, --set)"
+    remedy = "end other programs, or lower actor.count (--actors N) or replay.capacity (--set)"
     yield _compared("memory", needed, available, "free", remedy)
 
 
 def disk_needed(config: Config, schema: Schema, parameters: int) -> dict[str, int]:
-    """Bytes on the disk of a run's directory by what takes them, at most."""
+    """Bytes on disk that a run's directory needs at most, by part."""
     checkpoint = PARAMETERS_IN_CHECKPOINT * parameters
     daemons = len(daemon_names(config)) + 1
-    files = 2 * daemons * 1e6  # one older file is kept of each
+    files = 2 * daemons * 1e6  # of each, one older file is kept
     needed = {
-        # One checkpoint is written while the others are there; the best evaluation's beside them.
+        # Two more: the one that is being written, and that of the best evaluation.
         "checkpoints": (config.learner.keep_checkpoints + 2) * checkpoint,
         "logs": files * config.run.log_max_mb,
-        "metrics": 2 * files * config.run.metrics_max_mb,  # TensorBoard's files have that bound too
+        "metrics": 2 * files * config.run.metrics_max_mb,  # JSON and TensorBoard, each bounded
         "a film": FILM_BYTES,
     }
     if config.replay.durability != "off":
@@ -83,25 +83,25 @@ def disk_needed(config: Config, schema: Schema, parameters: int) -> dict[str, in
 
 
 def check_disk(needed: Mapping[str, int], free: int, folder: str) -> Iterator[Finding]:
-    """Whether the disk of the runs holds what a run writes.
+    """Check that the disk has room for what a run writes.
 
     Args:
-        needed: bytes by what takes them.
-        free: bytes free for this user.
-        folder: where runs are made.
+        needed: bytes by part.
+        free: bytes that are free for this user.
+        folder: the directory of the runs.
     """
-    remedy = "make room (`apex runs list`, `apex runs rm`), or name another place by APEX_RUNS"
+    remedy = "free some space (`apex runs list`, `apex runs rm`), or set APEX_RUNS to another disk"
     yield _compared("disk", needed, free, f"free in {folder}", remedy)
 
 
 def _compared(check: str, needed: Mapping[str, int], free: int, where: str, remedy: str) -> Finding:
-    """A finding about a need that is the sum of parts."""
+    """Compare the sum of the needed bytes with the free bytes."""
     total = sum(needed.values())
     parts = ", ".join(f"{name} {megabytes(count)}" for name, count in needed.items())
     found = f"{megabytes(free)} {where}"
     expected = f"{megabytes(total)} at most: {parts}"
     if total > free:
         return Finding(check, "problem", found, expected, remedy)
-    if total > FULL * free:
+    if total > WARNING_SHARE * free:
         return Finding(check, "warning", found, expected, remedy)
     return Finding(check, "ok", found, expected)

@@ -1,4 +1,4 @@
-"""Python, the packages that apex needs, its extras, and the files that it was installed with."""
+"""Check Python, the packages that apex needs, its extras, and its installed files."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from apex.daemons.catalog import CATALOG
 from apex.doctor.findings import Finding
 
 DISTRIBUTION = "apex-suite"
-OF_DEVELOPERS = frozenset({"dev", "docs"})
+DEVELOPER_EXTRAS = frozenset({"dev", "docs"})
 """Extras that no run needs."""
 
 
 class Installed(NamedTuple):
-    """A distribution in this environment."""
+    """An installed distribution."""
 
     version: str
     requires: list[str]
 
 
 Look = Callable[[str], Installed | None]
-"""Looks a distribution up by its name; None where it is not installed."""
+"""Looks up a distribution by name; None if it is not installed."""
 
 
 def look(name: str) -> Installed | None:
-    """A distribution of this environment."""
+    """Look up an installed distribution; None if it is not installed."""
     try:
         found = metadata.distribution(name)
     except metadata.PackageNotFoundError:
@@ -42,7 +42,7 @@ def look(name: str) -> Installed | None:
 
 
 def own_metadata() -> tuple[str, list[str], list[str]]:
-    """The range of Python, the requirements and the extras of the installed distribution.
+    """Supported Python versions, requirements and extras of the installed distribution.
 
     Raises:
         metadata.PackageNotFoundError: apex is on the path, but not installed.
@@ -54,14 +54,14 @@ def own_metadata() -> tuple[str, list[str], list[str]]:
 
 
 def check_python(version: str, supported: str) -> Iterator[Finding]:
-    """Whether the interpreter is one that apex is made for.
+    """Check that apex supports the interpreter.
 
     Args:
-        version: such as `3.11.7`.
-        supported: a range, such as `>=3.10`; empty: any.
+        version: version of Python, such as `3.11.7`.
+        supported: version range, such as `>=3.10`; empty: any.
     """
     good = SpecifierSet(supported).contains(version, prereleases=True)
-    remedy = "" if good else f"make the environment again with Python {supported}"
+    remedy = "" if good else f"create the virtual environment again with Python {supported}"
     yield Finding(
         "python",
         "ok" if good else "problem",
@@ -71,13 +71,13 @@ def check_python(version: str, supported: str) -> Iterator[Finding]:
     )
 
 
-def lacking(requirements: Iterable[str], look: Look, extra: str = "") -> dict[str, str]:
-    """What is missing or of another version: by requirement, what was found instead.
+def unmet_requirements(requirements: Iterable[str], look: Look, extra: str = "") -> dict[str, str]:
+    """Requirements that are not met, each with the version found, or `missing`.
 
     Args:
-        requirements: as a distribution's metadata has them.
-        look: finds a distribution.
-        extra: whose requirements to check; empty: those that are needed without an extra.
+        requirements: as in a distribution's metadata.
+        look: looks up a distribution.
+        extra: check the requirements of this extra; empty: those without an extra.
     """
     wrong: dict[str, str] = {}
     for one in map(Requirement, requirements):
@@ -91,12 +91,12 @@ def lacking(requirements: Iterable[str], look: Look, extra: str = "") -> dict[st
             wrong[wanted] = found.version
         else:
             for inner in one.extras:
-                wrong |= lacking(found.requires, look, inner)
+                wrong |= unmet_requirements(found.requires, look, inner)
     return wrong
 
 
 def _applies(requirement: Requirement, extra: str) -> bool:
-    """Whether a requirement is one of this extra, or without an extra of the distribution."""
+    """Whether a requirement belongs to this extra, or, if it is empty, to no extra."""
     marker = requirement.marker
     always = marker is None or marker.evaluate({"extra": ""})
     if not extra or always:
@@ -105,29 +105,29 @@ def _applies(requirement: Requirement, extra: str) -> bool:
 
 
 def check_packages(requirements: Collection[str], look: Look) -> Iterator[Finding]:
-    """Whether every package that apex needs is there, in a version that it can use."""
-    wrong = lacking(requirements, look)
+    """Check that each package that apex needs is installed in a supported version."""
+    wrong = unmet_requirements(requirements, look)
     for wanted, found in wrong.items():
         yield Finding("packages", "problem", f"{wanted}: {found}", wanted, _pip(wanted))
     if not wrong:
         needed = [one for one in map(Requirement, requirements) if _applies(one, "")]
-        yield Finding("packages", "ok", f"{len(needed)} that apex needs, supervisor among them")
+        yield Finding("packages", "ok", f"all {len(needed)} required packages are installed")
 
 
 def check_extras(
     requirements: Collection[str], extras: Iterable[str], look: Look, needed: str | None
 ) -> Iterator[Finding]:
-    """Whether each extra is there; one that is absent is a problem only where it is needed.
+    """Check each extra; one that is not installed is a problem only if it is needed.
 
     Args:
-        requirements: of apex.
-        extras: of apex.
-        look: finds a distribution.
+        requirements: requirements of apex.
+        extras: extras of apex.
+        look: looks up a distribution.
         needed: the extra that the environment needs, if any.
     """
-    wanted = set(extras) - OF_DEVELOPERS
+    wanted = set(extras) - DEVELOPER_EXTRAS
     for extra in sorted(wanted):
-        wrong = lacking(requirements, look, extra)
+        wrong = unmet_requirements(requirements, look, extra)
         found = ", ".join(f"{name}: {what}" for name, what in wrong.items())
         if not wrong:
             yield Finding(f"extra {extra}", "ok", "installed")
@@ -135,29 +135,31 @@ def check_extras(
             expected = "the environment needs it"
             yield Finding(f"extra {extra}", "problem", found, expected, _pip(*wrong))
         else:
-            yield Finding(f"extra {extra}", "note", found, "where it is wanted", _pip(*wrong))
+            yield Finding(f"extra {extra}", "note", found, "only if you use it", _pip(*wrong))
     if needed is not None and needed not in wanted:
-        remedy = "run `make setup`, which installs apex as it is now"
-        yield Finding(f"extra {needed}", "warning", "apex as installed has none", needed, remedy)
+        remedy = "install this version of apex again (`make setup`)"
+        yield Finding(
+            f"extra {needed}", "warning", "the installed apex does not have it", needed, remedy
+        )
 
 
 def check_other_apex(look: Look) -> Iterator[Finding]:
-    """Whether NVIDIA's apex, which has the same import name, lies in this environment too."""
+    """Check that NVIDIA's apex, which has the same import name, is not installed too."""
     if look("apex") is not None:
         yield Finding(
             "packages",
             "problem",
-            "another distribution named apex (NVIDIA's?) is installed beside apex-suite",
-            "one package `apex`",
-            _python("-m", "pip", "uninstall", "apex") + ", or an environment of its own for it",
+            "another distribution named apex (NVIDIA's?) is installed with apex-suite",
+            "only one package that is imported as `apex`",
+            _python("-m", "pip", "uninstall", "apex") + ", or install it in another environment",
         )
 
 
 def check_files(root: Path) -> Iterator[Finding]:
-    """Whether the files beside the package, which engines start daemons with, are there.
+    """Check that the files outside the package, with which engines start daemons, exist.
 
     Args:
-        root: the checkout or the installed `share/apex-suite`.
+        root: the checkout, or the installed `share/apex-suite`.
     """
     executables = [f"bin/{spec.kind}" for spec in CATALOG]
     wanted = ["deploy/supervisord.conf", "deploy/endpoints.toml", *executables]

@@ -1,4 +1,4 @@
-"""Processes of this user: those of apex, who holds a file, who listens at a port."""
+"""Find processes of this user: apex's, those with a file open, those that listen on a port."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ ENGINES = set(MODULES.values())
 
 
 class ApexProcess(NamedTuple):
-    """A daemon or an engine of this user, found by its command line."""
+    """A daemon or an engine of this user."""
 
     pid: int
     kind: str
     run: Path
-    """Its run's directory, which may be gone."""
+    """Directory of its run, which may no longer exist."""
 
 
 def apex_processes() -> list[ApexProcess]:
-    """All daemons and engines of this user."""
+    """All daemons and engines of this user, found by their command lines."""
     found = []
     for process in _own_processes():
         with suppress(psutil.Error):
@@ -41,7 +41,7 @@ def apex_processes() -> list[ApexProcess]:
 
 
 def _kind(words: list[str]) -> str | None:
-    """What a command line starts, if it is a daemon or an engine of apex."""
+    """The daemon or engine that a command line starts; None if it is another program."""
     for word in words[1:4]:
         path = Path(word)
         if word in ENGINES or (path.name in DAEMONS and path.parent.name == "bin"):
@@ -52,10 +52,10 @@ def _kind(words: list[str]) -> str | None:
 
 
 def _run_of(process: psutil.Process, words: list[str]) -> Path | None:
-    """The run that a process names in its command line, or has from its engine.
+    """Directory of a process's run, from its command line or the variable of its engine.
 
     Raises:
-        psutil.Error: the process is gone, or keeps it to itself.
+        psutil.Error: the process is gone, or may not be read.
     """
     if "--run" in words[:-1]:
         named = words[words.index("--run") + 1]
@@ -65,7 +65,7 @@ def _run_of(process: psutil.Process, words: list[str]) -> Path | None:
 
 
 def check_lost(processes: Iterable[ApexProcess]) -> Iterator[Finding]:
-    """Whether processes of apex are left whose run's directory is gone."""
+    """Find processes of apex whose run's directory no longer exists."""
     lost: dict[Path, list[ApexProcess]] = {}
     for process in processes:
         if not process.run.is_dir():
@@ -73,12 +73,12 @@ def check_lost(processes: Iterable[ApexProcess]) -> Iterator[Finding]:
     for path, left in lost.items():
         named = ", ".join(f"{one.kind} (pid {one.pid})" for one in left)
         pids = " ".join(str(one.pid) for one in left)
-        found = f"{named} of {path}, which is gone"
-        yield Finding("lost processes", "problem", found, "none", f"kill {pids}")
+        found = f"{named} of {path}, which no longer exists"
+        yield Finding("lost processes", "problem", found, "no such processes", f"kill {pids}")
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a process was stopped (SIGSTOP, Ctrl-Z) and answers no signal but SIGKILL."""
+    """Whether a process is stopped (SIGSTOP, Ctrl-Z), so that SIGTERM does not end it."""
     try:
         status = psutil.Process(pid).status()
     except psutil.Error:
@@ -87,7 +87,7 @@ def is_stopped(pid: int) -> bool:
 
 
 def parent(pid: int) -> int:
-    """Process id of a process's parent; 0 when it is gone."""
+    """Process id of a process's parent; 0 if the process is gone."""
     try:
         return int(psutil.Process(pid).ppid())
     except psutil.Error:
@@ -95,7 +95,7 @@ def parent(pid: int) -> int:
 
 
 def describe(pid: int) -> str:
-    """A process for people: its id and its command line, if that may be read."""
+    """Describe a process: its id and, if it may be read, its command line."""
     words: list[str] = []
     with suppress(psutil.Error):
         words = psutil.Process(pid).cmdline()
@@ -113,7 +113,7 @@ def holders(path: Path) -> list[int]:
 
 
 def listeners(port: int) -> list[int]:
-    """Processes of this user that listen at a tcp port."""
+    """Processes of this user that listen on a tcp port."""
     listening = {
         one.pid
         for one in psutil.net_connections("tcp")
@@ -123,7 +123,7 @@ def listeners(port: int) -> list[int]:
 
 
 def user_threads() -> int:
-    """Threads that this user has now; those of processes that end meanwhile are not counted."""
+    """Threads of this user now; processes that end during the count are left out."""
     count = psutil.Process().num_threads()
     for process in _own_processes():
         with suppress(psutil.Error):
@@ -132,7 +132,7 @@ def user_threads() -> int:
 
 
 def _own_processes() -> Iterator[psutil.Process]:
-    """This user's processes, but for this one."""
+    """This user's processes, except this one."""
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             if process.pid != os.getpid() and process.uids().real == os.getuid():

@@ -1,4 +1,4 @@
-"""Runs: what ended processes left of them, what lives on without an engine, who may read them."""
+"""Check run directories: leftovers of killed processes, orphaned daemons, file modes."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from apex.runs.directory import RunDirectory
 
 
 def check_run(run: RunDirectory) -> Iterator[Finding]:
-    """All that is wrong with one run, or worth knowing of it."""
+    """All findings about one run."""
     try:
         run.config()
         run.facts()
         endpoints = run.endpoints()
     except ApexError as error:
-        remedy = f"mend that file, or `apex runs rm {quote(str(run.path))}`"
+        remedy = f"fix that file, or remove the run: `apex runs rm {quote(str(run.path))}`"
         yield Finding(name_of(run), "problem", str(error), "files that can be read", remedy)
     else:
         yield from check_socket_files(run, endpoints)
@@ -37,15 +37,15 @@ def check_run(run: RunDirectory) -> Iterator[Finding]:
 
 
 def name_of(run: RunDirectory) -> str:
-    """How findings call a run."""
+    """Name of a run in findings."""
     return f"run {run.path}"
 
 
 def check_orphans(run: RunDirectory) -> Iterator[Finding]:
-    """Whether daemons live on whose engine is gone.
+    """Find orphans: daemons whose engine is gone.
 
-    Daemons that were started by hand, without an engine, are none; nor are attached actors, which
-    their own shell keeps alive.
+    Daemons started by hand, without an engine, are not orphans, nor are attached actors, whose
+    shell keeps them alive.
     """
     if not run.engine_file.exists() or engine_record.living_engine(run) is not None:
         return
@@ -59,23 +59,23 @@ def check_orphans(run: RunDirectory) -> Iterator[Finding]:
     if not orphans:
         return
     stopped = [str(pid) for pid in orphans.values() if is_stopped(pid)]
-    awake = f"kill -CONT {' '.join(stopped)}; " if stopped else ""
+    resume_stopped = f"kill -CONT {' '.join(stopped)}; " if stopped else ""
     named = ", ".join(f"{name} (pid {pid})" for name, pid in orphans.items())
     yield Finding(
         name_of(run),
         "problem",
-        f"its engine is gone and {named} {'lives' if len(orphans) == 1 else 'live'} on"
+        f"its engine is gone, but {named} still {'runs' if len(orphans) == 1 else 'run'}"
         + (f", stopped: {', '.join(stopped)}" if stopped else ""),
-        "an engine, or no daemons (they drain within seconds of its death)",
-        f"{awake}apex stop --run {quote(str(run.path))}",
+        "an engine, or no daemons (they end within seconds after their engine)",
+        f"{resume_stopped}apex stop --run {quote(str(run.path))}",
     )
 
 
 def check_locks(run: RunDirectory) -> Iterator[Finding]:
-    """Whether locks and process ids are those of living processes.
+    """Check that lock files and process ids belong to living processes.
 
-    A lock ends with its holder, so a file that is left does no harm; one that another process
-    holds than the daemon it names keeps that daemon from starting.
+    A lock is released when its holder ends, so a file that is left does no harm. A lock held by
+    a process other than the daemon that it names keeps that daemon from starting.
     """
     left = []
     for path in sorted(run.daemons.glob("*.lock")):
@@ -93,7 +93,7 @@ def check_locks(run: RunDirectory) -> Iterator[Finding]:
         left.append(f"supervisord (pid {pid_file.read_text().strip()})")
     if left:
         found = f"left by processes that were killed: {', '.join(left)}"
-        remedy = f"none is needed; `apex run --resume --run {quote(str(run.path))}` goes on"
+        remedy = f"none needed; `apex run --resume --run {quote(str(run.path))}` continues the run"
         yield Finding(name_of(run), "note", found, remedy=remedy)
 
 
@@ -103,14 +103,14 @@ def _held_by_another(run: RunDirectory, path: Path, text: str) -> Finding:
     return Finding(
         name_of(run),
         "problem",
-        f"{path} is of pid {text}, which is gone, and is held by {by}",
-        f"{path.stem} itself, or nobody",
+        f"{path} names pid {text}, which is gone, but is held by {by}",
+        f"held by {path.stem} itself, or by no process",
         f"kill {' '.join(map(str, holding))}" if holding else "end that process",
     )
 
 
 def check_modes(run: RunDirectory) -> Iterator[Finding]:
-    """Whether others can write to the run, or read what lets in to its engine and its sockets."""
+    """Check that no other user can write to the run or reach its engine and its sockets."""
     sockets = socket_directory_path(run.path)
     forbidden = {run.path: stat.S_IWGRP | stat.S_IWOTH, run.engine_file: 0o077, sockets: 0o077}
     for path, bits in forbidden.items():
@@ -125,16 +125,14 @@ def check_modes(run: RunDirectory) -> Iterator[Finding]:
 
 
 def check_all(runs: Iterable[RunDirectory], folder: Path) -> Iterator[Finding]:
-    """How many runs there are and how many of them run.
+    """Report how many runs there are, and which of them are running.
 
     Args:
-        runs: those that were looked at.
-        folder: where they were looked for.
+        runs: the runs that were checked.
+        folder: directory that was searched.
     """
-    looked_at = list(runs)
-    alive = [
-        run for run in looked_at if run.living() or engine_record.living_engine(run) is not None
-    ]
+    checked = list(runs)
+    alive = [run for run in checked if run.living() or engine_record.living_engine(run) is not None]
     named = ": " + ", ".join(str(run.path) for run in alive) if alive else ""
-    found = f"{len(looked_at)} in {folder}/, {len(alive)} running{named}"
+    found = f"{len(checked)} in {folder}/, {len(alive)} running{named}"
     yield Finding("runs", "ok", found)

@@ -1,4 +1,4 @@
-"""What is to run on this machine: a preset, or the configuration of a run that is there."""
+"""The preset or run that the checks are about."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from apex.runs.directory import RunDirectory
 
 @dataclass(frozen=True)
 class Subject:
-    """What the machine is measured by.
+    """A preset or run that this machine is to run.
 
     Args:
-        name: for people: a preset's or a run's.
-        config: as this machine would run it.
-        run: where it runs, or ran; None: it would be a new run.
-        environment: what was made of the environment; empty if nothing was.
+        name: `preset NAME` or `run PATH`, for messages.
+        config: its configuration, as this machine would run it.
+        run: the run; None: a preset, for a new run.
+        environment: description of its environment; empty if it could not be made.
         failure: why the environment or the algorithm cannot be used; empty if they can.
-        schema: of the items, once known.
-        parameter_bytes: of the network, once known.
+        schema: schema of its items, if known.
+        parameter_bytes: bytes of the network's parameters, if known.
     """
 
     name: str
@@ -35,28 +35,33 @@ class Subject:
 
     @property
     def running(self) -> bool:
-        """Whether its daemons run now."""
+        """Whether its daemons are running now."""
         return self.run is not None and bool(self.run.living())
 
 
 def preset_subject(name: str) -> Subject:
-    """A preset, fitted to this machine. Raises `ConfigError`, or `ImportError` without torch."""
+    """Subject of a preset, fitted to this machine.
+
+    Raises:
+        ConfigError: an unknown preset, or one that cannot be used.
+        ImportError: torch is missing.
+    """
     from apex.launch.prepare import preset_config
 
     return _tried(Subject(f"preset {name}", preset_config(name, [])))
 
 
 def run_subject(run: RunDirectory) -> Subject:
-    """A run. Raises `ApexError` where its files cannot be used."""
+    """Subject of a run. Raises `ApexError` if its files cannot be used."""
     facts = run.facts()
     subject = Subject(f"run {run.path}", run.config(), run=run, schema=facts.schema)
     if facts.env.env_id.startswith(FACTORY):
-        return replace(subject, environment=f"{facts.env.env_id}, of a script")
+        return replace(subject, environment=f"{facts.env.env_id}, from a script")
     return _tried(subject)
 
 
 def _tried(subject: Subject) -> Subject:
-    """The subject with what a trial of its environment and its algorithm shows."""
+    """Try the subject's environment and algorithm, and add the results to it."""
     from apex.launch.preflight import try_config
 
     try:

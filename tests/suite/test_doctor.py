@@ -119,7 +119,7 @@ def test_lock_of_a_dead_process_is_noted_and_one_that_another_holds_is_a_problem
     hold = "import fcntl, sys; file = open(sys.argv[1]); fcntl.flock(file, fcntl.LOCK_EX)"
     with helper(hold, str(run.lock_file("learner"))) as holder:
         (held,) = of_state(runs.check_run(run), "problem")
-        assert f"of pid {gone}, which is gone" in held.found
+        assert f"names pid {gone}, which is gone" in held.found
         assert held.remedy == f"kill {holder.pid}"
         subprocess.run(held.remedy, shell=True, check=True)
         assert holder.wait(timeout=30) == -signal.SIGTERM
@@ -170,7 +170,9 @@ def test_orphans_are_named_when_the_engine_was_killed_and_the_remedy_ends_them(
             one for one in json.loads(done.stdout)
             if one["state"] == "problem" and one["check"] == f"run {suite.path}"
         ]  # fmt: skip
-        assert f"actor_000 (pid {stopped}), actor_007 (pid {by_hand.pid}) live on" in found["found"]
+        assert (
+            f"actor_000 (pid {stopped}), actor_007 (pid {by_hand.pid}) still run" in found["found"]
+        )
         assert found["remedy"] == f"kill -CONT {stopped}; apex stop --run {suite.path}"
         path = f"{BIN}:{os.environ['PATH']}"
         remedy = subprocess.run(

@@ -105,13 +105,13 @@ NO_GPU = gpu.GpuFacts(0, None, False, False, "2.13.0", None, False)
 @pytest.mark.parametrize(
     ("facts", "device", "state", "words"),
     [
-        (NO_GPU, "auto", "ok", "no GPU here"),
-        (NO_GPU, "cuda", "problem", "no GPU here"),
+        (NO_GPU, "auto", "ok", "no GPU on this machine"),
+        (NO_GPU, "cuda", "problem", "no GPU on this machine"),
         (NO_GPU._replace(cards=1), "auto", "warning", "without a driver"),
         (NO_GPU._replace(cards=1, driver=(12, 8), visible=True), "auto", "warning", "CPU build"),
         (
             NO_GPU._replace(cards=1, driver=(12, 8), visible=True, build="13.0"),
-            "auto", "warning", "runs CUDA up to 12.8",
+            "auto", "warning", "supports CUDA up to 12.8",
         ),
         (
             NO_GPU._replace(cards=1, driver=(13, 0), visible=True, build="12.8"),
@@ -225,7 +225,7 @@ def test_cores_and_clock() -> None:
 
 
 def test_socket_path_of_a_new_run_has_107_bytes_at_most() -> None:
-    endpoints = left_sockets.of_new_runs()
+    endpoints = left_sockets.default_endpoints()
     # The longest name is /learner.params: 15 bytes; /tmp/ has 5, /digest 7.
     fitting = Path("/tmp") / ("a" * (107 - 15 - 5 - 7)) / "digest"
     assert only(left_sockets.check_new_sockets(endpoints, fitting)).state == "ok"
