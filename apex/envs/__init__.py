@@ -1,1 +1,1 @@
-"""Environments: Atari and whatever gymnasium makes, behind one interface. No torch."""
+"""Environments, Atari's and gymnasium's, behind one interface. Does not import torch."""

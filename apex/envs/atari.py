@@ -1,4 +1,4 @@
-"""Atari games by ALE's own vector environment; RAM observations by gymnasium."""
+"""Atari games: images from ALE's vector environment, RAM observations from gymnasium."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ SCREEN_FPS = 60.0
 
 
 def make_atari(config: EnvConfig, num_envs: int, *, render: bool = False) -> Environments:
-    """Atari environments as `config` asks for.
+    """Make Atari environments from a configuration.
 
-    Frames come singly: the actor stacks them, and an item stores each once. Rewards come whole:
-    clipping is the actor's, so that returns can be reported unclipped.
+    Observations are single frames: the actor stacks them, and an item stores each once. Rewards
+    are unclipped: the actor clips them, so that it can report unclipped returns.
 
     Raises:
         EnvError: ale-py is not installed, or the game is unknown.
     """
     if config.kwargs:
-        raise EnvError("env.kwargs: Atari takes none; use the fields of [env]")
+        raise EnvError("env.kwargs: expected none for Atari; use the other keys of [env] instead")
     frame_stack = config.frame_stack
     if config.obs_type == "ram":
         vector = _ram_vector(config, num_envs, render)
@@ -60,7 +60,9 @@ def _image_vector(
         ) from None
     game = _snake_case(config.id)
     if game not in roms.get_all_rom_ids():
-        raise EnvError(f"{config.id}: ALE has no game '{game}'; see `ale_py.roms`")
+        raise EnvError(
+            f"{config.id}: ALE has no game '{game}'; ale_py.roms.get_all_rom_ids() lists all"
+        )
     height, width = frame_size
     return AtariVectorEnv(
         game,
@@ -82,15 +84,16 @@ def _image_vector(
 
 
 class FilmedAtari(VectorEnv[Any, Any, Any]):
-    """ALE's vector environment with a camera: a second one that sees colours, in step with it.
+    """ALE's vector environment with `render`, which ALE's own does not have.
 
-    ALE's has no `render`. With one seed and one sequence of actions both play the same game, the
-    random no-ops and sticky actions included; every step checks that they still do.
+    A second environment, the camera, plays the same game and gives pictures in colour. With the
+    same seed and actions both play identically, random no-ops and sticky actions included; every
+    step checks that they do.
 
     Args:
-        played: whose observations the policy sees.
-        camera: shows what happens; of the same game and settings but for its frames.
-        frame_skip: frames of the game in a step.
+        played: the environment whose observations the policy sees.
+        camera: the environment of the pictures; same game and settings, other frames.
+        frame_skip: emulator frames per step.
     """
 
     def __init__(
@@ -118,15 +121,17 @@ class FilmedAtari(VectorEnv[Any, Any, Any]):
         if not all(
             np.array_equal(a, b) for a, b in zip(result[1:4], (rewards, terminated, truncated))
         ):
-            raise EnvFaultError("the game and its camera fell out of step")
+            raise EnvFaultError(
+                "the rendered copy of the game no longer matches the game that is played"
+            )
         return result
 
     def render(self) -> Any:
-        """`[E, H, W, 3]`, what the camera saw last."""
+        """The camera's last pictures, `[E, H, W, 3] uint8`."""
         return self._pictures[:, 0]
 
     def close(self, **kwargs: Any) -> None:
-        """Close both."""
+        """Close both environments."""
         self._played.close()
         self._camera.close()
 

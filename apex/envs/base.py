@@ -1,4 +1,4 @@
-"""The one interface to environments: E of them, stepped together, checked at every step."""
+"""The interface to environments: E of them, stepped together and checked at every step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from apex import plugins
 from apex.data.schema import Array
 from apex.envs.env_checks import INTERFACE, MisbehavedError
-from apex.envs.spaces import as_taken, env_spec
+from apex.envs.spaces import env_spec, to_env_actions
 from apex.envs.spec import MAX_REWARD, StepResult, good_rewards
 from apex.errors import ConfigError, EnvError, EnvFaultError
 
@@ -23,14 +23,14 @@ DEFAULT_FPS = 30.0
 
 
 class Environments:
-    """E environments with gymnasium's NEXT_STEP autoreset, whatever library steps them.
+    """E environments of any library, with gymnasium's NEXT_STEP autoreset.
 
     After a step that ends an episode, the next step ignores that environment's action and
     returns the first observation of a new episode.
 
     Args:
         vector: the environments.
-        env_id: for people to read.
+        env_id: the environment's name in messages.
         frame_stack: see `EnvSpec`.
         life_loss_ends: report a lost life (of `info["lives"]`) in `StepResult.life_lost`.
         squeeze: drop the first axis of each observation, which has a length of one.
@@ -66,74 +66,75 @@ class Environments:
         self._steps = 0
 
     def reset(self, seed: int) -> Array:
-        """Begin an episode in each environment: `[E, *observation_shape]`."""
+        """Begin an episode in each environment; return observations `[E, *observation_shape]`."""
         try:
             observations, info = self._vector.reset(seed=seed)
             self._lives = self._lives_of(info).copy()
         except Exception as error:
-            raise EnvFaultError(f"{self.spec.env_id}: reset {_told(error)}") from error
+            raise EnvFaultError(f"{self.spec.env_id}: reset {_describe(error)}") from error
         return self._checked(observations)
 
     def step(self, actions: Array) -> StepResult:
         """Step all environments.
 
         Args:
-            actions: `[E, *action shape]`, discrete ones from 0 on.
+            actions: `[E, *action shape]`; discrete actions count from 0.
 
         Raises:
-            ConfigError: an action is none: the algorithm is wrong, not the environment.
-            EnvFaultError: an environment raised, or returned what is no observation or reward.
+            ConfigError: an invalid action, which is the algorithm's fault, not the environment's.
+            EnvFaultError: an environment raised, or returned an invalid observation or reward.
         """
         bad = self.spec.bad_actions(actions)
         if bad.any():
             raise ConfigError(
-                f"the algorithm decided on the action {actions[bad][0]}, {self.spec.env_id} takes "
-                f"{self.spec.actions_text}; look at its network's outputs and its exploration"
+                f"the algorithm chose the action {actions[bad][0]}, but {self.spec.env_id} takes "
+                f"{self.spec.actions_text}; check its network's outputs and its exploration"
             )
         self._steps += 1
         try:
-            taken = as_taken(actions, self._vector.single_action_space)
+            taken = to_env_actions(actions, self._vector.single_action_space)
             observations, rewards, terminated, truncated, info = self._vector.step(taken)
             lives = self._lives_of(info)
         except Exception as error:
-            raise self._fault(_told(error)) from error
+            raise self._fault(_describe(error)) from error
         rewards = np.asarray(rewards, dtype=np.float64)
         if not good_rewards(rewards):
             raise self._fault(
                 f"returned rewards that are not within ±{MAX_REWARD:g}: {rewards}; look for a "
-                "division by 0 or a state that blew up, and terminate the episode before"
+                "division by 0 or a diverging state, and terminate the episode before it"
             )
         lost = (lives < self._lives) & ~terminated & self._life_loss_ends
         self._lives = lives
         return StepResult(self._checked(observations), rewards, terminated, truncated, lost)
 
     def _lives_of(self, info: dict[str, Any]) -> npt.NDArray[np.int64]:
-        """What each environment has left, where it says so; gymnasium marks those in `_lives`."""
+        """Lives of each environment; gymnasium marks in `_lives` those that reported them."""
         if "lives" not in info:
             return self._lives
         reported = np.asarray(info["lives"], dtype=np.int64)
         return np.where(info.get("_lives", True), reported, self._lives)
 
     def render(self) -> list[npt.NDArray[np.uint8]]:
-        """One picture of each environment, `[H, W, 3]`, as it is after the last step.
+        """One picture per environment, `[H, W, 3] uint8`, after the last step.
 
         Raises:
-            EnvFaultError: they were not made to be rendered.
+            EnvFaultError: the environments were made without rendering.
         """
         if self._vector.render_mode != "rgb_array":
             raise EnvFaultError(
-                f"{self.spec.env_id}: it gives no pictures; make it with render_mode='rgb_array'"
+                f"{self.spec.env_id}: expected render_mode='rgb_array', got "
+                f"{self._vector.render_mode!r}; let the environment take it and return pictures"
             )
         try:
             pictures = self._vector.render()
         except Exception as error:
-            raise EnvFaultError(f"{self.spec.env_id}: render {_told(error)}") from error
+            raise EnvFaultError(f"{self.spec.env_id}: render {_describe(error)}") from error
         assert pictures is not None
         return [_picture(np.asarray(one)) for one in pictures]
 
     @property
     def frames_per_second(self) -> float:
-        """Pictures a second at which people would watch it."""
+        """Pictures per second for watching at normal speed."""
         return float(self._vector.metadata.get("render_fps", DEFAULT_FPS))
 
     def _checked(self, observations: Any) -> Array:
@@ -143,19 +144,19 @@ class Environments:
         if array.shape != self._shape:
             raise self._fault(f"returned observations {array.shape}, expected {self._shape}")
         if array.dtype != self._dtype:
-            # What is true or false is seen as the brightest or darkest of an image.
+            # Booleans become the darkest and the brightest pixel of an image.
             array = array * np.uint8(255) if array.dtype == np.bool_ else array.astype(self._dtype)
         if self._dtype.kind == "f" and not np.isfinite(array).all():
             raise self._fault(
-                "returned an observation that is not finite; look for a division by 0 or a state "
-                "that blew up, and terminate the episode before"
+                "returned an observation that is not finite; look for a division by 0 or a "
+                "diverging state, and terminate the episode before it"
             )
         if self._bounds is not None:
-            self._look_beyond(array, *self._bounds)
+            self._warn_out_of_bounds(array, *self._bounds)
         return array
 
-    def _look_beyond(self, observations: Array, low: Array, high: Array) -> None:
-        """Say once that observations leave their space; they are learned from all the same."""
+    def _warn_out_of_bounds(self, observations: Array, low: Array, high: Array) -> None:
+        """Warn once that observations are outside their space; training uses them all the same."""
         beyond = (observations < low) | (observations > high)
         if not beyond.any():
             return
@@ -163,8 +164,8 @@ class Environments:
         env, *element = (int(axis[0]) for axis in np.nonzero(beyond))
         log.warning(
             "%s: step %d: element %s of an observation is %g, outside its observation_space "
-            "(%g to %g); if it is yours, widen the space or clip the observation. It is learned "
-            "from as it is, and this is said once",
+            "(%g to %g); if the environment is yours, widen the space or clip the observation. "
+            "Training uses the observation as it is; this warning is not repeated",
             self.spec.env_id, self._steps, element, observations[env][tuple(element)],
             low[tuple(element)], high[tuple(element)],
         )  # fmt: skip
@@ -178,21 +179,21 @@ class Environments:
 
 
 def _picture(pixels: Array) -> npt.NDArray[np.uint8]:
-    """Pixels as uint8; some environments give numbers between 0 and 1."""
+    """Convert pixels to uint8; some environments return floats from 0 to 1."""
     if pixels.dtype.kind == "f":
         pixels = np.rint(np.clip(pixels, 0.0, 1.0) * 255.0)
     return pixels.astype(np.uint8)
 
 
-def _told(error: Exception) -> str:
-    """What went wrong, where, and what to do."""
+def _describe(error: Exception) -> str:
+    """Describe an error of an environment: what happened, where, and what to do."""
     if isinstance(error, MisbehavedError):
         return str(error)
     return plugins.describe_error(error, INTERFACE)
 
 
 def _finite_bounds(space: gym.Space[Any]) -> tuple[Array, Array] | None:
-    """Bounds of observations, with some slack, where numbers of their type could lie outside."""
+    """Bounds of observations, with some slack; None if no value of their type is outside."""
     if not isinstance(space, gym.spaces.Box) or space.dtype is None or space.dtype.kind not in "fi":
         return None
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)

@@ -1,4 +1,4 @@
-"""A guard around an environment of gymnasium's interface: says what is wrong, and what to do."""
+"""Check that an environment returns what gymnasium's interface requires."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STEP_RETURNS = "(observation, reward, terminated, truncated, info)"
 RESET_RETURNS = "(observation, info)"
 INTERFACE = (
     f"step(action) must return {STEP_RETURNS}, reset(*, seed=None, options=None) {RESET_RETURNS}, "
-    "and actions and observations must be of their spaces"
+    "and actions and observations must be in their spaces"
 )
 
 
@@ -23,10 +23,12 @@ class MisbehavedError(Exception):
 
 
 class Checked(gym.Wrapper[Any, Any, Any, Any]):
-    """Refuses what an environment must not return, before it reaches a batch of others.
+    """Raises an error with a remedy if an environment returns an invalid value.
+
+    It checks one environment, before its values are batched with those of others.
 
     Args:
-        env: as its user made it.
+        env: the user's environment.
     """
 
     def __init__(self, env: gym.Env[Any, Any]) -> None:
@@ -64,27 +66,27 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         return self._checked(observation, info), reward, bool(terminated), bool(truncated), info
 
     def _checked(self, observation: Any, info: Any) -> Any:
-        """The observation in the type of its space."""
+        """The observation, converted to the dtype of its space."""
         if not isinstance(info, dict):
             raise MisbehavedError(f"returned an info that is {_kind(info)}; return a dict")
         if not self._is_box:
             if not self._space.contains(observation):
                 raise MisbehavedError(
-                    f"returned the observation {observation}, its observation_space is "
+                    f"returned the observation {observation}, but its observation_space is "
                     f"{self._space}; make them agree"
                 )
             return observation
         array: Array = np.asarray(observation)
         if array.shape != self._shape:
             raise MisbehavedError(
-                f"returned an observation of shape {array.shape}, its observation_space is of "
-                f"{self._shape}; make them agree"
+                f"returned an observation of shape {array.shape}, but its observation_space has "
+                f"the shape {self._shape}; make them agree"
             )
         if array.dtype == self._dtype:
             return array
         if not _fits(array, self._dtype):
             raise MisbehavedError(
-                f"returned an observation of {array.dtype} that its observation_space of "
+                f"returned an observation of {array.dtype}, which its observation_space of "
                 f"{self._dtype} cannot hold; scale it and return .astype(np.{self._dtype}), or "
                 "change the space"
             )
@@ -96,7 +98,7 @@ def _is_number(reward: Any) -> bool:
 
 
 def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
-    """Whether an array becomes `dtype` without loss of more than a float's precision."""
+    """Whether an array converts to `dtype` with no loss but of a float's precision."""
     if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and dtype.kind != "f"):
         return False
     if dtype.kind == "f" or np.can_cast(array.dtype, dtype) or not array.size:
@@ -106,7 +108,7 @@ def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
 
 
 def _kind(value: Any) -> str:
-    """What a value is, for people to read."""
+    """Describe the type of a value."""
     if isinstance(value, tuple):
         return f"a tuple of {len(value)}"
     if isinstance(value, np.ndarray):

@@ -12,11 +12,11 @@ import numpy as np
 from gymnasium.envs.classic_control import CartPoleEnv
 
 POSITIONS = np.array([0, 2])
-"""Of CartPole's observation: where the cart is, and the pole's angle."""
+"""Indices in CartPole's observation: the cart's position and the pole's angle."""
 
 
 class CartPolePositions(gym.ObservationWrapper[Any, Any, Any]):
-    """Shows the cart's position and the pole's angle alone."""
+    """CartPole that shows only the cart's position and the pole's angle."""
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__(CartPoleEnv(render_mode=render_mode))
@@ -27,7 +27,7 @@ class CartPolePositions(gym.ObservationWrapper[Any, Any, Any]):
         )
 
     def observation(self, observation: Any) -> Any:
-        """Position and angle, `[2]`."""
+        """Position and angle, `[2] float32`."""
         return observation[POSITIONS]
 
 

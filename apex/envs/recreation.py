@@ -1,4 +1,4 @@
-"""Environments made again after one has failed, later each time that they fail again."""
+"""Recreate environments after one has failed, with a delay that doubles per failure."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ log = logging.getLogger("apex.envs")
 
 FIRST_DELAY_S, MAX_DELAY_S = 1.0, 30.0
 CALM_S = 60.0
-"""Seconds without a fault after which the next one is taken for the first again."""
+"""Seconds without a fault after which the delay is reset."""
 
 
 class Recreation:
-    """Counts faults and says when to try again.
+    """Counts faults and recreates the environments after a delay.
 
     Args:
         make: makes the environments.
-        clock: seconds, monotonic.
+        clock: gives monotonic seconds.
     """
 
     def __init__(
@@ -33,16 +33,17 @@ class Recreation:
         self._last = float("-inf")
         self.faults = 0
         self.due: float | None = None
-        """When environments are made again; None while none have failed."""
+        """Time of the clock at which environments are recreated; None while they work."""
 
     def first(self, *, made_before: bool) -> Environments | None:
-        """The first environments of a process, or None where they failed and are due again.
+        """Make the first environments of a process; None if that failed and is retried later.
 
         Args:
-            made_before: an earlier start of this process could make them: it is a fault now.
+            made_before: whether an earlier start of this process made them; then a failure is a
+                fault, not an error of the configuration.
 
         Raises:
-            EnvError: they cannot be made.
+            EnvError: the environments cannot be made.
         """
         try:
             return self._make()
@@ -53,17 +54,17 @@ class Recreation:
             return None
 
     def fault(self, error: ApexError) -> None:
-        """Environments have failed: wait before they are made again."""
+        """Count a fault, and schedule the next attempt."""
         now = self._clock()
         self._delay = FIRST_DELAY_S if now - self._last > CALM_S else self._delay
         self.faults += 1
         self._last, self.due = now, now + self._delay
-        log.error("%s; environments are made again in %.0f s (fault %d)", error, self._delay,
+        log.error("%s; recreating the environments in %.0f s (fault %d)", error, self._delay,
                   self.faults)  # fmt: skip
         self._delay = min(MAX_DELAY_S, 2.0 * self._delay)
 
     def attempt(self, begin: Callable[[Environments], None]) -> Environments | None:
-        """New environments in which `begin` has begun, once it is time; else None."""
+        """Make environments and call `begin` on them; None if it is not yet time, or on failure."""
         if self.due is None or self._clock() < self.due:
             return None
         environments: Environments | None = None
@@ -76,7 +77,7 @@ class Recreation:
                 close(environments)
             return None
         self.due = None
-        log.info("environments are made again")
+        log.info("the environments have been recreated")
         return environments
 
 
@@ -86,5 +87,5 @@ def close(environments: Environments | None) -> None:
         return
     try:
         environments.close()
-    except Exception as error:  # whatever an environment of the user's raises
+    except Exception as error:  # whatever the user's environment raises
         log.warning("closing the environments raised %s: %s", type(error).__name__, error)

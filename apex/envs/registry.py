@@ -1,4 +1,4 @@
-"""Makes the environments that a configuration names."""
+"""Make the environments that a configuration names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from apex.errors import ApexError, ConfigError, EnvError
 from apex.plugins import FACTORY
 
 EnvFactory = Callable[[], gym.Env[Any, Any]]
-"""A user's own environment: called once for each environment."""
+"""A function that makes one environment; called once for each."""
 
 
 def make_environments(
@@ -27,20 +27,20 @@ def make_environments(
     """Make `num_envs` environments.
 
     Args:
-        config: names the environment by `ALE/Name-v5`, a gymnasium id, `module:Id` or
+        config: section with the environment's id: `ALE/Name-v5`, a gymnasium id, `module:Id` or
             `path/to/file.py:Id`.
-        num_envs: how many are stepped together.
-        factory: makes one environment, instead of the id.
+        num_envs: number of environments that are stepped together.
+        factory: makes one environment; replaces the id.
         render: whether `Environments.render` will be called.
 
     Raises:
-        EnvError: it cannot be made, or has spaces that apex cannot use.
+        EnvError: the environment cannot be made, or has spaces that apex cannot use.
     """
     if factory is None and config.id.startswith(FACTORY):
         raise EnvError(
-            f"{config.id} came from a script by apex.launch.run(make_env=…) and is not kept; "
-            "only that run's own daemons have it. To play it elsewhere, put it into a file and "
-            'start the run with env.id = "path/to/file.py:Name"'
+            f"{config.id}: a script passed this environment to apex.launch.run(make_env=…). Only "
+            "that run's own daemons have it. To use it elsewhere, put it into a file and start "
+            'the run with env.id = "path/to/file.py:Name"'
         )
     try:
         if factory is None and config.id.startswith("ALE/"):
@@ -48,26 +48,26 @@ def make_environments(
         kwargs = config.kwargs | ({"render_mode": "rgb_array"} if render else {})
         make = factory or _factory(config.id, kwargs)
         vector = SyncVectorEnv(
-            [lambda: _guarded(make())] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP
+            [lambda: _checked(make())] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP
         )
         name = plugins.short(config.id)
         return Environments(vector, name, config.frame_stack, config.life_loss_ends)
     except ApexError:
         raise
     except Exception as error:
-        remedy = "let it take render_mode=None, and render() return pictures"
+        remedy = "let it take render_mode=None, and let render() return pictures"
         if not (render and isinstance(error, TypeError)):
             remedy = ""
         raise EnvError(
-            f"env.id = '{config.id}': it {plugins.describe_error(error, remedy)}"
+            f"env.id = '{config.id}': making it {plugins.describe_error(error, remedy)}"
         ) from error
 
 
 def _factory(env_id: str, kwargs: dict[str, Any]) -> EnvFactory:
-    """Makes an environment by its gymnasium id, or by what a module registers or defines.
+    """A function that makes an environment by its gymnasium id, or from a user's module.
 
     Raises:
-        EnvError: the module cannot be imported, or has nothing of that name.
+        EnvError: the module cannot be imported, or has no environment of that name.
     """
     if not plugins.is_reference(env_id):
         return lambda: gym.make(env_id, **kwargs)
@@ -82,19 +82,19 @@ def _factory(env_id: str, kwargs: dict[str, Any]) -> EnvFactory:
         gym.spec(name)
     except gym.error.Error as error:
         raise EnvError(
-            f"env.id = '{plugins.short(env_id)}': it neither defines '{name}' nor registers it "
-            f"with gymnasium ({error})"
+            f"env.id = '{plugins.short(env_id)}': the module neither defines '{name}' nor "
+            f"registers it with gymnasium ({error})"
         ) from None
     return lambda: gym.make(name, **kwargs)
 
 
-def _guarded(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """With vectors for observations that are choices, and a guard around what it returns."""
+def _checked(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """Wrap an environment: check what it returns, and one-hot encode discrete observations."""
     if not isinstance(env, gym.Env):
         raise EnvError(
-            f"expected a gymnasium.Env, got a {type(env).__name__}; derive the class from it, or "
-            "return one from the function"
+            f"expected a gymnasium.Env, got a {type(env).__name__}; derive the class from "
+            "gymnasium.Env, or return an instance of one from the function"
         )
-    choices = isinstance(env.observation_space, FLATTENED)
+    is_discrete = isinstance(env.observation_space, FLATTENED)
     checked = Checked(env)
-    return gym.wrappers.FlattenObservation(checked) if choices else checked
+    return gym.wrappers.FlattenObservation(checked) if is_discrete else checked

@@ -1,4 +1,4 @@
-"""What an environment's spaces mean to an algorithm, and those that apex cannot use."""
+"""Convert gymnasium's spaces to an `EnvSpec`, and reject those that apex cannot use."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apex.envs.spec import ActionBounds, EnvSpec
 from apex.errors import EnvError
 
 FLATTENED = (gym.spaces.Discrete, gym.spaces.MultiDiscrete, gym.spaces.MultiBinary)
-"""Observations that become vectors of zeros and ones."""
+"""Observation spaces whose observations become vectors of zeros and ones."""
 
 
 def env_spec(
@@ -26,13 +26,13 @@ def env_spec(
     """The spec of an environment with these spaces.
 
     Args:
-        observation, action: of one environment.
+        observation, action: the spaces of one environment.
         env_id: see `EnvSpec`.
-        frame_stack: of images; 0 or 1 for all else.
-        squeeze: the first axis of each observation has a length of one, and is dropped.
+        frame_stack: images per observation of the policy; 0 or 1 for other observations.
+        squeeze: drop the first axis of each observation, which has a length of one.
 
     Raises:
-        EnvError: apex cannot use them.
+        EnvError: apex cannot use these spaces.
     """
     if not isinstance(observation, gym.spaces.Box):
         raise EnvError(
@@ -42,17 +42,19 @@ def env_spec(
     shape = tuple(observation.shape[1:] if squeeze else observation.shape)
     if not shape:
         raise EnvError(
-            f"{env_id}: expected observations with an axis, got single numbers ({observation}); "
+            f"{env_id}: expected observations with at least one axis, got scalars ({observation}); "
             "wrap the environment with gymnasium.wrappers.ReshapeObservation(env, (1,))"
         )
     dtype = "uint8" if observation.dtype in (np.uint8, np.bool_) else "float32"
     is_image = dtype == "uint8" and len(shape) >= 2
     if is_image and len(shape) > 3:
-        raise EnvError(f"{env_id}: expected images of rank 2 or 3, got {shape}")
+        raise EnvError(
+            f"{env_id}: expected images with 2 or 3 axes, got shape {shape}; reshape them"
+        )
     if frame_stack > 1 and not is_image:
         raise EnvError(
             f"{env_id}: env.frame_stack = {frame_stack}: expected images (uint8, two or three "
-            f"axes) to stack, got observations {dtype} {shape}; leave it at 0, or wrap the "
+            f"axes) to stack, got observations {dtype} {shape}; set it to 0, or wrap the "
             f"environment with gymnasium.wrappers.FrameStackObservation(env, {frame_stack})"
         )
     stack = (frame_stack or 1) if is_image else 0
@@ -60,12 +62,12 @@ def env_spec(
     return EnvSpec(env_id, shape, dtype, stack, num_actions, bounds)
 
 
-def as_taken(actions: Array, space: gym.Space[Any]) -> Array:
-    """Actions as environments take them, in arrays of their own: some change what they are given.
+def to_env_actions(actions: Array, space: gym.Space[Any]) -> Array:
+    """Convert an algorithm's actions to the environment's, in a copy, as some modify their input.
 
     Args:
-        actions: `[E, *action shape]`; discrete ones count from 0, as for algorithms.
-        space: of one environment.
+        actions: `[E, *action shape]`; discrete actions count from 0.
+        space: action space of one environment.
     """
     taken: Array = actions.copy()
     if isinstance(space, gym.spaces.Discrete):
@@ -76,7 +78,7 @@ def as_taken(actions: Array, space: gym.Space[Any]) -> Array:
 
 
 def _actions(space: gym.Space[Any], env_id: str) -> tuple[int, ActionBounds | None]:
-    """How many discrete actions there are, or else what bounds them."""
+    """The number of discrete actions, or 0 and the bounds of other actions."""
     if isinstance(space, gym.spaces.Discrete):
         return int(space.n), None
     if isinstance(space, gym.spaces.MultiDiscrete):
@@ -85,15 +87,15 @@ def _actions(space: gym.Space[Any], env_id: str) -> tuple[int, ActionBounds | No
         return 0, _bounds("int64", np.zeros(space.shape), np.ones(space.shape))
     if not isinstance(space, gym.spaces.Box) or np.dtype(space.dtype).kind != "f":
         raise EnvError(
-            f"{env_id}: expected actions Discrete, MultiDiscrete, MultiBinary or a Box of floats, "
-            f"got {space}; wrap the environment so that it takes one of them"
+            f"{env_id}: expected an action space Discrete, MultiDiscrete, MultiBinary or Box of "
+            f"floats, got {space}; wrap the environment so that it takes one of them"
         )
     with np.errstate(over="ignore"):
         low, high = space.low.astype(np.float32), space.high.astype(np.float32)
         widths = high - low
     if not (space.shape and (widths > 0).all() and np.isfinite(widths).all()):
         raise EnvError(
-            f"{env_id}: expected actions with a lower and a higher bound each, got {space}; give "
+            f"{env_id}: expected actions with a finite lower and upper bound, got {space}; give "
             "its Box finite bounds, or wrap the environment with "
             "gymnasium.wrappers.RescaleAction(env, -1, 1)"
         )

@@ -13,13 +13,13 @@ from apex.data.schema import Array, Column
 
 
 class ActionBounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Actions of several numbers, each between bounds of its own, both inclusive.
+    """Bounds of an action that is an array of numbers: one inclusive range per number.
 
     Args:
         dtype: `float32` (gymnasium's Box) or `int64` (MultiDiscrete, MultiBinary).
-        shape: of one action.
-        low: of each number, in row-major order.
-        high: likewise.
+        shape: shape of one action.
+        low: lower bound of each number, in row-major order.
+        high: upper bound of each number, likewise.
     """
 
     dtype: Literal["float32", "int64"]
@@ -28,7 +28,7 @@ class ActionBounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     high: tuple[float, ...]
 
     def arrays(self) -> tuple[Array, Array]:
-        """Both bounds, `[*shape]` of `dtype` each."""
+        """Lower and upper bounds, `[*shape]` of `dtype` each."""
         low, high = (
             np.array(side, self.dtype).reshape(self.shape) for side in (self.low, self.high)
         )
@@ -39,17 +39,17 @@ ActionKind: TypeAlias = Literal["discrete", "continuous", "multi-discrete"]
 
 
 class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an algorithm must know of an environment to build its network.
+    """Observations and actions of an environment: what an algorithm needs to build its network.
 
     Args:
-        env_id: gymnasium id, for people to read.
-        observation_shape: of one observation as the environment gives it; for images one frame.
-        observation_dtype: NumPy name.
-        frame_stack: consecutive frames that make one input of the policy; 0 for observations
-            that are no images, which are stored as array columns.
-        num_actions: size of a discrete action space, whose actions are 0 to `num_actions` - 1; 0
-            where `action_bounds` says what actions are.
-        action_bounds: of actions that are more than one choice; None: they are discrete.
+        env_id: gymnasium id, for messages.
+        observation_shape: shape of one observation of the environment; for images, of one frame.
+        observation_dtype: NumPy name of the dtype.
+        frame_stack: consecutive frames in one input of the policy; 0 for observations that are
+            not images, which are stored as array columns.
+        num_actions: number of discrete actions, which are 0 to `num_actions` - 1; 0 if
+            `action_bounds` is set.
+        action_bounds: bounds of actions that are arrays of numbers; None: actions are discrete.
     """
 
     env_id: str
@@ -61,14 +61,14 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def action_kind(self) -> ActionKind:
-        """What kind of actions there are."""
+        """Kind of the action space."""
         if self.action_bounds is None:
             return "discrete"
         return "continuous" if self.action_bounds.dtype == "float32" else "multi-discrete"
 
     @property
     def action_column(self) -> Column:
-        """An action as items hold it; environments take integers as int64."""
+        """Column of an action in an item; integers are int32 here, int64 for environments."""
         if self.action_bounds is None:
             return Column("action", "int32")
         dtype = "float32" if self.action_kind == "continuous" else "int32"
@@ -76,21 +76,21 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def actions_text(self) -> str:
-        """The action space, for people to read."""
+        """Description of the action space, for messages."""
         bounds = self.action_bounds
         if bounds is None:
             return f"actions from 0 to {self.num_actions - 1}"
         return f"{self.action_kind} actions {bounds.shape}"
 
     def no_actions(self, count: int) -> Array:
-        """Zeros `[count, *action shape]` of the dtype that environments take."""
+        """Zeros `[count, *action shape]` with the dtype of the environment's actions."""
         bounds = self.action_bounds
         if bounds is None:
             return np.zeros(count, dtype=np.int64)
         return np.zeros((count, *bounds.shape), dtype=bounds.dtype)
 
     def random_actions(self, count: int, rng: np.random.Generator) -> Array:
-        """`[count, *action shape]`, uniform between the bounds."""
+        """Random actions `[count, *action shape]`, uniform between the bounds."""
         bounds = self.action_bounds
         if bounds is None:
             return rng.integers(self.num_actions, size=count)
@@ -100,7 +100,7 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return rng.uniform(low, high, size=(count, *bounds.shape)).astype(np.float32)
 
     def bad_actions(self, actions: Array) -> npt.NDArray[np.bool_]:
-        """`[...]`, which of the actions `[..., *action shape]` no environment would take."""
+        """Mask `[...]` of the invalid ones among actions `[..., *action shape]`."""
         bounds = self.action_bounds
         if bounds is None:
             return (actions < 0) | (actions >= self.num_actions)
@@ -112,31 +112,31 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def policy_shape(self) -> tuple[int, ...]:
-        """Shape of what the policy sees for one environment."""
+        """Shape of the policy's observation of one environment."""
         if self.frame_stack:
             return (self.frame_stack, *self.observation_shape)
         return self.observation_shape
 
 
 MAX_REWARD = 1e30
-"""In magnitude; sums of such fit a float32."""
+"""Largest magnitude of a reward; sums of such rewards fit a float32."""
 
 
 def good_rewards(rewards: npt.NDArray[np.float64]) -> bool:
-    """Whether all are numbers that can be learned from."""
+    """Whether all rewards are numbers within ±`MAX_REWARD`."""
     return bool((np.abs(rewards) <= MAX_REWARD).all())
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step of E environments gave, `[E]` each.
+    """Result of a step of E environments; `[E]` each.
 
     Args:
         observations: `[E, *observation_shape]`.
         rewards: `[E] float64`, neither clipped nor scaled.
-        terminated: the episode ended, and has no value beyond.
-        truncated: the episode was cut; its value goes on.
-        life_lost: learn as if terminated, though the episode goes on.
+        terminated: the episode ended; the value after it is 0.
+        truncated: the episode was cut off; the value of its last state is not 0.
+        life_lost: learn as if terminated, although the episode continues.
     """
 
     observations: Array

@@ -201,7 +201,7 @@ def test_environment_of_a_script_is_not_taken_for_a_registered_one(tmp_path: Pat
     assert load(run.config_file).env.id == "factory:cartpole"
     with pytest.raises(RunError, match="has cartpole of a script"):
         prepare.resume_run(run, [])
-    with pytest.raises(EnvError, match="came from a script"):
+    with pytest.raises(EnvError, match="a script passed this environment"):
         make_environments(config.env, 1)
 
 

@@ -111,7 +111,7 @@ def test_an_environment_that_hangs_costs_its_actor_a_restart(
         lambda s: any(row["env_faults"] > 1 for row in s["actors"]), 60.0, "the simulator is down"
     )
     said = "the simulator is down (faulty_env.py, line "
-    again = "in __init__); fix it there; environments are made again in 1 s"
+    again = "in __init__); fix it there; recreating the environments in 1 s"
     assert said in "".join(logs()) and again in "".join(logs())
     (tmp_path / "down").unlink()
     suite.wait_for(

@@ -131,20 +131,20 @@ class WithSpaces(Countdown):
             gym.spaces.Discrete(2),
             "FlattenObservation",
         ),
-        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, 9, (1,), int), "a Box of floats"),
+        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, 9, (1,), int), "or Box of floats"),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, np.inf, (1,)), "RescaleAction"),
-        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(1, 1, (2,)), "a lower and a higher bound"),
+        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(1, 1, (2,)), "a finite lower and upper bound"),
         (
             gym.spaces.Box(0, 1, (3,)),
             gym.spaces.Box(-1e300, 1e300, (2,), np.float64),
-            "a lower and a higher bound",
+            "a finite lower and upper bound",
         ),
         (gym.spaces.Box(0, 1, ()), gym.spaces.Discrete(2), "ReshapeObservation"),
-        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Text(3), "expected actions Discrete"),
+        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Text(3), "expected an action space Discrete"),
         (
             gym.spaces.Box(0, 255, (2, 3, 4, 5), np.uint8),
             gym.spaces.Discrete(2),
-            "rank 2 or 3",
+            "2 or 3 axes",
         ),
     ],
     ids=["dict", "integers", "unbounded", "no_room", "huge", "number", "text", "rank_4"],
@@ -312,8 +312,8 @@ class TooBright(BrightImage):
         (NoReward, "own: step 1 returned a reward that is None; return one number"),
         (ArrayReward, "own: step 1 returned a reward that is an array of shape (1,); return one"),
         (NoFlag, "own: step 1 returned a `terminated` that is None; return True or False"),
-        (BrightImage, "own: reset returned an observation of float64 that its observation_space"),
-        (TooBright, "own: reset returned an observation of int64 that its observation_space"),
+        (BrightImage, "own: reset returned an observation of float64, which its observation_space"),
+        (TooBright, "own: reset returned an observation of int64, which its observation_space"),
         (NanReward, "own: step 1 returned rewards that are not within"),
         (NanObservation, "own: step 0 returned an observation that is not finite"),
         (
@@ -323,7 +323,7 @@ class TooBright(BrightImage):
         (RaisesInReset, "own: reset raised RuntimeError: the simulator broke"),
         (
             GrowingObservation,
-            "own: step 1 returned an observation of shape (2,), its observation_space is of (1,)",
+            "own: step 1 returned an observation of shape (2,), but its observation_space has",
         ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -538,7 +538,7 @@ def test_an_action_that_is_none_is_the_algorithms_fault(closing, actions):
     environments = own(Countdown)
     closing.append(environments)
     environments.reset(0)
-    with pytest.raises(ConfigError, match=r"the algorithm decided on the action (2|-1), own takes"):
+    with pytest.raises(ConfigError, match=r"the algorithm chose the action (2|-1), but own takes"):
         environments.step(np.array(actions))
 
 
@@ -555,7 +555,7 @@ def test_a_choice_that_is_none_is_told(closing):
     environments = own(WrongChoice)
     closing.append(environments)
     assert environments.reset(0)[0].tolist() == [0, 0, 1, 1, 0]
-    with pytest.raises(EnvFaultError, match=r"step 1 returned the observation \[3 0\], its"):
+    with pytest.raises(EnvFaultError, match=r"step 1 returned the observation \[3 0\], but its"):
         environments.step(ALWAYS_ZERO)
 
 
