@@ -1,1 +1,1 @@
-"""A trained policy: evaluated, filmed, plotted."""
+"""Evaluate, film and plot trained policies."""

@@ -1,4 +1,4 @@
-"""Learning curves: the evaluations of runs, gathered, averaged, and kept as CSV."""
+"""Learning curves: collect the evaluations of runs, average, plot and save them as CSV."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ TIMESTAMP = re.compile(r"-\d{8}-\d{6}(-\d+)?$")
 
 
 class Evaluation(NamedTuple):
-    """One evaluation: greedy whole episodes, unclipped."""
+    """One evaluation: whole greedy episodes with unclipped returns."""
 
     wall_s: float
-    """Seconds of training when the parameters that played were published."""
+    """Seconds of training until the evaluated parameters were published."""
     env_steps: int
     learner_step: int
     mean_return: float
@@ -43,11 +43,11 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """The evaluations of one run, in the order of its training.
+    """The evaluations of one run, in the order of training.
 
     Args:
-        label: curves with one label are of one configuration and differ in the seed alone.
-        seed: of the run.
+        label: name of the configuration; curves with the same label differ only in the seed.
+        seed: seed of the run.
         evaluations: at least one.
     """
 
@@ -56,23 +56,23 @@ class Curve:
     evaluations: tuple[Evaluation, ...]
 
     def axis(self, x: Axis) -> Floats:
-        """`[K]`, the x-values; wall clock in minutes."""
+        """The x-values `[K] float64`; wall clock in minutes."""
         if x == "wall":
             return np.array([e.wall_s / 60.0 for e in self.evaluations])
         return np.array([getattr(e, x) for e in self.evaluations], dtype=np.float64)
 
     @property
     def returns(self) -> Floats:
-        """`[K]`, the mean returns."""
+        """The mean returns `[K] float64`."""
         return np.array([e.mean_return for e in self.evaluations])
 
     def first_at(self, mean_return: float) -> Evaluation | None:
-        """The first evaluation of at least `mean_return`."""
+        """The first evaluation with at least `mean_return`; None if there is none."""
         return next((e for e in self.evaluations if e.mean_return >= mean_return), None)
 
 
 class Band(NamedTuple):
-    """Mean and spread of several curves: `[G]` each."""
+    """Mean, lowest and highest value of several curves: `[G] float64` each."""
 
     x: Floats
     mean: Floats
@@ -81,10 +81,10 @@ class Band(NamedTuple):
 
 
 def band(curves: Sequence[Curve], x: Axis) -> Band:
-    """Mean, smallest and largest return of curves, linear between evaluations.
+    """Mean, lowest and highest return of curves, interpolated linearly between evaluations.
 
-    It begins where all have a value. A run that has ended (at its target, most often) counts on
-    with its last one.
+    The band begins where all curves have a value. After the end of a run, usually at its target
+    return, its last value is used.
     """
     axes = [curve.axis(x) for curve in curves]
     grid = np.linspace(max(a[0] for a in axes), max(a[-1] for a in axes), GRID_POINTS)
@@ -93,12 +93,12 @@ def band(curves: Sequence[Curve], x: Axis) -> Band:
 
 
 def gather(paths: Iterable[Path]) -> dict[str, list[Curve]]:
-    """Curves of runs and CSV files by label.
+    """Read the curves of runs and CSV files, grouped by label.
 
-    Runs whose configurations differ in `[run]` alone (the seed and the limits) get one label.
+    Runs whose configurations differ only in `[run]` (the seed and the limits) get the same label.
 
     Raises:
-        RunError: a path is no run and no CSV file of curves, or has no evaluation yet.
+        RunError: a path is neither a run nor a CSV file of curves, or has no evaluation yet.
     """
     groups: dict[str, list[Curve]] = {}
     labels: dict[bytes, str] = {}
@@ -126,13 +126,13 @@ def _of_run(run: RunDirectory, labels: dict[bytes, str], taken: set[str]) -> Cur
 
 
 def of_run(run: RunDirectory) -> tuple[Evaluation, ...]:
-    """The evaluations of a run, resumed ones included, in the order of its training.
+    """The evaluations of a run, including those before a resume, in the order of training.
 
-    A learner that goes back to a checkpoint, because it was killed or diverged, leaves evaluations
-    of a training that did not go on; they are no part of the curve.
+    When a learner returns to a checkpoint, because it was killed or diverged, the evaluations
+    after that checkpoint are dropped.
 
     Raises:
-        RunError: there is none.
+        RunError: the run has no evaluation yet.
     """
     kept: list[Evaluation] = []
     for evaluation in _evaluations(run):
@@ -142,7 +142,7 @@ def of_run(run: RunDirectory) -> tuple[Evaluation, ...]:
     if not kept:
         raise RunError(
             f"{run.path} has no evaluation yet; the first begins evaluator.period_s after "
-            "the first learner step and takes minutes on few cores: `apex logs evaluator`"
+            "the first learner step and takes minutes on few cores; see `apex logs evaluator`"
         )
     return tuple(kept)
 
@@ -154,12 +154,12 @@ def _evaluations(run: RunDirectory) -> Iterable[Evaluation]:
                 row = json.loads(line)
                 yield _from_row({**row, "wall_s": row["train_s"]})
             except (ValueError, KeyError, TypeError) as error:
-                # A full disk or a kill may have cut it off.
-                log.warning("%s, line %d: passed over, no evaluation: %s", path, number, error)
+                # A full disk or a kill may have cut the line off.
+                log.warning("%s, line %d: skipped, not an evaluation: %s", path, number, error)
 
 
 def _from_row(row: Mapping[str, Any]) -> Evaluation:
-    """Raises `KeyError` and `msgspec.ValidationError`, a `ValueError`."""
+    """Convert a record. Raises `KeyError` or `ValueError` (`msgspec.ValidationError`)."""
     values = [row[name] for name in Evaluation._fields]
     return msgspec.convert(values, Evaluation, strict=False)
 
@@ -168,7 +168,7 @@ HEADER = ("label", "seed", *Evaluation._fields)
 
 
 def write_csv(path: Path, curves: Iterable[Curve]) -> None:
-    """Write curves, one evaluation a line."""
+    """Write curves as CSV, one evaluation per line."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(HEADER)
@@ -177,7 +177,7 @@ def write_csv(path: Path, curves: Iterable[Curve]) -> None:
 
 
 def read_csv(path: Path) -> list[Curve]:
-    """The curves that `write_csv` wrote. Raises `RunError`."""
+    """Read the curves that `write_csv` wrote. Raises `RunError`."""
     rows: dict[tuple[str, int], list[Evaluation]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         try:
@@ -188,7 +188,7 @@ def read_csv(path: Path) -> list[Curve]:
                 f"{path}: expected the columns {', '.join(HEADER)}, got {error!r}"
             ) from None
     if not rows:
-        raise RunError(f"{path}: no curve in it")
+        raise RunError(f"{path}: expected at least one evaluation, got an empty file")
     return [Curve(label, seed, tuple(found)) for (label, seed), found in rows.items()]
 
 
@@ -200,10 +200,10 @@ AXIS_LABELS = {
 
 
 def draw(groups: dict[str, list[Curve]], x: Axis, title: str, out: Path) -> None:
-    """Draw each run thinly, and each label's mean with the band from lowest to highest.
+    """Plot each run as a thin line, and each label's mean with a band from lowest to highest.
 
     Raises:
-        UsageError: matplotlib is missing, or it knows no format of that ending.
+        UsageError: matplotlib is missing, or does not know the file name's ending.
     """
     try:
         from matplotlib.figure import Figure

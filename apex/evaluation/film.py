@@ -1,4 +1,4 @@
-"""Watching a trained policy play: its pictures, in a file or in the terminal."""
+"""Show a trained policy playing, in a video file or in the terminal."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ Picture = npt.NDArray[np.uint8]
 
 VIDEO_ENDINGS = (".mp4", ".gif")
 SMALLEST_VIDEO = 400
-"""Pixels of a video's height below which pictures are enlarged by a whole factor."""
+"""Height of a video in pixels; smaller pictures are enlarged by an integer factor towards it."""
 MAX_GIF_FPS = 50.0
 
 
 class Scene(NamedTuple):
-    """One step of an episode, as people see it."""
+    """The picture of one step of an episode."""
 
     picture: Picture
     fps: float
     finished: float | None
-    """The episode's return, unclipped, with its last picture."""
+    """Unclipped return of the episode, with its last picture; None before."""
 
 
 def play(policy: TrainedPolicy, episodes: int, seed: int) -> Iterator[Scene]:
-    """Greedy whole episodes, one after the other.
+    """Play whole greedy episodes, one after the other.
 
     Raises:
         EnvError: the environment cannot be made.
-        EnvFaultError: it raised, or gives no pictures.
+        EnvFaultError: the environment raised, or returns no pictures.
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # gymnasium's own drawing needs no window
     env = policy.config.env
@@ -64,7 +64,7 @@ def play(policy: TrainedPolicy, episodes: int, seed: int) -> Iterator[Scene]:
 
 
 def check_video(path: Path) -> None:
-    """Raise `UsageError` unless `path` is one that `write_video` can write."""
+    """Raise `UsageError` unless `write_video` can write `path`."""
     check_output(path, VIDEO_ENDINGS)
     try:
         import imageio.v2  # noqa: F401
@@ -73,7 +73,7 @@ def check_video(path: Path) -> None:
 
 
 def write_video(path: Path, scenes: Iterable[Scene]) -> list[float]:
-    """Write an MP4 or a GIF; gives the returns of the episodes in it."""
+    """Write an MP4 or a GIF file; return the returns of its episodes."""
     import imageio.v2 as imageio
 
     scenes = iter(scenes)
@@ -94,7 +94,7 @@ def write_video(path: Path, scenes: Iterable[Scene]) -> list[float]:
 
 
 def show(scenes: Iterable[Scene], out: TextIO = sys.stdout) -> list[float]:
-    """Play in a terminal with 24-bit colours, at the game's own speed; gives the returns."""
+    """Play in a terminal with 24-bit colours at the game's speed; return the returns."""
     returns = []
     out.write("\x1b[2J\x1b[?25l")
     try:
@@ -115,12 +115,12 @@ def show(scenes: Iterable[Scene], out: TextIO = sys.stdout) -> list[float]:
 
 
 def half_blocks(picture: Picture, columns: int, rows: int) -> str:
-    """A picture as text: each character shows two pixels, one above the other.
+    """Convert a picture to text in which each character shows two pixels, one above the other.
 
     Args:
-        picture: `[H, W, 3]`.
-        columns: most characters in a line.
-        rows: most lines.
+        picture: `[H, W, 3] uint8`.
+        columns: largest number of characters per line.
+        rows: largest number of lines.
     """
     height, width = picture.shape[:2]
     scale = min(columns / width, 2 * rows / height, 1.0)

@@ -1,4 +1,4 @@
-"""A trained policy for a script: from a checkpoint to actions, and to whole episodes."""
+"""Load a trained policy from a checkpoint, to compute actions or play whole episodes."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from apex.runs import checkpoint
 from apex.runs.checkpoint import Checkpoint
 
 Which: TypeAlias = int | bool | Sequence[int] | Sequence[bool] | npt.NDArray[Any]
-"""Some of the environments: their numbers, or a mask."""
+"""A choice of environments: their indices, or a mask."""
 
 
 def evaluation_env(env: EnvConfig) -> EnvConfig:
-    """The environment as it is evaluated: a lost life ends nothing.
+    """The section of the environment for evaluations, in which a lost life is not an end.
 
-    Rewards need no change: environments give them whole, and returns are sums of those;
-    `env.clip_rewards` says what a policy sees of them, here as in the actors.
+    Rewards need no change: environments return them unclipped, and returns are sums of those.
+    `env.clip_rewards` affects only what a policy sees, here as in the actors.
     """
     return msgspec.structs.replace(env, life_loss_ends=False)
 
@@ -45,8 +45,9 @@ class TrainedPolicy:
 
     Args:
         source: the checkpoint.
-        extensions: where a script brought the run's algorithm.
-        settings: like `--set`, over the run's configuration: where its files are now, say.
+        extensions: has the run's algorithm, if that came from a script.
+        settings: settings as of `--set` that override the run's configuration, such as the new
+            path of a file.
     """
 
     def __init__(
@@ -59,20 +60,22 @@ class TrainedPolicy:
         self.policy: Policy = algorithm.policy()
         self.policy.load(parameters.decode(source.parameters()))
         self._decision: Decision | None = None
-        """Of the last call, of each environment."""
+        """Decision of the last call of `act`; None after `begin`."""
         self._begun: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
-        """`[E]`, where an episode has begun since."""
+        """`[E]`, whether an episode has begun since the last call of `act`."""
 
     def begin(self, which: Which | None = None) -> None:
-        """The next observations begin episodes: a policy with memory forgets those before.
+        """Reset the policy's memory, as the next observations begin new episodes.
+
+        Call it after the step that ended an episode and before `act` sees the first observation
+        of the next one.
 
         Args:
-            which: the environments in which they do: their numbers, or a mask `[E] bool` such as
-                `terminated | truncated`; None: all. Call it after the step that ended an episode
-                and before `act` sees the first observation of the next one.
+            which: the environments that begin an episode: indices, or a mask `[E] bool` such as
+                `terminated | truncated`; None: all.
 
         Raises:
-            UsageError: there are no such environments.
+            UsageError: an environment of `which` does not exist.
         """
         if which is None or self._decision is None:
             self._decision = None
@@ -80,13 +83,13 @@ class TrainedPolicy:
         self._begun |= _mask(which, len(self._begun))
 
     def act(self, observations: Array, rewards: npt.ArrayLike = 0.0) -> Array:
-        """Greedy actions; a policy with memory goes on from the last call.
+        """Compute greedy actions; a policy with memory continues from the last call.
 
         Args:
-            observations: `[E, *policy_shape]`, for images the last `frame_stack` frames of each
-                environment, oldest first; or one such observation without `E`.
-            rewards: `[E]`, of the step before, as the environments gave them; a policy that reads
-                rewards sees them clipped where `env.clip_rewards`, and 0 where an episode begins.
+            observations: `[E, *policy_shape]`; for images, the last `frame_stack` frames of each
+                environment, oldest first. A single observation may omit `E`.
+            rewards: `[E]`, unclipped rewards of the step before. A policy that reads rewards sees
+                them clipped if `env.clip_rewards` is set, and 0 where an episode begins.
 
         Returns:
             `[E, *action shape]`, int64 or float32 as the environment takes them, or one action.
@@ -129,13 +132,13 @@ class TrainedPolicy:
         extensions: Extensions = NONE,
         proceed: Callable[[], bool] = lambda: True,
     ) -> list[float]:
-        """Returns of greedy whole episodes, unclipped, the same number in each environment.
+        """Play whole greedy episodes, equally many in each environment; return unclipped returns.
 
         Args:
-            episodes: how many.
-            seed: from 0 on; another one has other games.
-            extensions: where a script brought the run's environment.
-            proceed: asked at each step; nothing is returned when it says no.
+            episodes: number of episodes.
+            seed: seed of the environments, at least 0.
+            extensions: has the run's environment, if that came from a script.
+            proceed: called at each step; if it returns False, playing stops and the list is empty.
         """
         num_envs = next(n for n in range(min(episodes, 8), 0, -1) if episodes % n == 0)
         environments = make_environments(
@@ -150,7 +153,7 @@ class TrainedPolicy:
 
 
 def _mask(which: Which, count: int) -> npt.NDArray[np.bool_]:
-    """`[count]`, the environments that are meant. Raises `UsageError`."""
+    """Convert a choice of environments to a mask `[count]`. Raises `UsageError`."""
     chosen = np.atleast_1d(np.asarray(which))
     mask = np.zeros(count, np.bool_)
     if chosen.dtype == np.bool_ and chosen.shape == (count,):
@@ -161,21 +164,21 @@ def _mask(which: Which, count: int) -> npt.NDArray[np.bool_]:
     if chosen.size == 0:
         return mask
     raise UsageError(
-        f"begin: expected numbers of environments from 0 to {count - 1} or a mask of {count} "
-        f"truths, got {which!r}"
+        f"begin: expected indices of environments from 0 to {count - 1}, or a mask of {count} "
+        f"booleans, got {which!r}"
     )
 
 
 def load_policy(path: Path | str, settings: Sequence[str] = ()) -> TrainedPolicy:
-    """The policy of a checkpoint, or of a run's best one.
+    """Load the policy of a checkpoint, or of a run's best checkpoint.
 
     Args:
-        path: of a checkpoint or run.
-        settings: like `--set`, over the run's configuration, such as
-            `algorithm.name=new/place/of/my_algorithm.py:Class`.
+        path: directory of a checkpoint or a run.
+        settings: settings as of `--set` that override the run's configuration, such as
+            `algorithm.name=new/path/of/my_algorithm.py:Class`.
 
     Raises:
-        CheckpointError: there is none, or it is corrupt.
-        ConfigError: its algorithm is not found.
+        CheckpointError: there is no checkpoint, or it is corrupt.
+        ConfigError: the algorithm is not found.
     """
     return TrainedPolicy(checkpoint.find(Path(path)), settings=settings)

@@ -12,7 +12,7 @@ __all__ = ["Run", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name when it is first asked for: every daemon's process imports this package."""
+    """Import a name on first use, since every daemon's process imports this package."""
     if name == "run":
         from apex.launch.from_script import run
 

@@ -1,4 +1,4 @@
-"""`python -m apex.launch`: a suite without supervisord."""
+"""`python -m apex.launch`: run a suite without supervisord."""
 
 from apex.launch.local import main
 

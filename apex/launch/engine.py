@@ -1,4 +1,4 @@
-"""Engines start a run's daemons and keep them alive: start one, find it, stop it."""
+"""Start and stop an engine: the process that starts a run's daemons and keeps them alive."""
 
 from __future__ import annotations
 
@@ -24,24 +24,26 @@ from apex.runs.directory import RunDirectory
 from apex.runs.engine_record import EngineName, EngineRecord, living_engine, started_ticks
 
 MODULES: dict[EngineName, str] = {"supervisor": "apex.launch.supervisord", "local": "apex.launch"}
-"""What `python -m` runs for each engine."""
+"""Module that `python -m` runs for each engine."""
 STOP_TIMEOUT_S = 90.0
-"""Longer than the engines' own patience with the learner and all others, one after the other."""
+"""Seconds; longer than an engine waits for the learner and then for all others to drain."""
 ORPHAN_GRACE_S = 3.0
-"""Daemons whose engine was killed drain already; a second signal would cut that short."""
+"""Seconds before `stop` signals orphans: they already drain, and a signal would cut that short."""
 REVIVE = signal.SIGUSR2
-"""Tells a launcher to start again what it has given up on."""
+"""Signal to a launcher to start again the daemons that it gave up on."""
 
 
 def register(run: RunDirectory, engine: EngineName, **supervisor: str) -> None:
-    """Name this very process as the run's engine, for those who look for it and for its children.
+    """Record this process as the run's engine, in the run's directory and for its children.
 
     Raises:
-        RunError: the run has a living engine.
+        RunError: the run already has a living engine.
     """
     other = living_engine(run)
     if other is not None and other.pid != os.getpid():
-        raise RunError(f"{run.path} runs already (engine pid {other.pid}); stop it first")
+        raise RunError(
+            f"{run.path} is already running (engine pid {other.pid}); stop it first: `apex stop`"
+        )
     ticks = started_ticks(os.getpid())
     assert ticks is not None
     cpu_affinity.reserve(run, run.config())
@@ -54,12 +56,12 @@ def register(run: RunDirectory, engine: EngineName, **supervisor: str) -> None:
 
 
 def start_detached(run: RunDirectory, engine: EngineName, timeout_s: float = 20.0) -> EngineRecord:
-    """Start an engine in a session of its own, holding no pipe of this process.
+    """Start an engine in a new session, without pipes to this process.
 
-    Returns when each of its daemons has been started, whether or not it got any further.
+    Returns once each daemon has been started, even if it has failed since.
 
     Raises:
-        RunError: the engine ended; the message quotes its log.
+        RunError: the engine ended; the message quotes the end of its log.
     """
     log_path = run.logs / "engine.log"
     with log_path.open("ab") as log:
@@ -80,7 +82,7 @@ def start_detached(run: RunDirectory, engine: EngineName, timeout_s: float = 20.
 def await_daemons(
     run: RunDirectory, process: subprocess.Popen[bytes], timeout_s: float = 20.0
 ) -> EngineRecord | None:
-    """Wait until an engine has started all daemons; None when it ended instead."""
+    """Wait until an engine has started all daemons; None if the engine ended instead."""
     wanted = set(daemon_names(run.config()))
     seen: set[str] = set()
     deadline = time.monotonic() + timeout_s
@@ -94,7 +96,7 @@ def await_daemons(
 
 
 def supervisord_environment(run: RunDirectory, config: Config) -> dict[str, str]:
-    """The APEX_* variables that `deploy/supervisord.conf` refers to."""
+    """The APEX_* variables that `deploy/supervisord.conf` uses."""
     return {
         "APEX_RUN": str(run.path),
         "APEX_PYTHON": sys.executable,
@@ -107,7 +109,7 @@ def supervisord_environment(run: RunDirectory, config: Config) -> dict[str, str]
 
 
 def revive(run: RunDirectory, daemon: str) -> None:
-    """Have the engine start a daemon that it has given up on.
+    """Make the engine start a daemon that it gave up on.
 
     Raises:
         RunError: the run has no engine, or the engine does not know that daemon.
@@ -117,7 +119,7 @@ def revive(run: RunDirectory, daemon: str) -> None:
         return
     record = living_engine(run)
     if record is None:
-        raise RunError(f"{run.path} has no engine running; `apex run --resume` starts it")
+        raise RunError(f"{run.path} has no running engine; start it with `apex run --resume`")
     if record.engine == "local":
         os.kill(record.pid, REVIVE)
         return
@@ -138,7 +140,7 @@ def revive(run: RunDirectory, daemon: str) -> None:
 
 
 def stop(run: RunDirectory, timeout_s: float = STOP_TIMEOUT_S) -> list[str]:
-    """End a run: its engines first, then whatever lives of it, attached actors included.
+    """Stop a run: its engines first, then its remaining processes, attached actors included.
 
     Returns:
         Names of the processes that had to be killed.
@@ -159,7 +161,7 @@ def stop(run: RunDirectory, timeout_s: float = STOP_TIMEOUT_S) -> list[str]:
             return []
         engines_gone = not _attaching(run) and living_engine(run) is None
         if engines_gone and time.monotonic() >= orphans_from:
-            # Started by hand, or left by an engine that was killed.
+            # Daemons that were started by hand, or left by an engine that was killed.
             left = {name: pid for name, pid in living.items() if pid not in asked}
             _signal(left, signal.SIGTERM)
             asked.update(left.values())

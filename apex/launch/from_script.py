@@ -1,4 +1,4 @@
-"""`run()`: train from a script or notebook."""
+"""`run()`: start a run from a script or notebook."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from apex.launch.run_handle import Run
 from apex.plugins import NONE, Extensions, with_extensions
 from apex.runs.directory import RunDirectory, new_run_path
 
-if TYPE_CHECKING:  # every child imports this module: the replay server must not import torch
+if TYPE_CHECKING:  # daemons import this module, and the replay server must not import torch
     from apex.algos.base import Algorithm
     from apex.envs.registry import EnvFactory
 
@@ -29,13 +29,13 @@ def run(
     settings: Sequence[str] = (),
     path: Path | str | None = None,
 ) -> Run:
-    """Start a suite in the background from a script or a notebook.
+    """Start a run in the background from a script or a notebook.
 
     Args:
         config: a configuration, the name of a preset, or the path of a file (`Path` or `….toml`).
-        make_env: makes one environment, instead of `env.id`.
-        algorithm: an `Algorithm` of your own, instead of `algorithm.name`.
-        settings: like `--set`, over a preset or a file.
+        make_env: makes one environment; replaces `env.id`.
+        algorithm: your own `Algorithm` class; replaces `algorithm.name`.
+        settings: settings as of `--set`, which override a preset or a file.
         path: the run's directory; default: a new one under `runs/`.
 
     Returns:
@@ -52,7 +52,7 @@ def run(
     if isinstance(config, Config):
         if settings:
             raise UsageError(
-                "settings go with a preset or a file; change the Config itself instead"
+                "expected settings only with a preset or a file; change the Config itself instead"
             )
         name = str(config.algorithm.get("name", "run"))
         own = check_own(with_extensions(config, extensions))
@@ -67,7 +67,7 @@ def run(
 
 
 def _start(directory: RunDirectory, payload: bytes) -> subprocess.Popen[bytes]:
-    """Start a launcher in a session of its own, with the extensions through its pipe."""
+    """Start a launcher in a new session and send it the extensions through a pipe."""
     with (directory.logs / "engine.log").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "apex.launch", "--run", str(directory.path), "--payload"],

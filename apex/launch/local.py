@@ -1,4 +1,4 @@
-"""The launcher: keep a run's daemons alive without supervisord."""
+"""The launcher: start a run's daemons and keep them alive, without supervisord."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from apex.runs.directory import RunDirectory, find_run
 log = logging.getLogger("apex.launch.local")
 
 EARLY_EXIT_S = 1.0
-"""A child that ends before this age could not even start; its next start is delayed."""
+"""Seconds; a child that ends earlier counts as failed to start, and its restart is delayed."""
 MAX_EARLY_EXITS = 5
 LOG_CHECK_S = 5.0
 
 
 def _child(run_path: str, name: str, log_path: str, payload: bytes) -> None:
-    """Entry of a child process: its log file as stdout and stderr."""
+    """Entry point of a child process; its stdout and stderr go to its log file."""
     descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     for standard in (1, 2):
         os.dup2(descriptor, standard)
 
     def body(service: Service) -> None:
         spec = spec_of(name)
-        # A daemon that takes no extensions must not import what they import, such as torch.
+        # Only daemons that take extensions unpickle them, since that may import torch.
         extensions = (unpacked(payload),) if spec.takes_extensions else ()
         spec.load_body()(service, *extensions)
 
@@ -67,8 +67,8 @@ class Launcher:
 
     Args:
         run: the run.
-        names: the daemons.
-        payload: cloudpickled `Extensions`, or empty.
+        names: names of the daemons.
+        payload: `Extensions` as of `packed`, or empty.
     """
 
     def __init__(self, run: RunDirectory, names: Sequence[str], payload: bytes = b"") -> None:
@@ -82,10 +82,10 @@ class Launcher:
         self._next_log_check = 0.0
 
     def run(self) -> int:
-        """Start all, restart what ends, until a signal or the run's end; then drain all.
+        """Start all daemons and restart those that end; at a signal or the run's end, drain all.
 
         Returns:
-            0, or the exit code of the daemon that was given up last when none is left.
+            0, or, if no daemon is left, the exit code of the last one that was given up.
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_stop)
@@ -96,13 +96,13 @@ class Launcher:
                 self._tend(daemon)
             sentinels = [d.process.sentinel for d in self._daemons if d.process is not None]
             multiprocess.connection.wait(sentinels, timeout=0.2)
-            self._bound_logs()
+            self._rotate_logs()
         self._drain()
         alone = not self._stopping and not self._run.outcome_file.exists()
         return self._last_bad_code if alone else 0
 
     def _over(self) -> bool:
-        """Whether to drain: asked to, at the run's end, or with nothing left to keep alive."""
+        """Whether to drain: at a signal, at the run's end, or if all daemons were given up."""
         return (
             self._stopping
             or self._run.outcome_file.exists()
@@ -117,7 +117,7 @@ class Launcher:
             daemon.given_up, daemon.early_exits, daemon.restart_at = False, 0, 0.0
 
     def _tend(self, daemon: _Daemon) -> None:
-        """Start the daemon if it is due, or see how it ended."""
+        """Start the daemon if it is due, or handle its exit."""
         if daemon.process is None:
             if not daemon.given_up and time.monotonic() >= daemon.restart_at:
                 self._start(daemon)
@@ -151,10 +151,10 @@ class Launcher:
         else:
             delay = 2.0 ** (daemon.early_exits - 1) if early else 0.0
             daemon.restart_at = time.monotonic() + delay
-            log.warning("%s: ended with code %d, starts again", daemon.name, exit_code)
+            log.warning("%s: ended with code %d and is restarted", daemon.name, exit_code)
 
-    def _bound_logs(self) -> None:
-        """Copy a log that got too long to `.1` and cut it; its writer appends and goes on."""
+    def _rotate_logs(self) -> None:
+        """Copy a log that is too long to `.1` and truncate it; its writer keeps appending."""
         if time.monotonic() < self._next_log_check:
             return
         self._next_log_check = time.monotonic() + LOG_CHECK_S
@@ -163,12 +163,12 @@ class Launcher:
             if path.exists() and path.stat().st_size > self._log_bytes:
                 try:
                     shutil.copyfile(path, path.with_name(path.name + ".1"))
-                except OSError as error:  # a full disk: all the more must it not grow
-                    log.warning("%s: its older lines are lost: %s", path, error)
+                except OSError as error:  # the disk may be full: truncate it all the same
+                    log.warning("%s: cannot keep its older lines: %s", path, error)
                 os.truncate(path, 0)
 
     def _drain(self) -> None:
-        """End the daemons, those first that send to others: what they send still arrives."""
+        """Stop the daemons, senders before receivers, so that what they send still arrives."""
         orders = {daemon.name: spec_of(daemon.name).start_order for daemon in self._daemons}
         for order in sorted(set(orders.values()), reverse=True):
             group = [d.process for d in self._daemons if orders[d.name] == order]
@@ -183,7 +183,7 @@ class Launcher:
             deadline = started + spec_of(process.name).stop_timeout_s
             process.join(max(0.0, deadline - time.monotonic()))
             if process.exitcode is None:
-                log.error("%s: did not drain in time, killed", process.name)
+                log.error("%s: killed because it did not drain in time", process.name)
                 process.kill()
                 process.join()
 
@@ -193,7 +193,7 @@ class Launcher:
 @click.option("--preset", help="Make a new run of this preset (in --run, if given).")
 @click.option("--set", "settings", multiple=True, metavar="SECTION.KEY=VALUE")
 @click.option("--endpoints", type=click.Path(path_type=Path), help="An endpoints file.")
-@click.option("--payload", is_flag=True, hidden=True, help="Extensions come on standard input.")
+@click.option("--payload", is_flag=True, hidden=True, help="Read extensions from standard input.")
 def main(
     path: Path | None,
     preset: str | None,
@@ -204,7 +204,7 @@ def main(
     """Run a suite in the foreground without supervisord; Ctrl-C drains it."""
     log_to_stderr("launch")
     try:
-        # A run that comes with extensions was prepared by the very script that sends them.
+        # The script that sends extensions has also prepared the run.
         directory = find_run(path) if payload else _prepared(path, preset, settings, endpoints)
         engine.register(directory, "local")
         extensions = sys.stdin.buffer.read() if payload else b""

@@ -1,26 +1,22 @@
-"""Carry a script's own environment or algorithm to the processes of its daemons."""
+"""Pickle a script's own environment or algorithm for the daemons' processes."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
 
 import cloudpickle
 
 from apex.errors import EnvError
 from apex.plugins import NONE, Extensions
 
-if TYPE_CHECKING:  # every child imports this module: the replay server must not import torch
-    pass
-
 
 def packed(extensions: Extensions) -> bytes:
-    """Extensions for the children, with the paths on which their modules are found."""
+    """Pickle extensions, with the import path on which their modules are found."""
     return bytes(cloudpickle.dumps((sys.path, cloudpickle.dumps(extensions))))
 
 
 def unpacked(payload: bytes) -> Extensions:
-    """The extensions that `packed` made bytes of. Raises `EnvError`."""
+    """Unpickle the extensions of `packed`. Raises `EnvError`."""
     if not payload:
         return NONE
     try:
@@ -29,7 +25,7 @@ def unpacked(payload: bytes) -> Extensions:
         extensions: Extensions = cloudpickle.loads(packed)
     except Exception as error:
         raise EnvError(
-            f"the environment or algorithm of the script cannot be loaded in a daemon: "
+            f"a daemon cannot load the script's environment or algorithm: "
             f"{type(error).__name__}: {error}"
         ) from error
     return extensions

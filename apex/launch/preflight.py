@@ -1,6 +1,6 @@
-"""Try a new run's environment and algorithm in this process, before anything starts.
+"""Try a new run's environment and algorithm in this process, before any daemon starts.
 
-What every actor or the learner would fail at is one error here, in one line.
+A mistake that every actor or the learner would fail at becomes a single one-line error.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from apex.plugins import NONE, Extensions
 log = logging.getLogger("apex.launch.preflight")
 
 STEPS = 3
-LOOK_AT_THE_POLICY = (
-    "look at what its policy and exploration give: arrays with a row for each environment, actions "
-    "as the environment takes them"
+CHECK_THE_POLICY = (
+    "check what its policy and exploration return: arrays with a row for each environment, and "
+    "actions in the environment's action space"
 )
 
 
 class Trial(NamedTuple):
-    """A configuration whose environment and algorithm were tried."""
+    """A tried configuration, with its environment's spec and its algorithm."""
 
     config: Config
-    """With absolute paths of the user's own files, and all keys of the algorithm."""
+    """The configuration with absolute paths of the user's files and all keys of the algorithm."""
     spec: EnvSpec
     schema: Schema
-    """Of the items that the algorithm makes."""
+    """Schema of the items that the algorithm makes."""
     algorithm: Algorithm
 
 
@@ -50,9 +50,9 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
     """Try the environment and the algorithm, and type the algorithm's section.
 
     Args:
-        config: checked.
-        extensions: what a script brought.
-        steps: of the environment that are played.
+        config: a checked configuration.
+        extensions: a script's own environment and algorithm.
+        steps: number of steps to take in the environment.
 
     Raises:
         ApexError: the environment or the algorithm cannot be used.
@@ -69,18 +69,18 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
 def try_environment(
     config: EnvConfig, extensions: Extensions, *, steps: int = STEPS
 ) -> tuple[EnvSpec, Array]:
-    """Make the environment and play some random steps; its spec and last observation, `[1, …]`.
+    """Make the environment and take random steps; return its spec and last observation `[1, …]`.
 
     Raises:
-        EnvError: it cannot be made, or failed.
+        EnvError: the environment cannot be made, or failed.
     """
     default = EnvConfig(id=config.id)
-    made = [name for name in ATARI_FIELDS if getattr(config, name) != getattr(default, name)]
-    if made and not config.id.startswith("ALE/"):
+    ignored = [name for name in ATARI_FIELDS if getattr(config, name) != getattr(default, name)]
+    if ignored and not config.id.startswith("ALE/"):
         log.warning(
-            "%s: read for Atari games (ALE/...) only, and ignored here; change the environment "
-            "itself, by wrappers or env.kwargs",
-            ", ".join(f"env.{name}" for name in made),
+            "%s: ignored, as these keys apply to Atari games (ALE/...) only; change the "
+            "environment itself, with wrappers or env.kwargs",
+            ", ".join(f"env.{name}" for name in ignored),
         )
     environments = make_environments(config, 1, extensions.make_env)
     spec, rng = environments.spec, np.random.default_rng(0)
@@ -96,17 +96,17 @@ def try_environment(
         close(environments)
     if spec.observation_dtype == "float32" and len(spec.observation_shape) == 3:
         log.warning(
-            "%s: observations %s of floats are taken as vectors; if they are images, return uint8",
+            "%s: float observations %s are treated as vectors; if they are images, return uint8",
             spec.env_id, spec.observation_shape,
         )  # fmt: skip
     return spec, observation
 
 
 def try_algorithm(algorithm: Algorithm, observation: Array) -> None:
-    """Let the algorithm's policy decide, greedily and exploring, and make its learner.
+    """Compute actions with the algorithm's policy, greedy and exploring, and make its learner.
 
     Raises:
-        ConfigError: one of them cannot be made, or the policy does not decide on actions.
+        ConfigError: one of them cannot be made, or the policy does not return valid actions.
     """
     name, spec = plugins.short(algorithm.config.name), algorithm.spec
     try:
@@ -117,7 +117,7 @@ def try_algorithm(algorithm: Algorithm, observation: Array) -> None:
     except Exception as error:  # whatever the user's own code raises
         raise ConfigError(
             f"algorithm '{name}' on {spec.env_id}, observations {spec.policy_shape}: it "
-            f"{plugins.describe_error(error, LOOK_AT_THE_POLICY)}"
+            f"{plugins.describe_error(error, CHECK_THE_POLICY)}"
         ) from error
     expected = spec.no_actions(2)
     for how, actions in decisions.items():
@@ -125,19 +125,19 @@ def try_algorithm(algorithm: Algorithm, observation: Array) -> None:
         if not is_like or actions.shape != expected.shape or spec.bad_actions(actions).any():
             found = f"{getattr(actions, 'dtype', type(actions).__name__)} {np.shape(actions)}"
             raise ConfigError(
-                f"algorithm '{name}': its policy, {how}, decided on actions {found} {actions}, "
-                f"expected a NumPy array {expected.dtype} {expected.shape}: {spec.actions_text} of "
-                "two environments"
+                f"algorithm '{name}': expected its policy, {how}, to return a NumPy array "
+                f"{expected.dtype} {expected.shape}: {spec.actions_text} for two environments; got "
+                f"{found} {actions}"
             )
     if not isinstance(learner, Learner):
         raise ConfigError(
-            f"algorithm '{name}': expected learner() to give an apex.api.Learner, got a "
+            f"algorithm '{name}': expected learner() to return an apex.api.Learner, got a "
             f"{type(learner).__name__}"
         )
 
 
 def _decisions(algorithm: Algorithm, observations: Array) -> dict[str, Any]:
-    """What the policy does in two environments, by how it decides."""
+    """Actions of the policy in two environments, greedy and exploring."""
     policy = algorithm.policy()
     agent = Agent(algorithm.spec, 2, policy.core_size, clip_rewards=False)
     agent.begin(observations)

@@ -1,12 +1,12 @@
-"""Prepare a run: from what a user wrote to the run's directory.
+"""Prepare a run: turn a user's configuration into a run directory.
 
-A configuration goes one way, and each step's result is the next one's argument:
+Each step's result is the next step's argument:
 
-    loading.read_table      a preset or a file, and settings    Table
-    configure               laid over for this machine, typed and checked, fitted to its cores
-    preflight.try_config    environment and algorithm tried     Trial
-    fitting.limit_capacity  fitted to the machine's memory      Config
-    RunDirectory.create     written
+    loading.read_table              read a preset or a file, and settings: Table
+    configure                       apply the part for this machine, type, check, fit to its cores
+    preflight.try_config            try the environment and the algorithm: Trial
+    machine_fitting.limit_capacity  fit to the machine's memory: Config
+    RunDirectory.create             write the run's directory
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def new_run(
     endpoints_file: Path | None = None,
     extensions: Extensions = NONE,
 ) -> RunDirectory:
-    """Make the directory of a run of what a user wrote.
+    """Make the directory of a new run.
 
     Args:
-        table: of `loading.read_table`.
-        path: of the directory; by default a new one under `runs_root()`.
-        endpoints_file: by default the one that is installed.
-        extensions: what a script brought.
+        table: the configuration as the user wrote it.
+        path: the run's directory; default: a new one under `runs_root()`.
+        endpoints_file: default: the installed endpoints file.
+        extensions: a script's own environment and algorithm.
 
     Raises:
         ApexError: the configuration, the environment, the endpoints or the directory is unusable.
@@ -65,16 +65,16 @@ def new_run(
 
 
 def configure(table: Table, algorithm: type[Algorithm] | None = None) -> Config:
-    """Make a configuration of a table, as this machine can run it.
+    """Turn a table into a configuration for this machine.
 
-    It is laid over for this machine, typed and checked, and fitted to its cores.
+    Applies the part for this machine, types and checks the values, and fits them to its cores.
 
     Args:
-        table: of `loading.read_table`.
-        algorithm: a script's own, instead of the one that the table names.
+        table: the configuration as the user wrote it.
+        algorithm: a script's own algorithm; replaces the one that the table names.
 
     Raises:
-        ConfigError: an unknown key or type, or values that do not go together.
+        ConfigError: an unknown key, a wrong type, or values that contradict each other.
     """
     table = _for_algorithm(table, algorithm)
     machine = hardware.this_machine()
@@ -85,37 +85,37 @@ def configure(table: Table, algorithm: type[Algorithm] | None = None) -> Config:
 def preset_config(
     name: str, settings: Sequence[str], algorithm: type[Algorithm] | None = None
 ) -> Config:
-    """Make the configuration of a preset, with settings as `--set` takes them.
+    """Make the configuration of a preset, with settings as of `--set`.
 
     Raises:
-        ConfigError: as `configure`, or an unknown preset.
+        ConfigError: an unknown preset, or as `configure`.
     """
     return configure(loading.read_table(name, settings=settings), algorithm)
 
 
 def check_own(config: Config) -> Config:
-    """Type and check a script's own `Config`, and fit it to this machine's cores.
+    """Check a script's own `Config`, and fit it to this machine's cores.
 
     Raises:
-        ConfigError: a value that is not valid, or values that do not go together.
+        ConfigError: an invalid value, or values that contradict each other.
     """
     try:
         table = msgspec.to_builtins(config)
-    except TypeError as error:  # an object in env.kwargs, say
+    except TypeError as error:  # such as an object in env.kwargs
         raise ConfigError(
-            f"configuration: {error}; expected values that TOML can hold; a function for make_env "
-            "makes the environment with any others"
+            f"configuration: {error}; expected values that TOML can hold; to make an environment "
+            "with other values, pass a function as make_env"
         ) from None
     config, machine = loading.parse(table), hardware.this_machine()
     return machine_fitting.choose_actor_count(config, machine.cores, machine.memory_bytes)
 
 
 def _for_algorithm(table: Table, algorithm: type[Algorithm] | None) -> Table:
-    """Leave those settings of a preset out that an algorithm does not have.
+    """Drop a preset's `[algorithm]` keys that another algorithm does not have.
 
     Args:
-        table: of a preset; one of a file stays as it is.
-        algorithm: a script's own; None: the one that the table's settings name.
+        table: the table of a preset; that of a file is returned unchanged.
+        algorithm: a script's own algorithm; None: the one that the settings name.
     """
     if not table.preset:
         return table
@@ -136,12 +136,12 @@ def _without_unknown_keys(table: Table, algorithm: type[Algorithm]) -> Table:
             unknown.add(key)
     if unknown:
         text = ", ".join(sorted(unknown))
-        log.info("settings of the preset that %s does not have: %s", algorithm.__name__, text)
+        log.info("preset keys ignored because %s does not have them: %s", algorithm.__name__, text)
     return table._replace(written=written)
 
 
 def run_name(config: Config) -> str:
-    """The name of a run whose environment is not its preset's: after the environment."""
+    """Name of a run after its environment, for a run whose environment is not its preset's."""
     name = plugins.short(config.env.id).rpartition(":")[2]
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower() or "run"
 
@@ -157,11 +157,11 @@ def prepare_run(
     """Try a configuration, fit it to this machine's memory, and make the run's directory.
 
     Args:
-        path: of the directory.
-        config: of `configure` or `check_own`.
-        endpoints_file: by default the one that is installed.
-        extensions: what a script brought.
-        preset: the configuration's, for `run.json`.
+        path: the run's directory.
+        config: configuration of `configure` or `check_own`.
+        endpoints_file: default: the installed endpoints file.
+        extensions: a script's own environment and algorithm.
+        preset: name of the configuration's preset, for `run.json`.
 
     Raises:
         ApexError: the configuration, the environment, the endpoints or the directory is unusable.
@@ -185,7 +185,7 @@ def prepare_run(
 
 
 def _check_like(found: EnvSpec, expected: EnvSpec, key: str) -> None:
-    """Raise unless one environment's observations and actions are like another's."""
+    """Raise `ConfigError` unless two environments have the same observations and actions."""
     if (found.policy_shape, found.actions_text) != (expected.policy_shape, expected.actions_text):
         raise ConfigError(
             f"{key}: {found.env_id} has observations {found.policy_shape} and "
@@ -194,11 +194,11 @@ def _check_like(found: EnvSpec, expected: EnvSpec, key: str) -> None:
 
 
 def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
-    """Get a run ready to go on, with settings applied to its own configuration.
+    """Prepare a run for a resume, with settings applied to its configuration.
 
     Raises:
-        ConfigError: a setting does not fit.
-        RunError: the run cannot go on: its items would change, or it came from a script.
+        ConfigError: a setting is invalid.
+        RunError: the run cannot be resumed: its items would change, or a script started it.
     """
     table = loading.read_table(file=run.config_file, settings=settings)
     with loading.naming(run.config_file):
@@ -214,7 +214,7 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
     elif config.replay.capacity != before.replay.capacity:
         raise ConfigError(
             f"replay.capacity: {run.replay} holds a table of {before.replay.capacity} items, not "
-            f"of {config.replay.capacity}; leave it, or remove that directory to start empty"
+            f"of {config.replay.capacity}; do not set it, or remove that directory to start empty"
         )
     check_schema(make_algorithm(config.algorithm, facts.env), facts.schema)
     run.write_config(config)
@@ -223,11 +223,11 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
 
 
 def check_preset(run: RunDirectory, preset: str) -> None:
-    """Raise unless a run was made from a preset, or the preset would configure it the same.
+    """Check that a run was made from a preset, or that the preset gives the same configuration.
 
     Raises:
-        ConfigError: there is no such preset.
-        UsageError: the run was made from something else.
+        ConfigError: an unknown preset.
+        UsageError: the run was made from another configuration.
     """
     table = loading.read_table(preset)
     origin = provenance.read(run)
@@ -236,13 +236,13 @@ def check_preset(run: RunDirectory, preset: str) -> None:
         return
     raise UsageError(
         f"--preset {preset}: {run.path} was made from "
-        f"{f'the preset {made_from}' if made_from else 'another configuration'}; --resume goes on "
-        "with that: leave --preset, or start a new run without --resume"
+        f"{f'the preset {made_from}' if made_from else 'another configuration'}; --resume "
+        "continues with that: leave out --preset, or start a new run without --resume"
     )
 
 
 def _would_configure(table: Table, run: RunDirectory) -> bool:
-    """Whether a table gives the very configuration that a run has."""
+    """Whether a table gives the same configuration as a run's."""
     facts = run.facts()
     try:
         config = plugins.with_absolute_paths(configure(table))
@@ -250,6 +250,6 @@ def _would_configure(table: Table, run: RunDirectory) -> bool:
         config = msgspec.structs.replace(config, algorithm=section)
         memory = hardware.memory_bytes()
         config = machine_fitting.limit_capacity(config, facts.schema.item_bytes, memory)
-    except ConfigError:  # its algorithm cannot learn the run's environment, say
+    except ConfigError:  # such as an algorithm that cannot learn the run's environment
         return False
     return loading.dump(config) == loading.dump(run.config())

@@ -1,4 +1,4 @@
-"""`Run`: what a script does with a run that it has started."""
+"""`Run`: a handle with which a script waits for, inspects and stops a run."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ POLL_S = 0.2
 
 
 class Run(RunDirectory):
-    """A run: wait for its end, look at it, stop it.
+    """A handle of a run: wait for its end, read its status and metrics, stop it.
 
-    `apex.launch.run` gives one; `Run(path)` is one of a run that was started elsewhere. It is the
-    run's directory too (`RunDirectory`): `run.path`, `run.config()`, `run.logs`. As a context
-    manager it stops the run in the end:
+    `apex.launch.run` returns one; `Run(path)` makes one for a run that was started elsewhere. It
+    is also a `RunDirectory`: `run.path`, `run.config()`, `run.logs`. As a context manager it stops
+    the run at the end of the block:
 
         with launch.run("cartpole", settings=["run.max_env_steps=100_000"]) as run:
             print(run.wait())
@@ -37,33 +37,33 @@ class Run(RunDirectory):
 
     Args:
         path: the run's directory.
-        process: the launcher, if this process has started it.
+        process: the launcher, if this process started it.
     """
 
     def __init__(self, path: Path | str, process: subprocess.Popen[bytes] | None = None) -> None:
         super().__init__(Path(path))
         self.metrics: MetricsFolder = MetricsFolder(self.metrics)
-        """The folder of metrics; called, it reads them: see `MetricsFolder`."""
+        """The folder of metrics; call it to read them: see `MetricsFolder`."""
         self._process = process
 
     def wait(self, timeout_s: float | None = None) -> str:
         """Wait until the run has ended: its engine and all daemons are gone.
 
         Args:
-            timeout_s: seconds to wait at most; by default as long as it takes.
+            timeout_s: seconds to wait at most; None: no limit.
 
         Returns:
             Why the run ended by itself, such as `100003 env steps (max_env_steps = 100000)`; empty
-            where it was stopped.
+            if it was stopped.
 
         Raises:
-            RunError: the launcher gave up; its log is named.
-            TimeoutError: the run goes on.
+            RunError: the launcher failed; the message names its log.
+            TimeoutError: the run has not ended in time.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while living_engine(self) is not None or self.living():
             if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(f"{self.path} goes on after {timeout_s:g} s")
+                raise TimeoutError(f"{self.path} is still running after {timeout_s:g} s")
             time.sleep(POLL_S)
         code = self._process.wait() if self._process is not None else 0
         if code:
@@ -79,7 +79,7 @@ class Run(RunDirectory):
             return ""
 
     def status(self) -> dict[str, Any]:
-        """How each daemon is, as `apex status --json` prints it.
+        """The state of each daemon, as `apex status --json` prints it.
 
         Raises:
             ApexError: the run's files cannot be read.
@@ -87,10 +87,10 @@ class Run(RunDirectory):
         return gather(self).as_map()
 
     def stop(self, timeout_s: float = engine.STOP_TIMEOUT_S) -> list[str]:
-        """End the run: all daemons drain, attached actors too. Returns when all are gone.
+        """Stop the run: all daemons and attached actors drain. Returns when all have ended.
 
         Args:
-            timeout_s: seconds after which what is left is killed.
+            timeout_s: seconds after which remaining processes are killed.
 
         Returns:
             Names of the processes that had to be killed.
@@ -111,23 +111,22 @@ class Run(RunDirectory):
     ) -> None:
         killed = self.stop()
         if killed:
-            log.warning("killed, since they did not drain in time: %s", ", ".join(killed))
+            log.warning("killed because they did not drain in time: %s", ", ".join(killed))
 
 
 class MetricsFolder(PosixPath):
-    """The folder of a run's metrics; called with a daemon's name, it reads what that recorded."""
+    """The folder of a run's metrics; call it with a daemon's name to read its records."""
 
     def __call__(self, name: str = "learner") -> dict[str, Array]:
-        """Read the metrics of one daemon, those of the rotated file first.
+        """Read the metrics of one daemon, from the rotated file first.
 
         Args:
-            name: of the daemon, such as `learner`, `evaluator` or `actor_000`.
+            name: name of the daemon, such as `learner`, `evaluator` or `actor_000`.
 
         Returns:
-            Arrays `[R]` by column, with one value for each of R records, the oldest first. `time`
-            is in seconds since the epoch, `step` in the daemon's own unit. Numbers are float64,
-            with NaN where a record has none; other values are objects. Without a record yet there
-            is no column.
+            Arrays `[R]` by column, with one value per record, oldest first. `time` is in seconds
+            since the epoch, `step` in the daemon's own unit. Numbers are float64, NaN where a
+            record lacks the column; other values are objects. Empty if there is no record yet.
 
         Raises:
             UsageError: the run has no such daemon.

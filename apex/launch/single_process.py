@@ -1,7 +1,7 @@
-"""A whole run in one process, without sockets: environments, table and trainer take turns.
+"""`apex run --serial`: a whole run in one process, without sockets.
 
-With one seed two such runs are the same, byte for byte, on a CPU. It is for debugging an
-algorithm, and the oracle that the distributed suite is compared with.
+Environments, table and trainer take turns. On a CPU, two runs with one seed are identical byte for
+byte. Use it to debug an algorithm; tests compare the distributed suite with it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ log = logging.getLogger("apex.serial")
 
 
 class _Actor:
-    """The environments of one actor, and who decides for them."""
+    """The environments of one actor, and the decider that chooses their actions."""
 
     def __init__(
         self, run: SerialRun, slot: int, algorithm: Algorithm, extensions: Extensions
@@ -54,7 +54,7 @@ class _Actor:
 
 
 class _TablePriorities:
-    """New priorities on their way to the table."""
+    """Passes the learner's priorities to the table."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -67,22 +67,22 @@ class _TablePriorities:
         self._table.update_priorities(item_ids, priorities)
 
     def reject(self, item_ids: Sequence[int]) -> None:
-        """Count items that cannot be learned from, and give them priority 0."""
+        """Count corrupt items, and set their priority to 0."""
         if item_ids:
             self.corrupt_items += len(item_ids)
             self.put_priorities(np.array(item_ids, dtype=np.int64), np.zeros(len(item_ids)))
 
 
 class SerialRun:
-    """Takes turns: one step of all environments, then the updates that are due.
+    """A run that alternates between a step of all environments and the updates that are due.
 
-    With `replay.samples_per_insert` so many samples are learned from for each item, without it
-    one batch for each step of the environments.
+    The number of updates follows `replay.samples_per_insert`; if that is 0, there is one update
+    per step of all environments.
 
     Args:
-        run: a prepared run's directory.
-        extensions: what a script brought.
-        clock: seconds, monotonic; it only says when to evaluate, log and save.
+        run: directory of a prepared run.
+        extensions: a script's own environment and algorithm.
+        clock: gives monotonic seconds; used only to schedule evaluations, logs and checkpoints.
     """
 
     def __init__(
@@ -114,18 +114,18 @@ class SerialRun:
 
     @property
     def env_steps(self) -> int:
-        """Of all environments."""
+        """Steps of all environments together."""
         return sum(actor.loop.env_steps for actor in self._actors)
 
     def counted(self) -> tuple[int, dict[str, ActorRecord], float | None]:
-        """All environment steps, no actors, and the best mean return of an evaluation."""
+        """Environment steps, actor records (none here) and best mean return, for a checkpoint."""
         return self.env_steps, {}, self._best
 
     def run(self) -> str:
-        """Run to the end; says why it is one.
+        """Run until the run ends; return why it ended.
 
         Raises:
-            ApexError: an environment failed, or the run diverged.
+            ApexError: an environment failed, or training diverged.
         """
         learner = self.config.learner
         due = {
@@ -149,7 +149,7 @@ class SerialRun:
         return self.trainer.outcome
 
     def _turn(self) -> None:
-        """One step of all environments, and the updates that are due then."""
+        """Take one step of all environments, then do the updates that are due."""
         self._act_with_newest()
         for actor in self._actors:
             actor.loop.step()
@@ -163,7 +163,7 @@ class SerialRun:
         self.trainer.check_end()
 
     def _act_with_newest(self) -> None:
-        """Let the parameters that were published last act."""
+        """Load the parameters that were published last into the acting policy."""
         newest = self.trainer.board.newest()
         if newest is None or newest is self._acting:
             return
@@ -195,9 +195,9 @@ class SerialRun:
             self.evaluate(publication)
 
     def evaluate(self, publication: Publication) -> None:
-        """Play whole episodes with published parameters, and keep what came of it."""
+        """Play whole episodes with published parameters; record the result and keep the best."""
         started, cpu_started = self._clock(), time.process_time()
-        returns = self._played(publication)
+        returns = self._play(publication)
         if returns is None:
             return
         seconds, cpu_s = self._clock() - started, time.process_time() - cpu_started
@@ -211,8 +211,8 @@ class SerialRun:
         )
         self.trainer.evaluated(mean)
 
-    def _played(self, publication: Publication) -> list[float] | None:
-        """Returns of an evaluation's episodes; None when the run ended meanwhile."""
+    def _play(self, publication: Publication) -> list[float] | None:
+        """Returns of an evaluation's episodes; None if the run ended meanwhile."""
         config = self.config.evaluator
         self.evaluated_policy.load(parameters.decode(publication.data))
         environments = make_environments(

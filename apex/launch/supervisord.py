@@ -1,4 +1,4 @@
-"""`python -m apex.launch.supervisord --run DIR` is supervisord, with deploy/supervisord.conf."""
+"""Run supervisord with deploy/supervisord.conf: `python -m apex.launch.supervisord --run DIR`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POLL_S = 0.1
 
 
 class PromptPoller(Poller):  # type: ignore[misc]
-    """Looks ten times a second, not once, whether a child has ended: it is back a second sooner."""
+    """Polls for ended children ten times a second, not once, to restart them a second sooner."""
 
     def poll(self, timeout: float) -> tuple[list[int], list[int]]:
         """Readable and writable file descriptors."""

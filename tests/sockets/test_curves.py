@@ -50,7 +50,7 @@ def test_training_that_did_not_go_on_is_no_part_of_the_curve_and_a_torn_line_is_
     lines.close()
     found = [(e.learner_step, e.mean_return) for e in curves.of_run(run)]
     assert found == [(0, 0.0), (1, 1.0), (2, 9.0)]
-    assert "line 5: passed over" in caplog.text
+    assert "line 5: skipped" in caplog.text
 
 
 def test_runs_of_one_name_and_other_settings_are_curves_of_their_own(tmp_path):
@@ -142,7 +142,7 @@ def test_what_is_no_run_and_no_curve_is_refused(tmp_path):
     with pytest.raises(RunError, match="expected the columns label, seed"):
         curves.gather([tmp_path / "bad.csv"])
     (tmp_path / "empty.csv").write_text("")
-    with pytest.raises(RunError, match="no curve in it"):
+    with pytest.raises(RunError, match="expected at least one evaluation"):
         curves.gather([tmp_path / "empty.csv"])
     with pytest.raises(RunError, match="has no evaluation yet"):
         curves.gather([make_run(tmp_path / "young", [])])

@@ -98,7 +98,7 @@ def test_wait_ends_at_its_timeout_while_a_daemon_lives(run: Run) -> None:
     lock = FileLock(run.lock_file("learner"))
     assert lock.acquire()
     lock.write(str(os.getpid()))
-    with pytest.raises(TimeoutError, match=r"goes on after 0\.3 s"):
+    with pytest.raises(TimeoutError, match=r"is still running after 0\.3 s"):
         run.wait(timeout_s=0.3)
     lock.release()
     assert run.wait(timeout_s=0.3) == ""

@@ -31,7 +31,7 @@ def test_settings_of_atari_that_another_environment_ignores_are_named(caplog):
     try_config(prepare.preset_config("cartpole", settings))
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith(
-        "env.frame_size, env.noop_max: read for Atari games (ALE/...) only, and ignored here"
+        "env.frame_size, env.noop_max: ignored, as these keys apply to Atari games (ALE/...) only"
     )
     caplog.clear()
     try_config(prepare.preset_config("cartpole", []))
@@ -83,7 +83,7 @@ def test_table_without_room_for_the_other_settings_is_refused(
     monkeypatch.setattr(hardware, "memory_bytes", lambda: 100_000)
     config = prepare.preset_config("cartpole", ["replay.min_size=400"])
     # 100 bytes, two observations of 16 and four numbers of 20 an item: 328 fit half of it.
-    message = r"50 % of this machine's memory holds 328 items.* a table of 400; lower replay\.min"
+    message = r"50 % of this machine's memory holds 328 items.* at least 400; lower replay\.min"
     with pytest.raises(ConfigError, match=message):
         prepare.prepare_run(tmp_path / "run", config)
     assert not (tmp_path / "run").exists()

@@ -334,7 +334,7 @@ def test_environments_to_begin_are_named_by_number_or_by_a_mask(run, which):
 def test_environments_to_begin_that_there_are_not_are_refused_by_name(run, which):
     policy, _ = trained(run)
     policy.act(np.zeros((3, 2), np.float32))
-    with pytest.raises(UsageError, match=r"^begin: expected .* from 0 to 2 .* 3 truths, got"):
+    with pytest.raises(UsageError, match=r"^begin: expected .* from 0 to 2 .* 3 booleans, got"):
         policy.begin(which)
 
 

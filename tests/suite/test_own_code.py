@@ -153,16 +153,16 @@ class NoSection(ApexDQN):
             r"CartPole-v1, .*raised ValueError: no such layer \(wrong_parts.py, line 6, in ne",
         ),
         ("Narrow", r"observations \(4,\): it raised RuntimeError: mat1 and mat2 shapes"),
-        ("NoLearner", r"expected learner\(\) to give an apex.api.Learner, got a NoneType"),
+        ("NoLearner", r"expected learner\(\) to return an apex.api.Learner, got a NoneType"),
         (
             "WrongActions",
-            r"decided on actions torch.float32 .*, expected a NumPy array int64 \(2,\)",
+            r"to return a NumPy array int64 \(2,\): .*; got torch.float32 ",
         ),
         (
             "Explores",
-            r"has no len\(\); look at what its policy and exploration give",
+            r"has no len\(\); check what its policy and exploration return",
         ),
-        ("Seven", r"its policy, greedy, decided on actions int64 \(2,\) \[6 6\]"),
+        ("Seven", r"its policy, greedy, to return .*; got int64 \(2,\) \[6 6\]"),
         ("NoSection", "NoSection lacks Config"),
     ],
 )
@@ -233,7 +233,7 @@ def test_a_preset_lends_what_the_algorithm_knows(own_modules, caplog):
     config = preset_config("cartpole", [f"algorithm.name={MUNCHAUSEN}", "algorithm.n_step=2"])
     assert (config.algorithm["n_step"], config.algorithm["hidden"]) == (2, [128])
     assert "stream_hidden" not in config.algorithm
-    missing = "settings of the preset that Munchausen does not have: stream_hidden"
+    missing = "preset keys ignored because Munchausen does not have them: stream_hidden"
     assert missing in caplog.text
     own = f"algorithm.name={MUNCHAUSEN}"
     config = preset_config("cartpole", [own, "algorithm.stream_hidden=[1]"])
