@@ -164,7 +164,7 @@ def _mask(which: Which, count: int) -> npt.NDArray[np.bool_]:
     if chosen.size == 0:
         return mask
     raise UsageError(
-        f"begin: expected indices of environments from 0 to {count - 1}, or a mask of {count} "
+        f"begin: expected indices of environments from 0 to {count - 1} or a mask of {count} "
         f"booleans, got {which!r}"
     )
 

@@ -125,7 +125,7 @@ def test_presets_table_has_every_preset_and_what_it_sets(site: Path):
     rows = rows_of(Reader(site / "CONFIGURATION.html"), "Presets")
     assert set(rows) == {"preset", *preset_names()}
     about, algorithm, environment, sets = rows["cartpole-seed"]
-    assert about.startswith("CartPole-v1 by Ape-X DQN with central inference")
+    assert about.startswith("CartPole-v1 with Ape-X DQN and central inference")
     assert (algorithm, environment) == ("apex_dqn", "CartPole-v1")
     assert 'actor.inference = "central"' in sets.splitlines()
     assert "n_step" not in sets, "it sets n_step to the default"
