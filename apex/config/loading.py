@@ -1,6 +1,6 @@
 """Read a preset or a TOML file with `--set` settings into a checked `Config`.
 
-The steps: `read_table` reads what the user wrote, `laid_over` applies the part for this machine,
+The steps: `read_table` reads what the user wrote, `apply_overlay` adds the part for this machine,
 `parse` types and checks the result. The steps after that are in `apex/launch/prepare.py`.
 """
 
@@ -71,7 +71,7 @@ def read_table(
     return Table({"algorithm": {"name": DEFAULT_ALGORITHM}}, given)
 
 
-def laid_over(table: Table, *, gpu: bool) -> dict[str, Any]:
+def apply_overlay(table: Table, *, gpu: bool) -> dict[str, Any]:
     """Override a table with its part for this machine, and both with the settings.
 
     Args:
@@ -93,7 +93,7 @@ def laid_over(table: Table, *, gpu: bool) -> dict[str, Any]:
 
 
 def parse(raw: Mapping[str, Any]) -> Config:
-    """Turn the table of `laid_over` into a checked `Config`. Raises `ConfigError`."""
+    """Turn the table of `apply_overlay` into a checked `Config`. Raises `ConfigError`."""
     config: Config = convert(raw, Config)
     check(config)
     return config
@@ -112,12 +112,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def load(path: Path) -> Config:
     """Read a resolved configuration file. Raises `ConfigError`."""
-    with naming(path):
+    with name_in_errors(path):
         return parse(read_toml(path))
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def name_in_errors(path: Path) -> Iterator[None]:
     """Put the file's name into a `ConfigError` about its contents."""
     try:
         yield
@@ -158,7 +158,7 @@ def preset_table(name: str) -> dict[str, Any]:
 
 def preset(name: str, *, gpu: bool) -> dict[str, Any]:
     """A preset as a raw table, for a machine with or without a GPU."""
-    return laid_over(read_table(name), gpu=gpu)
+    return apply_overlay(read_table(name), gpu=gpu)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,6 +41,6 @@ def guarded(name: str, check: Check) -> Iterator[Finding]:
         )
 
 
-def megabytes(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Format a number of bytes as MB or GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

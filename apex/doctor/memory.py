@@ -13,7 +13,7 @@ from apex.config.machine_fitting import REPLAY_MEMORY_SHARE
 from apex.config.sections import Config
 from apex.daemons.catalog import CATALOG, daemon_names
 from apex.data.schema import Schema
-from apex.doctor.findings import Finding, megabytes
+from apex.doctor.findings import Finding, format_bytes
 
 ENGINE_BYTES = 50e6
 """Memory of the engine; supervisord: 43 MB measured."""
@@ -97,9 +97,9 @@ def check_disk(needed: Mapping[str, int], free: int, folder: str) -> Iterator[Fi
 def _compared(check: str, needed: Mapping[str, int], free: int, where: str, remedy: str) -> Finding:
     """Compare the sum of the needed bytes with the free bytes."""
     total = sum(needed.values())
-    parts = ", ".join(f"{name} {megabytes(count)}" for name, count in needed.items())
-    found = f"{megabytes(free)} {where}"
-    expected = f"{megabytes(total)} at most: {parts}"
+    parts = ", ".join(f"{name} {format_bytes(count)}" for name, count in needed.items())
+    found = f"{format_bytes(free)} {where}"
+    expected = f"{format_bytes(total)} at most: {parts}"
     if total > free:
         return Finding(check, "problem", found, expected, remedy)
     if total > WARNING_SHARE * free:

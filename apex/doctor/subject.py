@@ -48,7 +48,7 @@ def preset_subject(name: str) -> Subject:
     """
     from apex.launch.prepare import preset_config
 
-    return _tried(Subject(f"preset {name}", preset_config(name, [])))
+    return _with_trial(Subject(f"preset {name}", preset_config(name, [])))
 
 
 def run_subject(run: RunDirectory) -> Subject:
@@ -57,10 +57,10 @@ def run_subject(run: RunDirectory) -> Subject:
     subject = Subject(f"run {run.path}", run.config(), run=run, schema=facts.schema)
     if facts.env.env_id.startswith(FACTORY):
         return replace(subject, environment=f"{facts.env.env_id}, from a script")
-    return _tried(subject)
+    return _with_trial(subject)
 
 
-def _tried(subject: Subject) -> Subject:
+def _with_trial(subject: Subject) -> Subject:
     """Try the subject's environment and algorithm, and add the results to it."""
     from apex.launch.preflight import try_config
 

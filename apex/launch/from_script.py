@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from apex.config.sections import Config
 from apex.errors import RunError, UsageError
 from apex.launch import engine
-from apex.launch.pickled_extensions import packed
+from apex.launch.pickled_extensions import pickle_extensions
 from apex.launch.run_handle import Run
 from apex.plugins import NONE, Extensions, with_extensions
 from apex.runs.directory import RunDirectory, new_run_path
@@ -46,7 +46,7 @@ def run(
         ApexError: the configuration or the environment cannot be used.
     """
     from apex.config.loading import read_table
-    from apex.launch.prepare import check_own, new_run, prepare_run
+    from apex.launch.prepare import check_script_config, new_run, prepare_run
 
     extensions, target = Extensions(make_env, algorithm), Path(path) if path is not None else None
     if isinstance(config, Config):
@@ -55,14 +55,14 @@ def run(
                 "expected settings only with a preset or a file; change the Config itself instead"
             )
         name = str(config.algorithm.get("name", "run"))
-        own = check_own(with_extensions(config, extensions))
+        own = check_script_config(with_extensions(config, extensions))
         directory = prepare_run(target or new_run_path(name), own, extensions=extensions)
     elif isinstance(config, Path) or config.endswith(".toml"):
         table = read_table(file=Path(config), settings=settings)
         directory = new_run(table, target, extensions=extensions)
     else:
         directory = new_run(read_table(config, settings=settings), target, extensions=extensions)
-    payload = packed(extensions) if extensions != NONE else b""
+    payload = pickle_extensions(extensions) if extensions != NONE else b""
     return Run(directory.path, _start(directory, payload))
 
 

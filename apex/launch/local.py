@@ -24,7 +24,7 @@ from apex.daemons.log_files import log_to_stderr
 from apex.daemons.service import Service, serve
 from apex.errors import NOT_RESTARTED, ApexError
 from apex.launch import engine
-from apex.launch.pickled_extensions import unpacked
+from apex.launch.pickled_extensions import unpickle_extensions
 from apex.runs.directory import RunDirectory, find_run
 
 log = logging.getLogger("apex.launch.local")
@@ -44,7 +44,7 @@ def _child(run_path: str, name: str, log_path: str, payload: bytes) -> None:
     def body(service: Service) -> None:
         spec = spec_of(name)
         # Only daemons that take extensions unpickle them, since that may import torch.
-        extensions = (unpacked(payload),) if spec.takes_extensions else ()
+        extensions = (unpickle_extensions(payload),) if spec.takes_extensions else ()
         spec.load_body()(service, *extensions)
 
     serve(RunDirectory(Path(run_path)), name, body)
@@ -68,7 +68,7 @@ class Launcher:
     Args:
         run: the run.
         names: names of the daemons.
-        payload: `Extensions` as of `packed`, or empty.
+        payload: `Extensions` as of `pickle_extensions`, or empty.
     """
 
     def __init__(self, run: RunDirectory, names: Sequence[str], payload: bytes = b"") -> None:

@@ -10,19 +10,19 @@ from apex.errors import EnvError
 from apex.plugins import NONE, Extensions
 
 
-def packed(extensions: Extensions) -> bytes:
+def pickle_extensions(extensions: Extensions) -> bytes:
     """Pickle extensions, with the import path on which their modules are found."""
     return bytes(cloudpickle.dumps((sys.path, cloudpickle.dumps(extensions))))
 
 
-def unpacked(payload: bytes) -> Extensions:
-    """Unpickle the extensions of `packed`. Raises `EnvError`."""
+def unpickle_extensions(payload: bytes) -> Extensions:
+    """Unpickle the extensions of `pickle_extensions`. Raises `EnvError`."""
     if not payload:
         return NONE
     try:
-        paths, packed = cloudpickle.loads(payload)
+        paths, pickled = cloudpickle.loads(payload)
         sys.path.extend(path for path in paths if path not in sys.path)
-        extensions: Extensions = cloudpickle.loads(packed)
+        extensions: Extensions = cloudpickle.loads(pickled)
     except Exception as error:
         raise EnvError(
             f"a daemon cannot load the script's environment or algorithm: "

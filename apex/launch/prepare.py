@@ -78,7 +78,7 @@ def configure(table: Table, algorithm: type[Algorithm] | None = None) -> Config:
     """
     table = _for_algorithm(table, algorithm)
     machine = hardware.this_machine()
-    config = loading.parse(loading.laid_over(table, gpu=machine.has_gpu))
+    config = loading.parse(loading.apply_overlay(table, gpu=machine.has_gpu))
     return machine_fitting.choose_actor_count(config, machine.cores, machine.memory_bytes)
 
 
@@ -93,7 +93,7 @@ def preset_config(
     return configure(loading.read_table(name, settings=settings), algorithm)
 
 
-def check_own(config: Config) -> Config:
+def check_script_config(config: Config) -> Config:
     """Check a script's own `Config`, and fit it to this machine's cores.
 
     Raises:
@@ -158,7 +158,7 @@ def prepare_run(
 
     Args:
         path: the run's directory.
-        config: configuration of `configure` or `check_own`.
+        config: configuration of `configure` or `check_script_config`.
         endpoints_file: default: the installed endpoints file.
         extensions: a script's own environment and algorithm.
         preset: name of the configuration's preset, for `run.json`.
@@ -201,7 +201,7 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
         RunError: the run cannot be resumed: its items would change, or a script started it.
     """
     table = loading.read_table(file=run.config_file, settings=settings)
-    with loading.naming(run.config_file):
+    with loading.name_in_errors(run.config_file):
         before: Config = convert(table.written, Config)
     facts = run.check_kept(before)
     config = plugins.with_absolute_paths(configure(table))

@@ -136,13 +136,13 @@ def test_own_config_of_a_script_is_checked() -> None:
     config = prepare.preset_config("cartpole", [])
     replay = msgspec.structs.replace(config.replay, capacity=10)
     with pytest.raises(ConfigError, match=r"replay\.min_size"):
-        prepare.check_own(msgspec.structs.replace(config, replay=replay))
+        prepare.check_script_config(msgspec.structs.replace(config, replay=replay))
     actor = msgspec.structs.replace(config.actor, count=0)
-    fitted = prepare.check_own(msgspec.structs.replace(config, actor=actor))
+    fitted = prepare.check_script_config(msgspec.structs.replace(config, actor=actor))
     assert fitted.actor.count >= 2
     env = msgspec.structs.replace(config.env, kwargs={"map": object()})
     with pytest.raises(ConfigError, match=r"type object is unsupported; expected .*TOML can hold"):
-        prepare.check_own(msgspec.structs.replace(config, env=env))
+        prepare.check_script_config(msgspec.structs.replace(config, env=env))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from apex.config.loading import dump, load, merge, override, parse, preset, pres
 from apex.config.sections import Config
 from apex.envs.spec import ActionBounds
 from apex.errors import ConfigError
-from apex.launch.prepare import check_own
+from apex.launch.prepare import check_script_config
 from tests.support.builders import env_spec
 
 SMALLEST = {"env": {"id": "CartPole-v1"}, "algorithm": {"name": "apex_dqn"}}
@@ -92,7 +92,7 @@ def test_wrong_value_is_refused_by_path(section, key, value):
     made = parse(SMALLEST)
     part = msgspec.structs.replace(getattr(made, section), **{key: value})
     with pytest.raises(ConfigError, match=rf"^{section}\.{key}"):  # as a script may make it
-        check_own(msgspec.structs.replace(made, **{section: part}))
+        check_script_config(msgspec.structs.replace(made, **{section: part}))
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
