@@ -49,7 +49,7 @@ def doctor(preset: str | None, run_path: Path | None, as_json: bool) -> None:
 
         click.echo(json.dumps(msgspec.to_builtins(findings)))
     else:
-        click.echo(f"for {f'preset {name}' if run is None else f'run {run.path}'}")
+        click.echo(f"findings for {f'preset {name}' if run is None else f'run {run.path}'}")
         click.echo("\n".join(line for finding in findings for line in lines_of(finding)))
         click.echo(summary(findings))
     if any(finding.state == "problem" for finding in findings):

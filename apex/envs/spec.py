@@ -134,8 +134,8 @@ class StepResult:
     Args:
         observations: `[E, *observation_shape]`.
         rewards: `[E] float64`, neither clipped nor scaled.
-        terminated: the episode ended; the value after it is 0.
-        truncated: the episode was cut off; the value of its last state is not 0.
+        terminated: the episode ended; the value after its last step is 0.
+        truncated: the episode was cut off; bootstrap from its last observation.
         life_lost: learn as if terminated, although the episode continues.
     """
 
