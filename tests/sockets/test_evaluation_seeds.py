@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from typing import Any
 
 import gymnasium as gym
@@ -19,14 +18,15 @@ from apex.daemons.evaluator.daemon import EvaluatorDaemon
 from apex.daemons.learner.parameter_versions import Publication
 from apex.envs.base import Environments
 from apex.envs.registry import EnvFactory
-from apex.errors import EnvFaultError
 from apex.evaluation import film
 from apex.evaluation.trained_policy import load_policy
 from apex.launch.single_process import SerialRun
 from apex.networks import parameters
 from apex.plugins import Extensions
 from apex.runs.directory import RunDirectory
+from tests.support.clock import Clock
 from tests.support.services import prepared, service_of
+from tests.support.stand_ins import LearnerStandIn, PollerStandIn
 
 torch.set_num_threads(1)
 
@@ -78,27 +78,19 @@ def publication(run: RunDirectory, version: int) -> Publication:
     return Publication(version, 100 * version, 0, 1.0, data, 0)
 
 
-@contextmanager
-def evaluator_of(run: RunDirectory, make_env: EnvFactory | None = None) -> Iterator[Any]:
+def evaluated(
+    run: RunDirectory, version: int, make_env: EnvFactory | None = None
+) -> LearnerStandIn:
+    """One start of the evaluator, which plays one version; gives the learner that it reports to."""
+    learner = LearnerStandIn()
     with service_of(run, "evaluator") as service:
-        evaluator: Any = EvaluatorDaemon(service, Extensions(make_env))
-        try:
-            yield evaluator
-        finally:
-            for part in (evaluator._environments, evaluator._learner, evaluator._metrics):
-                part.close()
-
-
-@contextmanager
-def serial_of(run: RunDirectory, make_env: EnvFactory | None = None) -> Iterator[Any]:
-    serial: Any = SerialRun(run, Extensions(make_env))
-    try:
-        yield serial
-    finally:
-        for actor in serial._actors:
-            actor.environments.close()
-        for metrics in serial._metrics.values():
-            metrics.close()
+        evaluator = EvaluatorDaemon(
+            service, Extensions(make_env), learner=learner, poller=PollerStandIn()
+        )
+        with closing(evaluator):
+            noted()  # the seeds of making it
+            evaluator.evaluate(publication(run, version))
+    return learner
 
 
 def test_no_game_is_played_twice_by_evaluations_seeds_or_actors():
@@ -123,35 +115,39 @@ def test_evaluations_of_one_run_and_of_the_next_seed_share_no_games(tmp_path):
         folder = tmp_path / str(seed)
         folder.mkdir()
         run = prepared(folder, *SMALL, f"run.seed={seed}", make_env=Noted)
-        noted()
         for version in (1, 2):  # the evaluator is started again before the second
-            with evaluator_of(run, Noted) as evaluator:
-                evaluator.evaluate(publication(run, version))
-                seeds += noted()
+            evaluated(run, version, Noted)
+            seeds += noted()
     assert len(seeds) == 12 == len(set(seeds))
 
 
 def test_evaluation_that_an_environment_ended_is_played_with_other_games(tmp_path, monkeypatch):
+    def publish(learner: LearnerStandIn) -> Publication | None:
+        phase = learner.beats[-1].phase
+        Noted.broken = learner.beats[-1].env_faults == 0
+        if learner.reports:
+            service.stop()
+        return publication(run, left.pop(0)) if left and phase == "idle" else None
+
     run = prepared(tmp_path, *SMALL, make_env=Noted)
-    with evaluator_of(run, Noted) as evaluator:
-        noted()
-        with monkeypatch.context() as patch:
-            patch.setattr(Noted, "broken", True)
-            with pytest.raises(EnvFaultError, match="it broke"):
-                evaluator.evaluate(publication(run, 1))
-        evaluator._recreation.faults += 1
-        evaluator.evaluate(publication(run, 1))
-        seeds = noted()
+    monkeypatch.setattr(Noted, "broken", False)
+    clock, left = Clock(), [1, 2]  # the first version only starts the time until an evaluation
+    noted()
+    with service_of(run, "evaluator") as service:
+        learner = LearnerStandIn(publish)
+        EvaluatorDaemon(
+            service, Extensions(Noted), clock, learner=learner, poller=PollerStandIn(clock.move)
+        ).run()
+    seeds = noted()
+    assert len(learner.reports) == 1 and learner.beats[-1].env_faults == 1
     assert len(seeds) == 6 == len(set(seeds))
 
 
 def test_evaluator_and_serial_mode_play_the_same_games_of_one_version(tmp_path):
     run = prepared(tmp_path, *SMALL, make_env=Noted)
-    with evaluator_of(run, Noted) as evaluator:
-        noted()
-        evaluator.evaluate(publication(run, 7))
-        expected = noted()
-    with serial_of(run, Noted) as serial:
+    evaluated(run, 7, Noted)
+    expected = noted()
+    with closing(SerialRun(run, Extensions(Noted))) as serial:
         noted()
         serial.evaluate(publication(run, 7))
     assert noted() == expected and len(expected) == 3
@@ -159,7 +155,7 @@ def test_evaluator_and_serial_mode_play_the_same_games_of_one_version(tmp_path):
 
 def test_trained_policy_plays_and_films_no_game_of_the_next_seed(tmp_path, monkeypatch):
     run = prepared(tmp_path, *SMALL, make_env=Noted)
-    with serial_of(run, Noted) as serial:
+    with closing(SerialRun(run, Extensions(Noted))) as serial:
         serial.trainer.save()
     policy = load_policy(run.path)
     monkeypatch.setattr(film, "make_environments", filmed)
@@ -182,17 +178,13 @@ def filmed(config: EnvConfig, num_envs: int, *, render: bool) -> Environments:
 
 def test_largest_seed_is_evaluated_in_atari_by_the_evaluator(tmp_path):
     run = prepared(tmp_path, *ATARI, f"run.seed={LARGEST_SEED}", preset="pong-fast")
-    with evaluator_of(run) as evaluator:
-        reports: list[Any] = []
-        evaluator._learner.report = reports.append
-        evaluator.evaluate(publication(run, 1))
-    (report,) = reports
+    (report,) = evaluated(run, 1).reports
     assert len(report.returns) == 3
 
 
 def test_largest_seed_is_evaluated_in_atari_by_serial_mode_and_by_a_trained_policy(tmp_path):
     run = prepared(tmp_path, *ATARI, f"run.seed={LARGEST_SEED}", preset="pong-fast")
-    with serial_of(run) as serial:
+    with closing(SerialRun(run)) as serial:
         serial.evaluate(publication(run, 1))
         assert (run.metrics / "evaluator.jsonl").read_text().count("mean_return") == 2
         serial.trainer.save()

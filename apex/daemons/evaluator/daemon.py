@@ -104,9 +104,13 @@ class EvaluatorDaemon:
                     self._learner.ask_for_params()
                 self._poller.wait(WAIT_S)
         finally:
-            close(self._environments)
-            self._learner.close()
-            self._metrics.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close the environments, the connection to the learner and the metrics file."""
+        close(self._environments)
+        self._learner.close()
+        self._metrics.close()
 
     def _try_to_evaluate(self, publication: Publication) -> None:
         """Evaluate; what a failing environment cuts short is played again from its beginning."""
