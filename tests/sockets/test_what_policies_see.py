@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,9 +17,9 @@ from apex.acting.agent import LocalDecider
 from apex.acting.decisions import Decision, Inputs
 from apex.acting.loop import ActingLoop
 from apex.algos.agent_factory import make_agent
-from apex.algos.registry import make_algorithm
-from apex.daemons.actor import daemon as actor_daemon
+from apex.algos.registry import algorithm_class, make_algorithm
 from apex.daemons.actor.daemon import ActorDaemon
+from apex.daemons.actor.local_inference import LocalInference
 from apex.daemons.evaluator.daemon import EvaluatorDaemon
 from apex.daemons.inference.client import ActClient
 from apex.daemons.inference.endpoint import ActEndpoint
@@ -31,11 +31,13 @@ from apex.evaluation import film
 from apex.evaluation.trained_policy import TrainedPolicy
 from apex.launch.single_process import SerialRun
 from apex.networks import parameters as params
-from apex.plugins import NONE
+from apex.plugins import Extensions
 from apex.runs import checkpoint
 from apex.runs.directory import RunDirectory
+from apex.wire.messages import Welcome
 from tests.support.builders import hello
 from tests.support.services import prepared, service_of
+from tests.support.stand_ins import LearnerStandIn, PollerStandIn, ReplayStandIn
 from tests.support.statuses import inference_report
 from tests.support.waiting import wait_until
 
@@ -75,10 +77,11 @@ class LargeRewards(gym.Env):
 
 
 class Recorder:
-    """A policy that notes what it sees and acts greedily wherever it is."""
+    """A policy that records its inputs, acts greedily, and keeps its first parameters."""
 
     def __init__(self, policy: Any) -> None:
         self._policy = policy
+        self.network = policy.network
         self.core_size = policy.core_size
         self.seen: list[Inputs] = []
 
@@ -87,13 +90,7 @@ class Recorder:
         return self._policy.act(inputs, None)
 
     def load(self, parameters: object) -> None:
-        """It keeps those that it has."""
-
-
-@pytest.fixture(autouse=True)
-def keep_priority(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process cannot take its niceness back."""
-    monkeypatch.setattr(actor_daemon.os, "nice", lambda increment: 0)
+        """Ignore new parameters."""
 
 
 @pytest.fixture(params=["r2d2", "impala"])
@@ -101,8 +98,9 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDirectory:
     preset = f"cartpole-{request.param}"
     return prepared(
         tmp_path, f"env.id={__file__}:LargeRewards", "env.clip_rewards=true", "algorithm.lstm=8",
-        f"actor.num_envs={ENVS}", f"evaluator.num_envs={ENVS}", f"evaluator.episodes={7 * ENVS}",
-        preset=preset,
+        "actor.count=1", "actor.nice=0", f"actor.num_envs={ENVS}",
+        f"run.max_env_steps={ENVS * STEPS}", f"evaluator.num_envs={ENVS}",
+        f"evaluator.episodes={7 * ENVS}", preset=preset,
     )  # fmt: skip
 
 
@@ -117,23 +115,37 @@ def policy_of(run: RunDirectory) -> Recorder:
     return Recorder(policy)
 
 
+def recording(run: RunDirectory) -> tuple[Extensions, list[Recorder]]:
+    """The run's algorithm with recorders as its policies, and those that it has made."""
+    made: list[Recorder] = []
+
+    class Recording(algorithm_class(run.config().algorithm["name"])):
+        def policy(self) -> Recorder:
+            made.append(policy_of(run))
+            return made[-1]
+
+    return Extensions(algorithm=Recording), made
+
+
 def publication(run: RunDirectory) -> Publication:
-    data = params.encode(policy_of(run)._policy.network)
+    data = params.encode(policy_of(run).network)
     return Publication(1, 100, 1000, 1.0, data, 0)
 
 
 def in_actor(run: RunDirectory) -> list[Inputs]:
+    def publish(learner: LearnerStandIn) -> Publication | None:
+        if len(recorders[0].seen) >= STEPS:
+            service.stop()
+        return publication(run) if learner.param_version < 0 else None
+
+    extensions, recorders = recording(run)
     with service_of(run, "actor_000") as service:
-        actor: Any = ActorDaemon(service, NONE)
-        recorder = actor._inference._policy = policy_of(run)
-        try:
-            actor._start(0, incarnation=0)
-            for _ in range(STEPS):
-                actor._loop.step()
-        finally:
-            for part in (actor._environments, actor._learner, actor._inference, actor._metrics):
-                part.close()
-    return recorder.seen
+        learner = LearnerStandIn(publish, Welcome(instance=1, slot=0, incarnation=0))
+        inference = LocalInference(service, extensions, learner, ReplayStandIn())
+        ActorDaemon(
+            service, extensions, learner=learner, inference=inference, poller=PollerStandIn()
+        ).run()
+    return recorders[0].seen
 
 
 def in_inference_server(run: RunDirectory) -> list[Inputs]:
@@ -166,53 +178,36 @@ def in_inference_server(run: RunDirectory) -> list[Inputs]:
     return recorder.seen
 
 
-@contextmanager
-def serial_of(run: RunDirectory) -> Iterator[Any]:
-    """A serial run that has not begun."""
-    serial: Any = SerialRun(run)
-    try:
-        yield serial
-    finally:
-        for actor in serial._actors:
-            actor.environments.close()
-        for metrics in serial._metrics.values():
-            metrics.close()
-
-
 def in_serial_actor(run: RunDirectory) -> list[Inputs]:
-    with serial_of(run) as serial:
-        actor = serial._actors[0]
-        recorder = actor.decider._policy = policy_of(run)
-        for _ in range(STEPS):
-            actor.loop.step()
-    return recorder.seen
+    extensions, recorders = recording(run)
+    SerialRun(run, extensions).run()
+    return recorders[0].seen
 
 
 def in_evaluator(run: RunDirectory) -> list[Inputs]:
+    extensions, recorders = recording(run)
     with service_of(run, "evaluator") as service:
-        evaluator: Any = EvaluatorDaemon(service, NONE)
-        recorder = evaluator._policy = policy_of(run)
-        try:
+        evaluator = EvaluatorDaemon(
+            service, extensions, learner=LearnerStandIn(), poller=PollerStandIn()
+        )
+        with closing(evaluator):
             evaluator.evaluate(publication(run))
-        finally:
-            for part in (evaluator._environments, evaluator._learner, evaluator._metrics):
-                part.close()
-    return recorder.seen
+    return recorders[0].seen
 
 
 def in_serial_evaluation(run: RunDirectory) -> list[Inputs]:
-    with serial_of(run) as serial:
-        recorder = serial.evaluated_policy = policy_of(run)
+    extensions, recorders = recording(run)
+    with closing(SerialRun(run, extensions)) as serial:
         serial.evaluate(publication(run))
-    return recorder.seen
+    _, evaluated = recorders
+    return evaluated.seen
 
 
 def trained(run: RunDirectory) -> tuple[TrainedPolicy, Recorder]:
-    with serial_of(run) as serial:
+    with closing(SerialRun(run)) as serial:
         serial.trainer.save()
-    policy = TrainedPolicy(checkpoint.find(run.path))
-    recorder = policy.policy = policy_of(run)
-    return policy, recorder
+    extensions, recorders = recording(run)
+    return TrainedPolicy(checkpoint.find(run.path), extensions), recorders[0]
 
 
 def in_trained_policy(run: RunDirectory) -> list[Inputs]:
