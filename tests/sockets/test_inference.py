@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from apex.algos.registry import make_algorithm
 from apex.daemons.inference import endpoint
 from apex.daemons.inference.client import ActClient
 from apex.daemons.inference.daemon import InferenceDaemon
-from apex.daemons.inference.endpoint import ActEndpoint
+from apex.daemons.inference.endpoint import ActEndpoint, AgentNumbers
+from apex.daemons.learner.parameter_versions import Publication
 from apex.data.chunk_bytes import chunk_to_arrays
 from apex.data.chunks import Chunk
 from apex.envs.base import Environments
@@ -25,10 +26,13 @@ from apex.envs.registry import EnvFactory
 from apex.envs.spec import StepResult
 from apex.errors import EndpointError, SchemaError
 from apex.launch.prepare import prepare_run, preset_config
+from apex.networks import parameters
+from apex.runs.directory import RunDirectory
 from apex.wire.messages import Act
 from tests.support.builders import hello
 from tests.support.clock import Clock
 from tests.support.services import prepared, service_of
+from tests.support.stand_ins import LearnerStandIn, PollerStandIn, ReplayStandIn, in_turn
 from tests.support.statuses import inference_report
 from tests.support.waiting import wait_until
 from tests.support.walks import ENVS, SMALL, small, walk_for, walks
@@ -64,11 +68,12 @@ class Stage:
         """The server's agents."""
         self.open()
 
-    def open(self, starts: int = 0) -> None:
+    def open(self, starts: int = 0, max_agents: int = endpoint.MAX_AGENTS) -> None:
         """Start the server, which was started so often before."""
         self.acts = ActEndpoint(
             self.run.endpoints().of("inference.act"), self.config, self.facts, self.make_agent,
             status=inference_report, starts=starts, clock=self.clock,
+            max_agents=max_agents,
         )  # fmt: skip
         self.stack.callback(self.acts.server.close)
 
@@ -253,7 +258,8 @@ def test_exploration_repeats_itself_neither_in_a_restarted_server_nor_in_one_tha
     expected = make_agent(stage.algorithm, stage.config, 0, slot=0, incarnation=0)
     assert streams == draws(expected), "the first one explores as an actor that decides itself"
     for starts in (1, 2):
-        stage.acts._retire("actor_000")
+        one.leave()
+        wait_until(lambda: stage.acts.agents == 0, turn=stage.turn)
         one.observe(result(1.0))
         streams += round_of_new_agent()
         stage.acts.server.close()
@@ -263,25 +269,49 @@ def test_exploration_repeats_itself_neither_in_a_restarted_server_nor_in_one_tha
     assert len(streams) == 5 * ENVS == len(set(map(str, streams)))
 
 
+def played(run: RunDirectory, steps: int) -> list[list[int]]:
+    """What one start of the inference daemon decides for one actor: a list for each environment."""
+
+    def turn(_: float) -> None:
+        client.poll()
+        if client.answered:
+            actions.append(client.take().tolist())
+            client.observe(result(0.0))
+        if len(actions) == steps:
+            service.stop()
+
+    facts = run.facts()
+    algorithm = make_algorithm(run.config().algorithm, facts.env)
+    torch.manual_seed(0)
+    network = algorithm.policy().network
+    learner = LearnerStandIn(in_turn([Publication(0, 0, 0, 0.0, parameters.encode(network), 0)]))
+    greeting = hello(run_id=facts.run_id, schema_hash=facts.schema.hash)
+    client = ActClient(run.endpoints().of("inference.act"), greeting, facts.env)
+    client.start(0, incarnation=0)
+    client.begin(seen(0.0))
+    actions: list[list[int]] = []
+    with closing(client), service_of(run, "inference") as service:
+        service.delay_after_crashes()  # as each start does
+        InferenceDaemon(
+            service, algorithm, learner=learner, replay=ReplayStandIn(), poller=PollerStandIn(turn)
+        ).run()
+        service.mark_clean()
+    return np.array(actions).T.tolist()
+
+
 def test_each_start_of_the_inference_daemon_explores_otherwise(tmp_path):
-    run = prepared(tmp_path, "actor.inference=central")
-    algorithm = make_algorithm(run.config().algorithm, run.facts().env)
-    numbers = []
-    for _ in range(3):
-        with service_of(run, "inference") as service:
-            service._crashes.began()  # as each start does
-            daemon = InferenceDaemon(service, algorithm)
-            numbers.append(daemon._acts._made.count(0, 0))
-            for part in (daemon._acts.server, daemon._learner, daemon._replay, daemon._metrics):
-                part.close()
-    assert numbers[0] == 0 and len(set(numbers)) == 3
+    run = prepared(
+        tmp_path, "actor.inference=central", "inference.nice=0", "actor.count=1",
+        f"actor.num_envs={ENVS}", "algorithm.epsilon=0.99", "algorithm.epsilon_alpha=0.0",
+    )  # fmt: skip
+    streams = [stream for _ in range(3) for stream in played(run, 40)]
+    assert len(streams) == 3 * ENVS == len(set(map(str, streams)))
 
 
-def test_of_too_many_actors_none_that_is_forgotten_explores_as_before(monkeypatch):
-    monkeypatch.setattr(endpoint, "MAX_AGENTS", 3)
-    made = endpoint._AgentsMade(first=0)
-    assert [made.count(7, 0), made.count(7, 0), made.count(7, 1)] == [0, 1, 0]
-    numbers = [made.count(slot, 0) for slot in (8, 9, 7, 7, 10, 11, 12, 7, 8)]
+def test_of_too_many_actors_none_that_is_forgotten_explores_as_before():
+    agents = AgentNumbers(first=0, most=3)
+    assert [agents.count(7, 0), agents.count(7, 0), agents.count(7, 1)] == [0, 1, 0]
+    numbers = [agents.count(slot, 0) for slot in (8, 9, 7, 7, 10, 11, 12, 7, 8)]
     assert numbers == [0, 0, 2, 3, 2, 2, 2, 4, 4]
 
 
@@ -302,8 +332,9 @@ def test_a_restarted_server_is_begun_with_the_last_observations(stage):
     assert first_observations(chunks) == [2.0, 2.0]
 
 
-def test_an_actor_that_the_server_has_forgotten_begins_again(stage, monkeypatch):
-    monkeypatch.setattr(endpoint, "MAX_AGENTS", 1)
+def test_an_actor_that_the_server_has_forgotten_begins_again(stage):
+    stage.acts.server.close()
+    stage.open(max_agents=1)
     one, two = stage.client("actor_000"), stage.client("actor_001")
     one.begin(seen(0.0))
     stage.round(one)
