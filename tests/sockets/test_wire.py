@@ -11,8 +11,7 @@ import zmq
 
 from apex.data.schema import Array
 from apex.errors import PeerTimeoutError, RefusedError
-from apex.wire import client as wire_client
-from apex.wire.client import Client
+from apex.wire.client import HELLO_RETRY_S, Client
 from apex.wire.codec import Received, decode, encode
 from apex.wire.endpoints import Endpoint
 from apex.wire.messages import (
@@ -31,6 +30,7 @@ from apex.wire.messages import (
 from apex.wire.server import Peer, Request, Server
 from apex.wire.sockets import Poller, Waker, context
 from tests.support.builders import VECTOR_SCHEMA, hello
+from tests.support.clock import Clock
 from tests.support.waiting import wait_until
 
 PERMISSIONS = {"actor": (GetParams,), "learner": (GetParams,), "operator": (Status,)}
@@ -255,15 +255,21 @@ def test_client_that_the_server_forgot_greets_again(desk):
     desk.until(lambda: desk.taken)
 
 
-def test_lost_greeting_is_repeated(desk, monkeypatch):
-    monkeypatch.setattr(wire_client, "HELLO_RETRY_S", 0.0)
-    dropped = []
-    monkeypatch.setattr(desk.server, "_greet", lambda *greeting: dropped.append(greeting))
-    client = desk.connect()
-    desk.until(lambda: dropped)
-    monkeypatch.undo()
-    monkeypatch.setattr(wire_client, "HELLO_RETRY_S", 0.0)
-    desk.until(lambda: client.ready)
+def test_greeting_without_an_answer_is_repeated(tmp_path):
+    clock, endpoint = Clock(), Endpoint("replay.insert", f"ipc://{tmp_path}/s")
+    with closing(context().socket(zmq.ROUTER)) as server:
+        server.bind(endpoint.address)
+        with closing(Client(endpoint, hello(), clock)) as client:
+            wait_until(lambda: server.poll(0), turn=client.receive)
+            identity, *greeting = server.recv_multipart()
+            clock.move(HELLO_RETRY_S)
+            client.receive()
+            assert not server.poll(20), "not before its time"
+            clock.move(0.1)
+            wait_until(lambda: server.poll(0), turn=client.receive)
+            assert server.recv_multipart() == [identity, *greeting]
+            server.send_multipart([identity, *encode(Welcome(instance=1))])
+            wait_until(lambda: client.ready, turn=client.receive)
 
 
 def test_newer_connection_of_one_name_replaces_the_older(desk):
@@ -299,28 +305,26 @@ def test_reply_to_one_who_does_not_read_is_dropped_and_never_waits(desk):
     desk.until(lambda: desk.taken)
 
 
-def operator_request(desk: Desk, monkeypatch, message: Message, timeout_s: float) -> Received:
+def operator_request(desk: Desk, message: Message, timeout_s: float) -> Received:
     """Client.request, with the server's turns taken where the client would wait."""
-    client = Client(desk.endpoint, hello("op", "operator"))
-    receive = client.receive
 
-    def receive_with_turn() -> list[Received]:
-        desk.turn()
-        return receive()
+    class Operator(Client):
+        def receive(self) -> list[Received]:
+            desk.turn()
+            return super().receive()
 
-    monkeypatch.setattr(client, "receive", receive_with_turn)
-    with closing(client):
+    with closing(Operator(desk.endpoint, hello("op", "operator"))) as client:
         return client.request(message, timeout_s)
 
 
-def test_request_gives_the_answer(desk, monkeypatch):
-    answer = operator_request(desk, monkeypatch, Status(), 20.0)
+def test_request_gives_the_answer(desk):
+    answer = operator_request(desk, Status(), 20.0)
     assert answer.message == StatusReply(status={"a": 1})
 
 
-def test_request_that_is_refused_raises_with_the_code(desk, monkeypatch):
+def test_request_that_is_refused_raises_with_the_code(desk):
     with pytest.raises(RefusedError) as error:
-        operator_request(desk, monkeypatch, Insert(seq=0), 20.0)
+        operator_request(desk, Insert(seq=0), 20.0)
     assert error.value.code == "not_permitted"
 
 
