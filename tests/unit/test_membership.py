@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from apex.daemons.learner import membership as membership_module
-from apex.daemons.learner.membership import Membership
+from apex.daemons.learner.membership import MAX_MEMBERS, Membership
 from apex.daemons.status.reports import ActorReport, EvaluationsReport
 from apex.errors import RefusedError
 from apex.runs.checkpoint import ActorRecord
@@ -15,10 +14,14 @@ from tests.support.clock import Clock
 
 
 def make(
-    num_actors: int = 2, env_steps: int = 0, records: dict[str, ActorRecord] | None = None
+    num_actors: int = 2,
+    env_steps: int = 0,
+    records: dict[str, ActorRecord] | None = None,
+    max_members: int = MAX_MEMBERS,
 ) -> tuple[Membership, Clock]:
     clock = Clock()
-    return Membership(num_actors, 5, env_steps, records, clock), clock
+    membership = Membership(num_actors, 5, env_steps, records, clock, max_members=max_members)
+    return membership, clock
 
 
 def beat(steps: int = 0, phase: str = "stepping") -> Heartbeat:
@@ -276,18 +279,16 @@ def test_evaluations_give_means_and_the_best_whole_one():
     assert membership.best_return == pytest.approx(6.0)
 
 
-def test_of_too_many_names_the_one_that_greeted_first_is_forgotten(monkeypatch):
-    monkeypatch.setattr(membership_module, "MAX_MEMBERS", 3)
-    membership, _ = make(1)
+def test_of_too_many_names_the_one_that_greeted_first_is_forgotten():
+    membership, _ = make(1, max_members=3)
     for name in ("actor_000", "a", "b", "a", "c"):
         membership.greet(hello(name))
     assert list(membership.records) == ["b", "a", "c"]
     assert not membership.knows(hello("actor_000")) and membership.knows(hello("b"))
 
 
-def test_who_is_forgotten_for_the_many_that_came_and_left_greets_again(monkeypatch):
-    monkeypatch.setattr(membership_module, "MAX_MEMBERS", 3)
-    membership, _ = make(1)
+def test_who_is_forgotten_for_the_many_that_came_and_left_greets_again():
+    membership, _ = make(1, max_members=3)
     membership.greet(hello("actor_000"))
     for name in ("a", "b", "c", "d"):
         membership.greet(hello(name))
