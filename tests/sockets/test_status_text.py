@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from apex.cli import live_view
 from apex.cli.live_view import Progress
 from apex.cli.status_text import describe
 from apex.daemons.status.reports import LearnerSummary, ReplaySummary
@@ -76,11 +75,9 @@ def test_a_run_that_is_ending_says_so_while_its_daemons_drain() -> None:
 
 
 @pytest.fixture
-def progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Progress:
+def progress(tmp_path: Path) -> Progress:
     """Of a run that is looked at every ten seconds."""
-    times = iter(range(0, 1000, 10))
-    monkeypatch.setattr(live_view.time, "monotonic", lambda: next(times))
-    return Progress(prepared(tmp_path))
+    return Progress(prepared(tmp_path), map(float, range(0, 1000, 10)).__next__)
 
 
 def test_progress_without_a_terminal_is_one_short_line(progress: Progress) -> None:
