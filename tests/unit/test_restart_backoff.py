@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from apex.daemons.restart_backoff import CrashHistory
 from apex.errors import DeviceMemoryError, ExitCode
 from apex.host import process_tuning
 from tests.support.builders import fill, mount_tmpfs, unmount
+from tests.support.clock import Clock
 
 
 @pytest.fixture
@@ -19,9 +23,15 @@ def path(tmp_path):
     return tmp_path / "learner.json"
 
 
-def crash(path, lived_s: float, code: ExitCode | None = None, error: str = "x") -> CrashHistory:
+def crash(
+    path: Path,
+    lived_s: float,
+    code: ExitCode | None = None,
+    error: str = "x",
+    wall_clock_ns: Callable[[], int] = time.time_ns,
+) -> CrashHistory:
     """One start that ends after so many seconds; without a code it is killed."""
-    history = CrashHistory(path, 8)
+    history = CrashHistory(path, 8, wall_clock_ns)
     history.began()
     if code is not None:
         history.failed(error, code)
@@ -101,9 +111,8 @@ def test_crashes_are_counted_on_a_full_disk_too(path, tmp_path):
         unmount(disk)
 
 
-def test_epochs_rise_even_when_the_clock_goes_back(path, monkeypatch):
-    monkeypatch.setattr(restart_backoff.time, "time_ns", lambda: 1000)
-    epochs = [crash(path, 1.0).epoch for _ in range(3)]
+def test_epochs_rise_even_when_the_clock_goes_back(path):
+    epochs = [crash(path, 1.0, wall_clock_ns=lambda now=now: now).epoch for now in (1000, 1000, 7)]
     assert epochs == [1000, 1001, 1002]
 
 
@@ -120,12 +129,11 @@ def test_a_device_without_memory_left_is_an_error_of_its_own():
 
 
 @pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
-def test_a_step_of_the_clock_makes_no_life_shorter_or_longer(path, monkeypatch, step_s):
-    now, step = restart_backoff.time.time(), [step_s]
-    monkeypatch.setattr(restart_backoff.time, "time", lambda: now + step[0])
-    history = CrashHistory(path, 8)
+def test_a_step_of_the_clock_makes_no_life_shorter_or_longer(path, step_s):
+    wall_clock = Clock(time.time())
+    history = CrashHistory(path, 8, lambda: int(wall_clock() * 1e9))
     history.began()
-    step[0] = 0.0
+    wall_clock.move(step_s)
     history.breathe()
     record = restart_backoff.read(path)
     assert record is not None
