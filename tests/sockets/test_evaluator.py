@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from apex.algos.registry import make_algorithm
+from apex.daemons import cpu_affinity
 from apex.daemons.evaluator import daemon as evaluator
 from apex.daemons.evaluator.daemon import EvaluatorDaemon
 from apex.daemons.learner.parameter_versions import Publication
@@ -152,7 +154,7 @@ def test_best_is_that_of_the_best_full_evaluation_also_after_a_restart(run):
     assert best == [(2, -9.0), (4, 15.0), (5, 15.0), (6, 15.0)]
 
 
-def evaluated_at(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, cpu_s: float) -> list[float]:
+def evaluated_at(run: RunDirectory, cpu_s: float) -> list[float]:
     """When evaluations of `cpu_s` seconds of CPU begin; the learner's first step is at 21 s.
 
     Each wait takes a second; whenever it was asked, the learner has newer parameters. After 400
@@ -175,12 +177,11 @@ def evaluated_at(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, cpu_s: floa
             service.stop()
 
     clock, began, answered = Clock(0.0), [], []
-    used = iter(range(1000))
-    monkeypatch.setattr(evaluator.time, "process_time", lambda: cpu_s * next(used))
+    used = itertools.count()
     with service_of(run, "evaluator") as service:
         EvaluatorDaemon(
-            service, Extensions(Choice), clock, learner=LearnerStandIn(publish),
-            poller=PollerStandIn(second),
+            service, Extensions(Choice), clock, cpu_clock=lambda: cpu_s * next(used),
+            learner=LearnerStandIn(publish), poller=PollerStandIn(second),
         ).run()  # fmt: skip
     return began
 
@@ -189,27 +190,26 @@ PACED = ("evaluator.period_s=50.0", "evaluator.max_share=0.1")
 
 
 @pytest.mark.parametrize(
-    ("cpu_s", "restarted", "expected"),
+    ("core_s", "restarted", "expected"),
     [
         # 50 s after the first parameters that have learned, then every 50 s.
-        (1.0, False, [72, 123, 174, 225, 276, 327, 378]),
-        # 15 s of CPU are a tenth of two cores in 75 s.
-        (15.0, False, [72, 148, 224, 300, 376]),
-        (15.0, True, [22, 98, 174, 250, 326]),
+        (0.5, False, [72, 123, 174, 225, 276, 327, 378]),
+        # 7.5 s of CPU on each core are a tenth of them in 75 s.
+        (7.5, False, [72, 148, 224, 300, 376]),
+        (7.5, True, [22, 98, 174, 250, 326]),
     ],
 )
 def test_evaluations_wait_for_learning_for_their_period_and_for_their_share(
-    tmp_path, monkeypatch, cpu_s, restarted, expected
+    tmp_path, core_s, restarted, expected
 ):
     run = prepared(
         tmp_path, *PACED, "evaluator.episodes=4", "evaluator.num_envs=2", "algorithm.hidden=[]",
         make_env=Choice,
     )  # fmt: skip
-    monkeypatch.setattr(evaluator.cpu_affinity, "of_run", lambda: 2)
     if restarted:
         with service_of(run, "evaluator") as service:
             service.mark_clean()
-    assert evaluated_at(run, monkeypatch, cpu_s) == pytest.approx(expected, abs=2)
+    assert evaluated_at(run, core_s * cpu_affinity.of_run()) == pytest.approx(expected, abs=2)
 
 
 def test_the_best_is_kept_when_the_disk_takes_checkpoints_again(run, monkeypatch):
@@ -232,18 +232,15 @@ def test_evaluator_lowers_its_priority_before_it_makes_its_environments(run, mon
     """Threads keep the priority of their start, the emulator's too."""
     happened: list[object] = []
 
-    class Stand:
-        def __init__(self, service: object, extensions: object) -> None:
-            happened.append("made")
+    def make() -> Choice:
+        happened.append("made")
+        return Choice()
 
-        def run(self) -> None:
-            happened.append("run")
-
-    monkeypatch.setattr(evaluator.os, "nice", happened.append)
-    monkeypatch.setattr(evaluator, "EvaluatorDaemon", Stand)
+    monkeypatch.setattr(os, "nice", happened.append)
     with service_of(run, "evaluator") as service:
-        evaluator.body(service)
-    assert happened == [15, "made", "run"]
+        service.stop()
+        evaluator.body(service, Extensions(make))
+    assert happened == [15, "made", "made"], "both environments"
 
 
 class Falls(Choice):
