@@ -24,7 +24,6 @@ def affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, set[i
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(state["allowed"]))
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, to: state.update(allowed=set(to)))
     monkeypatch.setattr(hardware, "cores", lambda: 3)
-    monkeypatch.setattr(cpu_affinity, "_held", [])
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv(cpu_affinity.LEARNER_CORES, "")
     return state
