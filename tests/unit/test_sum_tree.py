@@ -79,9 +79,8 @@ def test_last_mass_holds_when_a_slot_is_set_twice():
     tree.check_valid()
 
 
-def test_check_valid_fails_when_an_inner_node_is_off():
+def test_check_valid_fails_when_an_inner_node_is_not_the_sum_of_its_children():
     tree = SumTree(4)
-    tree.set(np.arange(4), np.ones(4))
-    tree._nodes[2] += 1.0
+    tree.set(np.arange(4), np.array([1.0, np.nan, 1.0, 1.0]))  # NaN equals no sum
     with pytest.raises(AssertionError):
         tree.check_valid()
