@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
 from apex.daemons.learner.parameter_versions import Publication
+from apex.daemons.learner.prefetcher import Batch
 from apex.data.chunks import Chunk
 from apex.wire.messages import EvaluationReport, Heartbeat, Welcome
 
@@ -82,6 +83,29 @@ class ReplayStandIn:
 
     def poll(self) -> None:
         """Nothing arrives."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class PrefetcherStandIn:
+    """Brings batches that a test makes; drops what is sent back to replay."""
+
+    ready = corrupt_items = dropped_batches = table_items = 0
+    saved = None
+
+    def __init__(self, make: Callable[[], Batch | None]) -> None:
+        self._make = make
+
+    def get(self, timeout_s: float) -> Batch | None:
+        """The next batch, without waiting."""
+        return self._make()
+
+    def put_priorities(self, item_ids: object, priorities: object) -> None:
+        """Drop new priorities."""
+
+    def reject(self, item_ids: Sequence[int]) -> None:
+        """Drop the numbers of bad items."""
 
     def close(self) -> None:
         """Nothing is open."""
