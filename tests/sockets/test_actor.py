@@ -77,7 +77,7 @@ def explores(inference: LocalInference) -> EpsilonGreedy:
     return inference.agent.exploration
 
 
-def test_actor_explores_by_the_rungs_of_its_slot_and_an_attached_one_between_them(tmp_path):
+def test_actor_explores_on_the_rungs_of_its_slot_and_an_attached_one_between_them(tmp_path):
     run = prepared(tmp_path, *KEEP_PRIORITY, "actor.count=3", "actor.num_envs=2")
     rungs = {0: (0, 3), 1: (1, 4), 2: (2, 5), 3: (0.5, 3.5), 4: (1.5, 4.5)}
     for slot, (first, second) in rungs.items():
@@ -112,7 +112,7 @@ def test_draws_and_starts_differ_by_seed_slot_environment_and_incarnation_and_re
 
 
 @pytest.mark.parametrize("learned", [True, False])
-def test_actor_learns_from_clipped_rewards_and_lives_and_reports_whole_returns(tmp_path, learned):
+def test_actor_inserts_clipped_rewards_and_reports_unclipped_returns(tmp_path, learned):
     """Two episodes: three steps and one that begins the next, then newer parameters."""
 
     def publish(learner: LearnerStandIn) -> Publication | None:

@@ -80,7 +80,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_key_of_a_role_lets_in_that_role_alone(stack, folder, name):
+def test_key_admits_its_own_role_only(stack, folder, name):
     door = Door(tcp_endpoint(folder, name), stack)
     client = door.knock(folder)
     door.until(client, lambda: client.ready)
@@ -96,7 +96,7 @@ def test_the_key_of_a_role_lets_in_that_role_alone(stack, folder, name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_key_that_is_not_authorized_is_kept_out(stack, folder, tmp_path, name):
+def test_unauthorized_key_is_refused(stack, folder, tmp_path, name):
     door = Door(tcp_endpoint(folder, name), stack)
     curve_keys.make_folder(tmp_path / "strange")
     (tmp_path / "strange" / "server.public").write_bytes((folder / "server.public").read_bytes())
@@ -107,7 +107,9 @@ def test_a_key_that_is_not_authorized_is_kept_out(stack, folder, tmp_path, name)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_a_key_or_with_the_wrong_server_key_nobody_gets_in(stack, folder, tmp_path, name):
+def test_connection_without_a_key_or_with_a_wrong_server_key_is_refused(
+    stack, folder, tmp_path, name
+):
     door = Door(tcp_endpoint(folder, name), stack)
     plain = door.knock(None)
     curve_keys.make_folder(tmp_path / "strange")
@@ -123,7 +125,7 @@ def test_without_a_key_or_with_the_wrong_server_key_nobody_gets_in(stack, folder
     assert [peer.hello.role for peer in door.server.peers.values()] == ["actor"]
 
 
-def test_a_revoked_key_ends_its_connections_and_gets_no_new_one(stack, folder, tmp_path):
+def test_revoked_key_loses_its_connections_and_gets_no_new_one(stack, folder, tmp_path):
     curve_keys.add_key(folder, "far", "actor", tmp_path / "far")
     door = Door(tcp_endpoint(folder), stack)
     client, other = door.knock(tmp_path / "far"), door.knock(folder)
@@ -139,7 +141,7 @@ def test_a_revoked_key_ends_its_connections_and_gets_no_new_one(stack, folder, t
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("transport", ["ipc", "tcp", "curve"])
-def test_nobody_gets_in_without_the_thread_that_judges(tmp_path, folder, name, transport):
+def test_nobody_is_admitted_without_the_gate_thread(tmp_path, folder, name, transport):
     """In a process of its own, whose gate is closed."""
     code = f"""
 import sys, time
@@ -170,7 +172,7 @@ assert not knock(2.0)
     assert done.returncode == 0, done.stderr
 
 
-def test_another_user_of_the_machine_is_kept_out_of_a_socket_that_it_can_reach(stack):
+def test_another_local_user_is_refused_at_a_reachable_socket(stack):
     if os.getuid() != 0:
         pytest.skip("only root can become another user")
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -200,7 +202,7 @@ sys.exit(0 if b"READY" in answer else 42)
     assert sockets.gate().refused["replay.insert"] > 0
 
 
-def test_policies_know_whom_they_admit(folder, tmp_path):
+def test_policies_refuse_other_users_and_unknown_keys(folder, tmp_path):
     same = SameUser(1000)
     assert same.admit("localhost:1000:100:77", "NULL", []) is not None
     assert same.admit("localhost:0:0:77", "NULL", []) is not None
@@ -215,7 +217,7 @@ def test_policies_know_whom_they_admit(folder, tmp_path):
     assert KeyHolders(tmp_path / "gone").admit("127.0.0.1", "CURVE", [bytes(32)]) is None
 
 
-def test_secrets_are_their_owners_alone(folder, tmp_path):
+def test_secret_files_are_private_and_checked(folder, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in folder.glob("*.secret")} == {0o600}
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / ".gitignore").read_text() == "*\n"
@@ -240,7 +242,7 @@ def test_secrets_are_their_owners_alone(folder, tmp_path):
         curve_keys.revoke(folder, "nobody")
 
 
-def test_keys_are_never_written_over(folder, tmp_path):
+def test_keys_are_never_overwritten(folder, tmp_path):
     secret = (folder / "actor.secret").read_bytes()
     with pytest.raises(UsageError, match=r"actor\.secret is there already; name another folder"):
         curve_keys.add_key(folder, "far", "actor", folder)
@@ -251,7 +253,7 @@ def test_keys_are_never_written_over(folder, tmp_path):
         curve_keys.add_key(folder, "farther", "actor", tmp_path / "far")
 
 
-def test_a_folder_that_others_can_write_to_gets_no_keys_and_keeps_its_mode(tmp_path):
+def test_make_folder_refuses_a_writable_folder_and_keeps_the_mode_of_others(tmp_path):
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(UsageError, match="others; name a new folder"):
@@ -263,14 +265,14 @@ def test_a_folder_that_others_can_write_to_gets_no_keys_and_keeps_its_mode(tmp_p
     assert (tmp_path / "readable").stat().st_mode & 0o777 == 0o755
 
 
-def test_a_servers_key_that_others_could_have_replaced_is_not_trusted(folder):
+def test_server_key_that_others_could_replace_is_not_trusted(folder):
     curve_keys.client_keys(folder, "actor")
     (folder / "server.public").chmod(0o666)
     with pytest.raises(EndpointError, match=r"server\.public.* can be written by others"):
         curve_keys.client_keys(folder, "actor")
 
 
-def test_a_key_cannot_lock_a_name_by_a_start_in_the_future(stack, folder):
+def test_greeting_with_a_future_epoch_is_refused(stack, folder):
     door = Door(tcp_endpoint(folder), stack)
     later = time.time_ns() + 2 * 3600 * 10**9
     client = Client(door.endpoint, hello("actor_000", epoch=later))
@@ -281,7 +283,7 @@ def test_a_key_cannot_lock_a_name_by_a_start_in_the_future(stack, folder):
     door.until(ahead, lambda: ahead.ready)
 
 
-def test_an_address_of_ipv6_is_served(stack, folder):
+def test_ipv6_address_is_served(stack, folder):
     if not socket.has_ipv6 or not Path("/proc/net/if_inet6").read_text():
         pytest.skip("this machine has no IPv6")
     with socket.socket(socket.AF_INET6) as probe:
@@ -292,7 +294,7 @@ def test_an_address_of_ipv6_is_served(stack, folder):
     door.until(client, lambda: client.ready)
 
 
-def test_tcp_beyond_loopback_is_accepted_with_keys_alone(tmp_path, folder):
+def test_tcp_beyond_loopback_needs_keys(tmp_path, folder):
     file = tmp_path / "endpoints.toml"
     text = (
         '[replay]\ninsert = "tcp://10.1.2.3:7001"\nsample = "tcp://10.1.2.3:7002"\n'
@@ -312,7 +314,7 @@ def test_tcp_beyond_loopback_is_accepted_with_keys_alone(tmp_path, folder):
         resolve(load(file), tmp_path)
 
 
-def test_a_socket_in_a_folder_that_others_can_write_to_is_neither_served_nor_trusted(tmp_path):
+def test_socket_in_a_folder_that_others_can_write_to_is_refused_by_both_sides(tmp_path):
     tmp_path.chmod(0o1777)
     endpoint = Endpoint("replay.insert", f"ipc://{tmp_path}/s")
     with pytest.raises(EndpointError, match="a directory of your own"):
@@ -326,7 +328,7 @@ def test_a_socket_in_a_folder_that_others_can_write_to_is_neither_served_nor_tru
     client.close()
 
 
-def test_who_was_let_in_stays_so_while_keys_cannot_be_read(folder, monkeypatch):
+def test_admitted_keys_stay_admitted_while_the_folder_cannot_be_read(folder, monkeypatch):
     now = [0.0]
     holders = KeyHolders(folder, lambda: now[0])
     public = curve_keys.read_key(folder / "authorized" / "actor.public").public
@@ -345,7 +347,7 @@ def test_who_was_let_in_stays_so_while_keys_cannot_be_read(folder, monkeypatch):
     assert holders.refusal(public, "actor") == "this key is no longer authorized"
 
 
-def test_a_file_of_keys_that_cannot_be_read_keeps_no_other_key_in(folder):
+def test_unreadable_key_file_does_not_affect_other_keys(folder):
     now = [0.0]
     holders = KeyHolders(folder, lambda: now[0])
     public = curve_keys.read_key(folder / "authorized" / "actor.public").public
@@ -362,7 +364,7 @@ def test_a_file_of_keys_that_cannot_be_read_keeps_no_other_key_in(folder):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("keyed", [True, False])
-def test_a_user_and_a_password_are_no_key(stack, folder, name, keyed):
+def test_user_and_password_are_refused(stack, folder, name, keyed):
     door = Door(tcp_endpoint(folder if keyed else None, name), stack)
     plain = stack.enter_context(sockets.context().socket(zmq.DEALER))
     plain.setsockopt(zmq.PLAIN_USERNAME, b"actor")
@@ -377,7 +379,7 @@ def test_a_user_and_a_password_are_no_key(stack, folder, name, keyed):
     assert [peer.hello.name != "plain" for peer in door.server.peers.values()] == [True]
 
 
-def test_a_folder_of_keys_that_others_can_write_to_lets_nobody_in(folder, caplog):
+def test_key_folder_that_others_can_write_to_admits_nobody(folder, caplog):
     public = curve_keys.read_key(folder / "authorized" / "actor.public").public
     (folder / "authorized").chmod(0o777)
     assert KeyHolders(folder).refusal(public, "actor") == "this key is no longer authorized"

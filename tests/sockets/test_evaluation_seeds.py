@@ -93,7 +93,7 @@ def evaluated(
     return learner
 
 
-def test_no_game_is_played_twice_by_evaluations_seeds_or_actors():
+def test_game_seeds_of_evaluations_run_seeds_and_actors_never_overlap():
     """In 64 environments each, whose seeds follow one another."""
     firsts = [evaluation_seed(seed, version) for seed in range(20) for version in range(20)]
     firsts += [evaluation_seed(1, version, faults=1) for version in range(20)]
@@ -104,7 +104,7 @@ def test_no_game_is_played_twice_by_evaluations_seeds_or_actors():
 
 
 @pytest.mark.parametrize("seed", [0, 1, LARGEST_SEED, 2**63 - 1])
-def test_seed_of_an_evaluation_is_one_that_every_environment_takes(seed):
+def test_evaluation_seed_is_in_the_range_that_every_environment_accepts(seed):
     for first in (evaluation_seed(seed, 0), evaluation_seed(seed, 2**53, faults=9)):
         assert 0 <= first < 2**30
 
@@ -121,7 +121,7 @@ def test_evaluations_of_one_run_and_of_the_next_seed_share_no_games(tmp_path):
     assert len(seeds) == 12 == len(set(seeds))
 
 
-def test_evaluation_that_an_environment_ended_is_played_with_other_games(tmp_path, monkeypatch):
+def test_evaluation_repeated_after_a_fault_plays_other_games(tmp_path, monkeypatch):
     def publish(learner: LearnerStandIn) -> Publication | None:
         phase = learner.beats[-1].phase
         Noted.broken = learner.beats[-1].env_faults == 0
@@ -153,7 +153,7 @@ def test_evaluator_and_serial_mode_play_the_same_games_of_one_version(tmp_path):
     assert noted() == expected and len(expected) == 3
 
 
-def test_trained_policy_plays_and_films_no_game_of_the_next_seed(tmp_path, monkeypatch):
+def test_trained_policy_and_film_share_no_games_with_the_next_seed(tmp_path, monkeypatch):
     run = prepared(tmp_path, *SMALL, make_env=Noted)
     with closing(SerialRun(run, Extensions(Noted))) as serial:
         serial.trainer.save()

@@ -114,7 +114,7 @@ def kept(run: RunDirectory) -> list[tuple[str, float | None]]:
     return [(path.name, checkpoint.load(path).manifest.mean_return) for path in paths]
 
 
-def test_x_values_are_those_of_the_parameters_that_played_though_newer_ones_came(run):
+def test_x_values_belong_to_the_evaluated_parameters_when_newer_ones_arrive(run):
     played = publication(run, 3, GOOD)
     newer = [publication(run, version, BAD) for version in range(4, 20)]
     learner = evaluated(run, played, meanwhile=newer)
@@ -131,7 +131,7 @@ def test_x_values_are_those_of_the_parameters_that_played_though_newer_ones_came
     assert all(torch.equal(saved[name], expected[name]) for name in expected)
 
 
-def test_returns_are_of_whole_episodes_and_unclipped_whatever_is_learned_from(run):
+def test_returns_are_unclipped_and_of_whole_episodes(run):
     learned_from = run.config().env
     assert learned_from.clip_rewards and learned_from.life_loss_ends
     played = evaluation_env(learned_from)
@@ -140,7 +140,7 @@ def test_returns_are_of_whole_episodes_and_unclipped_whatever_is_learned_from(ru
     assert [report.returns for report in learner.reports] == [(-9.0,) * 4, (15.0,) * 4]
 
 
-def test_best_is_that_of_the_best_full_evaluation_also_after_a_restart(run):
+def test_best_checkpoint_is_of_the_best_full_evaluation_across_restarts(run):
     evaluated(run, publication(run, 2, BAD))
     assert kept(run) == [("best_0000000200", -9.0)]
     # At the seventh turn one episode of each environment is over.
@@ -199,7 +199,7 @@ PACED = ("evaluator.period_s=50.0", "evaluator.max_share=0.1")
         (7.5, True, [22, 98, 174, 250, 326]),
     ],
 )
-def test_evaluations_wait_for_learning_for_their_period_and_for_their_share(
+def test_evaluations_wait_for_learning_their_period_and_their_cpu_share(
     tmp_path, core_s, restarted, expected
 ):
     run = prepared(
@@ -212,7 +212,7 @@ def test_evaluations_wait_for_learning_for_their_period_and_for_their_share(
     assert evaluated_at(run, core_s * cpu_affinity.of_run()) == pytest.approx(expected, abs=2)
 
 
-def test_the_best_is_kept_when_the_disk_takes_checkpoints_again(run, monkeypatch):
+def test_best_is_saved_once_the_disk_accepts_checkpoints_again(run, monkeypatch):
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -260,9 +260,7 @@ class Falls(Choice):
         return super().step(action)
 
 
-def test_an_evaluation_that_an_environment_ends_is_played_from_its_beginning(
-    tmp_path, monkeypatch, caplog
-):
+def test_evaluation_restarts_after_an_environment_fault(tmp_path, monkeypatch, caplog):
     run = prepared(
         tmp_path, "evaluator.episodes=4", "evaluator.num_envs=2", "algorithm.hidden=[]",
         make_env=Falls,

@@ -136,7 +136,7 @@ def first_observations(chunks: list[Chunk]) -> list[float]:
     return sorted(chunk.columns["observation"][0, 0].item() for chunk in chunks)
 
 
-def test_a_batch_is_due_when_everyone_has_asked_or_when_the_first_has_waited_long_enough(stage):
+def test_batch_is_due_when_all_actors_asked_or_the_first_waited_long_enough(stage):
     one, two = stage.client("actor_000"), stage.client("actor_001")
     one.begin(seen(0.1))
     two.begin(seen(0.2))
@@ -157,7 +157,7 @@ def test_a_batch_is_due_when_everyone_has_asked_or_when_the_first_has_waited_lon
     assert stage.answered(one).shape == (ENVS,) and not two.answered
 
 
-def test_a_batch_has_no_more_environments_than_it_may_and_those_that_asked_first_go_first(tmp_path):
+def test_batch_is_limited_to_max_batch_and_serves_in_order_of_arrival(tmp_path):
     with ExitStack() as stack:
         stage = Stage(tmp_path, stack, ONE_STEP, f"inference.max_batch={2 * ENVS}")
         clients = [stage.client(f"actor_00{number}") for number in range(3)]
@@ -186,7 +186,7 @@ def test_each_actor_gets_its_own_actions(stage):
     assert [stage.answered(client).tolist() for client in clients] == expected
 
 
-def test_the_same_question_gets_the_same_answer_and_is_one_step(stage):
+def test_repeated_question_gets_the_same_answer_and_counts_as_one_step(stage):
     one, lost = stage.client("actor_000"), []
     one.begin(seen(0.0))
     stage.until_asking(1)
@@ -219,7 +219,7 @@ def test_the_same_question_gets_the_same_answer_and_is_one_step(stage):
     assert {chunk.columns["learner_step"][0].item() for chunk in chunks} == {7}
 
 
-def test_a_restarted_actor_begins_anew_and_what_the_one_before_gave_is_kept(stage):
+def test_restarted_actor_gets_a_new_agent_and_earlier_items_are_kept(stage):
     one = stage.client("actor_000")
     one.begin(seen(0.0))
     for value in (1.0, 2.0):
@@ -238,7 +238,7 @@ def test_a_restarted_actor_begins_anew_and_what_the_one_before_gave_is_kept(stag
     assert stage.round(again).shape == (ENVS,)
 
 
-def test_exploration_repeats_itself_neither_in_a_restarted_server_nor_in_one_that_forgot(stage):
+def test_exploration_does_not_repeat_after_a_server_restart_or_a_forgotten_actor(stage):
     """Forty random actions of each environment, by whatever agent the server has for the actor."""
 
     def draws(agent: Agent) -> list[list[int]]:
@@ -299,7 +299,7 @@ def played(run: RunDirectory, steps: int) -> list[list[int]]:
     return np.array(actions).T.tolist()
 
 
-def test_each_start_of_the_inference_daemon_explores_otherwise(tmp_path):
+def test_each_start_of_the_inference_daemon_explores_differently(tmp_path):
     run = prepared(
         tmp_path, "actor.inference=central", "inference.nice=0", "actor.count=1",
         f"actor.num_envs={ENVS}", "algorithm.epsilon=0.99", "algorithm.epsilon_alpha=0.0",
@@ -308,14 +308,14 @@ def test_each_start_of_the_inference_daemon_explores_otherwise(tmp_path):
     assert len(streams) == 3 * ENVS == len(set(map(str, streams)))
 
 
-def test_of_too_many_actors_none_that_is_forgotten_explores_as_before():
+def test_agent_numbers_stay_unique_when_slots_are_forgotten():
     agents = AgentNumbers(first=0, most=3)
     assert [agents.count(7, 0), agents.count(7, 0), agents.count(7, 1)] == [0, 1, 0]
     numbers = [agents.count(slot, 0) for slot in (8, 9, 7, 7, 10, 11, 12, 7, 8)]
     assert numbers == [0, 0, 2, 3, 2, 2, 2, 4, 4]
 
 
-def test_a_restarted_server_is_begun_with_the_last_observations(stage):
+def test_restarted_server_begins_with_the_last_observations(stage):
     """Of an environment whose episode had just ended it knows that the next action is ignored."""
     one = stage.client("actor_000")
     one.begin(seen(0.0))
@@ -332,7 +332,7 @@ def test_a_restarted_server_is_begun_with_the_last_observations(stage):
     assert first_observations(chunks) == [2.0, 2.0]
 
 
-def test_an_actor_that_the_server_has_forgotten_begins_again(stage):
+def test_forgotten_actor_begins_again(stage):
     stage.acts.server.close()
     stage.open(max_agents=1)
     one, two = stage.client("actor_000"), stage.client("actor_001")
@@ -348,7 +348,7 @@ def test_an_actor_that_the_server_has_forgotten_begins_again(stage):
     assert stage.answered(one).shape == (ENVS,)
 
 
-def test_an_actor_that_leaves_hands_over_what_is_complete(stage):
+def test_complete_items_of_a_leaving_actor_are_kept(stage):
     one = stage.client("actor_000")
     one.begin(seen(0.0))
     stage.round(one)
@@ -372,7 +372,7 @@ def test_an_actor_that_leaves_hands_over_what_is_complete(stage):
         ({"truncated": None}, "truncated: expected uint8 .*, got none"),
     ],
 )
-def test_a_question_that_does_not_fit_is_refused(stage, change, reason):
+def test_malformed_question_is_refused(stage, change, reason):
     from apex.daemons.inference.client import result_to_arrays
     from apex.daemons.inference.endpoint import checked_question
 
@@ -421,7 +421,7 @@ def test_items_of_central_inference_are_byte_for_byte_those_of_local_inference(
             np.testing.assert_array_equal(array, others[name], err_msg=name)
 
 
-def test_endpoints_without_the_inference_server_are_refused_before_anything_starts(tmp_path):
+def test_endpoints_without_inference_are_refused_when_the_run_is_prepared(tmp_path):
     endpoints = tmp_path / "endpoints.toml"
     endpoints.write_text(
         f'[replay]\ninsert = "ipc://{tmp_path}/i"\nsample = "ipc://{tmp_path}/s"\n'
@@ -432,7 +432,7 @@ def test_endpoints_without_the_inference_server_are_refused_before_anything_star
     assert not (tmp_path / "run").exists()
 
 
-def test_cut_of_a_central_actor_is_told_by_its_next_beginning(stage):
+def test_central_actor_cuts_its_episodes_when_it_begins_again(stage):
     """Environments that fail begin again; nothing leads from one episode to the other."""
     one = stage.client("actor_000")
     one.begin(seen(0.0))

@@ -37,7 +37,7 @@ def publication(version: int) -> Publication:
     return Publication(version, 10 * version, 100 * version, 0.5, data, zlib.crc32(data))
 
 
-def test_actors_that_come_late_get_the_newest_parameters_at_once_however_many(tmp_path):
+def test_late_actors_get_the_newest_parameters_at_once(tmp_path):
     endpoints = Endpoints(
         ReplayEndpoints(f"ipc://{tmp_path}/i", f"ipc://{tmp_path}/s"),
         LearnerEndpoints(f"ipc://{tmp_path}/p"),
@@ -71,7 +71,7 @@ def test_actors_that_come_late_get_the_newest_parameters_at_once_however_many(tm
         assert received[1] == publication(42)
 
 
-def test_learner_that_is_killed_before_it_saves_gives_no_incarnation_twice(tmp_path):
+def test_learner_killed_before_it_saves_reuses_no_incarnation(tmp_path):
     run, places = prepared(tmp_path), set()
     for epoch in range(1, 4):
         with service_of(run, "learner") as service:

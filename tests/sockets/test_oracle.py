@@ -421,7 +421,7 @@ def same_settings(
     ],
 )
 @pytest.mark.usefixtures("one_thread")
-def test_real_path_gives_what_the_reference_gives(
+def test_real_path_equals_the_reference(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     n: int,

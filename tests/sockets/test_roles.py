@@ -151,7 +151,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     "endpoint", ["replay.insert", "replay.sample", "learner.params", "inference.act"]
 )
 @pytest.mark.parametrize("role", get_args(Role))
-def test_a_role_may_send_what_the_protocol_permits_and_nothing_else(house, endpoint, role):
+def test_role_may_send_only_what_the_protocol_permits(house, endpoint, role):
     allowed = PERMITTED.get((endpoint, role))
     greeted = house.codes(endpoint, role, None)
     assert greeted == ([] if allowed is not None else ["not_permitted"])
@@ -165,12 +165,12 @@ def test_a_role_may_send_what_the_protocol_permits_and_nothing_else(house, endpo
             assert codes == ["not_permitted"], message
 
 
-def test_every_permission_was_tried():
+def test_every_permission_is_covered():
     names = {type(message).__name__ for message in MESSAGES}
     assert set().union(*PERMITTED.values()) <= names
 
 
-def test_what_a_peer_says_begins_no_line_of_the_log_and_no_command_of_the_terminal(house, caplog):
+def test_text_of_a_peer_is_escaped_in_the_log(house, caplog):
     forged = "x\n2026-11-23T00:00:00.000Z INFO replay stopped\x1b[2J"
     house.answers("replay.insert", (hello(run_id=forged), {}))
     (record,) = [r for r in caplog.records if "wrong_run" in r.getMessage()]
@@ -233,7 +233,7 @@ def random_message(rng: np.random.Generator, role: str) -> tuple[Message, dict[s
     return permitted[role][int(rng.integers(len(permitted[role])))]
 
 
-def test_no_number_of_an_actor_ends_the_inference_server(house):
+def test_extreme_numbers_from_an_actor_do_not_end_the_inference_server(house):
     rng = np.random.default_rng(8)
     answered = refused = 0
     for number in range(60):
@@ -254,7 +254,7 @@ def test_no_number_of_an_actor_ends_the_inference_server(house):
     assert answered >= 10 and refused >= 10 and house.acts.agents >= 7
 
 
-def test_no_number_that_a_role_may_say_ends_a_daemon_or_fills_its_disk(tmp_path):
+def test_extreme_numbers_from_any_role_neither_end_a_daemon_nor_fill_its_disk(tmp_path):
     rng = np.random.default_rng(7)
     with ExitStack() as stack:
         house = House(tmp_path, stack, durability="log")

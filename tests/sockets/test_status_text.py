@@ -26,7 +26,7 @@ def over(outcome: str | None) -> RunStatus:
     )  # fmt: skip
 
 
-def test_a_running_suite_is_described_by_a_line_for_each_daemon() -> None:
+def test_running_suite_is_described_by_a_line_for_each_daemon() -> None:
     status = run_status(
         run={"health": "healthy", "bottleneck": "learner: it computes all the time",
              "alarms": ("the disk is \x1b[2Jfull",)},
@@ -49,7 +49,7 @@ def test_a_running_suite_is_described_by_a_line_for_each_daemon() -> None:
     ]
 
 
-def test_an_ended_run_says_how_it_ended_once_and_keeps_its_last_figures() -> None:
+def test_ended_run_shows_its_outcome_once_and_its_last_figures() -> None:
     text = describe(over("5000 env steps (max_env_steps = 5000)"))
     first, *rest = text.splitlines()
     assert first == "/runs/x: apex_dqn on CartPole-v1, ended: 5000 env steps (max_env_steps = 5000)"
@@ -62,12 +62,12 @@ def test_an_ended_run_says_how_it_ended_once_and_keeps_its_last_figures() -> Non
     ]
 
 
-def test_a_run_that_was_stopped_says_how_it_goes_on() -> None:
+def test_stopped_run_shows_how_to_resume_it() -> None:
     first = describe(over(None)).splitlines()[0]
     assert first == ("/runs/x: apex_dqn on CartPole-v1, down; `apex run --resume` continues it")
 
 
-def test_a_run_that_is_ending_says_so_while_its_daemons_drain() -> None:
+def test_ending_run_shows_its_outcome_while_its_daemons_drain() -> None:
     ending = run_status(run={"outcome": "0.50 hours", "health": "degraded"})
     assert describe(ending).splitlines()[0] == (
         "/runs/x: apex_dqn on CartPole-v1, ended: 0.50 hours, engine supervisor, up 00:01:10"

@@ -254,7 +254,7 @@ PLACES = (
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
-def test_every_input_of_a_policy_with_memory_is_the_same_wherever_it_acts(
+def test_inputs_of_a_recurrent_policy_are_the_same_in_every_place(
     run: RunDirectory, place: Callable[[RunDirectory], list[Inputs]]
 ) -> None:
     seen, acting = place(run), expected(run)
@@ -313,7 +313,7 @@ def test_script_with_several_environments_begins_those_whose_episodes_begin(run)
     "which",
     [1, [1], (1, 1), np.array([1]), np.array([False, True, False]), [False, True, False]],
 )
-def test_environments_to_begin_are_named_by_number_or_by_a_mask(run, which):
+def test_begin_takes_environment_numbers_or_a_mask(run, which):
     policy, recorder = trained(run)
     for number in range(3):
         policy.act(np.full((3, 2), 0.3, np.float32), [5.0, -5.0, 0.5])
@@ -326,14 +326,14 @@ def test_environments_to_begin_are_named_by_number_or_by_a_mask(run, which):
 
 
 @pytest.mark.parametrize("which", [3, -1, [0, 3], [True], [True, False], 1.0, [0.0], [[0]], "0"])
-def test_environments_to_begin_that_there_are_not_are_refused_by_name(run, which):
+def test_begin_refuses_environments_that_do_not_exist(run, which):
     policy, _ = trained(run)
     policy.act(np.zeros((3, 2), np.float32))
     with pytest.raises(UsageError, match=r"^begin: expected .* from 0 to 2 .* 3 booleans, got"):
         policy.begin(which)
 
 
-def test_one_environment_is_begun_by_whether_its_episode_ended(run):
+def test_begin_takes_the_ended_flag_of_a_single_environment(run):
     policy, recorder = trained(run)
     for ended in (False, True, False):
         policy.act(np.zeros(2, np.float32), 5.0)
@@ -347,7 +347,7 @@ def test_one_environment_is_begun_by_whether_its_episode_ended(run):
     assert recorder.seen[-1].last_rewards.tolist() == [0.0, 0.0]
 
 
-def test_returns_stay_whole_where_rewards_are_seen_clipped(run: RunDirectory) -> None:
+def test_returns_are_unclipped_when_the_policy_sees_clipped_rewards(run: RunDirectory) -> None:
     """Steps give 100, 200 and 300, less 250 for each action 1."""
     policy, _ = trained(run)
     taken = np.array([one.last_actions[0] for one in expected(run)[1:4]])

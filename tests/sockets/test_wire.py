@@ -162,7 +162,7 @@ def test_client_may_start_before_its_server(tmp_path):
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
-def test_stranger_is_refused_with_a_code(desk, changes, code):
+def test_wrong_greeting_is_refused_with_a_code(desk, changes, code):
     client = desk.connect(hello(**changes))
     with pytest.raises(RefusedError) as error:
         desk.until(lambda: client.ready)
@@ -205,7 +205,7 @@ def test_message_without_a_greeting_is_refused(desk):
     ],
     ids=["empty", "pickle", "truncated", "undeclared", "version"],
 )
-def test_malformed_message_is_answered_counted_and_survived(desk, frames, code):
+def test_malformed_message_is_answered_and_counted(desk, frames, code):
     with stranger(desk.address) as socket:
         answer = answer_to(desk, socket, frames)
     assert isinstance(answer, Error) and answer.code == code
@@ -213,7 +213,7 @@ def test_malformed_message_is_answered_counted_and_survived(desk, frames, code):
     assert desk.ready().ready
 
 
-def test_message_that_broke_a_decoder_once_is_survived(desk):
+def test_empty_buffer_with_a_huge_shape_is_refused(desk):
     """An empty buffer with a side that no array can have."""
     import msgspec
 
@@ -240,7 +240,7 @@ def test_client_greets_a_restarted_server_again(desk):
     desk.until(lambda: desk.taken)
 
 
-def test_client_that_the_server_forgot_greets_again(desk):
+def test_client_forgotten_by_the_server_greets_again(desk):
     client = desk.ready()
     desk.now += 60
     desk.turn()
@@ -281,18 +281,18 @@ def test_newer_connection_of_one_name_replaces_the_older(desk):
     assert desk.taken == []
 
 
-def test_operators_of_one_name_live_side_by_side(desk):
+def test_operators_with_equal_names_are_served_together(desk):
     for _ in range(2):
         desk.ready(hello("operator", "operator"))
     assert len(desk.server.peers) == 2
 
 
-def test_reply_to_one_who_is_gone_is_dropped_and_counted(desk):
+def test_reply_to_a_departed_peer_is_dropped_and_counted(desk):
     assert not desk.server.send(b"nobody", Ack())
     assert desk.server.refused == {"reply_dropped": 1}
 
 
-def test_reply_to_one_who_does_not_read_is_dropped_and_never_waits(desk):
+def test_reply_to_a_peer_that_does_not_read_is_dropped_without_waiting(desk):
     client = desk.ready()
     (identity,) = desk.server.peers
     big = {"x": np.zeros(250_000)}

@@ -281,7 +281,7 @@ def test_window_longer_than_every_episode_stops_at_each_end():
     ]
 
 
-def test_lost_life_is_learned_as_an_end_though_the_episode_goes_on():
+def test_lost_life_zeroes_the_discount_and_the_episode_continues():
     assert items_of(episode([1, 2, 4, 8, 16], "truncated", lost_after=1)) == [
         (0.0, 2.0, 0.0, 2.0),
         (1.0, 2.0, 0.0, 2.0),
@@ -347,7 +347,7 @@ def test_steps_in_memory_stay_bounded_over_a_long_run():
     assert max(sizes[300:]) <= 1.1 * max(sizes[:300])
 
 
-def test_steps_of_environments_that_fail_at_once_again_and_again_are_forgotten():
+def test_memory_stays_bounded_when_environments_fail_at_every_first_step():
     # Nothing but ignored steps: no transition, and of a stack of 3 two frames before the next.
     spec, rng = SPECS["frames"], np.random.default_rng(1)
     accumulator = algorithm(spec, 5).accumulator(1, 10)
@@ -373,7 +373,7 @@ def test_frame_stacker_pads_with_zeros_at_each_environments_own_start():
     assert push([4, 14], [False, True]) == [[0, 3, 4], [0, 0, 14]]
 
 
-def test_frame_stacker_has_the_last_frames_of_each_environment_over_a_long_time():
+def test_frame_stacker_holds_the_last_frames_of_each_environment_over_many_steps():
     stacker, depth = FrameStacker(4), 4
     seen: list[list[int]] = [[], []]
     for step in range(1, 120):

@@ -109,7 +109,7 @@ def test_draws_of_an_environment_do_not_depend_on_its_neighbours():
 
 
 @pytest.mark.parametrize("spec", [SPEC, IMAGES], ids=["vectors", "images"])
-def test_policy_acts_within_bounds_and_notes_the_values_of_what_it_took_and_held_best(spec):
+def test_policy_acts_within_bounds_and_records_the_values_of_taken_and_greedy_actions(spec):
     algorithm = ApexDPG(ApexDPG.Config(**SMALL), spec)
     torch.manual_seed(3)
     policy = algorithm.policy()
@@ -163,7 +163,7 @@ def test_each_loss_changes_its_own_network_alone(still, expected):
     assert changed == {expected}
 
 
-def test_target_is_a_copy_after_each_period_and_stands_still_between():
+def test_target_is_copied_after_each_period_and_constant_in_between():
     learner, batch = make_learner(target_update_period=3), make_batch()
     first = {name: p.clone() for name, p in learner.target.state_dict().items()}
     for _ in range(2):
@@ -174,7 +174,7 @@ def test_target_is_a_copy_after_each_period_and_stands_still_between():
     assert all(p.equal(online[name]) for name, p in learner.target.state_dict().items())
 
 
-def test_it_finds_the_best_action_of_a_known_value():
+def test_learner_finds_the_best_action_of_a_known_value_function():
     """Reward -(a0 - 1)^2 - (a1 - 7)^2 / 10, episodes of one step: the actor must find (1, 7)."""
     learner = make_learner(
         actor_hidden=(32,), critic_hidden=(64, 64), learning_rate=3e-3, actor_learning_rate=1e-3
@@ -195,7 +195,7 @@ def test_it_finds_the_best_action_of_a_known_value():
     assert found.tolist() == pytest.approx([1.0, 7.0], abs=0.5)
 
 
-def test_resumed_learner_goes_on_as_the_first_would_have():
+def test_resumed_learner_continues_as_the_original_would():
     first, batch = make_learner(target_update_period=2), make_batch()
     for _ in range(3):
         learn(first, batch)
@@ -207,7 +207,7 @@ def test_resumed_learner_goes_on_as_the_first_would_have():
     assert all(p.equal(other[name]) for name, p in first.network.state_dict().items())
 
 
-def test_an_item_whose_action_lies_outside_its_bounds_is_named():
+def test_item_with_an_action_outside_its_bounds_is_reported():
     algorithm = ApexDPG(ApexDPG.Config(**SMALL), SPEC)
     columns = {c.name: np.zeros((3, *c.shape), c.dtype) for c in algorithm.schema().columns}
     columns["action"][1] = [0.0, 10.5]
@@ -217,7 +217,7 @@ def test_an_item_whose_action_lies_outside_its_bounds_is_named():
     assert error.value.item_ids == [5]
 
 
-def test_algorithm_and_actions_that_do_not_fit_are_named_with_the_algorithms_that_do():
+def test_action_space_mismatch_names_the_algorithms_that_fit():
     with pytest.raises(ConfigError, match=r"apex_dpg learns continuous actions.*apex_dqn, impala"):
         make_algorithm({"name": "apex_dpg"}, env_spec((3,), "float32"))
     with pytest.raises(ConfigError, match=r"apex_dqn learns discrete actions.*those: apex_dpg"):

@@ -150,7 +150,7 @@ def test_setting_of_an_algorithm_that_is_out_of_range_is_refused_by_name(name, k
         make_algorithm({"name": name, key: value}, spec)
 
 
-def test_a_number_out_of_range_is_named_beside_its_range():
+def test_number_out_of_range_is_named_beside_its_range():
     assert refusal(with_values(learner={"batch_size": 0})) == (
         "learner.batch_size: Expected `int` >= 1, got 0"
     )
@@ -162,7 +162,7 @@ def test_a_number_out_of_range_is_named_beside_its_range():
     assert str(error.value) == ("algorithm.epsilon: Expected `float` <= 1.0, got 2.5 (of apex_dqn)")
 
 
-def test_ends_of_ranges_are_taken():
+def test_range_limits_are_accepted():
     spec = env_spec((4,), "float32")
     for epsilon in (0.0, 1.0):
         ends = {"epsilon": epsilon, "rmsprop_decay": 0.0, "importance_sampling_exponent": epsilon}
@@ -181,7 +181,7 @@ def test_missing_env_id_is_refused_by_name():
     assert "env" in message and "`id`" in message
 
 
-def test_section_that_is_no_table_is_refused():
+def test_section_that_is_not_a_table_is_refused():
     assert refusal({**SMALLEST, "learner": 3}).startswith("learner")
 
 
@@ -221,12 +221,12 @@ def test_section_that_is_no_table_is_refused():
     ],
     ids=["name", "min_size", "chunk", "fifo", "episodes", "queue_below_batch", "ratio_above_times"],
 )
-def test_values_that_do_not_go_together_are_refused_by_name(raw, named):
+def test_inconsistent_values_are_refused_by_name(raw, named):
     message = refusal(raw)
     assert all(name in message for name in named)
 
 
-def test_tolerance_that_could_deadlock_is_refused_with_the_smallest_that_cannot():
+def test_tolerance_that_could_deadlock_is_refused_with_the_smallest_safe_one():
     limits = {
         "actor": {"chunk_length": 50},
         "learner": {"batch_size": 32, "prefetch": 4},
@@ -241,7 +241,7 @@ def test_tolerance_that_could_deadlock_is_refused_with_the_smallest_that_cannot(
     parse(with_values(replay={"tolerance": 1.0}, **limits))
 
 
-def test_evaluator_that_is_off_may_have_any_episodes():
+def test_episodes_are_not_checked_when_the_evaluator_is_off():
     config = parse(with_values(evaluator={"enabled": False, "episodes": 10, "num_envs": 4}))
     assert config.evaluator.episodes == 10
 
@@ -268,7 +268,7 @@ def test_override_takes_toml_values_or_plain_strings(setting, expected):
     assert result[key] == expected and type(result[key]) is type(expected)
 
 
-def test_last_override_holds_and_the_rest_stays():
+def test_last_override_wins_and_other_keys_keep_their_values():
     raw = override(with_values(learner={"prefetch": 7}), ["learner.batch_size=1"] * 2)
     raw = override(raw, ["learner.batch_size=2", "learner.batch_size=3"])
     assert raw["learner"] == {"prefetch": 7, "batch_size": 3}
@@ -281,13 +281,13 @@ def test_override_without_section_or_value_is_refused(setting):
         override(SMALLEST, [setting])
 
 
-def test_merge_lays_table_over_table_and_leaves_both_alone():
+def test_merge_overrides_keys_and_leaves_both_tables_unchanged():
     base, over = {"a": {"x": 1, "y": 2}, "b": 1}, {"a": {"y": 3}, "b": {"z": 4}}
     assert merge(base, over) == {"a": {"x": 1, "y": 3}, "b": {"z": 4}}
     assert base == {"a": {"x": 1, "y": 2}, "b": 1} and over == {"a": {"y": 3}, "b": {"z": 4}}
 
 
-def test_there_are_the_presets_that_the_readme_names():
+def test_readme_names_every_preset():
     assert preset_names() == [
         "ant-dpg", "breakout", "cartpole", "cartpole-impala", "cartpole-r2d2", "cartpole-seed",
         "halfcheetah-dpg", "lunarlander", "pendulum-dpg", "pong", "pong-fast", "pong-impala",
@@ -316,7 +316,7 @@ def test_no_preset_ends_with_a_learning_rate_of_zero(name, gpu):
     assert not section.learning_rate_decay_steps or section.final_learning_rate_fraction > 0
 
 
-def test_gpu_part_of_breakout_is_the_papers():
+def test_breakout_on_a_gpu_has_the_papers_settings():
     gpu = parse(preset("breakout", gpu=True))
     assert (gpu.learner.batch_size, gpu.replay.min_size) == (512, 50_000)
     assert gpu.replay.capacity == 2_000_000 and gpu.learner.prefetch == 16
@@ -331,14 +331,14 @@ def test_gpu_part_of_breakout_is_the_papers():
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_pong_has_the_papers_network_and_frames_on_every_machine(gpu):
+def test_pong_has_the_papers_network_and_frames(gpu):
     config = parse(preset("pong", gpu=gpu))
     assert config.env.frame_size == (84, 84) and not config.env.life_loss_ends
     assert config.algorithm["conv"] == [[32, 8, 4], [64, 4, 2], [64, 3, 1]]
     assert config.algorithm["stream_hidden"] == [512] and "hidden" not in config.algorithm
 
 
-def test_unknown_preset_names_those_there_are():
+def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"no preset 'pnog'.*pong"):
         preset("pnog", gpu=False)
 

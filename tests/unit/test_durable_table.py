@@ -95,7 +95,7 @@ def full_disk(only: Life) -> Iterator[None]:
     only.clock.now += insert_log.RETRY_S
 
 
-def test_a_killed_table_comes_back_with_its_items_and_ids_and_goes_on(tmp_path):
+def test_killed_table_recovers_its_items_and_ids_and_continues(tmp_path):
     with life(tmp_path) as first:
         assert first.insert(1, 2, 3) and first.insert(4, 5, 6) and first.insert(7, 8)
         before = first.items()
@@ -111,7 +111,7 @@ def test_a_killed_table_comes_back_with_its_items_and_ids_and_goes_on(tmp_path):
         assert third.items() == after
 
 
-def test_ids_that_a_lost_item_may_have_had_are_never_given_again_and_the_oldest_still_goes_first(
+def test_ids_of_lost_items_are_not_reused_and_the_oldest_item_is_still_evicted_first(
     tmp_path,
 ):
     with life(tmp_path) as first:
@@ -131,7 +131,7 @@ def test_first_id_is_above_the_clock_and_takes_the_next_slot(next_id, now, expec
     assert next_first_id(next_id, now, 10) == expected
 
 
-def test_frames_come_back_byte_for_byte(tmp_path):
+def test_frames_are_recovered_byte_for_byte(tmp_path):
     with life(tmp_path, schema=FRAME_SCHEMA) as first:
         first.insert(1, 2, 3, 4)
         first.insert(5, 6, 7)
@@ -146,7 +146,7 @@ def test_frames_come_back_byte_for_byte(tmp_path):
         assert second.table.nbytes == first.table.nbytes
 
 
-def test_saved_priorities_come_back_and_newer_items_have_their_first_ones(tmp_path):
+def test_saved_priorities_are_recovered_and_newer_items_get_their_initial_ones(tmp_path):
     with life(tmp_path) as first:
         first.insert(1, 2, 3)
         first.table.update_priorities(np.array([1000, 1002]), np.array([0.25, 7.0]))
@@ -161,7 +161,7 @@ def test_saved_priorities_come_back_and_newer_items_have_their_first_ones(tmp_pa
         assert chances[1002] == pytest.approx(7**0.6 / mass)
 
 
-def test_priorities_are_saved_when_the_server_ends_in_order(tmp_path):
+def test_priorities_are_saved_at_an_orderly_end(tmp_path):
     with life(tmp_path, die=False) as first:
         first.insert(1, 2)
         first.table.update_priorities(np.array([1001]), np.array([9.0]))
@@ -169,7 +169,7 @@ def test_priorities_are_saved_when_the_server_ends_in_order(tmp_path):
         assert second.priorities() == pytest.approx({1000: 1.0, 1001: 9.0})
 
 
-def test_a_damaged_save_costs_priorities_alone(tmp_path, caplog):
+def test_damaged_table_state_loses_only_priorities(tmp_path, caplog):
     with life(tmp_path, die=False) as first:
         first.insert(1, 2)
         first.table.update_priorities(np.array([1001]), np.array([9.0]))
@@ -183,7 +183,7 @@ def test_a_damaged_save_costs_priorities_alone(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("segment_mb", [64.0, 1e-6])
-def test_items_that_a_queue_has_served_stay_gone(tmp_path, segment_mb):
+def test_items_that_a_queue_has_served_are_not_recovered(tmp_path, segment_mb):
     """Also with a segment for each insert, where the older ones are removed."""
     queue = {"selector": "fifo", "times": 1, "segment_mb": segment_mb}
     with life(tmp_path, **queue) as first:
@@ -203,7 +203,7 @@ def test_items_that_a_queue_has_served_stay_gone(tmp_path, segment_mb):
         assert fourth.keeper.sample(1).columns["action"].tolist() == [6]
 
 
-def test_items_that_leave_out_of_turn_are_served_again_as_of_the_last_save(tmp_path):
+def test_items_served_out_of_order_are_recovered_as_of_the_last_save(tmp_path):
     with life(tmp_path, selector="prioritized", times=1) as first:
         first.insert(1, 2, 3, 4)
         first.keeper.sample(1)
@@ -215,7 +215,7 @@ def test_items_that_leave_out_of_turn_are_served_again_as_of_the_last_save(tmp_p
         assert second.items() == saved
 
 
-def test_the_deduplication_table_outlives_the_segments_of_a_silent_producer(tmp_path):
+def test_deduplication_survives_removal_of_a_silent_producers_segments(tmp_path):
     with life(tmp_path, segment_mb=0.0005) as first:
         first.insert(1, producer="silent", epoch=3)
         for action in range(2, 30):
@@ -228,7 +228,7 @@ def test_the_deduplication_table_outlives_the_segments_of_a_silent_producer(tmp_
         }  # fmt: skip
 
 
-def test_refused_chunks_keep_their_numbers_and_take_no_room_on_the_disk(tmp_path):
+def test_refused_chunks_keep_their_sequence_numbers_and_use_no_disk(tmp_path):
     with life(tmp_path) as first:
         first.insert(1)
         before = first.keeper.status().log_bytes
@@ -242,7 +242,7 @@ def test_refused_chunks_keep_their_numbers_and_take_no_room_on_the_disk(tmp_path
         assert second.items() == {1000: 1, 1001: 2}
 
 
-def test_a_server_that_is_killed_before_its_first_save_leaves_no_longer_log_each_time(tmp_path):
+def test_log_does_not_grow_when_a_server_is_killed_repeatedly_before_its_first_save(tmp_path):
     sizes = []
     for _ in range(8):
         with life(tmp_path, segment_mb=0.001) as one:
@@ -252,7 +252,7 @@ def test_a_server_that_is_killed_before_its_first_save_leaves_no_longer_log_each
     assert max(sizes) < 2.5 * sizes[0], sizes
 
 
-def test_another_capacity_is_refused_and_nothing_is_touched(tmp_path):
+def test_changed_capacity_is_refused_and_files_are_unchanged(tmp_path):
     with life(tmp_path) as first:
         first.insert(1, 2, 3, 4, 5, 6)
     with pytest.raises(ConfigError, match=r"replay\.capacity 6, not 4; set it back"):
@@ -261,7 +261,7 @@ def test_another_capacity_is_refused_and_nothing_is_touched(tmp_path):
         assert list(again.items().values()) == [1, 2, 3, 4, 5, 6]
 
 
-def test_items_that_are_missing_do_not_keep_both_sides_waiting(tmp_path):
+def test_missing_items_do_not_block_inserts_and_samples(tmp_path):
     """The limiter counted items that a full disk did not take: neither side could go on."""
     limits = {"min_size": 5, "samples_per_insert": 1.0, "tolerance": 2.0}
     with life(tmp_path, capacity=100, limits=limits) as first:
@@ -277,7 +277,7 @@ def test_items_that_are_missing_do_not_keep_both_sides_waiting(tmp_path):
         assert second.table.can_sample(1)
 
 
-def test_a_run_that_is_resumed_with_another_ratio_goes_on_from_here(tmp_path):
+def test_resumed_run_with_another_ratio_applies_it_from_then_on(tmp_path):
     """And does not make good for all items and samples that there were before."""
     limits = {"min_size": 2, "samples_per_insert": 8.0, "tolerance": 16.0}
     with life(tmp_path, limits=limits) as first:
@@ -296,7 +296,7 @@ def test_a_run_that_is_resumed_with_another_ratio_goes_on_from_here(tmp_path):
             assert turns <= 40, "at most what the tolerance allows"
 
 
-def test_a_queue_that_has_lost_items_makes_room_for_others(tmp_path):
+def test_queue_that_has_lost_items_accepts_others(tmp_path):
     """Counted as inserted, 45 lost ones kept actors out, and 5 are less than a batch of 8."""
     limits = {"min_size": 1, "samples_per_insert": 1.0, "tolerance": 12.0}
     queue = {"selector": "fifo", "times": 1, "limits": limits, "capacity": 100}
@@ -307,7 +307,7 @@ def test_a_queue_that_has_lost_items_makes_room_for_others(tmp_path):
         assert not second.table.can_sample(8) and second.table.can_insert(4)
 
 
-def test_a_segment_that_cannot_be_read_is_never_removed(tmp_path, monkeypatch):
+def test_unreadable_segment_is_never_removed(tmp_path, monkeypatch):
     with life(tmp_path) as first:
         first.insert(1, 2, 3)
     (path,) = [segment.path for segment in segments(tmp_path / "replay")]
@@ -328,7 +328,7 @@ def test_a_segment_that_cannot_be_read_is_never_removed(tmp_path, monkeypatch):
     assert path.exists()
 
 
-def test_a_state_that_cannot_be_read_costs_priorities_alone(tmp_path, monkeypatch, caplog):
+def test_unreadable_table_state_loses_only_priorities(tmp_path, monkeypatch, caplog):
     with life(tmp_path, die=False) as first:
         first.insert(1, 2, 3)
     state = tmp_path / "replay" / recovery.STATE_FILE
@@ -340,7 +340,7 @@ def test_a_state_that_cannot_be_read_costs_priorities_alone(tmp_path, monkeypatc
     assert "initial priorities" in caplog.text and data
 
 
-def test_a_disk_that_refuses_everything_ends_neither_saves_nor_the_server(tmp_path, monkeypatch):
+def test_failing_disk_ends_neither_later_saves_nor_the_server(tmp_path, monkeypatch):
     with life(tmp_path, die=False, segment_mb=1e-4) as one:
         for action in range(20):
             one.insert(action)
@@ -355,7 +355,7 @@ def test_a_disk_that_refuses_everything_ends_neither_saves_nor_the_server(tmp_pa
         monkeypatch.undo()
 
 
-def test_a_snapshot_is_durable_when_every_item_of_the_table_is(tmp_path):
+def test_snapshot_is_durable_when_every_item_of_the_table_is(tmp_path):
     with life(tmp_path, die=False) as one:
         one.insert(1, 2)
         with full_disk(one):
@@ -368,7 +368,7 @@ def test_a_snapshot_is_durable_when_every_item_of_the_table_is(tmp_path):
         assert one.keeper.save().result(timeout=10) == {"items": 6, "durable": True}
 
 
-def test_items_that_were_evicted_by_items_which_are_missing_do_not_come_back(tmp_path):
+def test_items_evicted_by_missing_items_are_not_recovered(tmp_path):
     """They would stay while newer ones are evicted: found by chaos, after a full disk."""
     with life(tmp_path) as first:
         first.insert(1, 2, 3, 4, 5, 6)
@@ -384,7 +384,7 @@ def test_items_that_were_evicted_by_items_which_are_missing_do_not_come_back(tmp
         assert list(second.items().values()) == [10, 11, 12, 13, 14, 15]
 
 
-def test_ids_of_items_that_the_log_has_not_are_not_given_again(tmp_path):
+def test_ids_of_items_missing_from_the_log_are_not_reused(tmp_path):
     with life(tmp_path, die=False) as first:
         first.insert(1, 2)
         with full_disk(first):
@@ -397,7 +397,7 @@ def test_ids_of_items_that_the_log_has_not_are_not_given_again(tmp_path):
         assert list(third.items().values()) == [1, 2, 5]
 
 
-def test_off_takes_what_is_there_and_keeps_nothing_more(tmp_path):
+def test_durability_off_recovers_an_existing_log_and_then_removes_it(tmp_path):
     with life(tmp_path, die=False) as first:
         first.insert(1, 2)
     with life(tmp_path, durability="off", die=False) as second:
@@ -407,7 +407,7 @@ def test_off_takes_what_is_there_and_keeps_nothing_more(tmp_path):
     assert not list((tmp_path / "replay").iterdir())
 
 
-def test_segments_of_another_schema_are_passed_over_and_named(tmp_path, caplog):
+def test_segments_of_another_schema_are_skipped_with_a_message(tmp_path, caplog):
     with life(tmp_path) as first:
         first.insert(1, 2)
     with life(tmp_path, schema=FRAME_SCHEMA) as second:
@@ -415,7 +415,7 @@ def test_segments_of_another_schema_are_passed_over_and_named(tmp_path, caplog):
         assert "another run or schema" in caplog.text
 
 
-def test_evicted_segments_are_removed_so_that_the_log_stays_within_its_bound(tmp_path):
+def test_log_stays_bounded_because_evicted_segments_are_removed(tmp_path):
     with life(tmp_path, segment_mb=0.0005) as only:
         for action in range(400):
             only.insert(action)
@@ -425,7 +425,7 @@ def test_evicted_segments_are_removed_so_that_the_log_stays_within_its_bound(tmp
         assert len(sizes) <= 5 and sum(sizes) < 6 * 500 + 600
 
 
-def test_inserts_that_the_log_lacks_are_known_as_such_after_a_restart(tmp_path):
+def test_inserts_missing_from_the_log_are_reported_volatile_after_a_restart(tmp_path):
     with life(tmp_path) as first:
         assert first.insert(1)
         with full_disk(first):
@@ -441,9 +441,7 @@ def test_inserts_that_the_log_lacks_are_known_as_such_after_a_restart(tmp_path):
         assert third.keeper.producers["actor_000"] == ProducerMark(1, 2, volatile_seq=1)
 
 
-def test_what_a_killed_server_had_written_is_brought_to_the_disk_before_it_counts(
-    tmp_path, monkeypatch
-):
+def test_log_of_a_killed_server_is_synced_before_it_counts_as_durable(tmp_path, monkeypatch):
     with life(tmp_path, durability="sync") as first:
         assert first.insert(1)
     (left,) = segments(tmp_path / "replay")
@@ -453,7 +451,7 @@ def test_what_a_killed_server_had_written_is_brought_to_the_disk_before_it_count
         assert synced == [tmp_path, left.path]
 
 
-def test_the_first_insert_of_a_producer_that_the_log_lacks_is_known_from_the_next_opening(
+def test_first_insert_missing_from_the_log_is_recorded_in_the_next_segment_header(
     tmp_path,
 ):
     with life(tmp_path) as first:
@@ -471,9 +469,7 @@ def broken_disk(path: object) -> None:
 
 
 @pytest.mark.parametrize("durability", ["log", "sync"])
-def test_after_a_sync_that_failed_nothing_before_it_is_called_durable(
-    tmp_path, monkeypatch, durability
-):
+def test_nothing_written_before_a_failed_sync_is_called_durable(tmp_path, monkeypatch, durability):
     with life(tmp_path, durability=durability) as only:
         assert only.insert(1) and only.keeper.commit()
         only.insert(2)
@@ -494,7 +490,7 @@ def test_after_a_sync_that_failed_nothing_before_it_is_called_durable(
         assert not only.keeper.volatile and only.keeper.save().result()["durable"]
 
 
-def test_without_durability_the_segments_of_others_are_kept(tmp_path):
+def test_durability_off_keeps_segments_of_another_schema(tmp_path):
     with life(tmp_path) as first:
         first.insert(1)
     with life(tmp_path, schema=FRAME_SCHEMA, durability="off"):
@@ -503,7 +499,7 @@ def test_without_durability_the_segments_of_others_are_kept(tmp_path):
         assert segments(tmp_path / "replay") == []
 
 
-def test_a_disk_that_does_not_keep_what_is_back_makes_no_promise(tmp_path, monkeypatch, caplog):
+def test_recovered_items_are_volatile_when_their_sync_fails(tmp_path, monkeypatch, caplog):
     with life(tmp_path) as first:
         assert first.insert(1)
 

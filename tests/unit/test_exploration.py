@@ -26,7 +26,7 @@ def test_ladder_ends_are_the_papers_for_360_actors():
     assert epsilons[1] == pytest.approx(0.4 ** (1 + 7 / 359))
 
 
-def test_actors_share_the_rungs_out_among_them():
+def test_actors_divide_the_rungs_among_them():
     assert ladder_positions(0, 3, 4).tolist() == [0, 3, 6, 9]
     assert ladder_positions(2, 3, 4).tolist() == [2, 5, 8, 11]
     rungs = np.concatenate([ladder_positions(slot, 3, 4) for slot in range(3)])
@@ -41,7 +41,7 @@ def test_extra_actor_takes_midpoints_within_the_ladder():
     assert ladder_positions(6, 3, 4).tolist() == [0.5, 3.5, 6.5, 9.5]
 
 
-def test_one_actor_with_one_environment_stands_on_rung_zero():
+def test_one_actor_with_one_environment_has_rung_zero():
     assert ladder_positions(0, 1, 1).tolist() == [0.0]
     assert ladder_positions(7, 1, 1).tolist() == [0.0]
 

@@ -29,7 +29,7 @@ def test_status_keys_are_paths_with_the_types_of_all_rows() -> None:
     }  # fmt: skip
 
 
-def test_a_status_with_another_key_or_type_is_not_that_of_the_fixture() -> None:
+def test_status_with_another_key_or_type_fails_the_check() -> None:
     names = {"str": "x", "int": 1, "float": 1.0, "bool": True, "list": [], "dict": {}, "null": None}
     status: dict = {}
     for path, types in texts.kept("status")["local"].items():

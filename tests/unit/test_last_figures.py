@@ -34,7 +34,7 @@ def over(path: Path, **records: list[dict[str, Any]]) -> LastFigures:
     return LastFigures(run)
 
 
-def test_rows_have_the_figures_of_the_newest_record_and_are_still_down(tmp_path: Path) -> None:
+def test_down_rows_have_the_figures_of_the_newest_record(tmp_path: Path) -> None:
     replay = to_wire(replay_report(items=700, bytes=22_400, refused=3, alarm="the disk was full"))
     last = over(
         tmp_path,
@@ -63,7 +63,7 @@ def test_rows_have_the_figures_of_the_newest_record_and_are_still_down(tmp_path:
     )  # fmt: skip
 
 
-def test_a_run_without_metrics_or_with_broken_ones_has_no_figures(tmp_path: Path) -> None:
+def test_run_without_metrics_or_with_broken_ones_has_no_figures(tmp_path: Path) -> None:
     last = over(tmp_path, learner=[{"updates_per_s": "fast"}])
     assert last.learner(NO_LEARNER) == NO_LEARNER
     assert last.replay(NO_REPLAY) == NO_REPLAY and last.actor(NO_ACTOR) == NO_ACTOR
@@ -86,7 +86,7 @@ def test_a_run_without_metrics_or_with_broken_ones_has_no_figures(tmp_path: Path
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("records", ["one", "two"])
-def test_bottleneck_is_that_of_the_time_before_the_end(
+def test_bottleneck_is_taken_from_before_the_shutdown(
     tmp_path: Path, records: str, learner: Any, replay: Any, actor: Any, expected: str
 ) -> None:
     """What is written last of several records is of the time at which all wait for each other."""

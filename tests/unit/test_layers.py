@@ -64,7 +64,7 @@ def test_module_loads_without_what_its_layer_must_not_know(module, absent):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["status", "--help"]])
-def test_help_of_the_command_loads_nothing_heavy(arguments):
+def test_command_help_loads_no_heavy_module(arguments):
     code = (
         "from apex.cli.main import main\n"
         f"try: main({arguments!r})\n"
@@ -117,7 +117,7 @@ def test_unpickling_is_found_in_the_wire():
     assert "S301" in ruff("apex/wire/codec.py", "import pickle\n\npickle.loads(b'')\n")
 
 
-def test_exemptions_name_the_expected_files_only():
+def test_lint_exemptions_name_only_the_expected_files():
     configured = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
     exempt = {
         path
@@ -135,7 +135,7 @@ def test_exemptions_name_the_expected_files_only():
     assert {*PICKLES, "zmq", "torch.load"} <= banned
 
 
-def test_no_source_file_switches_the_rules_off():
+def test_no_source_file_disables_the_rules():
     marks = re.compile(r"noqa(?!: ?(E|F|W|I|B|UP|SIM|RUF|C4|PT)\d)")
     zmq = re.compile(r"(import zmq|from zmq[.\w]* import \w+)  # noqa: TID251")
     files = [*ROOT.glob("apex/**/*.py"), *ROOT.glob("bin/*")]
@@ -144,7 +144,7 @@ def test_no_source_file_switches_the_rules_off():
     assert [line for line in lines if marks.search(line) and not zmq.fullmatch(line)] == []
 
 
-def test_no_file_of_the_wire_or_the_replay_names_a_pickle():
+def test_wire_and_replay_sources_do_not_mention_pickle():
     """By reading the sources, whatever the linter's configuration says."""
     files = [
         *ROOT.glob("apex/wire/*.py"),
@@ -195,7 +195,7 @@ def test_unit_tests_start_no_process_and_open_no_socket():
     assert len(files) > 30 and found == {"test_layers.py": ["subprocess"]}
 
 
-def test_layers_of_the_architecture_are_those_of_the_contract(monkeypatch):
+def test_layers_in_architecture_md_match_the_import_contract(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     from sitegen.layers import layer_list
 

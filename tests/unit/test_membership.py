@@ -61,7 +61,7 @@ def given(membership: Membership, name: str, epoch: int) -> tuple[int, int]:
     return welcome.slot, welcome.incarnation
 
 
-def test_no_incarnation_of_a_slot_is_given_twice_whoever_has_it():
+def test_incarnations_of_a_slot_are_unique_across_its_holders():
     membership, clock = make(1)
     places = [given(membership, "actor_000", 1), given(membership, "extra_a", 1)]
     clock.now += 30.5  # both are silent, and the slot of the extra one is free
@@ -73,7 +73,7 @@ def test_no_incarnation_of_a_slot_is_given_twice_whoever_has_it():
     assert places == [(0, 0), (1, 0), (1, 1), (2, 0), (0, 1), (1, 2), (2, 1), (3, 0)]
 
 
-def test_an_actor_whose_slot_was_given_away_meanwhile_gets_an_incarnation_of_its_new_one():
+def test_actor_that_lost_its_slot_gets_an_incarnation_of_the_new_slot():
     membership, clock = make(1)
     assert given(membership, "extra_a", 1) == (1, 0)
     membership.heartbeat(hello("extra_a"), beat(500))
@@ -89,7 +89,7 @@ def test_an_actor_whose_slot_was_given_away_meanwhile_gets_an_incarnation_of_its
 
 
 @pytest.mark.parametrize("saved", [None, 1, 2, 3], ids="checkpoint_of_start_{}".format)
-def test_no_incarnation_is_given_twice_across_starts_of_the_learner(saved):
+def test_incarnations_are_unique_across_starts_of_the_learner(saved):
     """Whatever its checkpoint has of the actors that came after it, or none at all."""
     records: dict[str, ActorRecord] = {}
     places, epoch = [], 0
@@ -122,7 +122,7 @@ def test_slot_of_an_extra_actor_is_free_when_it_leaves():
     assert membership.greet(hello("extra_b")).slot == 1
 
 
-def test_actor_is_suspect_after_three_seconds_and_gone_after_thirty():
+def test_actor_is_suspect_after_3_s_and_gone_after_30_s():
     membership, clock = make(1)
     membership.greet(hello("actor_000"))
     assert states(membership) == {"actor_000": "starting"}
@@ -211,7 +211,7 @@ def test_older_start_of_a_name_is_superseded():
     assert error.value.code == "superseded" and membership.knows(hello("actor_000", epoch=2))
 
 
-def test_an_evaluator_with_an_actors_name_is_not_taken_for_it():
+def test_evaluator_with_an_actors_name_is_a_separate_member():
     membership, _ = make(1)
     membership.greet(hello("actor_000", epoch=5))
     membership.heartbeat(hello("actor_000", epoch=5), beat(10))
@@ -222,7 +222,7 @@ def test_an_evaluator_with_an_actors_name_is_not_taken_for_it():
     assert [row.env_steps for row in membership.actors()] == [10]
 
 
-def test_all_steps_stay_a_number_that_can_be_sent():
+def test_total_env_steps_are_capped_at_2_to_the_53():
     membership, _ = make(1)
     for epoch in range(3):
         membership.greet(hello("actor_000", epoch=epoch))
@@ -230,7 +230,7 @@ def test_all_steps_stay_a_number_that_can_be_sent():
     assert membership.env_steps == 2**53
 
 
-def test_the_mean_of_large_returns_is_finite():
+def test_mean_of_large_returns_is_finite():
     membership, _ = make(1)
     report = EvaluationReport(returns=(1.5e308, 1.5e308))
     assert membership.evaluation(report) == 1.5e308
@@ -249,7 +249,7 @@ def test_env_steps_are_not_counted_again_when_an_extra_actor_was_away():
     assert membership.env_steps == 5010
 
 
-def test_evaluator_has_no_slot_and_is_no_actor():
+def test_evaluator_has_no_slot_and_is_not_listed_as_an_actor():
     membership, _ = make(1)
     assert membership.greet(hello("evaluator", "evaluator")).slot == -1
     assert membership.actors() == () and membership.evaluator().phase is None
@@ -279,7 +279,7 @@ def test_evaluations_give_means_and_the_best_whole_one():
     assert membership.best_return == pytest.approx(6.0)
 
 
-def test_of_too_many_names_the_one_that_greeted_first_is_forgotten():
+def test_oldest_member_is_forgotten_when_there_are_too_many():
     membership, _ = make(1, max_members=3)
     for name in ("actor_000", "a", "b", "a", "c"):
         membership.greet(hello(name))
@@ -287,7 +287,7 @@ def test_of_too_many_names_the_one_that_greeted_first_is_forgotten():
     assert not membership.knows(hello("actor_000")) and membership.knows(hello("b"))
 
 
-def test_who_is_forgotten_for_the_many_that_came_and_left_greets_again():
+def test_forgotten_actor_can_greet_again():
     membership, _ = make(1, max_members=3)
     membership.greet(hello("actor_000"))
     for name in ("a", "b", "c", "d"):

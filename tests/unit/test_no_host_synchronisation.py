@@ -76,7 +76,7 @@ def update_without_numbers(algorithm: Algorithm) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_update_asks_for_no_number(name: str) -> None:
+def test_update_reads_no_tensor_value(name: str) -> None:
     kind, spec, settings = CASES[name]
     update_without_numbers(kind(kind.Config(**settings), spec))
 
@@ -116,7 +116,7 @@ class Copying(Peeking):
         (Copying, "an update copied a tensor to the host"),
     ],
 )
-def test_an_update_that_asks_for_a_number_is_found(kind: type[Peeking], refusal: str) -> None:
+def test_update_that_reads_a_tensor_value_is_detected(kind: type[Peeking], refusal: str) -> None:
     """Guards the test above."""
     with pytest.raises(Exception, match=refusal):
         update_without_numbers(kind(kind.Config(), VECTORS))

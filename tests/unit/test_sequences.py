@@ -217,7 +217,7 @@ def only_item(steps: list[Step]) -> dict[str, list]:
     return {name: batch[name][0].tolist() for name in batch}
 
 
-def test_terminated_episode_leaves_its_final_observation_out():
+def test_terminated_episode_omits_its_final_observation():
     item = only_item(numbered(8, terminated=2, ignored=3))
     assert [row[0] for row in item["observation"]] == [0, 1, 2, 4, 5, 6, 7]
     assert item["discount"] == pytest.approx([0.9, 0.9, 0, 0.9, 0.9, 0.9, 0.9])
@@ -236,13 +236,13 @@ def test_truncated_episode_keeps_its_final_observation_for_its_value():
     assert item["reward"] == [0, 1, 2, 0, 4, 5, 6]
 
 
-def test_life_lost_has_no_value_beyond_and_ends_nothing_else():
+def test_lost_life_zeroes_the_discount_and_the_episode_continues_in_the_sequence():
     item = only_item(numbered(7, life_lost=2))
     assert item["discount"] == pytest.approx([0.9, 0.9, 0, 0.9, 0.9, 0.9, 0.9])
     assert item["is_first"] == [True] + [False] * 6 and not any(item["is_last"])
 
 
-def test_consecutive_sequences_share_the_bootstrap_row_and_know_what_went_before():
+def test_consecutive_sequences_share_the_bootstrap_row_and_have_the_previous_action():
     agent = agents("impala", SPECS["vectors"])
     chunks = feed(agent.accumulator(1, 1), [numbered(13)])
     first, second = (chunk.columns for chunk in chunks)
@@ -265,7 +265,7 @@ def test_frames_of_overlapping_sequences_are_stored_once_in_a_chunk():
     assert chunk.frames.frame_count.tolist() == [9, 11, 11]
 
 
-def test_memory_of_an_environment_stays_bounded_over_a_long_run():
+def test_memory_of_an_accumulator_stays_bounded_over_a_long_run():
     spec, rng = SPECS["frames"], np.random.default_rng(1)
     agent = agents("r2d2", spec)
     accumulator, sizes = agent.accumulator(1, 2), []
@@ -283,7 +283,7 @@ def test_stack_never_reaches_into_the_episode_before():
 
 
 @pytest.mark.parametrize(("name", "value"), [("action", 5), ("action", -1), ("last_action", 7)])
-def test_item_with_an_action_that_is_none_is_named_as_corrupt(name, value):
+def test_item_with_an_invalid_action_is_reported_as_corrupt(name, value):
     agent = agents("impala", SPECS["vectors"])
     (chunk,) = feed(agent.accumulator(1, 1), [numbered(7)])
     columns = {key: array.copy() for key, array in chunk.columns.items()}
@@ -293,7 +293,7 @@ def test_item_with_an_action_that_is_none_is_named_as_corrupt(name, value):
     assert error.value.item_ids == [77]
 
 
-def test_item_with_too_few_frames_is_named_as_corrupt():
+def test_item_with_too_few_frames_is_reported_as_corrupt():
     agent = agents("impala", SPECS["frames"])
     steps = [Step(np.ones((4, 4), np.uint8), 0, 0.0) for _ in range(7)]
     (chunk,) = feed(agent.accumulator(1, 1), [steps])

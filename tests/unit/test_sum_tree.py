@@ -71,7 +71,7 @@ def test_sample_raises_when_total_mass_is_zero(capacity):
         tree.sample(np.array([0.5]))
 
 
-def test_last_mass_holds_when_a_slot_is_set_twice():
+def test_last_mass_wins_when_a_slot_is_set_twice():
     tree = SumTree(5)
     tree.set(np.array([3, 1, 3, 3]), np.array([9.0, 2.0, 7.0, 0.5]))
     assert tree.get(np.array([3, 1])).tolist() == [0.5, 2.0]

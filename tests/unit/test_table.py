@@ -27,7 +27,7 @@ def make_table(
     return Table(schema, capacity, chooser, limiter, times, rng, first_id)
 
 
-def test_a_server_that_was_started_again_draws_otherwise_than_before():
+def test_restarted_server_draws_different_items():
     raw = {"env": {"id": "X-v0"}, "algorithm": {"name": "x"}, "run": {"seed": 5}}
     draws = []
     for starts in (0, 1, 2, 0):
@@ -48,7 +48,7 @@ def ids(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int64)
 
 
-def test_ids_rise_by_one_and_are_never_used_again():
+def test_ids_increase_by_one_and_are_never_reused():
     table = make_table(capacity=4)
     given = [table.insert(vector_chunk([k, k + 1, k + 2])) for k in range(5)]
     assert np.concatenate(given).tolist() == list(range(15))
@@ -102,7 +102,7 @@ def test_bad_priority_is_refused_and_counted(bad):
     assert table.counters.refused_priorities == 1 and table.counters.updated_priorities == 1
 
 
-def test_last_priority_holds_when_an_id_is_named_twice():
+def test_last_priority_wins_when_an_id_is_given_twice():
     table = make_table(capacity=2)
     table.insert(vector_chunk([10, 11], [1.0, 1.0]))
     table.update_priorities(ids(0, 0), np.array([100.0, 3.0]))
@@ -135,7 +135,7 @@ def test_queue_serves_each_item_once_in_order():
     assert table.counters.exhausted == 4 and table.nbytes == 0
 
 
-def test_item_goes_after_max_times_sampled_draws():
+def test_item_is_removed_after_max_times_sampled_draws():
     table = make_table(capacity=4, times=3)
     table.insert(vector_chunk([7]))
     for _ in range(3):
@@ -149,7 +149,7 @@ def test_item_goes_after_max_times_sampled_draws():
 @pytest.mark.parametrize(
     ("items", "batch", "times"), [(4, 8, 2), (4, 4, 2), (1, 3, 3), (30, 32, 3)]
 )
-def test_no_item_is_drawn_more_often_than_it_may_be_in_one_batch(selector, items, batch, times):
+def test_one_batch_draws_no_item_more_often_than_max_times_sampled(selector, items, batch, times):
     """However much of the mass is one item's, and however small the table."""
     for seed in range(20):
         table = make_table(capacity=32, selector=selector, times=times, seed=seed)
@@ -164,7 +164,7 @@ def test_no_item_is_drawn_more_often_than_it_may_be_in_one_batch(selector, items
         assert table.counters.exhausted == items
 
 
-def test_items_that_are_drawn_in_place_of_exhausted_ones_have_the_probabilities_of_then():
+def test_items_redrawn_for_exhausted_ones_have_the_probabilities_of_that_draw():
     table = make_table(capacity=4, times=1)
     table.insert(vector_chunk([0, 1, 2], [97.0, 2.0, 1.0]))
     samples = table.sample(3)
@@ -176,7 +176,7 @@ def test_items_that_are_drawn_in_place_of_exhausted_ones_have_the_probabilities_
     assert by_id[2] in (pytest.approx(1 / 3), pytest.approx(1.0))
 
 
-def test_table_is_as_it_was_where_a_batch_needs_more_draws_than_its_items_allow():
+def test_table_is_unchanged_when_a_batch_needs_more_draws_than_its_items_allow():
     table = make_table(capacity=4, times=2)
     table.insert(vector_chunk([0, 1, 2], [5.0, 1.0, 0.0]))
     before = table.state()
@@ -189,7 +189,7 @@ def test_table_is_as_it_was_where_a_batch_needs_more_draws_than_its_items_allow(
     assert sorted(table.sample(4).item_ids.tolist()) == [0, 0, 1, 1] and len(table) == 1
 
 
-def test_draws_of_a_queue_are_those_of_before_its_items_may_be_served_twice():
+def test_queue_that_serves_items_twice_draws_them_in_order():
     table = make_table(capacity=8, selector="fifo", times=2)
     table.insert(vector_chunk([1, 2, 3]))
     assert [table.sample(2).columns["action"].tolist() for _ in range(3)] == [[1, 2], [1, 2], [3]]
@@ -244,7 +244,7 @@ def atari_like_frames(count: int) -> list[bytes]:
     return blocks
 
 
-def test_100_000_transitions_cost_what_the_schema_says():
+def test_100_000_transitions_use_the_memory_that_the_schema_says():
     """One stored frame a transition, not eight; the borders of a chunk add six in fifty."""
     schema = Schema(
         (
@@ -315,7 +315,7 @@ def with_blob(blob: bytes) -> Chunk:
     return Chunk(chunk.columns, chunk.priorities, FrameRanges(**{**vars(chunk.frames), **changed}))
 
 
-def test_items_whose_frames_are_corrupt_or_bombs_are_named_when_decompressed():
+def test_items_with_corrupt_or_oversized_frames_are_reported_when_decompressed():
     table = make_table(capacity=8, schema=FRAME_SCHEMA)
     bomb = frame_compression.compress(
         np.zeros(4_000, dtype=np.uint8)

@@ -9,19 +9,19 @@ import pytest
 from tests.support.waiting import MOST_PERIODS, wait_until
 
 
-def test_the_value_of_the_condition_is_given():
+def test_wait_returns_the_conditions_value():
     values = iter([0, None, "", 7])
     assert wait_until(lambda: next(values), 60.0, "a value", pause_s=0.0) == 7
 
 
-def test_without_progress_it_fails_when_the_time_is_up():
+def test_wait_fails_at_its_timeout_without_progress():
     with pytest.raises(AssertionError, match="not within 0 s: what never comes"):
         wait_until(lambda: False, 0.02, "what never comes", pause_s=0.001)
     with pytest.raises(AssertionError, match="what stands still"):
         wait_until(lambda: False, 0.02, "what stands still", progress=lambda: 5, pause_s=0.001)
 
 
-def test_with_progress_it_goes_on_for_several_times_as_long_and_no_longer():
+def test_wait_with_progress_is_extended_a_limited_number_of_times():
     asked = itertools.count()
     seen: list[int] = []
 
@@ -39,7 +39,7 @@ def test_with_progress_it_goes_on_for_several_times_as_long_and_no_longer():
     assert 2 <= next(asked) <= MOST_PERIODS + 1
 
 
-def test_a_turn_is_taken_between_two_looks():
+def test_turn_runs_between_two_checks():
     turns = []
     assert wait_until(lambda: len(turns) == 3, turn=lambda: turns.append(1))
     assert len(turns) == 3
