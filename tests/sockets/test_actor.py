@@ -1,4 +1,4 @@
-"""The actor in one process: its place on the ladder, its random draws, and what it hands over."""
+"""The actor in one process: exploration, random draws, inserted items."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.support.stand_ins import LearnerStandIn, PollerStandIn, ReplayStandIn
 torch.set_num_threads(1)
 
 KEEP_PRIORITY = ("actor.nice=0",)
-"""A process cannot lower its niceness again."""
+"""A process without privileges cannot lower its niceness again."""
 
 
 class Acting(LocalInference):
-    """An actor's inference, whose first observations are kept."""
+    """An actor's inference that records its first observations."""
 
     def begin(self, observations: Array) -> None:
         self.began = observations.copy()
@@ -52,7 +52,7 @@ def acted(
     incarnation: int = 0,
     make_env: EnvFactory | None = None,
 ) -> tuple[Acting, LearnerStandIn, ReplayStandIn]:
-    """An actor that has made `steps` steps, and one more, in its place and has come to its end."""
+    """Run an actor in a slot for `steps` steps and one more, to its end."""
 
     def poll(learner: LearnerStandIn) -> Publication | None:
         if learner.beats and learner.beats[-1].env_steps >= num_envs * (steps - 1):
@@ -113,7 +113,7 @@ def test_draws_and_starts_differ_by_seed_slot_environment_and_incarnation_and_re
 
 @pytest.mark.parametrize("learned", [True, False])
 def test_actor_inserts_clipped_rewards_and_reports_unclipped_returns(tmp_path, learned):
-    """Two episodes: three steps and one that begins the next, then newer parameters."""
+    """Two episodes of three steps and one ignored step, the second with newer parameters."""
 
     def publish(learner: LearnerStandIn) -> Publication | None:
         if learner.param_version < 0:

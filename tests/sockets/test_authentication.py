@@ -1,4 +1,4 @@
-"""Who gets in: keys, users and roles, against real sockets."""
+"""Authentication by keys, users and roles, on real sockets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NAMES = ("replay.insert", "replay.sample", "learner.params")
 
 
 class Door:
-    """A server at an endpoint, and clients that knock."""
+    """A server at an endpoint, and clients that connect."""
 
     def __init__(self, endpoint: Endpoint, stack: ExitStack) -> None:
         self.endpoint = endpoint
@@ -84,7 +84,7 @@ def test_key_admits_its_own_role_only(stack, folder, name):
     door = Door(tcp_endpoint(folder, name), stack)
     client = door.knock(folder)
     door.until(client, lambda: client.ready)
-    # The holder of the actor's key who says that it is an operator.
+    # The holder of the actor's key claims to be an operator.
     (folder / "operator.secret").write_bytes((folder / "actor.secret").read_bytes())
     with pytest.raises(EndpointError, match="is for the role 'actor'"):
         door.knock(folder, "operator")
@@ -142,7 +142,7 @@ def test_revoked_key_loses_its_connections_and_gets_no_new_one(stack, folder, tm
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("transport", ["ipc", "tcp", "curve"])
 def test_nobody_is_admitted_without_the_gate_thread(tmp_path, folder, name, transport):
-    """In a process of its own, whose gate is closed."""
+    """In a separate process whose gate thread is stopped."""
     code = f"""
 import sys, time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Learning curves of runs: gathered, averaged, as CSV and as a picture."""
+"""Learning curves of runs: read, averaged, written as CSV and PNG."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_runs_with_equal_names_and_different_settings_are_separate_curves(tmp_pa
     assert list(curves.gather(paths)) == ["pong", "pong (2)", "pong (3)"]
 
 
-# A curve lies beside its picture over environment steps; other figures' CSV do not.
+# Only the CSV of a curve has a picture over environment steps beside it.
 COMMITTED = [
     path.with_name(path.name.replace("-env-steps.png", ".csv"))
     for path in ROOT.glob("benchmarks/*/*-env-steps.png")

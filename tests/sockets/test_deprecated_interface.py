@@ -1,4 +1,4 @@
-"""Algorithms that were written for apex 0.1 go on, with warnings, and learn what they learned."""
+"""Algorithms written for apex 0.1: warnings, and unchanged learning."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from apex.runs import checkpoint
 from tests.support.paths import ROOT
 
 OLDER = ROOT / "tests" / "fixtures" / "e3b00a8" / "examples"
-"""The examples as they were."""
+"""The examples of apex 0.1."""
 SETTINGS = ("replay.min_size=200", "run.max_env_steps=1200", "evaluator.enabled=false",
             "learner.checkpoint_period_s=3600")  # fmt: skip
 
 
 @pytest.fixture
 def own_modules() -> Iterator[None]:
-    """Modules and paths of the test's own files are forgotten again."""
+    """Restore sys.modules and sys.path, to which the test's own files are added."""
     modules, paths = set(sys.modules), list(sys.path)
     yield
     for name in set(sys.modules) - modules:
@@ -51,7 +51,7 @@ def checkpoint_tensors(data: bytes) -> list[tuple[str, bytes]]:
 
 
 def len_of(named: tuple[str, bytes]) -> tuple[int, bytes]:
-    """Names differ between the two forms of an example; sizes and numbers do not."""
+    """Names differ between the two versions of an example; sizes and values do not."""
     return len(named[1]), named[1]
 
 

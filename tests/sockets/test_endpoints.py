@@ -1,4 +1,4 @@
-"""Endpoints: what an address may be, and what happens when a place is taken."""
+"""Endpoints: valid addresses, socket directories, addresses in use."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def test_file_in_place_of_the_socket_directory_is_refused(runtime, tmp_path):
 
 
 def test_temporary_directory_is_used_when_the_runtime_directory_is_missing(tmp_path, monkeypatch):
-    """As after `su`, where XDG_RUNTIME_DIR names a directory that was never made."""
+    """As after `su`, where XDG_RUNTIME_DIR names a directory that does not exist."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "gone"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert paths.socket_directory(tmp_path).parent == tmp_path / f"apex-{os.getuid()}"

@@ -1,4 +1,4 @@
-"""Which games evaluations play: those of no other evaluation, seed or actor."""
+"""Seeds of evaluation games: no evaluation, run seed or actor shares them."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from tests.support.stand_ins import LearnerStandIn, PollerStandIn
 torch.set_num_threads(1)
 
 LARGEST_SEED = 2**31 - 1
-"""ALE takes no larger one."""
+"""The largest seed that ALE accepts."""
 SMALL = ("evaluator.num_envs=3", "evaluator.episodes=3", "actor.num_envs=3", "replay.min_size=1")
 ATARI = (*SMALL, "env.max_episode_frames=120", "env.frame_skip=8")
 
 
 class Noted(gym.Env):
-    """Notes the seeds of its games; each has one step."""
+    """Records the seeds of its games; a game has one step."""
 
     observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
     action_space = gym.spaces.Discrete(2)
@@ -67,7 +67,7 @@ def nothing_noted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def noted() -> list[int]:
-    """The seeds since the last look."""
+    """Return the seeds since the last call."""
     seeds, Noted.seeds = Noted.seeds, []
     return seeds
 
@@ -94,7 +94,7 @@ def evaluated(
 
 
 def test_game_seeds_of_evaluations_run_seeds_and_actors_never_overlap():
-    """In 64 environments each, whose seeds follow one another."""
+    """For 64 environments each, which have consecutive seeds."""
     firsts = [evaluation_seed(seed, version) for seed in range(20) for version in range(20)]
     firsts += [evaluation_seed(1, version, faults=1) for version in range(20)]
     firsts += [environments_seed(seed, slot, 0) for seed in range(20) for slot in range(20)]

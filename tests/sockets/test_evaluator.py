@@ -1,4 +1,4 @@
-"""The evaluator in one process: what it plays, where that stands on the curve, and the best."""
+"""The evaluator in one process: schedule, reported values, best checkpoint."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ torch.set_num_threads(1)
 
 
 class Choice(ThreeLives):
-    """Action 1 gives 5 and action 0 takes 3."""
+    """Rewards action 1 with 5 and action 0 with -3."""
 
     rewards = (-3.0, 5.0)
 
 
 BAD, GOOD = 0, 1
-"""Actions, and the parameters that take them: returns of -9 and 15."""
+"""Actions; parameters that always take them have returns of -9 and 15."""
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def evaluated(
     clock = Clock()
     with service_of(run, "evaluator") as service:
         learner = LearnerStandIn(publish)
-        if not service.restarted:  # the first parameters are those of a network that is untrained
+        if not service.restarted:  # the first parameters are untrained and are not evaluated
             idle.insert(0, publication(run, 1, GOOD))
         EvaluatorDaemon(
             service, Extensions(make_env), clock, learner=learner, poller=PollerStandIn(clock.move)
@@ -143,7 +143,7 @@ def test_returns_are_unclipped_and_of_whole_episodes(run):
 def test_best_checkpoint_is_of_the_best_full_evaluation_across_restarts(run):
     evaluated(run, publication(run, 2, BAD))
     assert kept(run) == [("best_0000000200", -9.0)]
-    # At the seventh turn one episode of each environment is over.
+    # After seven turns each environment has finished one episode.
     learner = evaluated(run, publication(run, 3, GOOD), stop_at=7)
     assert kept(run) == [("best_0000000200", -9.0)] and learner.reports == []
     evaluated(run, publication(run, 4, GOOD), publication(run, 5, BAD))
@@ -229,7 +229,7 @@ def test_best_is_saved_once_the_disk_accepts_checkpoints_again(run, monkeypatch)
 
 
 def test_evaluator_lowers_its_priority_before_it_makes_its_environments(run, monkeypatch):
-    """Threads keep the priority of their start, the emulator's too."""
+    """Threads, the emulator's too, keep the priority at which they start."""
     happened: list[object] = []
 
     def make() -> Choice:
@@ -244,7 +244,7 @@ def test_evaluator_lowers_its_priority_before_it_makes_its_environments(run, mon
 
 
 class Falls(Choice):
-    """The first environments raise at their fourth step."""
+    """The first two environments raise at their fourth step."""
 
     made = 0
 
@@ -265,7 +265,7 @@ def test_evaluation_restarts_after_an_environment_fault(tmp_path, monkeypatch, c
         tmp_path, "evaluator.episodes=4", "evaluator.num_envs=2", "algorithm.hidden=[]",
         make_env=Falls,
     )  # fmt: skip
-    monkeypatch.setattr(Falls, "made", 0)  # preparing makes one to look at
+    monkeypatch.setattr(Falls, "made", 0)  # preparing a run makes one environment
     clock, left, failed = Clock(), [1, 3], []
 
     def publish(learner: LearnerStandIn) -> Publication | None:

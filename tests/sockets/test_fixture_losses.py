@@ -1,4 +1,4 @@
-"""Serial training gives the numbers that it gave at the commit of the fixtures."""
+"""Serial training against the losses of the fixtures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A script's handle of a run: its end, and its metrics as arrays."""
+"""The run handle of a script: waiting for the end, metrics as arrays."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_metrics_are_empty_before_the_first_record_and_refused_for_an_unknown_da
     assert run.metrics("actor_001") == {}
     with pytest.raises(UsageError, match=r"no metrics of 'actor_002'.*: replay, learner, evalu"):
         run.metrics("actor_002")
-    (run.metrics / "actor_002.jsonl").write_text('{"step": 1}\n')  # of one that was attached
+    (run.metrics / "actor_002.jsonl").write_text('{"step": 1}\n')  # of an attached actor
     assert run.metrics("actor_002")["step"].tolist() == [1.0]
 
 

@@ -1,4 +1,4 @@
-"""Central inference: who is decided for with whom, what comes of it, and what outlives whom."""
+"""Central inference: batches, exploration, items, restarts of either side."""
 
 from __future__ import annotations
 
@@ -65,11 +65,11 @@ class Stage:
         self.clock = Clock()
         self.clients: dict[str, ActClient] = {}
         self.made: list[Agent] = []
-        """The server's agents."""
+        """The agents that the server has made."""
         self.open()
 
     def open(self, starts: int = 0, max_agents: int = endpoint.MAX_AGENTS) -> None:
-        """Start the server, which was started so often before."""
+        """Start the server, as one that was started `starts` times before."""
         self.acts = ActEndpoint(
             self.run.endpoints().of("inference.act"), self.config, self.facts, self.make_agent,
             status=inference_report, starts=starts, clock=self.clock,
@@ -82,7 +82,7 @@ class Stage:
         return self.made[-1]
 
     def client(self, name: str, epoch: int = 1) -> ActClient:
-        """One more actor, greeted."""
+        """Connect one more actor."""
         facts = self.facts
         greeting = hello(name, run_id=facts.run_id, schema_hash=facts.schema.hash, epoch=epoch)
         address = self.run.endpoints().of("inference.act")
@@ -94,7 +94,7 @@ class Stage:
         return client
 
     def turn(self) -> None:
-        """Everyone takes what has arrived; nothing is decided."""
+        """Let the server and all clients receive; decide nothing."""
         self.acts.receive()
         for client in self.clients.values():
             client.poll()
@@ -110,7 +110,7 @@ class Stage:
         return client.take()
 
     def round(self, client: ActClient) -> np.ndarray:
-        """One actor's question, alone in its batch, and what it is answered."""
+        """The answer to one actor's question, alone in its batch."""
         self.until_asking(1)
         self.decide()
         return self.answered(client)
@@ -171,7 +171,7 @@ def test_batch_is_limited_to_max_batch_and_serves_in_order_of_arrival(tmp_path):
 
 
 def test_each_actor_gets_its_own_actions(stage):
-    """Those of the greedy policy, for observations that ask for different ones."""
+    """Greedy actions, for observations with different greedy actions."""
     stage.algorithm.config = stage.algorithm.config.__class__(epsilon=1e-9, hidden=(128,))
     clients = [stage.client(f"actor_00{number}") for number in range(3)]
     pool = np.random.default_rng(0).normal(size=(200, 4), scale=5).astype(np.float32)
@@ -190,7 +190,7 @@ def test_repeated_question_gets_the_same_answer_and_counts_as_one_step(stage):
     one, lost = stage.client("actor_000"), []
     one.begin(seen(0.0))
     stage.until_asking(1)
-    stage.clock.now += 2.1  # seconds after which it asks again
+    stage.clock.now += 2.1  # it asks again after 2 s
     one.poll()
     stage.decide()
     actions = stage.answered(one)
@@ -231,7 +231,7 @@ def test_restarted_actor_gets_a_new_agent_and_earlier_items_are_kept(stage):
     again = stage.client("actor_000", epoch=2)
     again.begin(seen(9.0))
     wait_until(lambda: len(stage.made) == 2, turn=stage.turn)
-    # Cut at 2.0, where it was decided but nothing came of it: items of 0.0 and 1.0, none across.
+    # Cut at 2.0, whose action had no result: items begin at 0.0 and 1.0, and none crosses the cut.
     chunks = stage.acts.take_chunks()
     assert first_observations(chunks) == [0.0, 0.0, 1.0, 1.0]
     assert all(chunk.columns["next_observation"][0, 0] <= 2.0 for chunk in chunks)
@@ -239,7 +239,7 @@ def test_restarted_actor_gets_a_new_agent_and_earlier_items_are_kept(stage):
 
 
 def test_exploration_does_not_repeat_after_a_server_restart_or_a_forgotten_actor(stage):
-    """Forty random actions of each environment, by whatever agent the server has for the actor."""
+    """Compares forty random actions per environment of each agent that the server makes."""
 
     def draws(agent: Agent) -> list[list[int]]:
         agent.exploration.epsilons = np.ones(ENVS)
@@ -270,7 +270,7 @@ def test_exploration_does_not_repeat_after_a_server_restart_or_a_forgotten_actor
 
 
 def played(run: RunDirectory, steps: int) -> list[list[int]]:
-    """What one start of the inference daemon decides for one actor: a list for each environment."""
+    """Actions of one start of the inference daemon for one actor, a list for each environment."""
 
     def turn(_: float) -> None:
         client.poll()
@@ -316,7 +316,7 @@ def test_agent_numbers_stay_unique_when_slots_are_forgotten():
 
 
 def test_restarted_server_begins_with_the_last_observations(stage):
-    """Of an environment whose episode had just ended it knows that the next action is ignored."""
+    """It is told where an episode had just ended, so that it ignores the next action there."""
     one = stage.client("actor_000")
     one.begin(seen(0.0))
     stage.round(one)
@@ -338,7 +338,7 @@ def test_forgotten_actor_begins_again(stage):
     one, two = stage.client("actor_000"), stage.client("actor_001")
     one.begin(seen(0.0))
     stage.round(one)
-    two.begin(seen(0.0))  # for whom the server forgets the other one
+    two.begin(seen(0.0))  # the server forgets the other actor
     stage.round(two)
     assert stage.acts.agents == 1
     one.observe(result(1.0))
@@ -433,12 +433,12 @@ def test_endpoints_without_inference_are_refused_when_the_run_is_prepared(tmp_pa
 
 
 def test_central_actor_cuts_its_episodes_when_it_begins_again(stage):
-    """Environments that fail begin again; nothing leads from one episode to the other."""
+    """After a fault episodes begin again; no item crosses from one episode to the other."""
     one = stage.client("actor_000")
     one.begin(seen(0.0))
     stage.round(one)
     one.observe(result(1.0))
-    stage.round(one)  # what was decided at 1.0 never happened
+    stage.round(one)  # the action decided at 1.0 is never taken
     one.begin(seen(5.0))
     for value in (6.0, 7.0):
         stage.round(one)

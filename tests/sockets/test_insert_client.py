@@ -1,4 +1,4 @@
-"""The replay server and its two clients in one process: effectively once, credits, priorities."""
+"""The replay server and its clients in one process: exactly-once inserts, credits, priorities."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.waiting import wait_until
 
 
 class InProcessReplay:
-    """A replay server and clients that take turns; all closed in the end."""
+    """A replay server and clients that run in turns and are closed with the test."""
 
     def __init__(self, folder, stack: ExitStack) -> None:
         self.endpoints = Endpoints(
@@ -85,7 +85,7 @@ class InProcessReplay:
         return self._add(SampleClient(address, hello(**greeting), batch_size, lambda: self.now))
 
     def bare(self, endpoint: Endpoint, **greeting: object) -> tuple[Client, list]:
-        """A client without manners: what it receives is kept."""
+        """A plain client that ignores credits, and the list of all that it receives."""
         client, received = Client(endpoint, hello(**greeting)), []
         client.poll = lambda: received.extend(client.receive())
         self._add(client)
@@ -109,7 +109,7 @@ class InProcessReplay:
         wait_until(condition, turn=self.turn)
 
     def leave(self, client) -> None:
-        """A client that dies: it takes no more turns."""
+        """Remove a client, as if it had died."""
         self._clients.remove(client)
         client.close()
 
@@ -193,7 +193,7 @@ def test_lost_acknowledgement_is_recovered_by_the_next_welcome(replay, monkeypat
     replay.until(lambda: len(replay.server.table) == 2)
     monkeypatch.undo()
     replay.server.inserts.server.peers.clear()
-    client.insert(vector_chunk([3]))  # is told to say HELLO, and learns that 1, 2 are in
+    client.insert(vector_chunk([3]))  # must greet again; the welcome says that 1, 2 are inserted
     replay.until(lambda: client.unacknowledged == 0)
     assert replay.actions() == [1, 2, 3]
 
@@ -244,7 +244,7 @@ def test_every_chunk_is_inserted_once_despite_random_losses(replay, monkeypatch)
 
 
 def test_producer_without_credit_waits_and_queues_stay_bounded(replay):
-    # Tolerance 6 = 4 x 1 + 1 x 2: after min_size, six more items until somebody samples.
+    # Tolerance 6 = 4 x 1 + 1 x 2: after min_size, six more items without sampling.
     replay.start(samples_per_insert=1.0)
     client = replay.producer()
     inserted = 0
@@ -262,7 +262,7 @@ def test_producer_without_credit_waits_and_queues_stay_bounded(replay):
             inserted += 2
     assert replay.server.table.limiter.inserted <= 7 and client.unacknowledged == 4
     assert replay.server.status().waiting_inserts == 4 and not client.has_credit
-    # Resends of what waits are no duplicates in the table and take no second place.
+    # Resends of waiting inserts are neither inserted nor queued twice.
     replay.now += 11.0
     replay.until(lambda: replay.server.status().duplicate_inserts == 4)
     assert replay.server.status().waiting_inserts == 4
@@ -310,7 +310,7 @@ def test_insert_refused_for_lack_of_credit_must_come_before_later_ones(replay, m
     monkeypatch.setattr(insert_endpoint, "MAX_PENDING", 0)
     assert send(0) == ["no_credit"]
     monkeypatch.undo()
-    # Taking 1 now would acknowledge 0, which is not here.
+    # Accepting 1 now would acknowledge 0, which has not arrived.
     assert send(1) == ["sequence_gap"]
     assert send(0) == [""] and send(1) == [""]
     assert replay.actions() == [0, 1] and server.status().items == 2
@@ -508,7 +508,7 @@ def test_requests_of_a_departed_learner_take_no_items(replay):
 
 
 def test_all_waiting_inserts_are_processed_in_one_turn(replay, monkeypatch):
-    """One insert for each batch would starve a learner of fresh items."""
+    """Only one insert per batch would keep fresh items from the learner."""
     server = replay.start()
     producers = [replay.producer(name=f"actor_{k:03d}") for k in range(3)]
     learner = replay.learner()
@@ -541,7 +541,7 @@ def test_prefetcher_requests_all_its_batches_at_once(replay):
     client.insert(vector_chunk([1, 2, 3]))
     replay.until(lambda: prefetcher.ready == 3)
     assert server.table.counters.sampled == 12 and server.table.counters.updated_priorities == 0
-    # One is taken, one is asked for; no priority was ever sent.
+    # One batch is taken and one is requested; no priorities were sent.
     batch = prefetcher.get(10.0)
     assert batch is not None and set(batch.data["action"].tolist()) <= {1, 2, 3}
     replay.until(lambda: prefetcher.ready == 3 and server.table.counters.sampled == 16)
@@ -623,13 +623,13 @@ def test_learner_repeats_its_requests_to_a_restarted_server(replay):
     learner = replay.learner()
     sample(replay, learner)
     replay.restart()
-    learner.ask(2)  # into the broken connection: nothing may stay in flight for good
+    learner.ask(2)  # into the broken connection: nothing may stay in flight
     replay.until(lambda: len(replay.server.samples.server.peers) == 1 and learner.client.ready)
     assert learner.in_flight == 0
 
 
 def test_server_survives_when_every_priority_is_zero(replay):
-    """An actor of a network that predicts everything exactly: no mass, but no crash either."""
+    """A network that predicts exactly gives priorities of 0: no mass, but no crash."""
     client = filled(replay, [0.0, 0.0])
     learner = replay.learner()
     replay.until(lambda: learner.client.ready)

@@ -53,7 +53,7 @@ def test_late_actors_get_the_newest_parameters_at_once(tmp_path):
     with ExitStack() as stack:
         stack.enter_context(closing(server))
         server.start()
-        # One is configured; the learner publishes nothing while they come.
+        # One actor is configured; the learner publishes nothing while they connect.
         for number in range(3):
             client = LearnerClient(endpoints.of("learner.params"), hello(f"actor_{number:03d}"))
             stack.enter_context(closing(client))
@@ -75,7 +75,7 @@ def test_learner_killed_before_it_saves_reuses_no_incarnation(tmp_path):
     run, places = prepared(tmp_path), set()
     for epoch in range(1, 4):
         with service_of(run, "learner") as service:
-            service.delay_after_crashes()  # as each start does: it counts this one
+            service.delay_after_crashes()  # counts this start, as `serve` does
             algorithm = make_algorithm(service.config.algorithm, service.facts.env)
             learner = LearnerDaemon(service, algorithm)
             for name in ("actor_000", "actor_001", "extra"):

@@ -1,4 +1,4 @@
-"""The audit that chaos rests on: what is missing is found, and what was evicted is not missed."""
+"""The audit of chaos tests: lost inserts are found, evicted ones are excused."""
 
 from __future__ import annotations
 

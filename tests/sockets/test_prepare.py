@@ -56,7 +56,7 @@ def test_replay_capacity_is_lowered_to_half_of_the_memory(
     monkeypatch.setattr(hardware, "memory_bytes", lambda: 400_000_000)
     config = prepare.preset_config("pong", [])
     run = prepare.prepare_run(tmp_path / "run", config)
-    # 100 bytes, four columns of 20, and 27 % of 84 x 84 pixels an item.
+    # An item: 100 bytes, 20 bytes of columns, and 27 % of 84 x 84 pixels.
     assert run.config().replay.capacity == int(200e6 / (100 + 20 + 0.27 * 7056))
 
 
@@ -109,7 +109,7 @@ def test_config_file_section_that_is_not_a_table_is_refused(
 
 
 def is_one_step(call: Call) -> bool:
-    """What happens inside of the trial belongs to the environment and the algorithm."""
+    """Leave out calls inside the trial, which belong to the environment and the algorithm."""
     return call[0].startswith(("launch/preflight.py", "envs/", "algos/"))
 
 
@@ -121,7 +121,7 @@ def test_new_run_reads_its_configuration_in_one_pass_and_checks_it_once(
     words = ["run", "--preset", "cartpole", "--engine", "none"]
     calls = calls_of(lambda: CliRunner().invoke(main, words), is_one_step)
     (made,) = (tmp_path / "runs").iterdir()
-    begin = calls.index(("cli/runs.py", "_new"))  # the options have become settings
+    begin = calls.index(("cli/runs.py", "_new"))  # the options are settings now
     end = max(number for number, (_, name) in enumerate(calls) if name == "replace_file")
     way = stays(calls[begin : end + 1])
     assert way[-1] == "host/files.py" and "launch/preflight.py" in way

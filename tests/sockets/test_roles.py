@@ -1,4 +1,4 @@
-"""Every message in every role at every endpoint: what is not permitted is refused."""
+"""Permissions: every message in every role at every endpoint."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ PERMITTED = {
     ("learner.params", "evaluator"): {"GetParams", "Heartbeat", "EvaluationReport"},
     ("learner.params", "operator"): {"Status", "Snapshot"},
 }
-"""As PROTOCOL.md says; a role that is not here is not greeted at the endpoint."""
+"""As in PROTOCOL.md; a role that is not listed is refused at the endpoint."""
 MESSAGES = [message for message in EVERY_MESSAGE if not isinstance(message, Hello)]
 
 
@@ -112,7 +112,7 @@ class House:
         stack.callback(self.learner.close)
 
     def answers(self, endpoint: str, *messages: tuple[Message, dict[str, Array]]) -> list[Message]:
-        """What one connection hears after all that it says."""
+        """All that one connection receives after sending its messages."""
         with context().socket(zmq.DEALER) as socket:
             socket.connect(self.endpoints.of(endpoint).address)
             for message, arrays in messages:
@@ -184,7 +184,7 @@ EXTREMES = (-(2**63), -1, 0, 1, 2, 2**31, 2**53, 2**53 + 1, 2**63 - 1, 2**64 - 1
 def random_acts(
     rng: np.random.Generator, count: list[int], value: list[float]
 ) -> list[tuple[Message, dict[str, Array]]]:
-    """A beginning and a step of two environments."""
+    """The `Act` messages of a beginning and of a step of two environments."""
     place = {"slot": count[1], "incarnation": count[2]}
     observations = np.full((2, 3), rng.choice([0, np.nan, 3e38]), np.float32)
     step = StepResult(observations, np.array(value[:2]), *rng.random((3, 2)) < 0.5)
@@ -195,7 +195,7 @@ def random_acts(
 
 
 def random_message(rng: np.random.Generator, role: str) -> tuple[Message, dict[str, Array]]:
-    """One that is well-formed and permitted, with numbers at the edges of what can be said."""
+    """A well-formed and permitted message with numbers at the limits of their ranges."""
     number = [int(EXTREMES[k]) for k in rng.integers(0, len(EXTREMES), 6)]
     count = [min(max(n, 0), 2**53) for n in number]
     value = [float(rng.choice([0.0, -1.0, 1.7e308, np.nan, np.inf])) for _ in range(3)]
@@ -241,7 +241,7 @@ def test_extreme_numbers_from_an_actor_do_not_end_the_inference_server(house):
         value = [float(rng.choice([0.0, -1.0, 1.7e308, np.nan])) for _ in range(3)]
         greeting = (hello(f"name_{number % 7}"), {})
         begin, step = random_acts(rng, count, value)
-        for question in (begin, step):  # asked again: the first time nothing is decided yet
+        for question in (begin, step):  # repeated: the first time nothing is decided yet
             house.answers("inference.act", greeting, question)
             (*_, told) = house.answers("inference.act", greeting, question)
             assert isinstance(told, Actions) or question is step, told

@@ -1,4 +1,4 @@
-"""Gathering a status where a daemon's answer is not what it should be."""
+"""Gathering a status from daemons that give valid and malformed answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.statuses import replay_report
 
 @contextmanager
 def replay_that_answers(run: RunDirectory, status: dict[str, object]) -> Iterator[None]:
-    """A process that holds the replay server's name and answers STATUS with a given map."""
+    """A process that holds the replay server's lock and answers STATUS with a given map."""
     facts, ended = run.facts(), threading.Event()
     server = Server(
         run.endpoints().of("replay.sample"), facts.run_id, facts.schema.hash,

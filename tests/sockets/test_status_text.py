@@ -1,4 +1,4 @@
-"""A status for people: several lines, and the line of progress where there is no terminal."""
+"""The status as text, and the progress line without a terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.statuses import actor_report, inference_report, learner_repor
 
 
 def over(outcome: str | None) -> RunStatus:
-    """A run of which nothing lives, with what it came to."""
+    """A run without living processes, with its outcome."""
     return run_status(
         run={"engine": None, "uptime_s": 0.0, "outcome": outcome,
              "bottleneck": "learner: it computes all the time"},
@@ -76,7 +76,7 @@ def test_ending_run_shows_its_outcome_while_its_daemons_drain() -> None:
 
 @pytest.fixture
 def progress(tmp_path: Path) -> Progress:
-    """Of a run that is looked at every ten seconds."""
+    """Progress of a run that is observed every ten seconds."""
     return Progress(prepared(tmp_path), map(float, range(0, 1000, 10)).__next__)
 
 

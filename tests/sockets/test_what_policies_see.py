@@ -1,4 +1,4 @@
-"""What a policy sees of one game is the same wherever it acts."""
+"""A recurrent policy sees the same inputs of one game wherever it acts."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ ENVS, STEPS = 2, 20
 
 
 class LargeRewards(gym.Env):
-    """Rewards far beyond [-1, 1], and episodes of `length` steps that end in either way in turn.
+    """Rewards far outside [-1, 1]; episodes of `length` steps alternately terminate and truncate.
 
-    What it does follows from its steps and actions alone, whatever its seed.
+    Its behaviour depends only on steps and actions, not on the seed.
     """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
@@ -105,7 +105,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDirectory:
 
 
 def policy_of(run: RunDirectory) -> Recorder:
-    """A policy with memory that depends on what it sees, the same one each time."""
+    """A recurrent policy whose actions depend on its inputs, the same one at each call."""
     algorithm = make_algorithm(run.config().algorithm, run.facts().env)
     torch.manual_seed(3)
     policy = algorithm.policy()
@@ -212,7 +212,7 @@ def trained(run: RunDirectory) -> tuple[TrainedPolicy, Recorder]:
 
 def in_trained_policy(run: RunDirectory) -> list[Inputs]:
     policy, recorder = trained(run)
-    policy.play(49, seed=1)  # seven in each of seven environments
+    policy.play(49, seed=1)  # seven episodes in each of seven environments
     return recorder.seen
 
 
@@ -223,7 +223,7 @@ def in_film(run: RunDirectory) -> list[Inputs]:
 
 
 def in_script(run: RunDirectory) -> list[Inputs]:
-    """As a user writes it: whole rewards, also that of the episode before, and `begin`."""
+    """A user's script: unclipped rewards, also the previous episode's last one, and `begin`."""
     policy, recorder = trained(run)
     env, reward = LargeRewards(), 0.0
     for _ in range(7):
@@ -237,7 +237,7 @@ def in_script(run: RunDirectory) -> list[Inputs]:
 
 
 def expected(run: RunDirectory) -> list[Inputs]:
-    """What the agent of an actor sees, by its own parts: each fourth is an episode's last."""
+    """The inputs of an actor's agent; every fourth is the last of an episode."""
     config, recorder = run.config(), policy_of(run)
     algorithm = make_algorithm(config.algorithm, run.facts().env)
     agent = make_agent(algorithm, config, recorder.core_size, slot=0, incarnation=0)
@@ -265,7 +265,7 @@ def test_inputs_of_a_recurrent_policy_are_the_same_in_every_place(
     assert len(seen) >= len(acting)
     for step, (found, wanted) in enumerate(zip(seen, acting)):
         for name, value in found._asdict().items():
-            # Sums of a larger batch are rounded otherwise.
+            # Sums in a larger batch are rounded differently.
             rounding = 1e-4 if name == "core_state" else 0.0
             np.testing.assert_allclose(
                 value[0], getattr(wanted, name)[0], rounding, rounding, err_msg=f"{step}: {name}"
@@ -280,7 +280,7 @@ def two_lengths() -> SyncVectorEnv:
 
 
 def test_script_with_several_environments_begins_those_whose_episodes_begin(run):
-    """With a mask, as gymnasium gives one; the memory of the others goes on."""
+    """With a mask, as gymnasium gives it; the others keep their recurrent state."""
     policy, recorder = trained(run)
     vector = two_lengths()
     observations, rewards = vector.reset()[0], np.zeros(2)
@@ -288,7 +288,7 @@ def test_script_with_several_environments_begins_those_whose_episodes_begin(run)
     for _ in range(STEPS):
         actions = policy.act(observations, rewards)
         observations, rewards, terminated, truncated, _ = vector.step(actions)
-        policy.begin(ended)  # this step brought the first observation after an end
+        policy.begin(ended)  # this step gave the first observation after an end
         ended = (terminated | truncated) & ~ended
     vector.close()
     acting, config = policy_of(run), run.config()
@@ -342,7 +342,7 @@ def test_begin_takes_the_ended_flag_of_a_single_environment(run):
     policy.act(np.zeros(2, np.float32), 5.0)
     assert [one.last_rewards.tolist() for one in recorder.seen] == [[0.0], [1.0], [0.0], [1.0]]
     policy.begin()
-    policy.begin(0)  # nothing was seen yet: all begin
+    policy.begin(0)  # no observation since: all begin
     policy.act(np.zeros((2, 2), np.float32), 5.0)
     assert recorder.seen[-1].last_rewards.tolist() == [0.0, 0.0]
 

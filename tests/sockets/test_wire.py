@@ -37,7 +37,7 @@ PERMISSIONS = {"actor": (GetParams,), "learner": (GetParams,), "operator": (Stat
 
 
 class Desk:
-    """A server that answers GetParams with NotModified, and clients; all closed in the end."""
+    """A server that answers GetParams with NotModified, and clients; closed with the test."""
 
     def __init__(self, address: str, stack: ExitStack) -> None:
         self.address = address
@@ -106,7 +106,7 @@ def desk(tmp_path) -> Iterator[Desk]:
 
 @contextmanager
 def stranger(address: str) -> Iterator[zmq.Socket]:
-    """A bare DEALER that knows nothing of greetings."""
+    """A bare DEALER that sends no greeting."""
     socket = context().socket(zmq.DEALER)
     socket.connect(address)
     try:
@@ -214,7 +214,7 @@ def test_malformed_message_is_answered_and_counted(desk, frames, code):
 
 
 def test_empty_buffer_with_a_huge_shape_is_refused(desk):
-    """An empty buffer with a side that no array can have."""
+    """An empty buffer with a dimension that is too large for any array."""
     import msgspec
 
     header = msgspec.msgpack.encode(
@@ -298,7 +298,7 @@ def test_reply_to_a_peer_that_does_not_read_is_dropped_without_waiting(desk):
     big = {"x": np.zeros(250_000)}
     sent = [desk.server.send(identity, Ack(), big) for _ in range(400)]
     assert sent[0] and not sent[-1] and desk.server.refused["reply_dropped"] > 100
-    # It is served again as soon as it reads.
+    # It is served again once it reads.
     count = sum(sent)
     desk.until(lambda: len(desk.received[client]) >= count)
     client.send(GetParams(newer_than=0))
@@ -306,7 +306,7 @@ def test_reply_to_a_peer_that_does_not_read_is_dropped_without_waiting(desk):
 
 
 def operator_request(desk: Desk, message: Message, timeout_s: float) -> Received:
-    """Client.request, with the server's turns taken where the client would wait."""
+    """Call `Client.request`; the server takes a turn each time that the client receives."""
 
     class Operator(Client):
         def receive(self) -> list[Received]:

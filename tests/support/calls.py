@@ -1,4 +1,4 @@
-"""The calls of apex's functions that an action makes, by file."""
+"""Recording of the apex functions that an action calls, by file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ FLOORS = (
     {"acting", "networks", "runs"}, {"envs"}, {"plugins.py", "wire"}, {"config", "data", "host"},
     {"errors.py", "ops"},
 )  # fmt: skip
-"""Packages from the highest to the lowest: one imports from lower floors only."""
+"""Packages from the highest layer to the lowest; a package imports only from lower layers."""
 
 Call = tuple[str, str]
 """A file under `apex/`, and a function in it."""
 
 
 def calls_of(action: Callable[[], Any], whole: Callable[[Call], bool]) -> list[Call]:
-    """Run an action and give the calls that it made, in their order.
+    """Run an action and return the calls that it made, in order.
 
     Args:
         action: what to run.
@@ -57,13 +57,13 @@ def calls_of(action: Callable[[], Any], whole: Callable[[Call], bool]) -> list[C
 
 
 def stays(calls: list[Call]) -> list[str]:
-    """The files that calls lead through: one entry for calls in a row into the same file."""
+    """The files of the calls, in order; consecutive calls into one file count once."""
     files = [file for file, _ in calls]
     return [file for before, file in zip(["", *files], files) if file != before]
 
 
 def climbs(stays: list[str]) -> int:
-    """How often the way leads from a file to one on a higher floor."""
+    """How often a call goes from a file to one in a higher layer."""
     floors = [_floor(file) for file in stays]
     return sum(after < before for before, after in pairwise(floors))
 

@@ -1,4 +1,4 @@
-"""n-step transitions: literal numbers, and a slow oracle in the paper's notation."""
+"""n-step transitions against literal numbers and a slow oracle."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EPISODE_END = ("terminated", "truncated", "life_lost_and_truncated")
 
 @dataclass
 class Record:
-    """One step of one environment: s_t, a_t, r_t, what it led to, and what the policy said."""
+    """One step of one environment: s_t, a_t, r_t, how it ended, and the policy's values."""
 
     observation: np.ndarray
     stack: np.ndarray
@@ -62,7 +62,7 @@ def random_stream(spec: EnvSpec, env: int, length: int, rng: np.random.Generator
         records.append(
             Record(
                 observation, stack, action=100_000 * env + number,
-                # The ignored step's reward and a policy's word on it must not matter.
+                # The ignored step's reward and values must not matter.
                 reward=float(rng.normal()) if not ignored else 1e6,
                 terminated=end == "terminated",
                 truncated="truncated" in end,
@@ -165,11 +165,11 @@ def assert_matches_oracle(agent: ApexDQN, chunks: list[Chunk], streams: list[lis
         assert [row["action"] for row in items[env]] == [row["action"] for row in expected]
         for row, truth in zip(items[env], expected):
             np.testing.assert_array_equal(row["observation"], truth["observation"])
-            if truth["discount"] > 0:  # of the others nothing is used
+            if truth["discount"] > 0:  # other bootstrap observations are unused
                 np.testing.assert_array_equal(row["next_observation"], truth["next_observation"])
             for name in ("n_step_return", "discount", "priority"):
                 np.testing.assert_allclose(row[name], truth[name], rtol=1e-4, atol=1e-5)
-            # `feed` numbers its steps, and so do the actions: the parameters that acted count.
+            # `feed` numbers its steps like the actions: learner_step must be the action's.
             assert row["learner_step"] == row["action"] % 100_000
 
 
@@ -196,7 +196,7 @@ def test_items_match_the_oracle_over_random_episodes(kind, n_step, chunk_length)
     assert_matches_oracle(agent, chunks, streams)
     if spec.frame_stack:
         for chunk in chunks:
-            # The random frames all differ: no two equal blocks means each is stored once.
+            # The random frames all differ: if no two blocks are equal, each frame is stored once.
             edges = np.cumsum(chunk.frames.frame_lengths)[:-1]
             blocks = np.split(np.frombuffer(chunk.frames.blob, dtype=np.uint8), edges)
             assert len({block.tobytes() for block in blocks}) == len(blocks)
@@ -348,7 +348,7 @@ def test_steps_in_memory_stay_bounded_over_a_long_run():
 
 
 def test_memory_stays_bounded_when_environments_fail_at_every_first_step():
-    # Nothing but ignored steps: no transition, and of a stack of 3 two frames before the next.
+    # Only ignored steps: no transition, and a stack of 3 needs two earlier frames.
     spec, rng = SPECS["frames"], np.random.default_rng(1)
     accumulator = algorithm(spec, 5).accumulator(1, 10)
     stream = random_stream(spec, 0, 1000, rng)
@@ -393,7 +393,7 @@ def test_frame_stacker_passes_vectors_through_when_depth_is_zero():
 
 
 def test_frames_of_an_episode_that_was_cut_before_its_first_step_are_in_no_chunk():
-    """A fault of one environment cuts all others, also those that have just begun."""
+    """A fault of one environment cuts the episodes of all, also of those that just began."""
     spec = env_spec((2, 2), stack=2)
     made = algorithm(spec, n_step=1)
     accumulator = made.accumulator(1, chunk_length=4)

@@ -1,4 +1,4 @@
-"""Algorithms of other kinds fit the interface: quantiles and noise, several optimizers, epochs."""
+"""Custom algorithms: quantiles, noise, several optimizers, several epochs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class NoisyLinear(nn.Linear):
 
 
 class NoisyQuantiles(QAlgorithm):
-    """QR-DQN with a noisy last layer: a mixture of losses, and priorities of its own."""
+    """QR-DQN with a noisy last layer: a sum of losses, and custom priorities."""
 
     class Config(QAlgorithm.Config, frozen=True):
         quantiles: int = 5
@@ -137,7 +137,7 @@ def test_noisy_policy_adds_noise_only_while_it_explores() -> None:
 
 
 class SoftActorCritic(DPG):
-    """Twin critics, a temperature that is learned, and Polyak averages: three optimizers."""
+    """Twin critics, a learned temperature and Polyak averages: three optimizers."""
 
     def learner(self, device: torch.device) -> Learner:
         return SoftLearner(self, device)
@@ -253,7 +253,7 @@ def test_update_of_several_epochs_is_one_learner_step() -> None:
 
 
 class Scheduled(ApexDQN):
-    """Its loss fades in over the first 100 learner steps, by the run's progress."""
+    """Scales its loss up over the first 100 learner steps, by the run's progress."""
 
     def learner(self, device: torch.device) -> Learner:
         learner = super().learner(device)
@@ -277,7 +277,7 @@ def test_progress_reaches_the_loss_as_tensors() -> None:
 
 
 class Logged(ApexDQN):
-    """Items hold the value that the actor saw."""
+    """Items hold the value that the actor computed."""
 
     extra_columns = (Column("q_value", "float32"),)
 

@@ -1,4 +1,4 @@
-"""Ape-X DPG: its equations, its network, how it explores, and what it learns."""
+"""Ape-X DPG: equations, network, exploration, learning."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def make_batch(spec: EnvSpec = SPEC, size: int = 8) -> dict[str, torch.Tensor]:
 def test_loss_pushes_actions_along_the_clipped_gradient_of_the_value():
     actions = torch.tensor([[0.5, -0.5], [0.0, 0.1]], requires_grad=True)
     loss = deterministic_policy_gradient_loss(actions, torch.tensor([[3.0, -0.25], [0, 9]]), 1.0)
-    # Half the squared step, none of them beyond the bound 1: (0.25 + 0.0625) / 2 and 0.81 / 2.
+    # Half the squared step, each step clipped to 1: (0.25 + 0.0625) / 2 and 0.81 / 2.
     assert loss.tolist() == pytest.approx([0.15625, 0.405])
     loss.sum().backward()
     assert torch.allclose(actions.grad, torch.tensor([[-0.5, 0.25], [0.0, -0.9]]))

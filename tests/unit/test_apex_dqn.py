@@ -1,4 +1,4 @@
-"""Ape-X DQN: one update against a computation by hand, and what is around it."""
+"""Ape-X DQN: one update against a computation by hand; network, schema, settings."""
 
 from __future__ import annotations
 
@@ -234,7 +234,9 @@ def test_learning_rate_falls_in_a_straight_line_and_then_stays(optimizer):
     still = make_learner(optimizer=optimizer, learning_rate=1e-30)
     still.load_state_dict(resumed.state_dict())
     learn(still, batch)
-    assert_same(snapshot(still.network), snapshot(resumed.network))  # the rate is that of now
+    assert_same(
+        snapshot(still.network), snapshot(resumed.network)
+    )  # the rate is the configured one
 
 
 def test_loaded_parameters_reach_the_target_too():
@@ -251,7 +253,7 @@ def make_network(shape: tuple[int, ...], standardize: bool = False) -> DuelingQN
 
 
 def image_q_by_hand(network: DuelingQNetwork, planes: Tensor) -> Tensor:
-    """The network on `[B, planes, H, W]` floats that are already in [0, 1]."""
+    """The network on `[B, planes, H, W]` floats already scaled to [0, 1]."""
     p = network.state_dict()
     x = planes
     for layer, stride in ((0, 2), (2, 1)):

@@ -1,4 +1,4 @@
-"""Chunks go to replay as its credits allow, in order, and none is left when it is drained."""
+"""The actor's backlog of chunks: sent in order as credits allow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.builders import vector_chunk
 
 
 class Connection:
-    """An `InsertClient` with so many credits, which nobody acknowledges."""
+    """An `InsertClient` with a number of credits; nothing is acknowledged."""
 
     def __init__(self, credits: int) -> None:
         self.credits = credits

@@ -1,4 +1,4 @@
-"""The benchmarks' figures, by literal numbers."""
+"""Benchmark statistics against literal numbers."""
 
 from __future__ import annotations
 

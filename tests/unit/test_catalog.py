@@ -1,4 +1,4 @@
-"""The catalog of daemons, and what is made from it."""
+"""The catalog of daemons and the files generated from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, verified, and the newest good one found."""
+"""Checkpoints: written atomically, verified when read, pruned."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_prune_keeps_the_newest_three_of_its_own_kind(tmp_path):
 
 
 def test_prune_keeps_the_newest_valid_checkpoint_when_a_later_one_is_corrupt(tmp_path, caplog):
-    """Training went back before it: what is saved then is the newest good one, and must stay."""
+    """Training went back to step 100: that checkpoint is the newest valid one and must stay."""
     for step in (100, 500):
         save(tmp_path, step)
     (tmp_path / "step_0000000500" / PARAMETERS).write_bytes(b"damaged")

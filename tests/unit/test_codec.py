@@ -1,4 +1,4 @@
-"""The codec: what goes in comes out, and what is malformed is a DecodeError and nothing else."""
+"""The message codec: round trips, and DecodeError for every malformed message."""
 
 from __future__ import annotations
 
@@ -160,14 +160,14 @@ def test_malformed_message_is_a_decode_error(name):
 
 
 def test_unchanged_header_of_these_tests_is_well_formed():
-    """Guards the table above: only what each entry changes may be wrong."""
+    """Guards the table above: only each entry's change may be malformed."""
     assert decode([header()]).message == Insert(seq=0)
     assert decode(with_buffer("x", "float32", [2, 3], bytes(24))).arrays["x"].shape == (2, 3)
 
 
 @pytest.mark.parametrize("version", [0, 1, PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1, -1, 2**63])
 def test_other_protocol_version_has_its_own_code(version):
-    # Of another version nothing else is understood, not even the message's type.
+    # Nothing else of another version is read, not even the message's type.
     assert code_of([header(protocol=version, type="from_the_future", other=1)]) == (
         "protocol_version"
     )
@@ -215,7 +215,7 @@ def test_random_mutations_raise_nothing_but_decode_errors():
 
 
 def test_status_values_stay_plain_when_they_look_like_other_things():
-    """A map is a map: nothing in a status can become an object."""
+    """A map stays a map: nothing in a status becomes an object."""
     tricky = {"type": "hello", "__reduce__": ["os.system", ["true"]], "protocol": 9}
     assert decode(as_bytes(encode(StatusReply(status=tricky)))).message.status == tricky
 

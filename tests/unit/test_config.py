@@ -1,4 +1,4 @@
-"""Configurations: refused by path and with a remedy, merged, overridden, written and read."""
+"""Configuration: validation, overrides, presets, files."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_wrong_value_is_refused_by_path(section, key, value):
     assert refusal(with_values(**{section: {key: value}})).startswith(f"{section}.{key}")
     made = parse(SMALLEST)
     part = msgspec.structs.replace(getattr(made, section), **{key: value})
-    with pytest.raises(ConfigError, match=rf"^{section}\.{key}"):  # as a script may make it
+    with pytest.raises(ConfigError, match=rf"^{section}\.{key}"):  # as from a script
         check_script_config(msgspec.structs.replace(made, **{section: part}))
 
 
@@ -102,7 +102,7 @@ def test_wrong_value_is_refused_by_path(section, key, value):
      "algorithm.own.deep", "env.kwargs.gravity", "env.kwargs.all[1]"],
 )  # fmt: skip
 def test_number_that_is_not_finite_is_refused_by_path_and_with_a_remedy(key, value):
-    """A checkpoint's manifest is JSON, which has none: nothing could play it."""
+    """A checkpoint's manifest is JSON, which cannot hold it: the checkpoint would be unreadable."""
     path, listed, _ = key.partition("[")
     raw = override(SMALLEST, [f"{path}=[1.0, {value}]" if listed else f"{path}={value}"])
     message = f"{key}: expected a finite number, got {value}; write a large one, such as 1e30"
@@ -202,7 +202,7 @@ def test_section_that_is_not_a_table_is_refused():
             with_values(evaluator={"episodes": 10, "num_envs": 4}),
             ["evaluator.episodes (10)", "evaluator.num_envs (4)"],
         ),
-        # A queue that can never hold one batch serves none.
+        # A queue that cannot hold one batch never serves one.
         (
             with_values(
                 replay={"selector": "fifo", "max_times_sampled": 1, "capacity": 20, "min_size": 1},
@@ -211,7 +211,7 @@ def test_section_that_is_not_a_table_is_refused():
             ),
             ["learner.batch_size", "replay.capacity"],
         ),
-        # Two samples for each insert, of items that may be sampled once.
+        # Two samples for each insert, but items may be sampled once.
         (
             with_values(
                 replay={"max_times_sampled": 1, "samples_per_insert": 2.0},
@@ -237,7 +237,7 @@ def test_tolerance_that_could_deadlock_is_refused_with_the_smallest_safe_one():
     for tolerance in (528.0, 0.0):
         replay = {"samples_per_insert": 8.0, "tolerance": tolerance}
         assert parse(with_values(replay=replay, **limits)).min_tolerance == 528.0
-    # Without a ratio there is nothing to deadlock.
+    # Without a ratio there is no deadlock.
     parse(with_values(replay={"tolerance": 1.0}, **limits))
 
 
@@ -309,7 +309,7 @@ def test_preset_is_valid_on_every_machine(name, gpu):
 
 @pytest.mark.parametrize(("name", "gpu"), list(itertools.product(preset_names(), [False, True])))
 def test_no_preset_ends_with_a_learning_rate_of_zero(name, gpu):
-    """Its run has no end of its own: what comes after the last decay step would be for nothing."""
+    """Preset runs have no end: training after the last decay step would learn nothing."""
     config = parse(preset(name, gpu=gpu))
     kind = algorithm_class(config.algorithm["name"])
     section = convert(config.algorithm, kind.Config)

@@ -1,4 +1,4 @@
-"""Cores of the training thread: who gets some, and who keeps off them."""
+"""CPU cores of the training thread."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Reserve = Callable[..., tuple[int, ...]]
 
 @pytest.fixture
 def affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, set[int]]:
-    """A process that may use the cores 2, 3 and 5, and what it asks the kernel for."""
+    """Fake affinity calls of a process that may use the cores 2, 3 and 5."""
     state = {"allowed": {2, 3, 5}}
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(state["allowed"]))
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, to: state.update(allowed=set(to)))
@@ -73,7 +73,7 @@ def test_core_of_another_run_is_skipped_until_it_is_free(reserve, affinity, tmp_
     "settings", [["learner.pin=false"], ["learner.torch_threads=3"]], ids=["off", "all_threads"]
 )
 def test_no_core_is_reserved_by_these_settings(reserve, affinity, settings, monkeypatch):
-    monkeypatch.setenv(cpu_affinity.LEARNER_CORES, "3")  # of an engine that started this one
+    monkeypatch.setenv(cpu_affinity.LEARNER_CORES, "3")  # left by an engine that started this one
     assert reserve(*settings) == () and affinity["allowed"] == {2, 3, 5}
     cpu_affinity.take()
     assert affinity["allowed"] == {2, 3, 5}

@@ -1,4 +1,4 @@
-"""The doctor's checks, each with literal numbers."""
+"""The doctor's checks against literal numbers."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ SCHEMA = Schema(
 def test_memory_and_disk_of_a_suite_are_the_sums_of_their_parts() -> None:
     config = parse(preset("cartpole", gpu=False))
     needed = memory.memory_needed(config, SCHEMA, parameters=1000, machine=10**12)
-    # An item: 100 besides 4 + 8 bytes of columns and 27 of a frame's 100 pixels.
+    # An item: 100 bytes, 4 + 8 bytes of columns and 27 for a frame's 100 pixels.
     assert needed == {
         "table": 50_000 * 139,
         "replay": 60_000_000,

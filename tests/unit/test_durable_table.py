@@ -1,4 +1,4 @@
-"""A table that is made again: its items, ids, priorities, limiter and producers."""
+"""Recovery of a table from its insert log: items, ids, priorities, limiter, producers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.waiting import wait_until
 
 
 class Life:
-    """One start of a keeper."""
+    """One start of a server: its `DurableTable`."""
 
     def __init__(self, keeper: DurableTable, clock: Clock) -> None:
         self.keeper, self.table, self.clock = keeper, keeper.table, clock
@@ -84,7 +84,7 @@ def life(
 
 @contextmanager
 def full_disk(only: Life) -> Iterator[None]:
-    """The disk takes nothing for the log; afterwards it is tried again."""
+    """The disk refuses writes to the log inside the block and accepts them after it."""
 
     def refuse(file: int, frames: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -106,7 +106,7 @@ def test_killed_table_recovers_its_items_and_ids_and_continues(tmp_path):
         assert (second.table.limiter.inserted, len(second.table)) == (8, 6)
         second.insert(9, 10)
         after = {1004: 5, 1005: 6, 1006: 7, 1007: 8, 1008: 9, 1009: 10}
-        assert second.items() == after  # the oldest made room
+        assert second.items() == after  # the oldest item was evicted
     with life(tmp_path) as third:
         assert third.items() == after
 
@@ -184,7 +184,7 @@ def test_damaged_table_state_loses_only_priorities(tmp_path, caplog):
 
 @pytest.mark.parametrize("segment_mb", [64.0, 1e-6])
 def test_items_that_a_queue_has_served_are_not_recovered(tmp_path, segment_mb):
-    """Also with a segment for each insert, where the older ones are removed."""
+    """Also with a segment for each insert, where older segments are removed."""
     queue = {"selector": "fifo", "times": 1, "segment_mb": segment_mb}
     with life(tmp_path, **queue) as first:
         first.insert(1, 2)
@@ -262,7 +262,7 @@ def test_changed_capacity_is_refused_and_files_are_unchanged(tmp_path):
 
 
 def test_missing_items_do_not_block_inserts_and_samples(tmp_path):
-    """The limiter counted items that a full disk did not take: neither side could go on."""
+    """The limiter had counted items that a full disk refused: both sides would wait."""
     limits = {"min_size": 5, "samples_per_insert": 1.0, "tolerance": 2.0}
     with life(tmp_path, capacity=100, limits=limits) as first:
         first.insert(1, 2)
@@ -278,7 +278,7 @@ def test_missing_items_do_not_block_inserts_and_samples(tmp_path):
 
 
 def test_resumed_run_with_another_ratio_applies_it_from_then_on(tmp_path):
-    """And does not make good for all items and samples that there were before."""
+    """Earlier items and samples are not made up for."""
     limits = {"min_size": 2, "samples_per_insert": 8.0, "tolerance": 16.0}
     with life(tmp_path, limits=limits) as first:
         first.insert(*range(6))
@@ -297,7 +297,7 @@ def test_resumed_run_with_another_ratio_applies_it_from_then_on(tmp_path):
 
 
 def test_queue_that_has_lost_items_accepts_others(tmp_path):
-    """Counted as inserted, 45 lost ones kept actors out, and 5 are less than a batch of 8."""
+    """If the 45 lost items counted, actors would have to wait, with 5 items for a batch of 8."""
     limits = {"min_size": 1, "samples_per_insert": 1.0, "tolerance": 12.0}
     queue = {"selector": "fifo", "times": 1, "limits": limits, "capacity": 100}
     with life(tmp_path, **queue) as first:
@@ -369,12 +369,12 @@ def test_snapshot_is_durable_when_every_item_of_the_table_is(tmp_path):
 
 
 def test_items_evicted_by_missing_items_are_not_recovered(tmp_path):
-    """They would stay while newer ones are evicted: found by chaos, after a full disk."""
+    """They would stay while newer items are evicted. Found by chaos tests with a full disk."""
     with life(tmp_path) as first:
         first.insert(1, 2, 3, 4, 5, 6)
         with full_disk(first):
-            first.insert(7, 8)  # in place of 1 and 2
-        first.insert(9, 10)  # in place of 3 and 4
+            first.insert(7, 8)  # evicts 1 and 2
+        first.insert(9, 10)  # evicts 3 and 4
     with life(tmp_path) as second:
         assert list(second.items().values()) == [5, 6, 9, 10]
         second.insert(11, 12)
@@ -389,7 +389,7 @@ def test_ids_of_items_missing_from_the_log_are_not_reused(tmp_path):
         first.insert(1, 2)
         with full_disk(first):
             first.insert(3, 4)
-    with life(tmp_path, now=10) as second:  # the clock went back; ids 1000 to 1003 were given
+    with life(tmp_path, now=10) as second:  # the clock went back; ids 1000 to 1003 are used
         assert second.table.next_id >= 1004
         second.insert(5)
         assert list(second.items().values()) == [1, 2, 5]
@@ -437,7 +437,7 @@ def test_inserts_missing_from_the_log_are_reported_volatile_after_a_restart(tmp_
             "actor_000": ProducerMark(1, 2, volatile_seq=1),
             "whole": ProducerMark(1, 1, volatile_seq=-1),
         }
-    with life(tmp_path) as third:  # and after another, from the opening of a segment
+    with life(tmp_path) as third:  # and after another start, from a segment's header
         assert third.keeper.producers["actor_000"] == ProducerMark(1, 2, volatile_seq=1)
 
 
@@ -457,7 +457,7 @@ def test_first_insert_missing_from_the_log_is_recorded_in_the_next_segment_heade
     with life(tmp_path) as first:
         with full_disk(first):
             assert not first.insert(1)
-        assert first.insert(2, producer="actor_001")  # which opens a segment
+        assert first.insert(2, producer="actor_001")  # begins a segment
     with life(tmp_path) as second:
         assert second.keeper.producers == {
             "actor_000": ProducerMark(1, 0, volatile_seq=0), "actor_001": ProducerMark(1, 0),

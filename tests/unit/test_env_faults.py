@@ -1,4 +1,4 @@
-"""Environments that fail: cut where they were last whole, made again, and counted."""
+"""Environment faults: the episode is cut, the environments are recreated, the fault is counted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.clock import Clock
 
 
 class Counting(gym.Env):
-    """Observes how many steps there were, gives 1 each, and fails at step `fails_at`."""
+    """Observes the number of steps, rewards each with 1, and raises at step `fails_at`."""
 
     observation_space = gym.spaces.Box(0, 1000, (1,))
     action_space = gym.spaces.Discrete(2)
@@ -48,7 +48,7 @@ def counting(fails_at: int, num_envs: int = 1) -> Environments:
 
 
 class Idle:
-    """A policy that does nothing and says so."""
+    """A policy that always takes action 0."""
 
     core_size = 0
 

@@ -29,7 +29,7 @@ ALWAYS_ZERO = np.zeros(2, dtype=np.int64)
 
 
 class Countdown(gym.Env):
-    """Observes how many steps the episode has had; ends after `length`; each step gives 5."""
+    """Observes the episode's number of steps; ends after `length`; rewards each with 5."""
 
     action_space = gym.spaces.Discrete(2)
 
@@ -289,7 +289,7 @@ class NoFlag(Countdown):
 
 
 class BrightImage(Countdown):
-    """An image between 0 and 1 in a space of uint8: all of it would be rounded to 0."""
+    """A float image in [0, 1] in a uint8 space: every pixel would be rounded to 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -342,7 +342,7 @@ def test_fault_of_an_environment_is_named_with_its_step(closing, kind, message):
 
 
 class Whole(Countdown):
-    """Observes integers, in a space of uint8."""
+    """Observes integers in a uint8 space."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -360,7 +360,7 @@ def test_integers_that_fit_their_space_are_taken(closing):
 
 
 class Switches(Countdown):
-    """Observes truths, and takes actions 3 and 4."""
+    """Observes a bool image and takes actions 3 and 4."""
 
     action_space = gym.spaces.Discrete(2, start=3)
 
@@ -389,7 +389,7 @@ def test_bool_images_become_0_and_255_and_actions_count_from_0(closing):
 
 
 class Wide(Countdown):
-    """Leaves its space at its second step."""
+    """Returns an observation outside its space at the second step."""
 
     def __init__(self) -> None:
         super().__init__(9)
@@ -500,7 +500,7 @@ def test_environment_without_render_mode_raises_what_a_film_needs(tmp_path, monk
 
 
 def test_files_with_equal_names_are_two_modules_and_import_their_neighbours(tmp_path, monkeypatch):
-    """Even one that is called like a module of Python's own."""
+    """Even a file named like a standard library module."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -514,7 +514,7 @@ def test_files_with_equal_names_are_two_modules_and_import_their_neighbours(tmp_
 
 
 class Greedy(Countdown):
-    """Changes the action that it is given, in place."""
+    """Changes its action argument in place."""
 
     action_space = gym.spaces.Box(-0.1, 0.1, (1,), np.float64)
 
@@ -562,7 +562,7 @@ def test_multi_discrete_observation_outside_its_space_is_reported(closing):
 
 
 class Far(Countdown):
-    """Observes integers beyond its space."""
+    """Observes integers outside its space."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -602,7 +602,7 @@ def test_largest_floats_as_bounds_log_no_warning(closing, caplog):
 
 
 class Lives(Countdown):
-    """Three lives; every second step costs one, the last one ends the episode."""
+    """Three lives; every second step loses one, and losing the last one ends the episode."""
 
     def info(self):
         return {"lives": 3 - self.steps // 2}
@@ -622,7 +622,7 @@ def test_lost_life_is_reported_when_it_ends_and_the_last_is_a_termination(closin
     environments.reset(0)
     results = [environments.step(ALWAYS_ZERO) for _ in range(9)]
     lost = [step for step, result in enumerate(results, 1) if result.life_lost.all()]
-    # Step 6 terminates, 7 starts anew with all lives, 9 is the second step of the new episode.
+    # Step 6 terminates, 7 resets to three lives, 9 is the second step of the new episode.
     assert lost == ([2, 4, 9] if life_loss_ends else [])
     assert [step for step, r in enumerate(results, 1) if r.terminated.all()] == [6]
 
@@ -687,10 +687,10 @@ def test_atari_full_action_space_has_eighteen_actions(closing):
 
 @pytest.mark.parametrize("kind", ["atari", "own"])
 def test_results_of_a_step_are_not_changed_by_later_steps(closing, kind):
-    """The frames of a step are stored after the next step was taken."""
+    """Accumulators store the frames of a step after the next step."""
     if kind == "atari":
         environments = atari("Breakout", frame_size=(20, 20))
-    else:  # float32, which is not converted on the way
+    else:  # float32 is not converted, so it could be a view
         spaces = gym.spaces.Box(-99, 99, (1,)), gym.spaces.Discrete(2)
         environments = own(lambda: WithSpaces(*spaces))
     closing.append(environments)
@@ -705,7 +705,7 @@ def test_results_of_a_step_are_not_changed_by_later_steps(closing, kind):
 
 
 class ZeroPolicy:
-    """Always takes action 0; remembers what it saw."""
+    """Always takes action 0; records its inputs."""
 
     def __init__(self) -> None:
         self.seen: list[list[float]] = []
@@ -719,7 +719,7 @@ class ZeroPolicy:
 
 
 class Recorder:
-    """An accumulator that keeps the steps that it was given."""
+    """An accumulator that records its steps."""
 
     def __init__(self) -> None:
         self.steps = []
@@ -741,7 +741,7 @@ def test_loop_clips_rewards_for_learning_and_reports_unclipped_returns(closing):
     ignored = [bool(step.ignored[0]) for step in recorder.steps]
     assert ignored == [False, False, False, True, False, False, False, True]
     assert [seen[0] for seen in policy.seen] == [0, 1, 2, 3, 0, 1, 2, 3]
-    # The two ignored steps of each environment are none.
+    # The two ignored steps of each environment do not count.
     assert loop.env_steps == 12 and loop.episodes == 4
     assert list(loop.recent_returns) == [15.0] * 4
 
@@ -752,7 +752,7 @@ def evaluation_of(environments: Environments) -> ActingLoop:
 
 
 def test_evaluation_takes_the_same_number_of_episodes_from_each_environment(closing):
-    """The first finished ones would all be those of the environment with short episodes."""
+    """The first to finish would all come from the environment with short episodes."""
     lengths = iter([1, 4])
     environments = own(lambda: Countdown(next(lengths)))
     closing.append(environments)

@@ -1,4 +1,4 @@
-"""What is done now and then is due once in each period."""
+"""The timer of periodic work."""
 
 from __future__ import annotations
 

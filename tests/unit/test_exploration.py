@@ -36,7 +36,7 @@ def test_actors_divide_the_rungs_among_them():
 def test_extra_actor_takes_midpoints_within_the_ladder():
     assert ladder_positions(3, 3, 4).tolist() == [0.5, 3.5, 6.5, 9.5]
     assert ladder_positions(4, 3, 4).tolist() == [1.5, 4.5, 7.5, 10.5]
-    # Beyond the last rung there is nothing: the last midpoint stays on it.
+    # There is no rung after the last: the last midpoint is that rung.
     assert ladder_positions(5, 3, 4).tolist() == [2.5, 5.5, 8.5, 11.0]
     assert ladder_positions(6, 3, 4).tolist() == [0.5, 3.5, 6.5, 9.5]
 
@@ -63,7 +63,7 @@ def test_draws_differ_between_seeds_and_repeat_for_one_seed():
 
 
 def test_share_of_random_actions_is_epsilon_of_a_uniform_draw():
-    """A normal draw, a known mistake, would explore with a share of 0.69 and not 0.5."""
+    """Normal instead of uniform draws, a known bug, would give a share of 0.69 instead of 0.5."""
     actions = draws([0.5, 0.0, 1.0], [(0, 0, env) for env in range(3)], count=6000)
     random_share = (actions != 0).mean(axis=0) * 6 / 5
     assert random_share[0] == pytest.approx(0.5, abs=0.04)

@@ -1,4 +1,4 @@
-"""Films of trained policies: pictures in step with the game, in files and in a terminal."""
+"""Films of trained policies, in files and in a terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames: each compressed once, a batch of them decompressed by one call."""
+"""Frame compression and decompression."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever arrives, it is read or refused: no crash, no hang, no growth."""
+"""Fuzzing of messages and log records: each is read or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IMPALA: one update against the loss written out step by step, and what is around it."""
+"""IMPALA: one update against the loss written out step by step; network, settings."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_losses_are_the_papers(lstm):
 
 
 def test_final_observation_of_a_truncated_episode_gives_no_gradient():
-    """What is noted as done there, and the behaviour there, changes no parameter."""
+    """The action and behaviour logits recorded there change no parameter."""
     first, second = make_learner(), make_learner()
     batch = make_batch(2)
     batch["is_last"][:] = False

@@ -1,4 +1,4 @@
-"""The insert log: what was written is read again, and damage costs only what it hits."""
+"""The insert log: round trips, damage, full disks, syncing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def written(folder: Path, seqs: Sequence[int], **changes: object) -> None:
 
 
 def found(folder: Path) -> tuple[list[int], list[Damage]]:
-    """Sequence numbers of the records of all segments, whose data must be whole; and damage."""
+    """Sequence numbers of the intact records of all segments, and the damage that was found."""
     seqs, damage = [], []
     for segment in segments(folder):
         for item in read(segment):
@@ -83,7 +83,7 @@ def test_log_truncated_at_any_byte_loses_only_the_cut_record(tmp_path):
     written(tmp_path, range(3))
     path = only_file(tmp_path)
     whole, starts = path.read_bytes(), record_starts(path)
-    assert len(starts) == 4  # the opening and three inserts
+    assert len(starts) == 4  # the header and three inserts
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         complete = sum(start <= length for start in (*starts[1:], len(whole)))
@@ -112,7 +112,7 @@ def test_flipped_byte_loses_only_its_record_and_is_reported(tmp_path):
 
 
 def test_record_inside_a_producers_data_is_not_read(tmp_path):
-    """A record's bytes, sent as data, are no record once the one that holds them is damaged."""
+    """A record's bytes inside another's data are not read when the outer record is damaged."""
     forged = b"".join(records.encode_record(b"guessed!", header(99), []))
     data = {"column.action": np.frombuffer(forged, dtype=np.uint8)}
     log = make_log(tmp_path)
@@ -138,7 +138,7 @@ def test_full_segment_is_followed_by_a_new_one_and_removed_with_its_items(tmp_pa
     assert [s.path for s in segments(tmp_path)] == paths
     log.remove_before(last_id + 1)
     assert [s.path for s in segments(tmp_path)] == paths[1:]
-    log.remove_before(10**6)  # the one that is being written stays
+    log.remove_before(10**6)  # the segment being written stays
     assert [s.path for s in segments(tmp_path)] == paths[-1:]
     log.close()
 
@@ -157,7 +157,7 @@ def test_restart_begins_a_new_segment_and_earlier_ones_can_be_removed(tmp_path):
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
-    """Sets how many bytes the disk still takes; None: any number."""
+    """Sets how many more bytes the disk accepts; None: no limit."""
     room: list[int | None] = [None]
     writev = os.writev
 
@@ -183,7 +183,7 @@ def test_inserts_are_not_durable_while_the_disk_is_full(tmp_path, full_disk, cap
     assert "No space left" in log.alarm and not log.commit()
     assert caplog.text.count("INSERTS ARE NOT DURABLE") == 1
     full_disk(None)
-    assert append(log, [4]) == [False]  # tried again after a second, not with each insert
+    assert append(log, [4]) == [False]  # the log retries after a second, not with each insert
     now[0] += 1.1
     assert append(log, [5, 6]) == [True, True] and log.alarm is None and log.commit()
     assert "written again" in caplog.text

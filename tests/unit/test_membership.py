@@ -1,4 +1,4 @@
-"""Membership: slots, who is alive, and all environment steps, with a clock in hand."""
+"""Membership: slots, liveness and environment steps, with a test clock."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_actor_that_lost_its_slot_gets_an_incarnation_of_the_new_slot():
 
 @pytest.mark.parametrize("saved", [None, 1, 2, 3], ids="checkpoint_of_start_{}".format)
 def test_incarnations_are_unique_across_starts_of_the_learner(saved):
-    """Whatever its checkpoint has of the actors that came after it, or none at all."""
+    """With any part of the actors in the checkpoint, or none."""
     records: dict[str, ActorRecord] = {}
     places, epoch = [], 0
     for start in range(4):
@@ -168,17 +168,17 @@ def test_env_steps_add_up_over_actors_and_their_restarts():
     membership.heartbeat(hello("actor_001"), beat(30))
     membership.heartbeat(hello("actor_000"), beat(70))
     assert membership.env_steps == 1100
-    membership.greet(hello("actor_000", epoch=1))  # reconnected: nothing is counted again
+    membership.greet(hello("actor_000", epoch=1))  # reconnected: no step is counted twice
     membership.heartbeat(hello("actor_000"), beat(80))
     assert membership.env_steps == 1110
-    membership.greet(hello("actor_000", epoch=2))  # started anew: counts from zero
+    membership.greet(hello("actor_000", epoch=2))  # restarted: counts from zero
     membership.heartbeat(hello("actor_000"), beat(0))
     membership.heartbeat(hello("actor_000"), beat(5))
     assert membership.env_steps == 1115
 
 
 def test_env_steps_are_not_counted_again_when_the_learner_restarts():
-    """An actor that lived through it reports all steps since its own start."""
+    """An actor that kept running reports all steps since its own start."""
     before, _ = make(1)
     before.greet(hello("actor_000", epoch=1))
     before.heartbeat(hello("actor_000"), beat(0))
@@ -188,7 +188,7 @@ def test_env_steps_are_not_counted_again_when_the_learner_restarts():
     after.heartbeat(hello("actor_000"), beat(5010))
     after.heartbeat(hello("actor_000"), beat(5030))
     assert (after.env_steps, welcome.incarnation) == (5030, 0)
-    # One that was itself started anew meanwhile counts from zero, as another incarnation.
+    # An actor that restarted meanwhile counts from zero, as another incarnation.
     other, _ = make(1, before.env_steps, before.records)
     welcome = other.greet(hello("actor_000", epoch=2))
     other.heartbeat(hello("actor_000"), beat(30))
@@ -196,7 +196,7 @@ def test_env_steps_are_not_counted_again_when_the_learner_restarts():
 
 
 def test_env_steps_past_the_checkpoint_are_counted_after_the_learners_restart():
-    """A checkpoint from before the last heartbeats: what it has not, the actor still reports."""
+    """The checkpoint is older than the last heartbeats; the actor reports the missing steps."""
     after, _ = make(1, 4000, {"actor_000": ActorRecord(1, incarnation=3, slot=0, env_steps=4000)})
     assert after.greet(hello("actor_000", epoch=1)).incarnation == 3
     after.heartbeat(hello("actor_000"), beat(5000))
@@ -237,7 +237,7 @@ def test_mean_of_large_returns_is_finite():
 
 
 def test_env_steps_are_not_counted_again_when_an_extra_actor_was_away():
-    """As one that was stopped for a minute: its slot was given up, its epoch is the same."""
+    """For example stopped for a minute: it lost its slot, but its epoch is the same."""
     membership, clock = make(1)
     membership.greet(hello("extra", epoch=1))
     membership.heartbeat(hello("extra"), beat(0))

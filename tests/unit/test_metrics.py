@@ -1,4 +1,4 @@
-"""Rates over a window, and files of bounded size."""
+"""Rates over a window, and metrics files of bounded size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RMSProp as TensorFlow has it: epsilon inside the root, the mean square one at the start."""
+"""RMSProp as in TensorFlow: epsilon inside the root, mean square 1 at the start."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_small_gradient_makes_a_small_step() -> None:
     """With epsilon outside the root this step would be thousands of times as long."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = RMSProp([parameter], lr=torch.tensor(1.0), decay=0.95, epsilon=1.5e-7)
-    for _ in range(600):  # until nothing is left of the start: 0.95^600 = 4e-14
+    for _ in range(600):  # the start has decayed: 0.95^600 = 4e-14
         before = parameter.item()
         parameter.grad = torch.tensor([1e-5])
         optimizer.step()

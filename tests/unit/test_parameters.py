@@ -1,4 +1,4 @@
-"""Parameters: bytes that are checked, and versions that never go back."""
+"""Encoded parameters, and version numbers that never go back."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_version_is_not_taken_when_its_block_cannot_be_reserved(tmp_path):
 
 
 def test_reservation_keeps_failing_while_the_disk_fails(tmp_path):
-    """A version above what is on the disk would be given a second time after a restart."""
+    """A version above the block on disk would be reused after a restart."""
     counter = VersionCounter(tmp_path / "missing" / "versions")
     for _ in range(2):
         with pytest.raises(OSError, match="missing"):
@@ -167,7 +167,7 @@ def test_broken_bytes_raise_only_parameter_errors() -> None:
 
 
 class Acting(Policy):
-    """A policy that is only loaded."""
+    """A policy of which only `load` is tested."""
 
     def __init__(self) -> None:
         self.network = network()

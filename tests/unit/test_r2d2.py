@@ -1,4 +1,4 @@
-"""R2D2: rescaling, targets and priorities against literal numbers and the papers' sums, and one
+"""R2D2: rescaling, targets and priorities against literal numbers and the papers' sums; one
 update against a computation step by step."""
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def make_learner(seed: int = 0, **settings: object) -> LossLearner:
     torch.manual_seed(seed)
     learner = R2D2(R2D2.Config(**{**SMALL, **settings}), SPEC).learner(CPU)
     assert isinstance(learner, LossLearner)
-    with torch.no_grad():  # the target network is another one than the online network
+    with torch.no_grad():  # make the target network differ from the online network
         for parameter in learner.target.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return learner

@@ -1,4 +1,4 @@
-"""The rate limiter: literal numbers, and no deadlock with the tolerance that configs take."""
+"""The rate limiter: literal numbers, and freedom from deadlock."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_neither_side_deadlocks_with_the_smallest_tolerance(
     limiter = RateLimiter(100, ratio, config.min_tolerance)
     rng = np.random.default_rng(seed)
     for _ in range(1000):
-        # Chunks may be short at a drain; batches are always whole.
+        # Chunks may be short when an actor drains; batches are always full.
         count = chunk if rng.random() < 0.8 else int(rng.integers(1, chunk + 1))
         size = min(limiter.inserted, 10_000)
         insert = limiter.can_insert(chunk)
@@ -113,7 +113,7 @@ def test_longest_accepted_chunk_does_not_deadlock(ratio):
 
 
 def assert_never_stuck(config: Config, chunk: int) -> None:
-    """From every state that sampling leads to, a chunk can be inserted in the end."""
+    """From every state that sampling can reach, a chunk can eventually be inserted."""
     ratio, batch_size = config.replay.samples_per_insert, config.learner.batch_size
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -125,7 +125,7 @@ def assert_never_stuck(config: Config, chunk: int) -> None:
 
 
 def test_both_sides_deadlock_when_the_tolerance_is_too_small():
-    """The simulation above can fail: with half a chunk and half a batch both are stuck."""
+    """Guards the simulation above: half a chunk plus half a batch deadlocks."""
     limiter = RateLimiter(100, 1.0, 20.0, inserted=100)
     assert not limiter.can_insert(50) and not limiter.can_sample(32, size=100)
 

@@ -1,4 +1,4 @@
-"""Crash loops: they slow down, stop, and say why."""
+"""Crash-loop detection: backoff, giving up, the recorded reason."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def crash(
     error: str = "x",
     wall_clock_ns: Callable[[], int] = time.time_ns,
 ) -> CrashHistory:
-    """One start that ends after so many seconds; without a code it is killed."""
+    """One start that ends after `lived_s` seconds; without a code it is killed."""
     history = CrashHistory(path, 8, wall_clock_ns)
     history.began()
     if code is not None:

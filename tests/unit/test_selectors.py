@@ -1,4 +1,4 @@
-"""Selectors: which slots are chosen, and with what probability."""
+"""Selectors: chosen slots and their probabilities."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_prioritized_frequencies_match_the_probabilities():
         np.testing.assert_allclose(probabilities, expected[chosen])
         drawn.append(chosen)
     frequencies = np.bincount(np.concatenate(drawn), minlength=5) / 20_000
-    # Five standard deviations of independent draws; stratified ones vary less.
+    # Five standard deviations of independent draws; stratified draws vary less.
     assert np.abs(frequencies - expected).max() < 5 * 0.5 / np.sqrt(20_000)
     assert frequencies[3] == 0
 

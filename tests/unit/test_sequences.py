@@ -1,4 +1,4 @@
-"""Sequences of steps across episodes: literal rows, and a slow oracle over random episodes."""
+"""Sequences across episodes against literal rows and a slow oracle."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SPECS = {
 
 @dataclass
 class Step:
-    """One step of one environment as the acting loop tells it."""
+    """One step of one environment, as the acting loop passes it on."""
 
     observation: np.ndarray
     action: int
@@ -101,7 +101,7 @@ def feed(accumulator, streams: list[list[Step]]) -> list[Chunk]:
 
 
 def rows_of(steps: list[Step], gamma: float, depth: int) -> list[dict[str, object]]:
-    """Every row that the steps make, one after the other, straight from the definition."""
+    """Every row of the steps, in order, straight from the definition."""
     rows: list[dict[str, object]] = []
     episode: list[np.ndarray] = []
     before: Step | None = None
@@ -172,7 +172,7 @@ def test_sequences_match_the_oracle_over_random_episodes(kind, spec, chunk_lengt
         for begin in range(0, len(rows) - layout.length + 1, layout.period)
     ]
     assert len(items) == len(wanted) > 20
-    # Sequences of both environments come mixed; those of one come in order.
+    # Sequences of both environments are interleaved; those of one are in order.
     items.sort(key=lambda item: item["learner_step"])
     wanted.sort(key=lambda rows: rows[0]["learner_step"])
     for item in items:

@@ -1,4 +1,4 @@
-"""What a status means, by literal reports; and answers that are not what they should be."""
+"""Health, bottleneck and alarms of literal reports; decoding of reports."""
 
 from __future__ import annotations
 

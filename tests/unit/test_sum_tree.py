@@ -27,7 +27,7 @@ def test_sums_and_samples_match_a_naive_search_on_random_data(capacity):
     tree, masses = SumTree(capacity), np.zeros(capacity)
     for _ in range(50):
         slots = rng.choice(capacity, size=rng.integers(1, capacity + 1), replace=False)
-        # Quarters are summed without rounding in any order, so that the oracle is exact.
+        # Sums of quarters are exact in any order, and so is the oracle.
         masses[slots] = rng.integers(0, 5, len(slots)) / 4
         tree.set(slots, masses[slots])
         tree.check_valid()

@@ -1,4 +1,4 @@
-"""Batches on their way to a device: what overlaps is copied once, and all arrives as it was."""
+"""Copies of batches to a device: overlapping arrays are copied once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from apex.daemons.learner.device_batches import copied
 
 
 class Copies:
-    """Copies as a device would take them, and counts their bytes."""
+    """Copies memory as a transfer to a device would, and records the sizes."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -21,7 +21,7 @@ class Copies:
 
 
 def test_overlapping_observations_are_copied_once_with_all_their_frames():
-    # As they come from LZ4: 2 transitions of 7 frames of 3x3; stacks of 4, n = 3.
+    # As decompressed from LZ4: 2 transitions of 7 frames of 3x3; stacks of 4, n = 3.
     raw = bytearray(range(126))
     frames = torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).reshape(2, 7, 3, 3))
     batch = {

@@ -1,4 +1,4 @@
-"""The tests' own wait: it fails when nothing moves, and not while something does."""
+"""The tests' own `wait_until`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_wait_with_progress_is_extended_a_limited_number_of_times():
         seen.append(next(asked))
         return seen[-1]
 
-    # It comes when the time has been up once: the first look at the progress is at the beginning.
+    # It holds after one extension: progress is first read when the wait begins.
     assert wait_until(
         lambda: len(seen) > 1, 0.02, "what comes late", progress=progress, pause_s=0.001
     )
