@@ -32,7 +32,7 @@ PERMISSIONS = {"actor": (GetParams,), "operator": (Status,)}
 NAMES = ("replay.insert", "replay.sample", "learner.params")
 
 
-class Door:
+class GuardedServer:
     """A server at an endpoint, and clients that connect."""
 
     def __init__(self, endpoint: Endpoint, stack: ExitStack) -> None:
@@ -45,7 +45,7 @@ class Door:
         self._stack = stack
         self.taken: list[Request] = []
 
-    def knock(self, folder: Path | None, role: str = "actor", endpoint: Endpoint | None = None):
+    def connect(self, folder: Path | None, role: str = "actor", endpoint: Endpoint | None = None):
         """A client with the keys of a folder."""
         where = endpoint or self.endpoint._replace(keys=folder)
         name = f"{role}_{time.monotonic_ns()}"
@@ -81,62 +81,62 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_key_admits_its_own_role_only(stack, folder, name):
-    door = Door(tcp_endpoint(folder, name), stack)
-    client = door.knock(folder)
-    door.until(client, lambda: client.ready)
+    guarded = GuardedServer(tcp_endpoint(folder, name), stack)
+    client = guarded.connect(folder)
+    guarded.until(client, lambda: client.ready)
     # The holder of the actor's key claims to be an operator.
     (folder / "operator.secret").write_bytes((folder / "actor.secret").read_bytes())
     with pytest.raises(EndpointError, match="is for the role 'actor'"):
-        door.knock(folder, "operator")
+        guarded.connect(folder, "operator")
     forged = (folder / "operator.secret").read_text().replace('role = "actor"', 'role = "operator"')
     (folder / "operator.secret").write_text(forged)
-    error = door.refused(door.knock(folder, "operator"))
+    error = guarded.refused(guarded.connect(folder, "operator"))
     assert error.code == "not_authorized"
     assert "the key 'actor' is for the role 'actor', not 'operator'" in str(error)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_unauthorized_key_is_refused(stack, folder, tmp_path, name):
-    door = Door(tcp_endpoint(folder, name), stack)
+    guarded = GuardedServer(tcp_endpoint(folder, name), stack)
     curve_keys.make_folder(tmp_path / "strange")
     (tmp_path / "strange" / "server.public").write_bytes((folder / "server.public").read_bytes())
-    error = door.refused(door.knock(tmp_path / "strange"))
+    error = guarded.refused(guarded.connect(tmp_path / "strange"))
     assert error.code == "not_authorized" and "authorized/" in str(error)
     assert sockets.gate().refused[name] > 0
-    assert door.server.peers == {}
+    assert guarded.server.peers == {}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_connection_without_a_key_or_with_a_wrong_server_key_is_refused(
     stack, folder, tmp_path, name
 ):
-    door = Door(tcp_endpoint(folder, name), stack)
-    plain = door.knock(None)
+    guarded = GuardedServer(tcp_endpoint(folder, name), stack)
+    plain = guarded.connect(None)
     curve_keys.make_folder(tmp_path / "strange")
     (tmp_path / "strange" / "actor.secret").write_bytes((folder / "actor.secret").read_bytes())
-    mistaken = door.knock(tmp_path / "strange")
-    good = door.knock(folder)
-    door.until(good, lambda: good.ready)
+    mistaken = guarded.connect(tmp_path / "strange")
+    good = guarded.connect(folder)
+    guarded.until(good, lambda: good.ready)
     for _ in range(100):
-        list(door.server.receive())
+        list(guarded.server.receive())
         assert plain.receive() == mistaken.receive() == []
         time.sleep(0.005)
     assert not plain.ready and not mistaken.ready
-    assert [peer.hello.role for peer in door.server.peers.values()] == ["actor"]
+    assert [peer.hello.role for peer in guarded.server.peers.values()] == ["actor"]
 
 
 def test_revoked_key_loses_its_connections_and_gets_no_new_one(stack, folder, tmp_path):
     curve_keys.add_key(folder, "far", "actor", tmp_path / "far")
-    door = Door(tcp_endpoint(folder), stack)
-    client, other = door.knock(tmp_path / "far"), door.knock(folder)
-    door.until(client, lambda: client.ready)
-    door.until(other, lambda: other.ready)
+    guarded = GuardedServer(tcp_endpoint(folder), stack)
+    client, other = guarded.connect(tmp_path / "far"), guarded.connect(folder)
+    guarded.until(client, lambda: client.ready)
+    guarded.until(other, lambda: other.ready)
     curve_keys.revoke(folder, "far")
     with pytest.raises(RefusedError, match="no longer authorized"):
-        door.until(client, lambda: False)
-    assert door.refused(door.knock(tmp_path / "far")).code == "not_authorized"
+        guarded.until(client, lambda: False)
+    assert guarded.refused(guarded.connect(tmp_path / "far")).code == "not_authorized"
     assert other.send(GetParams(newer_than=0))
-    door.until(other, lambda: door.taken)
+    guarded.until(other, lambda: guarded.taken)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -177,7 +177,7 @@ def test_another_local_user_is_refused_at_a_reachable_socket(stack):
         pytest.skip("only root can become another user")
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     folder.chmod(0o755)
-    Door(Endpoint("replay.insert", f"ipc://{folder}/s"), stack)
+    GuardedServer(Endpoint("replay.insert", f"ipc://{folder}/s"), stack)
     (folder / "s").chmod(0o777)
     code = f"""
 import os, socket, sys
@@ -273,14 +273,14 @@ def test_server_key_that_others_could_replace_is_not_trusted(folder):
 
 
 def test_greeting_with_a_future_epoch_is_refused(stack, folder):
-    door = Door(tcp_endpoint(folder), stack)
+    guarded = GuardedServer(tcp_endpoint(folder), stack)
     later = time.time_ns() + 2 * 3600 * 10**9
-    client = Client(door.endpoint, hello("actor_000", epoch=later))
+    client = Client(guarded.endpoint, hello("actor_000", epoch=later))
     stack.enter_context(closing(client))
-    assert door.refused(client).code == "future_epoch"
-    ahead = Client(door.endpoint, hello("actor_000", epoch=time.time_ns() + 60 * 10**9))
+    assert guarded.refused(client).code == "future_epoch"
+    ahead = Client(guarded.endpoint, hello("actor_000", epoch=time.time_ns() + 60 * 10**9))
     stack.enter_context(closing(ahead))
-    door.until(ahead, lambda: ahead.ready)
+    guarded.until(ahead, lambda: ahead.ready)
 
 
 def test_ipv6_address_is_served(stack, folder):
@@ -289,9 +289,9 @@ def test_ipv6_address_is_served(stack, folder):
     with socket.socket(socket.AF_INET6) as probe:
         probe.bind(("::1", 0))
         port = probe.getsockname()[1]
-    door = Door(Endpoint("replay.insert", f"tcp://[::1]:{port}", folder), stack)
-    client = door.knock(folder)
-    door.until(client, lambda: client.ready)
+    guarded = GuardedServer(Endpoint("replay.insert", f"tcp://[::1]:{port}", folder), stack)
+    client = guarded.connect(folder)
+    guarded.until(client, lambda: client.ready)
 
 
 def test_tcp_beyond_loopback_needs_keys(tmp_path, folder):
@@ -342,7 +342,7 @@ def test_admitted_keys_stay_admitted_while_the_folder_cannot_be_read(folder, mon
     assert holders.refusal(public, "actor") is None
     monkeypatch.undo()
     curve_keys.revoke(folder, "actor")
-    assert holders.refusal(public, "actor") is None, "looked at once a second"
+    assert holders.refusal(public, "actor") is None, "the folder is read at most once a second"
     now[0] += 2.0
     assert holders.refusal(public, "actor") == "this key is no longer authorized"
 
@@ -359,24 +359,24 @@ def test_unreadable_key_file_does_not_affect_other_keys(folder):
     curve_keys.revoke(folder, "actor")
     now[0] += 2.0
     assert holders.refusal(public, "actor") == "this key is no longer authorized"
-    assert holders.refusal(learner, "learner") is None, "what cannot be read now holds as it was"
+    assert holders.refusal(learner, "learner") is None, "an unreadable key keeps its permission"
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("keyed", [True, False])
 def test_user_and_password_are_refused(stack, folder, name, keyed):
-    door = Door(tcp_endpoint(folder if keyed else None, name), stack)
+    guarded = GuardedServer(tcp_endpoint(folder if keyed else None, name), stack)
     plain = stack.enter_context(sockets.context().socket(zmq.DEALER))
     plain.setsockopt(zmq.PLAIN_USERNAME, b"actor")
     plain.setsockopt(zmq.PLAIN_PASSWORD, b"secret")
-    plain.connect(door.endpoint.address)
+    plain.connect(guarded.endpoint.address)
     plain.send_multipart(encode(hello("plain")))
-    good = door.knock(folder if keyed else None)
-    door.until(good, lambda: good.ready)
+    good = guarded.connect(folder if keyed else None)
+    guarded.until(good, lambda: good.ready)
     for _ in range(100):
-        list(door.server.receive())
+        list(guarded.server.receive())
         assert plain.poll(5) == 0
-    assert [peer.hello.name != "plain" for peer in door.server.peers.values()] == [True]
+    assert [peer.hello.name != "plain" for peer in guarded.server.peers.values()] == [True]
 
 
 def test_key_folder_that_others_can_write_to_admits_nobody(folder, caplog):

@@ -36,7 +36,7 @@ SMALL = ("evaluator.num_envs=3", "evaluator.episodes=3", "actor.num_envs=3", "re
 ATARI = (*SMALL, "env.max_episode_frames=120", "env.frame_skip=8")
 
 
-class Noted(gym.Env):
+class SeedRecorder(gym.Env):
     """Records the seeds of its games; a game has one step."""
 
     observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
@@ -49,11 +49,11 @@ class Noted(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         if seed is not None:
-            Noted.seeds.append(int(seed))
+            SeedRecorder.seeds.append(int(seed))
         return np.zeros(1, np.float32), {}
 
     def step(self, action):
-        if Noted.broken:
+        if SeedRecorder.broken:
             raise ValueError("it broke")
         return np.zeros(1, np.float32), 0.0, True, False, {}
 
@@ -62,13 +62,13 @@ class Noted(gym.Env):
 
 
 @pytest.fixture(autouse=True)
-def nothing_noted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Noted, "seeds", [])
+def no_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SeedRecorder, "seeds", [])
 
 
-def noted() -> list[int]:
+def new_seeds() -> list[int]:
     """Return the seeds since the last call."""
-    seeds, Noted.seeds = Noted.seeds, []
+    seeds, SeedRecorder.seeds = SeedRecorder.seeds, []
     return seeds
 
 
@@ -88,7 +88,7 @@ def evaluated(
             service, Extensions(make_env), learner=learner, poller=PollerStandIn()
         )
         with closing(evaluator):
-            noted()  # the seeds of making it
+            new_seeds()  # the seeds of making it
             evaluator.evaluate(publication(run, version))
     return learner
 
@@ -114,64 +114,68 @@ def test_evaluations_of_one_run_and_of_the_next_seed_share_no_games(tmp_path):
     for seed in (5, 6):
         folder = tmp_path / str(seed)
         folder.mkdir()
-        run = prepared(folder, *SMALL, f"run.seed={seed}", make_env=Noted)
+        run = prepared(folder, *SMALL, f"run.seed={seed}", make_env=SeedRecorder)
         for version in (1, 2):  # the evaluator is started again before the second
-            evaluated(run, version, Noted)
-            seeds += noted()
+            evaluated(run, version, SeedRecorder)
+            seeds += new_seeds()
     assert len(seeds) == 12 == len(set(seeds))
 
 
 def test_evaluation_repeated_after_a_fault_plays_other_games(tmp_path, monkeypatch):
     def publish(learner: LearnerStandIn) -> Publication | None:
         phase = learner.beats[-1].phase
-        Noted.broken = learner.beats[-1].env_faults == 0
+        SeedRecorder.broken = learner.beats[-1].env_faults == 0
         if learner.reports:
             service.stop()
         return publication(run, left.pop(0)) if left and phase == "idle" else None
 
-    run = prepared(tmp_path, *SMALL, make_env=Noted)
-    monkeypatch.setattr(Noted, "broken", False)
+    run = prepared(tmp_path, *SMALL, make_env=SeedRecorder)
+    monkeypatch.setattr(SeedRecorder, "broken", False)
     clock, left = Clock(), [1, 2]  # the first version only starts the time until an evaluation
-    noted()
+    new_seeds()
     with service_of(run, "evaluator") as service:
         learner = LearnerStandIn(publish)
         EvaluatorDaemon(
-            service, Extensions(Noted), clock, learner=learner, poller=PollerStandIn(clock.move)
+            service,
+            Extensions(SeedRecorder),
+            clock,
+            learner=learner,
+            poller=PollerStandIn(clock.move),
         ).run()
-    seeds = noted()
+    seeds = new_seeds()
     assert len(learner.reports) == 1 and learner.beats[-1].env_faults == 1
     assert len(seeds) == 6 == len(set(seeds))
 
 
 def test_evaluator_and_serial_mode_play_the_same_games_of_one_version(tmp_path):
-    run = prepared(tmp_path, *SMALL, make_env=Noted)
-    evaluated(run, 7, Noted)
-    expected = noted()
-    with closing(SerialRun(run, Extensions(Noted))) as serial:
-        noted()
+    run = prepared(tmp_path, *SMALL, make_env=SeedRecorder)
+    evaluated(run, 7, SeedRecorder)
+    expected = new_seeds()
+    with closing(SerialRun(run, Extensions(SeedRecorder))) as serial:
+        new_seeds()
         serial.evaluate(publication(run, 7))
-    assert noted() == expected and len(expected) == 3
+    assert new_seeds() == expected and len(expected) == 3
 
 
 def test_trained_policy_and_film_share_no_games_with_the_next_seed(tmp_path, monkeypatch):
-    run = prepared(tmp_path, *SMALL, make_env=Noted)
-    with closing(SerialRun(run, Extensions(Noted))) as serial:
+    run = prepared(tmp_path, *SMALL, make_env=SeedRecorder)
+    with closing(SerialRun(run, Extensions(SeedRecorder))) as serial:
         serial.trainer.save()
     policy = load_policy(run.path)
     monkeypatch.setattr(film, "make_environments", filmed)
-    noted()
+    new_seeds()
     seeds = []
     for seed in (1, 2):
-        assert policy.play(4, seed, Extensions(Noted)) == [0.0] * 4
-        seeds.append(noted())
+        assert policy.play(4, seed, Extensions(SeedRecorder)) == [0.0] * 4
+        seeds.append(new_seeds())
         list(film.play(policy, 1, seed))
-        assert noted() == seeds[-1][:1], "the first of those that are scored"
+        assert new_seeds() == seeds[-1][:1], "the first of the scored games"
     assert len({*seeds[0], *seeds[1]}) == 8
 
 
 def filmed(config: EnvConfig, num_envs: int, *, render: bool) -> Environments:
     vector = SyncVectorEnv(
-        [lambda: Noted("rgb_array")] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP
+        [lambda: SeedRecorder("rgb_array")] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP
     )
     return Environments(vector, config.id, 0, life_loss_ends=False)
 

@@ -243,14 +243,14 @@ def test_evaluator_lowers_its_priority_before_it_makes_its_environments(run, mon
     assert happened == [15, "made", "made"], "both environments"
 
 
-class Falls(Choice):
+class FailsOnce(Choice):
     """The first two environments raise at their fourth step."""
 
     made = 0
 
     def __init__(self) -> None:
-        Falls.made += 1
-        self.number = Falls.made
+        FailsOnce.made += 1
+        self.number = FailsOnce.made
         self.all_steps = 0
 
     def step(self, action):
@@ -263,9 +263,9 @@ class Falls(Choice):
 def test_evaluation_restarts_after_an_environment_fault(tmp_path, monkeypatch, caplog):
     run = prepared(
         tmp_path, "evaluator.episodes=4", "evaluator.num_envs=2", "algorithm.hidden=[]",
-        make_env=Falls,
+        make_env=FailsOnce,
     )  # fmt: skip
-    monkeypatch.setattr(Falls, "made", 0)  # preparing a run makes one environment
+    monkeypatch.setattr(FailsOnce, "made", 0)  # preparing a run makes one environment
     clock, left, failed = Clock(), [1, 3], []
 
     def publish(learner: LearnerStandIn) -> Publication | None:
@@ -279,7 +279,7 @@ def test_evaluation_restarts_after_an_environment_fault(tmp_path, monkeypatch, c
     with service_of(run, "evaluator") as service:
         learner = LearnerStandIn(publish)
         EvaluatorDaemon(
-            service, Extensions(Falls), clock, learner=learner, poller=PollerStandIn(clock.move)
+            service, Extensions(FailsOnce), clock, learner=learner, poller=PollerStandIn(clock.move)
         ).run()
     assert "the cart fell off the table" in caplog.text
     phases = [phase for phase, _ in itertools.groupby(beat.phase for beat in learner.beats)]

@@ -141,7 +141,7 @@ def test_batch_is_due_when_all_actors_asked_or_the_first_waited_long_enough(stag
     one.begin(seen(0.1))
     two.begin(seen(0.2))
     stage.until_asking(2)
-    assert stage.acts.wait_s(1.0) == 0.0, "everyone has asked"
+    assert stage.acts.wait_s(1.0) == 0.0, "all actors have asked"
     assert stage.decide() == 2 * ENVS
     for client in (one, two):
         stage.answered(client)
@@ -152,7 +152,7 @@ def test_batch_is_due_when_all_actors_asked_or_the_first_waited_long_enough(stag
     stage.clock.now += 0.004
     assert stage.acts.wait_s(1.0) == pytest.approx(0.001)
     stage.clock.now += 0.002
-    assert stage.acts.wait_s(1.0) == 0.0, "the other one hangs"
+    assert stage.acts.wait_s(1.0) == 0.0, "the other actor hangs"
     assert stage.decide() == ENVS and stage.acts.wait_s(1.0) == 1.0
     assert stage.answered(one).shape == (ENVS,) and not two.answered
 
@@ -256,7 +256,7 @@ def test_exploration_does_not_repeat_after_a_server_restart_or_a_forgotten_actor
     one.begin(seen(0.0))
     streams = round_of_new_agent()
     expected = make_agent(stage.algorithm, stage.config, 0, slot=0, incarnation=0)
-    assert streams == draws(expected), "the first one explores as an actor that decides itself"
+    assert streams == draws(expected), "the first agent explores as with local inference"
     for starts in (1, 2):
         one.leave()
         wait_until(lambda: stage.acts.agents == 0, turn=stage.turn)

@@ -237,7 +237,7 @@ def test_every_chunk_is_inserted_once_despite_random_losses(replay, monkeypatch)
         wait_until(lambda: client.has_credit, turn=turn)
         client.insert(vector_chunk([sent]))
         sent += 1
-        assert sent < 1000, "no insert was ever sent twice: this test tries nothing"
+        assert sent < 1000, "no insert was sent twice, so this test covers nothing"
     wait_until(lambda: client.unacknowledged == 0, turn=turn)
     assert replay.actions() == list(range(sent))
     assert len(lost) > 10

@@ -68,7 +68,7 @@ def test_missing_oldest_inserts_of_a_full_table_are_holes(run, tmp_path):
         segment.path.unlink()
     (run.replay / "table.state").unlink()
     found = audit(run, [Stub(40)], tmp_path / "scratch")
-    assert found.lost == [], "by their age they might have been evicted"
+    assert found.lost == [], "they are old enough to have been evicted"
     assert found.holes == CAPACITY - found.present > 50
 
 

@@ -19,7 +19,7 @@ from apex.launch import prepare
 from apex.launch.preflight import try_config
 from apex.plugins import Extensions
 from apex.runs.directory import RunDirectory
-from tests.support.calls import Call, calls_of, climbs, stays
+from tests.support.calls import Call, calls_of, files_of, upward_calls
 
 
 def cartpole() -> gym.Env:
@@ -123,9 +123,9 @@ def test_new_run_reads_its_configuration_in_one_pass_and_checks_it_once(
     (made,) = (tmp_path / "runs").iterdir()
     begin = calls.index(("cli/runs.py", "_new"))  # the options are settings now
     end = max(number for number, (_, name) in enumerate(calls) if name == "replace_file")
-    way = stays(calls[begin : end + 1])
-    assert way[-1] == "host/files.py" and "launch/preflight.py" in way
-    assert len(way) < 30 and climbs(way) < 8
+    files = files_of(calls[begin : end + 1])
+    assert files[-1] == "host/files.py" and "launch/preflight.py" in files
+    assert len(files) < 30 and upward_calls(files) < 8
     assert calls[: end + 1].count(("config/sections.py", "check")) == 1
 
     resumed = calls_of(lambda: prepare.resume_run(RunDirectory(made), []), is_one_step)

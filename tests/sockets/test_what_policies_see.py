@@ -259,7 +259,7 @@ def test_inputs_of_a_recurrent_policy_are_the_same_in_every_place(
 ) -> None:
     seen, acting = place(run), expected(run)
     rewards = {float(one.last_rewards[0]) for one in acting}
-    assert rewards == {-1.0, 0.0, 1.0}, "clipped, either way, and none where an episode begins"
+    assert rewards == {-1.0, 0.0, 1.0}, "clipped on both sides, and 0 where an episode begins"
     if place is in_script:
         acting = [one for step, one in enumerate(acting) if step % 4 != 3]
     assert len(seen) >= len(acting)

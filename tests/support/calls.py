@@ -13,7 +13,7 @@ from typing import Any
 import apex
 
 ROOT = f"{Path(apex.__file__).parent}/"
-FLOORS = (
+LAYERS = (
     {"cli"}, {"doctor"}, {"launch"}, {"daemons"}, {"evaluation"}, {"algos", "replay"},
     {"acting", "networks", "runs"}, {"envs"}, {"plugins.py", "wire"}, {"config", "data", "host"},
     {"errors.py", "ops"},
@@ -56,18 +56,18 @@ def calls_of(action: Callable[[], Any], whole: Callable[[Call], bool]) -> list[C
     return calls
 
 
-def stays(calls: list[Call]) -> list[str]:
+def files_of(calls: list[Call]) -> list[str]:
     """The files of the calls, in order; consecutive calls into one file count once."""
     files = [file for file, _ in calls]
     return [file for before, file in zip(["", *files], files) if file != before]
 
 
-def climbs(stays: list[str]) -> int:
+def upward_calls(files: list[str]) -> int:
     """How often a call goes from a file to one in a higher layer."""
-    floors = [_floor(file) for file in stays]
-    return sum(after < before for before, after in pairwise(floors))
+    layers = [_layer(file) for file in files]
+    return sum(after < before for before, after in pairwise(layers))
 
 
-def _floor(file: str) -> int:
+def _layer(file: str) -> int:
     package = file.partition("/")[0]
-    return next(number for number, packages in enumerate(FLOORS) if package in packages)
+    return next(number for number, packages in enumerate(LAYERS) if package in packages)

@@ -102,7 +102,7 @@ def _fenced(document: str, name: str) -> Iterator[Block]:
     for number, line in lines:
         comment, where = _COMMENT.fullmatch(line), f"{name}:{number}"
         if comment:
-            said = {**said, **_meant(*comment.groups(), where)}
+            said = {**said, **_options(*comment.groups(), where)}
         elif line.startswith("```"):
             body = []
             for _, inner in lines:
@@ -121,7 +121,7 @@ def _fenced(document: str, name: str) -> Iterator[Block]:
             section = line[3:]
 
 
-def _meant(kind: str, text: str, where: str) -> dict[str, object]:
+def _options(kind: str, text: str, where: str) -> dict[str, object]:
     """The options of a comment, as arguments of `Block`."""
     if kind != "test":
         return {"file": text, "appended": kind == "append"}
@@ -249,17 +249,17 @@ class Reader:
         elif block.language == "toml":
             raise DocumentError(f"{block.where}: toml is written to a file: <!-- file: NAME -->")
         elif "second terminal" in block.options:
-            self._begin_beside(block)
+            self._begin_in_background(block)
         elif "repeat" in block.options:
             self._repeat(block)
         else:
-            self._see(block, self._run(block))
+            self._check(block, self._run(block))
 
     def end_section(self) -> None:
         """Wait until the commands in second terminals have ended. Raises `DocumentError`."""
         for block, terminal in self._beside:
             self._wait(block, terminal, lambda: terminal.ended, "it still runs", END_S)  # noqa: B023
-            self._see(block, terminal)
+            self._check(block, terminal)
         self._beside = []
 
     def close(self) -> None:
@@ -285,7 +285,7 @@ class Reader:
             terminal.close()
         return terminal
 
-    def _begin_beside(self, block: Block) -> None:
+    def _begin_in_background(self, block: Block) -> None:
         terminal = self._open(block)
         self._beside.append((block, terminal))
         assert block.shown, f"{block.where}: what runs in a second terminal shows something"
@@ -312,7 +312,7 @@ class Reader:
         """Seconds of CPU time of all processes of the directory, daemons too."""
         return cpu_ticks(suite_processes(str(self.folder))) // CPU_TICKS_A_SECOND
 
-    def _see(self, block: Block, terminal: Terminal) -> None:
+    def _check(self, block: Block, terminal: Terminal) -> None:
         problem = self._problem(block, terminal)
         if problem:
             raise DocumentError(problem)
@@ -325,7 +325,7 @@ class Reader:
                 f"{block.where}: ended with {code}, expected {expected}:\n"
                 f"{block.text}\n{terminal.screen}"
             )
-        return "" if is_shown(block.shown, terminal.screen) else self._unlike(block, terminal)
+        return "" if is_shown(block.shown, terminal.screen) else self._difference(block, terminal)
 
     def _wait_shown(self, block: Block, terminal: Terminal, text: str) -> None:
         self._wait(
@@ -333,7 +333,7 @@ class Reader:
             "what is shown is not seen",
         )  # fmt: skip
         if not is_shown(block.shown, terminal.screen, text):
-            raise DocumentError(self._unlike(block, terminal))
+            raise DocumentError(self._difference(block, terminal))
 
     def _wait(
         self,
@@ -357,7 +357,7 @@ class Reader:
         return float(block.options.get("timeout", TIMEOUT_S))
 
     @staticmethod
-    def _unlike(block: Block, terminal: Terminal) -> str:
+    def _difference(block: Block, terminal: Terminal) -> str:
         assert block.shown
         return (
             f"{block.shown.where} shows\n{block.shown.text}\n"

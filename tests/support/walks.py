@@ -44,13 +44,13 @@ class PixelWalk(Walk):
 PULL = gym.spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 5.0], np.float32))
 
 
-class PulledWalk(Walk):
+class ContinuousWalk(Walk):
     """The same with actions of two numbers."""
 
     action_space = PULL
 
 
-class PulledPixelWalk(PixelWalk):
+class ContinuousPixelWalk(PixelWalk):
     """The same with frames and actions of two numbers."""
 
     action_space = PULL
@@ -59,8 +59,8 @@ class PulledPixelWalk(PixelWalk):
 WALKS = {
     ("discrete", False): Walk,
     ("discrete", True): PixelWalk,
-    ("continuous", False): PulledWalk,
-    ("continuous", True): PulledPixelWalk,
+    ("continuous", False): ContinuousWalk,
+    ("continuous", True): ContinuousPixelWalk,
 }
 """Walks by action kind and by whether they have frames."""
 

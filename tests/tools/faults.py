@@ -153,7 +153,7 @@ class Chaos:
         kinds = [kind for kind, fault in FAULTS.items() if not self._loops(fault, now)]
         weights = np.array([FAULTS[kind].weight for kind in kinds])
         kind = str(self._rng.choice(kinds, p=weights / weights.sum()))
-        self.recoveries[kind].append(FAULTS[kind].deal(self))
+        self.recoveries[kind].append(FAULTS[kind].inject(self))
         for daemon in FAULTS[kind].ends:
             self._crashes[daemon] = self._crashes_with(daemon, now)
             self._last_death[daemon] = time.monotonic()
@@ -352,7 +352,7 @@ class Fault(NamedTuple):
     """A fault's weight in the random choice, how to inject it, and the daemons that it ends."""
 
     weight: float
-    deal: Callable[[Chaos], float]
+    inject: Callable[[Chaos], float]
     ends: tuple[str, ...] = ()
 
 

@@ -78,13 +78,13 @@ def flooded(
     command = [sys.executable, "-m", "tests.tools.flood", "hold", str(run.path), endpoint]
     flood = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def stand() -> bool:
+    def all_open() -> bool:
         meanwhile()
         assert flood.poll() is None, "the flood has died"
         return bool(select.select([flood.stdout], [], [], 0.0)[0])
 
     try:
-        wait_until(stand, 60.0, "all connections stand")
+        wait_until(all_open, 60.0, "all connections are open")
         yield
     finally:
         flood.kill()
@@ -117,7 +117,7 @@ def hold(path: Path, endpoint: str) -> None:
         for _ in range(IDLE):
             idle = stack.enter_context(socket.socket(socket.AF_UNIX))
             idle.connect(target.address.removeprefix("ipc://"))
-        click.echo("all stand")
+        click.echo("all connections are open")
         sys.stdin.read()
 
 

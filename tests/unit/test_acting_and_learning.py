@@ -25,9 +25,9 @@ from apex.launch.prepare import preset_config
 from tests.support.batches import learn
 from tests.support.walks import (
     ENVS,
+    ContinuousPixelWalk,
+    ContinuousWalk,
     PixelWalk,
-    PulledPixelWalk,
-    PulledWalk,
     Walk,
     small,
     walks,
@@ -80,7 +80,7 @@ def test_ratios_of_impala_are_one_for_the_policy_that_acted(env):
         assert float(metrics["rho_mean"]) == pytest.approx(1.0, rel=1e-5)
 
 
-@pytest.mark.parametrize("env", [PulledWalk, PulledPixelWalk])
+@pytest.mark.parametrize("env", [ContinuousWalk, ContinuousPixelWalk])
 def test_priorities_of_a_deterministic_actor_are_those_of_its_learner(env):
     """The target network equals the online one; items hold the actions as float32."""
     for initial, batch, learner in acted("pendulum-dpg", env):

@@ -64,7 +64,7 @@ def test_missing_extra_is_a_problem_only_where_the_environment_needs_it() -> Non
     assert [(one.check, one.state) for one in notes] == [
         ("extra atari", "note"), ("extra box2d", "note"),
     ]  # fmt: skip
-    assert notes[1].found == "box2d==2.3.10: missing", "what the extra of an extra needs"
+    assert notes[1].found == "box2d==2.3.10: missing", "a dependency of an extra of an extra"
     needed = list(packages.check_extras(OWN, ["atari", "box2d"], there.get, "box2d"))
     assert [one.state for one in needed] == ["note", "problem"]
     whole = there | {"Box2D": packages.Installed("2.3.10", [])}

@@ -85,7 +85,7 @@ def test_actor_that_lost_its_slot_gets_an_incarnation_of_the_new_slot():
     membership.heartbeat(hello("extra_c"), beat())
     assert given(membership, "extra_a", 1) == (3, 0), "the same process, in a new slot"
     membership.heartbeat(hello("extra_a"), beat(510))
-    assert membership.env_steps == 510, "and its steps are not counted again"
+    assert membership.env_steps == 510, "its steps are not counted twice"
 
 
 @pytest.mark.parametrize("saved", [None, 1, 2, 3], ids="checkpoint_of_start_{}".format)
@@ -101,7 +101,7 @@ def test_incarnations_are_unique_across_starts_of_the_learner(saved):
         if start == saved:
             records = dict(membership.records)
     assert len(places) == 36 == len(set(places))
-    assert places[:3] == [(0, 0), (1, 0), (2, 0)], "the first ones are the same in each run"
+    assert places[:3] == [(0, 0), (1, 0), (2, 0)], "the first incarnations are the same in each run"
 
 
 def test_slot_of_an_extra_actor_is_free_after_thirty_seconds_of_silence():

@@ -121,7 +121,7 @@ def assert_never_stuck(config: Config, chunk: int) -> None:
         limiter.inserted = 100 + int(rng.integers(0, 50))
         while limiter.can_sample(batch_size, limiter.inserted):
             limiter.sampled += batch_size
-        assert limiter.can_insert(chunk), f"{chunk} items wait for good"
+        assert limiter.can_insert(chunk), f"{chunk} items wait forever"
 
 
 def test_both_sides_deadlock_when_the_tolerance_is_too_small():

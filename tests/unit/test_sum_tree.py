@@ -18,7 +18,7 @@ def naive_sample(masses: np.ndarray, uniform: float) -> int:
         running += mass
         if running > wanted:
             return slot
-    raise AssertionError("a fraction below 1 lies in some slot")
+    raise AssertionError("a fraction below 1 falls in some slot")
 
 
 @pytest.mark.parametrize("capacity", CAPACITIES)

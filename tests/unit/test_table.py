@@ -34,7 +34,7 @@ def test_restarted_server_draws_different_items():
         table = table_of(parse(raw), VECTOR_SCHEMA, 0, starts)
         table.insert(vector_chunk(range(200)))
         draws.append(table.sample(32).item_ids.tolist())
-    assert draws[3] == draws[0], "a run's first table draws as that of any run with its seed"
+    assert draws[3] == draws[0], "the first table of a run draws by the run's seed alone"
     assert len(set(map(tuple, draws))) == 3
 
 

@@ -17,8 +17,10 @@ def test_wait_returns_the_conditions_value():
 def test_wait_fails_at_its_timeout_without_progress():
     with pytest.raises(AssertionError, match="not within 0 s: what never comes"):
         wait_until(lambda: False, 0.02, "what never comes", pause_s=0.001)
-    with pytest.raises(AssertionError, match="what stands still"):
-        wait_until(lambda: False, 0.02, "what stands still", progress=lambda: 5, pause_s=0.001)
+    with pytest.raises(AssertionError, match="something that never holds"):
+        wait_until(
+            lambda: False, 0.02, "something that never holds", progress=lambda: 5, pause_s=0.001
+        )
 
 
 def test_wait_with_progress_is_extended_a_limited_number_of_times():
