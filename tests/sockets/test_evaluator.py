@@ -58,13 +58,13 @@ def evaluated(
     stop_at: int = 0,
     make_env: EnvFactory = Choice,
 ) -> LearnerStandIn:
-    """One start of the evaluator, which plays these parameters, one after the other.
+    """Run one start of the evaluator, which plays these parameters, one after the other.
 
     Args:
         run: the run.
-        publications: come when it is idle.
-        meanwhile: come while it plays.
-        stop_at: it is asked to stop at this turn of its play; 0: when all are evaluated.
+        publications: arrive when it is idle.
+        meanwhile: arrive while it plays.
+        stop_at: the turn of play at which it is asked to stop; 0: stop when all are evaluated.
         make_env: makes its environments.
     """
     idle, newer, turns = [*publications], [*meanwhile], itertools.count(1)
@@ -155,10 +155,10 @@ def test_best_checkpoint_is_of_the_best_full_evaluation_across_restarts(run):
 
 
 def evaluated_at(run: RunDirectory, cpu_s: float) -> list[float]:
-    """When evaluations of `cpu_s` seconds of CPU begin; the learner's first step is at 21 s.
+    """Times at which evaluations of `cpu_s` CPU seconds begin; the first learner step is at 21 s.
 
-    Each wait takes a second; whenever it was asked, the learner has newer parameters. After 400
-    seconds the evaluator is asked to stop.
+    Each wait takes a second; the learner has newer parameters at every request. After 400 seconds
+    the evaluator is asked to stop.
     """
 
     def publish(learner: LearnerStandIn) -> Publication | None:

@@ -29,7 +29,7 @@ def calls_of(action: Callable[[], Any], whole: Callable[[Call], bool]) -> list[C
 
     Args:
         action: what to run.
-        whole: whether a call is one step, whose own calls are not counted.
+        whole: whether to leave out the calls that a given call makes itself.
     """
     calls: list[Call] = []
     within = 0

@@ -57,15 +57,15 @@ class Block:
     """A fenced block with the options of the comments before it.
 
     Args:
-        where: `document:line` of its fence.
+        where: `document:line` of the fence.
         section: the heading above it.
         language: after the fence.
         text: between the fences.
-        file: that it is written to.
-        appended: below what the file holds, after two empty lines.
-        options: the words of `<!-- test: … -->`, with a value each, or an empty one.
-        unrun: why it is not run.
-        shown: the `text` block after it.
+        file: the file to which it is written.
+        appended: whether to append to the file, after two empty lines.
+        options: the words of `<!-- test: … -->` with their values, which may be empty.
+        unrun: the reason why it is not run.
+        shown: the expected output, from the `text` block after it.
     """
 
     where: str
@@ -83,7 +83,7 @@ def blocks(document: str, name: str) -> list[Block]:
     """The blocks of a document; a `text` block is the expected output of the block before it.
 
     Raises:
-        DocumentError: a block or comment that means nothing.
+        DocumentError: an unknown block language or comment.
     """
     found: list[Block] = []
     for block in _fenced(document, name):
@@ -220,7 +220,7 @@ def is_shown(shown: Block | None, screen: str, text: str | None = None) -> bool:
 
 
 class Reader:
-    """Follows blocks in one directory.
+    """Runs blocks in one directory.
 
     Args:
         folder: the directory.

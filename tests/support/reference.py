@@ -149,7 +149,7 @@ def chunks(
     """Order of inserts: after each step, an environment with `length` items sends its oldest.
 
     Returns:
-        The chunks sent in `steps` steps, and the rest, which a flush would send.
+        The chunks sent in `steps` steps, and the rest, which a flush sends.
     """
     sent: list[list[Transition]] = []
     waiting: list[list[Transition]] = [[] for _ in range(num_envs)]

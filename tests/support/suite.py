@@ -64,11 +64,11 @@ class Suite:
     ) -> dict[str, Any]:
         """Wait for a status of which `condition` holds, and return it.
 
-        A busy machine makes a suite slow: as long as its daemons use CPU time the wait goes on,
-        up to `MOST_PERIODS` times `timeout_s`.
+        A suite is slow on a busy machine: the wait is extended while its daemons use CPU time, up
+        to `MOST_PERIODS` times `timeout_s`.
 
-        The daemons are asked from this process: a command for each look would take one core of two
-        from the suite that is waited for.
+        This process asks the daemons itself: an `apex status` command per check would take one core
+        of two from the suite.
         """
         last: dict[str, Any] = {}
 

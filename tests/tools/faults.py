@@ -45,7 +45,7 @@ class Chaos:
 
     Args:
         folder: for the run.
-        seed: of the choice of faults.
+        seed: seeds the choice of faults.
         durability: `replay.durability`.
     """
 
