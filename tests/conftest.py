@@ -1,4 +1,4 @@
-"""Fixtures that start real processes, and see to it that none outlives its test."""
+"""Fixtures that start real processes and end them with the test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.suite import SMALL, Suite
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Iterator[Suite]:
-    """An empty place for one run; all its processes end with the test."""
+    """A suite in an empty directory; all its processes end with the test."""
     one = Suite(tmp_path / "run")
     yield one
     one.end()
@@ -21,7 +21,7 @@ def suite(tmp_path: Path) -> Iterator[Suite]:
 
 @pytest.fixture
 def make_suite(tmp_path: Path) -> Iterator[Callable[[str], Suite]]:
-    """Makes places for several runs."""
+    """Makes suites in several directories."""
     with ExitStack() as stack:
 
         def make(name: str) -> Suite:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 
 import click
 
@@ -21,9 +22,15 @@ SHOWN_EVALUATIONS = 5
 
 
 class Progress:
-    """Figures that need more than one status: the rate of steps, and the last evaluations."""
+    """Figures that need more than one status: the rate of steps, and the last evaluations.
 
-    def __init__(self, run: RunDirectory) -> None:
+    Args:
+        run: the run.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, run: RunDirectory, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._limits: RunConfig = run.config().run
         self._episodes = 0
         self._rate = 0.0
@@ -32,7 +39,7 @@ class Progress:
 
     def update(self, status: RunStatus) -> None:
         """Add a new status."""
-        now, env_steps = time.monotonic(), status.run.env_steps
+        now, env_steps = self._clock(), status.run.env_steps
         if self._last is not None and now > self._last[0]:
             current = (env_steps - self._last[1]) / (now - self._last[0])
             self._rate = current if self._rate == 0 else 0.8 * self._rate + 0.2 * current

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -66,16 +67,21 @@ class CrashHistory:
     Args:
         path: of the file.
         most: crashes in a row.
+        wall_clock_ns: nanoseconds since 1970.
     """
 
-    def __init__(self, path: Path, most: int) -> None:
+    def __init__(
+        self, path: Path, most: int, wall_clock_ns: Callable[[], int] = time.time_ns
+    ) -> None:
+        self._wall_clock_ns = wall_clock_ns
         self._path = path
         self._most = most
         self._last = read(path)
         last_epoch = self._last.epoch + 1 if self._last else 0
         self.starts = self._last.starts + 1 if self._last else 0
         """Of this daemon in this run, before this one."""
-        self._record = CrashRecord(time.time(), max(time.time_ns(), last_epoch), starts=self.starts)
+        now_ns = wall_clock_ns()
+        self._record = CrashRecord(now_ns / 1e9, max(now_ns, last_epoch), starts=self.starts)
         self._began = time.monotonic()
         self.crashes, self._memory_crashes = self._count()
 
@@ -115,7 +121,7 @@ class CrashHistory:
 
     def began(self) -> None:
         """Write down that this start begins, now."""
-        self._record.started, self._began = time.time(), time.monotonic()
+        self._record.started, self._began = self._wall_clock_ns() / 1e9, time.monotonic()
         self._record.crashes = self.crashes
         self._record.memory_crashes = self._memory_crashes
         if self.crashes:

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -69,13 +69,24 @@ class Launcher:
         run: the run.
         names: names of the daemons.
         payload: `Extensions` as of `pickle_extensions`, or empty.
+        context: creates the processes; by default a `multiprocess` context that spawns them.
+        clock: seconds, monotonic.
     """
 
-    def __init__(self, run: RunDirectory, names: Sequence[str], payload: bytes = b"") -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        names: Sequence[str],
+        payload: bytes = b"",
+        *,
+        context: Any = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
         self._run = run
         self._payload = payload
         self._log_bytes = int(run.config().run.log_max_mb * 1e6)
-        self._context = multiprocess.get_context("spawn")
+        self._context = context or multiprocess.get_context("spawn")
         self._daemons = [_Daemon(name) for name in names]
         self._stopping = False
         self._last_bad_code = 0
@@ -119,7 +130,7 @@ class Launcher:
     def _tend(self, daemon: _Daemon) -> None:
         """Start the daemon if it is due, or handle its exit."""
         if daemon.process is None:
-            if not daemon.given_up and time.monotonic() >= daemon.restart_at:
+            if not daemon.given_up and self._clock() >= daemon.restart_at:
                 self._start(daemon)
         elif daemon.process.exitcode is not None:
             self._ended(daemon, daemon.process.exitcode)
@@ -136,11 +147,11 @@ class Launcher:
             ),
         )
         daemon.process.start()
-        daemon.started = time.monotonic()
+        daemon.started = self._clock()
         log.info("%s: started, pid %d", daemon.name, daemon.process.pid)
 
     def _ended(self, daemon: _Daemon, exit_code: int) -> None:
-        early = time.monotonic() - daemon.started < EARLY_EXIT_S
+        early = self._clock() - daemon.started < EARLY_EXIT_S
         daemon.process.close()
         daemon.process = None
         daemon.early_exits = daemon.early_exits + 1 if early else 0
@@ -150,14 +161,14 @@ class Launcher:
             log.error("%s: ended with code %d and stays down", daemon.name, exit_code)
         else:
             delay = 2.0 ** (daemon.early_exits - 1) if early else 0.0
-            daemon.restart_at = time.monotonic() + delay
+            daemon.restart_at = self._clock() + delay
             log.warning("%s: ended with code %d and is restarted", daemon.name, exit_code)
 
     def _rotate_logs(self) -> None:
         """Copy a log that is too long to `.1` and truncate it; its writer keeps appending."""
-        if time.monotonic() < self._next_log_check:
+        if self._clock() < self._next_log_check:
             return
-        self._next_log_check = time.monotonic() + LOG_CHECK_S
+        self._next_log_check = self._clock() + LOG_CHECK_S
         for name in ("engine", *(daemon.name for daemon in self._daemons)):
             path = self._run.logs / f"{name}.log"
             if path.exists() and path.stat().st_size > self._log_bytes:
@@ -178,10 +189,10 @@ class Launcher:
     def _end(self, processes: list[Any]) -> None:
         for process in processes:
             process.terminate()
-        started = time.monotonic()
+        started = self._clock()
         for process in processes:
             deadline = started + spec_of(process.name).stop_timeout_s
-            process.join(max(0.0, deadline - time.monotonic()))
+            process.join(max(0.0, deadline - self._clock()))
             if process.exitcode is None:
                 log.error("%s: killed because it did not drain in time", process.name)
                 process.kill()

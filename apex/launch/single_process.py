@@ -142,11 +142,15 @@ class SerialRun:
             self._log()
             self.trainer.save()
         finally:
-            for actor in self._actors:
-                actor.environments.close()
-            for metrics in self._metrics.values():
-                metrics.close()
+            self.close()
         return self.trainer.outcome
+
+    def close(self) -> None:
+        """Close the environments and the metrics files."""
+        for actor in self._actors:
+            actor.environments.close()
+        for metrics in self._metrics.values():
+            metrics.close()
 
     def _turn(self) -> None:
         """Take one step of all environments, then do the updates that are due."""

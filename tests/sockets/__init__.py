@@ -1,1 +1,1 @@
-"""Sockets and prepared runs within the test's own process."""
+"""Tests with real sockets and prepared runs in the test's own process."""

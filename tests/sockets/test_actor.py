@@ -1,4 +1,4 @@
-"""The actor in one process: its place on the ladder, its random draws, and what it hands over."""
+"""The actor in one process: exploration, random draws, inserted items."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 
 from apex.acting.exploration import EpsilonGreedy
 from apex.algos.registry import make_algorithm
-from apex.daemons.actor import daemon
 from apex.daemons.actor.daemon import ActorDaemon
 from apex.daemons.actor.local_inference import LocalInference
 from apex.daemons.learner.parameter_versions import Publication
@@ -27,15 +26,12 @@ from tests.support.stand_ins import LearnerStandIn, PollerStandIn, ReplayStandIn
 
 torch.set_num_threads(1)
 
-
-@pytest.fixture(autouse=True)
-def keep_priority(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process cannot take its niceness back."""
-    monkeypatch.setattr(daemon.os, "nice", lambda increment: 0)
+KEEP_PRIORITY = ("actor.nice=0",)
+"""A process without privileges cannot lower its niceness again."""
 
 
 class Acting(LocalInference):
-    """An actor's inference, whose first observations are kept."""
+    """An actor's inference that records its first observations."""
 
     def begin(self, observations: Array) -> None:
         self.began = observations.copy()
@@ -56,7 +52,7 @@ def acted(
     incarnation: int = 0,
     make_env: EnvFactory | None = None,
 ) -> tuple[Acting, LearnerStandIn, ReplayStandIn]:
-    """An actor that has made `steps` steps, and one more, in its place and has come to its end."""
+    """Run an actor in a slot for `steps` steps and one more, to its end."""
 
     def poll(learner: LearnerStandIn) -> Publication | None:
         if learner.beats and learner.beats[-1].env_steps >= num_envs * (steps - 1):
@@ -81,8 +77,8 @@ def explores(inference: LocalInference) -> EpsilonGreedy:
     return inference.agent.exploration
 
 
-def test_actor_explores_by_the_rungs_of_its_slot_and_an_attached_one_between_them(tmp_path):
-    run = prepared(tmp_path, "actor.count=3", "actor.num_envs=2")
+def test_actor_explores_on_the_rungs_of_its_slot_and_an_attached_one_between_them(tmp_path):
+    run = prepared(tmp_path, *KEEP_PRIORITY, "actor.count=3", "actor.num_envs=2")
     rungs = {0: (0, 3), 1: (1, 4), 2: (2, 5), 3: (0.5, 3.5), 4: (1.5, 4.5)}
     for slot, (first, second) in rungs.items():
         publish = in_turn([parameters_of(run, 0, 0)])
@@ -105,7 +101,7 @@ def test_draws_and_starts_differ_by_seed_slot_environment_and_incarnation_and_re
     runs, draws, starts = {}, {}, {}
     for seed in (1, 2):
         (tmp_path / str(seed)).mkdir()
-        settings = ("actor.count=2", "actor.num_envs=2", f"run.seed={seed}")
+        settings = (*KEEP_PRIORITY, "actor.count=2", "actor.num_envs=2", f"run.seed={seed}")
         runs[seed] = prepared(tmp_path / str(seed), *settings)
     for key in itertools.product((1, 2), (0, 1, 2), (0, 1)):
         draws[key], starts[key] = play(*key)
@@ -116,8 +112,8 @@ def test_draws_and_starts_differ_by_seed_slot_environment_and_incarnation_and_re
 
 
 @pytest.mark.parametrize("learned", [True, False])
-def test_actor_learns_from_clipped_rewards_and_lives_and_reports_whole_returns(tmp_path, learned):
-    """Two episodes: three steps and one that begins the next, then newer parameters."""
+def test_actor_inserts_clipped_rewards_and_reports_unclipped_returns(tmp_path, learned):
+    """Two episodes of three steps and one ignored step, the second with newer parameters."""
 
     def publish(learner: LearnerStandIn) -> Publication | None:
         if learner.param_version < 0:
@@ -128,7 +124,7 @@ def test_actor_learns_from_clipped_rewards_and_lives_and_reports_whole_returns(t
 
     flag = str(learned).lower()
     run = prepared(
-        tmp_path, "actor.num_envs=1", "actor.chunk_length=1", "algorithm.n_step=2",
+        tmp_path, *KEEP_PRIORITY, "actor.num_envs=1", "actor.chunk_length=1", "algorithm.n_step=2",
         "algorithm.discount=0.5", f"env.clip_rewards={flag}", f"env.life_loss_ends={flag}",
         make_env=ThreeLives,
     )  # fmt: skip

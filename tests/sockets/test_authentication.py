@@ -1,4 +1,4 @@
-"""Who gets in: keys, users and roles, against real sockets."""
+"""Authentication by keys, users and roles, on real sockets."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ PERMISSIONS = {"actor": (GetParams,), "operator": (Status,)}
 NAMES = ("replay.insert", "replay.sample", "learner.params")
 
 
-class Door:
-    """A server at an endpoint, and clients that knock."""
+class GuardedServer:
+    """A server at an endpoint, and clients that connect."""
 
     def __init__(self, endpoint: Endpoint, stack: ExitStack) -> None:
         self.endpoint = endpoint
@@ -45,7 +45,7 @@ class Door:
         self._stack = stack
         self.taken: list[Request] = []
 
-    def knock(self, folder: Path | None, role: str = "actor", endpoint: Endpoint | None = None):
+    def connect(self, folder: Path | None, role: str = "actor", endpoint: Endpoint | None = None):
         """A client with the keys of a folder."""
         where = endpoint or self.endpoint._replace(keys=folder)
         name = f"{role}_{time.monotonic_ns()}"
@@ -80,67 +80,69 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_key_of_a_role_lets_in_that_role_alone(stack, folder, name):
-    door = Door(tcp_endpoint(folder, name), stack)
-    client = door.knock(folder)
-    door.until(client, lambda: client.ready)
-    # The holder of the actor's key who says that it is an operator.
+def test_key_admits_its_own_role_only(stack, folder, name):
+    guarded = GuardedServer(tcp_endpoint(folder, name), stack)
+    client = guarded.connect(folder)
+    guarded.until(client, lambda: client.ready)
+    # The holder of the actor's key claims to be an operator.
     (folder / "operator.secret").write_bytes((folder / "actor.secret").read_bytes())
     with pytest.raises(EndpointError, match="is for the role 'actor'"):
-        door.knock(folder, "operator")
+        guarded.connect(folder, "operator")
     forged = (folder / "operator.secret").read_text().replace('role = "actor"', 'role = "operator"')
     (folder / "operator.secret").write_text(forged)
-    error = door.refused(door.knock(folder, "operator"))
+    error = guarded.refused(guarded.connect(folder, "operator"))
     assert error.code == "not_authorized"
     assert "the key 'actor' is for the role 'actor', not 'operator'" in str(error)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_key_that_is_not_authorized_is_kept_out(stack, folder, tmp_path, name):
-    door = Door(tcp_endpoint(folder, name), stack)
+def test_unauthorized_key_is_refused(stack, folder, tmp_path, name):
+    guarded = GuardedServer(tcp_endpoint(folder, name), stack)
     curve_keys.make_folder(tmp_path / "strange")
     (tmp_path / "strange" / "server.public").write_bytes((folder / "server.public").read_bytes())
-    error = door.refused(door.knock(tmp_path / "strange"))
+    error = guarded.refused(guarded.connect(tmp_path / "strange"))
     assert error.code == "not_authorized" and "authorized/" in str(error)
     assert sockets.gate().refused[name] > 0
-    assert door.server.peers == {}
+    assert guarded.server.peers == {}
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_a_key_or_with_the_wrong_server_key_nobody_gets_in(stack, folder, tmp_path, name):
-    door = Door(tcp_endpoint(folder, name), stack)
-    plain = door.knock(None)
+def test_connection_without_a_key_or_with_a_wrong_server_key_is_refused(
+    stack, folder, tmp_path, name
+):
+    guarded = GuardedServer(tcp_endpoint(folder, name), stack)
+    plain = guarded.connect(None)
     curve_keys.make_folder(tmp_path / "strange")
     (tmp_path / "strange" / "actor.secret").write_bytes((folder / "actor.secret").read_bytes())
-    mistaken = door.knock(tmp_path / "strange")
-    good = door.knock(folder)
-    door.until(good, lambda: good.ready)
+    mistaken = guarded.connect(tmp_path / "strange")
+    good = guarded.connect(folder)
+    guarded.until(good, lambda: good.ready)
     for _ in range(100):
-        list(door.server.receive())
+        list(guarded.server.receive())
         assert plain.receive() == mistaken.receive() == []
         time.sleep(0.005)
     assert not plain.ready and not mistaken.ready
-    assert [peer.hello.role for peer in door.server.peers.values()] == ["actor"]
+    assert [peer.hello.role for peer in guarded.server.peers.values()] == ["actor"]
 
 
-def test_a_revoked_key_ends_its_connections_and_gets_no_new_one(stack, folder, tmp_path):
+def test_revoked_key_loses_its_connections_and_gets_no_new_one(stack, folder, tmp_path):
     curve_keys.add_key(folder, "far", "actor", tmp_path / "far")
-    door = Door(tcp_endpoint(folder), stack)
-    client, other = door.knock(tmp_path / "far"), door.knock(folder)
-    door.until(client, lambda: client.ready)
-    door.until(other, lambda: other.ready)
+    guarded = GuardedServer(tcp_endpoint(folder), stack)
+    client, other = guarded.connect(tmp_path / "far"), guarded.connect(folder)
+    guarded.until(client, lambda: client.ready)
+    guarded.until(other, lambda: other.ready)
     curve_keys.revoke(folder, "far")
     with pytest.raises(RefusedError, match="no longer authorized"):
-        door.until(client, lambda: False)
-    assert door.refused(door.knock(tmp_path / "far")).code == "not_authorized"
+        guarded.until(client, lambda: False)
+    assert guarded.refused(guarded.connect(tmp_path / "far")).code == "not_authorized"
     assert other.send(GetParams(newer_than=0))
-    door.until(other, lambda: door.taken)
+    guarded.until(other, lambda: guarded.taken)
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("transport", ["ipc", "tcp", "curve"])
-def test_nobody_gets_in_without_the_thread_that_judges(tmp_path, folder, name, transport):
-    """In a process of its own, whose gate is closed."""
+def test_nobody_is_admitted_without_the_gate_thread(tmp_path, folder, name, transport):
+    """In a separate process whose gate thread is stopped."""
     code = f"""
 import sys, time
 from pathlib import Path
@@ -170,12 +172,12 @@ assert not knock(2.0)
     assert done.returncode == 0, done.stderr
 
 
-def test_another_user_of_the_machine_is_kept_out_of_a_socket_that_it_can_reach(stack):
+def test_another_local_user_is_refused_at_a_reachable_socket(stack):
     if os.getuid() != 0:
         pytest.skip("only root can become another user")
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     folder.chmod(0o755)
-    Door(Endpoint("replay.insert", f"ipc://{folder}/s"), stack)
+    GuardedServer(Endpoint("replay.insert", f"ipc://{folder}/s"), stack)
     (folder / "s").chmod(0o777)
     code = f"""
 import os, socket, sys
@@ -200,7 +202,7 @@ sys.exit(0 if b"READY" in answer else 42)
     assert sockets.gate().refused["replay.insert"] > 0
 
 
-def test_policies_know_whom_they_admit(folder, tmp_path):
+def test_policies_refuse_other_users_and_unknown_keys(folder, tmp_path):
     same = SameUser(1000)
     assert same.admit("localhost:1000:100:77", "NULL", []) is not None
     assert same.admit("localhost:0:0:77", "NULL", []) is not None
@@ -215,7 +217,7 @@ def test_policies_know_whom_they_admit(folder, tmp_path):
     assert KeyHolders(tmp_path / "gone").admit("127.0.0.1", "CURVE", [bytes(32)]) is None
 
 
-def test_secrets_are_their_owners_alone(folder, tmp_path):
+def test_secret_files_are_private_and_checked(folder, tmp_path):
     assert {path.stat().st_mode & 0o777 for path in folder.glob("*.secret")} == {0o600}
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / ".gitignore").read_text() == "*\n"
@@ -240,7 +242,7 @@ def test_secrets_are_their_owners_alone(folder, tmp_path):
         curve_keys.revoke(folder, "nobody")
 
 
-def test_keys_are_never_written_over(folder, tmp_path):
+def test_keys_are_never_overwritten(folder, tmp_path):
     secret = (folder / "actor.secret").read_bytes()
     with pytest.raises(UsageError, match=r"actor\.secret is there already; name another folder"):
         curve_keys.add_key(folder, "far", "actor", folder)
@@ -251,7 +253,7 @@ def test_keys_are_never_written_over(folder, tmp_path):
         curve_keys.add_key(folder, "farther", "actor", tmp_path / "far")
 
 
-def test_a_folder_that_others_can_write_to_gets_no_keys_and_keeps_its_mode(tmp_path):
+def test_make_folder_refuses_a_writable_folder_and_keeps_the_mode_of_others(tmp_path):
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
     with pytest.raises(UsageError, match="others; name a new folder"):
@@ -263,36 +265,36 @@ def test_a_folder_that_others_can_write_to_gets_no_keys_and_keeps_its_mode(tmp_p
     assert (tmp_path / "readable").stat().st_mode & 0o777 == 0o755
 
 
-def test_a_servers_key_that_others_could_have_replaced_is_not_trusted(folder):
+def test_server_key_that_others_could_replace_is_not_trusted(folder):
     curve_keys.client_keys(folder, "actor")
     (folder / "server.public").chmod(0o666)
     with pytest.raises(EndpointError, match=r"server\.public.* can be written by others"):
         curve_keys.client_keys(folder, "actor")
 
 
-def test_a_key_cannot_lock_a_name_by_a_start_in_the_future(stack, folder):
-    door = Door(tcp_endpoint(folder), stack)
+def test_greeting_with_a_future_epoch_is_refused(stack, folder):
+    guarded = GuardedServer(tcp_endpoint(folder), stack)
     later = time.time_ns() + 2 * 3600 * 10**9
-    client = Client(door.endpoint, hello("actor_000", epoch=later))
+    client = Client(guarded.endpoint, hello("actor_000", epoch=later))
     stack.enter_context(closing(client))
-    assert door.refused(client).code == "future_epoch"
-    ahead = Client(door.endpoint, hello("actor_000", epoch=time.time_ns() + 60 * 10**9))
+    assert guarded.refused(client).code == "future_epoch"
+    ahead = Client(guarded.endpoint, hello("actor_000", epoch=time.time_ns() + 60 * 10**9))
     stack.enter_context(closing(ahead))
-    door.until(ahead, lambda: ahead.ready)
+    guarded.until(ahead, lambda: ahead.ready)
 
 
-def test_an_address_of_ipv6_is_served(stack, folder):
+def test_ipv6_address_is_served(stack, folder):
     if not socket.has_ipv6 or not Path("/proc/net/if_inet6").read_text():
         pytest.skip("this machine has no IPv6")
     with socket.socket(socket.AF_INET6) as probe:
         probe.bind(("::1", 0))
         port = probe.getsockname()[1]
-    door = Door(Endpoint("replay.insert", f"tcp://[::1]:{port}", folder), stack)
-    client = door.knock(folder)
-    door.until(client, lambda: client.ready)
+    guarded = GuardedServer(Endpoint("replay.insert", f"tcp://[::1]:{port}", folder), stack)
+    client = guarded.connect(folder)
+    guarded.until(client, lambda: client.ready)
 
 
-def test_tcp_beyond_loopback_is_accepted_with_keys_alone(tmp_path, folder):
+def test_tcp_beyond_loopback_needs_keys(tmp_path, folder):
     file = tmp_path / "endpoints.toml"
     text = (
         '[replay]\ninsert = "tcp://10.1.2.3:7001"\nsample = "tcp://10.1.2.3:7002"\n'
@@ -312,7 +314,7 @@ def test_tcp_beyond_loopback_is_accepted_with_keys_alone(tmp_path, folder):
         resolve(load(file), tmp_path)
 
 
-def test_a_socket_in_a_folder_that_others_can_write_to_is_neither_served_nor_trusted(tmp_path):
+def test_socket_in_a_folder_that_others_can_write_to_is_refused_by_both_sides(tmp_path):
     tmp_path.chmod(0o1777)
     endpoint = Endpoint("replay.insert", f"ipc://{tmp_path}/s")
     with pytest.raises(EndpointError, match="a directory of your own"):
@@ -326,7 +328,7 @@ def test_a_socket_in_a_folder_that_others_can_write_to_is_neither_served_nor_tru
     client.close()
 
 
-def test_who_was_let_in_stays_so_while_keys_cannot_be_read(folder, monkeypatch):
+def test_admitted_keys_stay_admitted_while_the_folder_cannot_be_read(folder, monkeypatch):
     now = [0.0]
     holders = KeyHolders(folder, lambda: now[0])
     public = curve_keys.read_key(folder / "authorized" / "actor.public").public
@@ -340,12 +342,12 @@ def test_who_was_let_in_stays_so_while_keys_cannot_be_read(folder, monkeypatch):
     assert holders.refusal(public, "actor") is None
     monkeypatch.undo()
     curve_keys.revoke(folder, "actor")
-    assert holders.refusal(public, "actor") is None, "looked at once a second"
+    assert holders.refusal(public, "actor") is None, "the folder is read at most once a second"
     now[0] += 2.0
     assert holders.refusal(public, "actor") == "this key is no longer authorized"
 
 
-def test_a_file_of_keys_that_cannot_be_read_keeps_no_other_key_in(folder):
+def test_unreadable_key_file_does_not_affect_other_keys(folder):
     now = [0.0]
     holders = KeyHolders(folder, lambda: now[0])
     public = curve_keys.read_key(folder / "authorized" / "actor.public").public
@@ -357,27 +359,27 @@ def test_a_file_of_keys_that_cannot_be_read_keeps_no_other_key_in(folder):
     curve_keys.revoke(folder, "actor")
     now[0] += 2.0
     assert holders.refusal(public, "actor") == "this key is no longer authorized"
-    assert holders.refusal(learner, "learner") is None, "what cannot be read now holds as it was"
+    assert holders.refusal(learner, "learner") is None, "an unreadable key keeps its permission"
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("keyed", [True, False])
-def test_a_user_and_a_password_are_no_key(stack, folder, name, keyed):
-    door = Door(tcp_endpoint(folder if keyed else None, name), stack)
+def test_user_and_password_are_refused(stack, folder, name, keyed):
+    guarded = GuardedServer(tcp_endpoint(folder if keyed else None, name), stack)
     plain = stack.enter_context(sockets.context().socket(zmq.DEALER))
     plain.setsockopt(zmq.PLAIN_USERNAME, b"actor")
     plain.setsockopt(zmq.PLAIN_PASSWORD, b"secret")
-    plain.connect(door.endpoint.address)
+    plain.connect(guarded.endpoint.address)
     plain.send_multipart(encode(hello("plain")))
-    good = door.knock(folder if keyed else None)
-    door.until(good, lambda: good.ready)
+    good = guarded.connect(folder if keyed else None)
+    guarded.until(good, lambda: good.ready)
     for _ in range(100):
-        list(door.server.receive())
+        list(guarded.server.receive())
         assert plain.poll(5) == 0
-    assert [peer.hello.name != "plain" for peer in door.server.peers.values()] == [True]
+    assert [peer.hello.name != "plain" for peer in guarded.server.peers.values()] == [True]
 
 
-def test_a_folder_of_keys_that_others_can_write_to_lets_nobody_in(folder, caplog):
+def test_key_folder_that_others_can_write_to_admits_nobody(folder, caplog):
     public = curve_keys.read_key(folder / "authorized" / "actor.public").public
     (folder / "authorized").chmod(0o777)
     assert KeyHolders(folder).refusal(public, "actor") == "this key is no longer authorized"

@@ -1,4 +1,4 @@
-"""Learning curves of runs: gathered, averaged, as CSV and as a picture."""
+"""Learning curves of runs: read, averaged, written as CSV and PNG."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ def make_run(path: Path, means: list[float], *settings: str) -> Path:
     return path
 
 
-def test_training_that_did_not_go_on_is_no_part_of_the_curve_and_a_torn_line_is_passed_over(
-    tmp_path, caplog
-):
+def test_abandoned_training_and_torn_lines_are_left_out_of_the_curve(tmp_path, caplog):
     run = RunDirectory(make_run(tmp_path / "run", [0.0, 1.0, 2.0, 3.0]))
     with (run.metrics / "evaluator.jsonl").open("a") as file:
         file.write('{"train_s": 7')
@@ -53,7 +51,7 @@ def test_training_that_did_not_go_on_is_no_part_of_the_curve_and_a_torn_line_is_
     assert "line 5: skipped" in caplog.text
 
 
-def test_runs_of_one_name_and_other_settings_are_curves_of_their_own(tmp_path):
+def test_runs_with_equal_names_and_different_settings_are_separate_curves(tmp_path):
     paths = [
         make_run(tmp_path / where / "pong", [1.0, 2.0], f"algorithm.n_step={n}")
         for n, where in enumerate("abc", 1)
@@ -61,7 +59,7 @@ def test_runs_of_one_name_and_other_settings_are_curves_of_their_own(tmp_path):
     assert list(curves.gather(paths)) == ["pong", "pong (2)", "pong (3)"]
 
 
-# A curve lies beside its picture over environment steps; other figures' CSV do not.
+# Only the CSV of a curve has a picture over environment steps beside it.
 COMMITTED = [
     path.with_name(path.name.replace("-env-steps.png", ".csv"))
     for path in ROOT.glob("benchmarks/*/*-env-steps.png")
@@ -73,7 +71,7 @@ def test_committed_curves_can_be_drawn(path):
     assert all(len(curve.evaluations) > 0 for curve in curves.read_csv(path))
 
 
-def test_band_is_the_mean_and_the_extremes_and_a_run_that_ended_keeps_its_last_value():
+def test_band_has_mean_and_extremes_and_an_ended_run_keeps_its_last_value():
     a, b = curve(1, (0, 0), (2, 20), (4, 20)), curve(2, (1, 10), (3, 10))
     middle = curves.band([a, b], "wall")
     assert (middle.x[0], middle.x[-1]) == (1.0, 4.0)
@@ -92,7 +90,7 @@ def test_axes_are_minutes_env_steps_and_learner_steps():
     assert one.first_at(18.0) == one.evaluations[1] and one.first_at(18.1) is None
 
 
-def test_runs_that_differ_in_the_seed_alone_are_one_curve(tmp_path):
+def test_runs_that_differ_only_in_the_seed_are_one_curve(tmp_path):
     same = make_run(tmp_path / "cartpole-20260101-000000", [1.0, 2.0], "run.seed=1")
     also = make_run(
         tmp_path / "cartpole-20260101-000001", [1.0], "run.seed=2", "run.until_return=9"
@@ -128,14 +126,14 @@ def test_older_half_of_a_rotated_file_comes_first(tmp_path):
 
 
 @pytest.mark.parametrize("x", ["wall", "env_steps", "learner_step"])
-def test_picture_is_a_png_of_some_size(tmp_path, x):
+def test_picture_is_a_png_that_is_not_empty(tmp_path, x):
     out = tmp_path / "out.png"
     groups = {"a": [curve(1, (0, 0), (2, 3)), curve(2, (0, 1), (3, 4))], "b": [curve(1, (1, 1))]}
     curves.draw(groups, x, "a title", out)
     assert out.read_bytes().startswith(b"\x89PNG") and out.stat().st_size > 5000
 
 
-def test_what_is_no_run_and_no_curve_is_refused(tmp_path):
+def test_path_that_is_neither_run_nor_curve_is_refused(tmp_path):
     with pytest.raises(RunError, match="neither a run's directory nor a CSV"):
         curves.gather([tmp_path / "nothing"])
     (tmp_path / "bad.csv").write_text("a,b\n1,2\n")

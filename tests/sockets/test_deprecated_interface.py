@@ -1,4 +1,4 @@
-"""Algorithms that were written for apex 0.1 go on, with warnings, and learn what they learned."""
+"""Algorithms written for apex 0.1: warnings, and unchanged learning."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from apex.runs import checkpoint
 from tests.support.paths import ROOT
 
 OLDER = ROOT / "tests" / "fixtures" / "e3b00a8" / "examples"
-"""The examples as they were."""
+"""The examples of apex 0.1."""
 SETTINGS = ("replay.min_size=200", "run.max_env_steps=1200", "evaluator.enabled=false",
             "learner.checkpoint_period_s=3600")  # fmt: skip
 
 
 @pytest.fixture
 def own_modules() -> Iterator[None]:
-    """Modules and paths of the test's own files are forgotten again."""
+    """Restore sys.modules and sys.path, to which the test's own files are added."""
     modules, paths = set(sys.modules), list(sys.path)
     yield
     for name in set(sys.modules) - modules:
@@ -51,7 +51,7 @@ def checkpoint_tensors(data: bytes) -> list[tuple[str, bytes]]:
 
 
 def len_of(named: tuple[str, bytes]) -> tuple[int, bytes]:
-    """Names differ between the two forms of an example; sizes and numbers do not."""
+    """Names differ between the two versions of an example; sizes and values do not."""
     return len(named[1]), named[1]
 
 
@@ -63,7 +63,7 @@ def len_of(named: tuple[str, bytes]) -> tuple[int, bytes]:
         ("own_network", "WideDQN", "ApexDQNConfig is now apex.api.ApexDQN.Config"),
     ],
 )
-def test_example_of_0_1_warns_and_learns_what_the_new_one_learns(
+def test_example_of_0_1_warns_and_learns_the_same_as_the_current_one(
     name: str, kind: str, said: str, tmp_path: Path
 ) -> None:
     older = tmp_path / f"{name}.py"
@@ -87,12 +87,12 @@ def test_example_of_0_1_warns_and_learns_what_the_new_one_learns(
         ("apex.engine", "stop", "apex.launch.engine.stop"),
     ],
 )
-def test_name_that_has_moved_says_where_it_is_now(module: str, name: str, now: str) -> None:
+def test_moved_name_warns_with_its_new_place(module: str, name: str, now: str) -> None:
     with pytest.warns(FutureWarning, match=rf"^{module}\.{name} is now {now}; the old name will"):
         assert getattr(importlib.import_module(module), name) is not None
 
 
-def test_name_that_never_was_is_an_error_and_not_a_warning() -> None:
+def test_unknown_name_is_an_error_and_not_a_warning() -> None:
     with pytest.raises(AttributeError, match=r"'apex\.config' has no attribute 'Nothing'"):
         getattr(importlib.import_module("apex.config"), "Nothing")  # noqa: B009
     with pytest.raises(ModuleNotFoundError):

@@ -1,4 +1,4 @@
-"""Endpoints: what an address may be, and what happens when a place is taken."""
+"""Endpoints: valid addresses, socket directories, addresses in use."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def runtime(tmp_path_factory, monkeypatch) -> Path:
     return folder
 
 
-def test_good_file_gives_every_address(tmp_path):
+def test_valid_file_gives_every_address(tmp_path):
     assert loaded(tmp_path).addresses() == GOOD
 
 
-def test_shipped_file_is_good_and_private(runtime, tmp_path):
+def test_shipped_file_is_valid_and_private(runtime, tmp_path):
     resolved = resolve(load(endpoints.default_file()), tmp_path)
     paths = [Path(address.removeprefix("ipc://")) for address in resolved.addresses().values()]
     assert len(set(paths)) == 4 and all(runtime in path.parents for path in paths)
@@ -133,7 +133,7 @@ def test_tcp_beyond_loopback_is_refused_even_when_insecure(tmp_path):
         assert "needs keys" in refusal(tmp_path, insecure=True, learner_params=address)
 
 
-def test_tcp_on_loopback_needs_the_explicit_word(tmp_path):
+def test_tcp_on_loopback_needs_insecure_loopback(tmp_path):
     for address in ("tcp://127.0.0.1:5000", "tcp://[::1]:5000"):
         assert "insecure_loopback" in refusal(tmp_path, learner_params=address)
         assert loaded(tmp_path, insecure=True, learner_params=address).learner.params == address
@@ -145,7 +145,7 @@ def test_bad_port_is_refused(tmp_path, port):
 
 
 @pytest.mark.parametrize("host", ["localhost", "*", "eth0", ""])
-def test_host_that_is_no_number_is_refused(tmp_path, host):
+def test_host_that_is_not_numeric_is_refused(tmp_path, host):
     assert "numeric" in refusal(tmp_path, insecure=True, learner_params=f"tcp://{host}:5000")
 
 
@@ -164,7 +164,7 @@ def test_same_address_twice_is_refused(tmp_path):
     assert "same address" in refusal(tmp_path, replay_sample="ipc:///run/a")
 
 
-def test_socket_directory_is_made_private_again_when_it_was_opened(runtime, tmp_path):
+def test_socket_directory_with_open_permissions_is_made_private(runtime, tmp_path):
     folder = paths.socket_directory(tmp_path)
     folder.chmod(0o777)
     folder.parent.chmod(0o755)
@@ -196,8 +196,8 @@ def test_file_in_place_of_the_socket_directory_is_refused(runtime, tmp_path):
         paths.socket_directory(tmp_path)
 
 
-def test_temporary_directory_serves_where_the_runtime_directory_is_not_there(tmp_path, monkeypatch):
-    """As after `su`, where XDG_RUNTIME_DIR names a directory that was never made."""
+def test_temporary_directory_is_used_when_the_runtime_directory_is_missing(tmp_path, monkeypatch):
+    """As after `su`, where XDG_RUNTIME_DIR names a directory that does not exist."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "gone"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert paths.socket_directory(tmp_path).parent == tmp_path / f"apex-{os.getuid()}"
@@ -207,7 +207,7 @@ def bind(address: str) -> Server:
     return Server(Endpoint("replay.insert", address), "run", "hash", {}, lambda peer: None)
 
 
-def test_port_in_use_is_an_error_that_says_what_to_do():
+def test_port_in_use_is_an_error_with_a_remedy():
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -216,7 +216,7 @@ def test_port_in_use_is_an_error_that_says_what_to_do():
             bound_router(Endpoint("replay.insert", address))
 
 
-def test_second_server_at_an_ipc_path_is_refused_and_harms_nothing(tmp_path):
+def test_second_server_at_an_ipc_path_is_refused_and_the_first_keeps_working(tmp_path):
     address = f"ipc://{tmp_path}/s"
     first = bind(address)
     try:
@@ -242,7 +242,7 @@ def test_stale_socket_of_an_ended_process_is_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["file", "directory", "link"])
-def test_what_is_no_socket_at_an_ipc_path_is_left_alone(tmp_path, kind):
+def test_non_socket_at_an_ipc_path_is_kept(tmp_path, kind):
     path = tmp_path / "s"
     if kind == "file":
         path.write_text("precious")
@@ -259,14 +259,14 @@ def test_what_is_no_socket_at_an_ipc_path_is_left_alone(tmp_path, kind):
     lock.release()
 
 
-def test_folder_that_cannot_be_made_is_an_endpoint_error(tmp_path):
+def test_socket_folder_that_cannot_be_created_is_an_endpoint_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(EndpointError, match="cannot use"):
         bind(f"ipc://{tmp_path}/file/s")
 
 
 @pytest.mark.parametrize(("name", "most"), [("learner.params", 2**20), ("replay.sample", 2**21)])
-def test_a_frame_that_no_request_of_an_endpoint_has_ends_the_connection(tmp_path, name, most):
+def test_frame_above_an_endpoints_limit_ends_the_connection(tmp_path, name, most):
     router, _, lock = bound_router(Endpoint(name, f"ipc://{tmp_path}/s"))
     try:
         with context().socket(zmq.DEALER) as dealer:
@@ -280,7 +280,7 @@ def test_a_frame_that_no_request_of_an_endpoint_has_ends_the_connection(tmp_path
         lock.release()
 
 
-def test_router_refuses_to_lose_messages_and_never_lingers_for_good(tmp_path):
+def test_router_is_mandatory_and_has_a_bounded_linger(tmp_path):
     router, _, lock = bound_router(Endpoint("replay.insert", f"ipc://{tmp_path}/s"))
     try:
         assert 0 <= router.getsockopt(zmq.LINGER) <= 5000

@@ -1,9 +1,10 @@
-"""The evaluator in one process: what it plays, where that stands on the curve, and the best."""
+"""The evaluator in one process: schedule, reported values, best checkpoint."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from apex.algos.registry import make_algorithm
+from apex.daemons import cpu_affinity
 from apex.daemons.evaluator import daemon as evaluator
 from apex.daemons.evaluator.daemon import EvaluatorDaemon
 from apex.daemons.learner.parameter_versions import Publication
@@ -32,13 +34,13 @@ torch.set_num_threads(1)
 
 
 class Choice(ThreeLives):
-    """Action 1 gives 5 and action 0 takes 3."""
+    """Rewards action 1 with 5 and action 0 with -3."""
 
     rewards = (-3.0, 5.0)
 
 
 BAD, GOOD = 0, 1
-"""Actions, and the parameters that take them: returns of -9 and 15."""
+"""Actions; parameters that always take them have returns of -9 and 15."""
 
 
 @pytest.fixture
@@ -56,13 +58,13 @@ def evaluated(
     stop_at: int = 0,
     make_env: EnvFactory = Choice,
 ) -> LearnerStandIn:
-    """One start of the evaluator, which plays these parameters, one after the other.
+    """Run one start of the evaluator, which plays these parameters, one after the other.
 
     Args:
         run: the run.
-        publications: come when it is idle.
-        meanwhile: come while it plays.
-        stop_at: it is asked to stop at this turn of its play; 0: when all are evaluated.
+        publications: arrive when it is idle.
+        meanwhile: arrive while it plays.
+        stop_at: the turn of play at which it is asked to stop; 0: stop when all are evaluated.
         make_env: makes its environments.
     """
     idle, newer, turns = [*publications], [*meanwhile], itertools.count(1)
@@ -79,7 +81,7 @@ def evaluated(
     clock = Clock()
     with service_of(run, "evaluator") as service:
         learner = LearnerStandIn(publish)
-        if not service.restarted:  # the first parameters are those of a network that is untrained
+        if not service.restarted:  # the first parameters are untrained and are not evaluated
             idle.insert(0, publication(run, 1, GOOD))
         EvaluatorDaemon(
             service, Extensions(make_env), clock, learner=learner, poller=PollerStandIn(clock.move)
@@ -112,7 +114,7 @@ def kept(run: RunDirectory) -> list[tuple[str, float | None]]:
     return [(path.name, checkpoint.load(path).manifest.mean_return) for path in paths]
 
 
-def test_x_values_are_those_of_the_parameters_that_played_though_newer_ones_came(run):
+def test_x_values_belong_to_the_evaluated_parameters_when_newer_ones_arrive(run):
     played = publication(run, 3, GOOD)
     newer = [publication(run, version, BAD) for version in range(4, 20)]
     learner = evaluated(run, played, meanwhile=newer)
@@ -129,7 +131,7 @@ def test_x_values_are_those_of_the_parameters_that_played_though_newer_ones_came
     assert all(torch.equal(saved[name], expected[name]) for name in expected)
 
 
-def test_returns_are_of_whole_episodes_and_unclipped_whatever_is_learned_from(run):
+def test_returns_are_unclipped_and_of_whole_episodes(run):
     learned_from = run.config().env
     assert learned_from.clip_rewards and learned_from.life_loss_ends
     played = evaluation_env(learned_from)
@@ -138,10 +140,10 @@ def test_returns_are_of_whole_episodes_and_unclipped_whatever_is_learned_from(ru
     assert [report.returns for report in learner.reports] == [(-9.0,) * 4, (15.0,) * 4]
 
 
-def test_best_is_that_of_the_best_full_evaluation_also_after_a_restart(run):
+def test_best_checkpoint_is_of_the_best_full_evaluation_across_restarts(run):
     evaluated(run, publication(run, 2, BAD))
     assert kept(run) == [("best_0000000200", -9.0)]
-    # At the seventh turn one episode of each environment is over.
+    # After seven turns each environment has finished one episode.
     learner = evaluated(run, publication(run, 3, GOOD), stop_at=7)
     assert kept(run) == [("best_0000000200", -9.0)] and learner.reports == []
     evaluated(run, publication(run, 4, GOOD), publication(run, 5, BAD))
@@ -152,11 +154,11 @@ def test_best_is_that_of_the_best_full_evaluation_also_after_a_restart(run):
     assert best == [(2, -9.0), (4, 15.0), (5, 15.0), (6, 15.0)]
 
 
-def evaluated_at(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, cpu_s: float) -> list[float]:
-    """When evaluations of `cpu_s` seconds of CPU begin; the learner's first step is at 21 s.
+def evaluated_at(run: RunDirectory, cpu_s: float) -> list[float]:
+    """Times at which evaluations of `cpu_s` CPU seconds begin; the first learner step is at 21 s.
 
-    Each wait takes a second; whenever it was asked, the learner has newer parameters. After 400
-    seconds the evaluator is asked to stop.
+    Each wait takes a second; the learner has newer parameters at every request. After 400 seconds
+    the evaluator is asked to stop.
     """
 
     def publish(learner: LearnerStandIn) -> Publication | None:
@@ -175,12 +177,11 @@ def evaluated_at(run: RunDirectory, monkeypatch: pytest.MonkeyPatch, cpu_s: floa
             service.stop()
 
     clock, began, answered = Clock(0.0), [], []
-    used = iter(range(1000))
-    monkeypatch.setattr(evaluator.time, "process_time", lambda: cpu_s * next(used))
+    used = itertools.count()
     with service_of(run, "evaluator") as service:
         EvaluatorDaemon(
-            service, Extensions(Choice), clock, learner=LearnerStandIn(publish),
-            poller=PollerStandIn(second),
+            service, Extensions(Choice), clock, cpu_clock=lambda: cpu_s * next(used),
+            learner=LearnerStandIn(publish), poller=PollerStandIn(second),
         ).run()  # fmt: skip
     return began
 
@@ -189,30 +190,29 @@ PACED = ("evaluator.period_s=50.0", "evaluator.max_share=0.1")
 
 
 @pytest.mark.parametrize(
-    ("cpu_s", "restarted", "expected"),
+    ("core_s", "restarted", "expected"),
     [
         # 50 s after the first parameters that have learned, then every 50 s.
-        (1.0, False, [72, 123, 174, 225, 276, 327, 378]),
-        # 15 s of CPU are a tenth of two cores in 75 s.
-        (15.0, False, [72, 148, 224, 300, 376]),
-        (15.0, True, [22, 98, 174, 250, 326]),
+        (0.5, False, [72, 123, 174, 225, 276, 327, 378]),
+        # 7.5 s of CPU on each core are a tenth of them in 75 s.
+        (7.5, False, [72, 148, 224, 300, 376]),
+        (7.5, True, [22, 98, 174, 250, 326]),
     ],
 )
-def test_evaluations_wait_for_learning_for_their_period_and_for_their_share(
-    tmp_path, monkeypatch, cpu_s, restarted, expected
+def test_evaluations_wait_for_learning_their_period_and_their_cpu_share(
+    tmp_path, core_s, restarted, expected
 ):
     run = prepared(
         tmp_path, *PACED, "evaluator.episodes=4", "evaluator.num_envs=2", "algorithm.hidden=[]",
         make_env=Choice,
     )  # fmt: skip
-    monkeypatch.setattr(evaluator.cpu_affinity, "of_run", lambda: 2)
     if restarted:
         with service_of(run, "evaluator") as service:
             service.mark_clean()
-    assert evaluated_at(run, monkeypatch, cpu_s) == pytest.approx(expected, abs=2)
+    assert evaluated_at(run, core_s * cpu_affinity.of_run()) == pytest.approx(expected, abs=2)
 
 
-def test_the_best_is_kept_when_the_disk_takes_checkpoints_again(run, monkeypatch):
+def test_best_is_saved_once_the_disk_accepts_checkpoints_again(run, monkeypatch):
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -229,31 +229,28 @@ def test_the_best_is_kept_when_the_disk_takes_checkpoints_again(run, monkeypatch
 
 
 def test_evaluator_lowers_its_priority_before_it_makes_its_environments(run, monkeypatch):
-    """Threads keep the priority of their start, the emulator's too."""
+    """Threads, the emulator's too, keep the priority at which they start."""
     happened: list[object] = []
 
-    class Stand:
-        def __init__(self, service: object, extensions: object) -> None:
-            happened.append("made")
+    def make() -> Choice:
+        happened.append("made")
+        return Choice()
 
-        def run(self) -> None:
-            happened.append("run")
-
-    monkeypatch.setattr(evaluator.os, "nice", happened.append)
-    monkeypatch.setattr(evaluator, "EvaluatorDaemon", Stand)
+    monkeypatch.setattr(os, "nice", happened.append)
     with service_of(run, "evaluator") as service:
-        evaluator.body(service)
-    assert happened == [15, "made", "run"]
+        service.stop()
+        evaluator.body(service, Extensions(make))
+    assert happened == [15, "made", "made"], "both environments"
 
 
-class Falls(Choice):
-    """The first environments raise at their fourth step."""
+class FailsOnce(Choice):
+    """The first two environments raise at their fourth step."""
 
     made = 0
 
     def __init__(self) -> None:
-        Falls.made += 1
-        self.number = Falls.made
+        FailsOnce.made += 1
+        self.number = FailsOnce.made
         self.all_steps = 0
 
     def step(self, action):
@@ -263,14 +260,12 @@ class Falls(Choice):
         return super().step(action)
 
 
-def test_an_evaluation_that_an_environment_ends_is_played_from_its_beginning(
-    tmp_path, monkeypatch, caplog
-):
+def test_evaluation_restarts_after_an_environment_fault(tmp_path, monkeypatch, caplog):
     run = prepared(
         tmp_path, "evaluator.episodes=4", "evaluator.num_envs=2", "algorithm.hidden=[]",
-        make_env=Falls,
+        make_env=FailsOnce,
     )  # fmt: skip
-    monkeypatch.setattr(Falls, "made", 0)  # preparing makes one to look at
+    monkeypatch.setattr(FailsOnce, "made", 0)  # preparing a run makes one environment
     clock, left, failed = Clock(), [1, 3], []
 
     def publish(learner: LearnerStandIn) -> Publication | None:
@@ -284,7 +279,7 @@ def test_an_evaluation_that_an_environment_ends_is_played_from_its_beginning(
     with service_of(run, "evaluator") as service:
         learner = LearnerStandIn(publish)
         EvaluatorDaemon(
-            service, Extensions(Falls), clock, learner=learner, poller=PollerStandIn(clock.move)
+            service, Extensions(FailsOnce), clock, learner=learner, poller=PollerStandIn(clock.move)
         ).run()
     assert "the cart fell off the table" in caplog.text
     phases = [phase for phase, _ in itertools.groupby(beat.phase for beat in learner.beats)]

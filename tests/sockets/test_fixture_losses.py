@@ -1,4 +1,4 @@
-"""Serial training gives the numbers that it gave at the commit of the fixtures."""
+"""Serial training against the losses of the fixtures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ most in 200 updates."""
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_200_updates_give_the_losses_of_the_fixture(name: str, tmp_path: Path) -> None:
+def test_200_updates_reproduce_the_losses_of_the_fixture(name: str, tmp_path: Path) -> None:
     """To the bit where torch and the CPU are those that the fixture was made with."""
     kept = losses.read(KEPT / "losses" / f"{name}.json")
     assert len(kept.updates) == 200

@@ -1,4 +1,4 @@
-"""A script's handle of a run: its end, and its metrics as arrays."""
+"""The run handle of a script: waiting for the end, metrics as arrays."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> Run:
     return Run(prepared(tmp_path, "actor.count=2").path)
 
 
-def test_metrics_are_arrays_by_column_the_older_file_first(run: Run) -> None:
+def test_metrics_are_arrays_by_column_with_the_older_file_first(run: Run) -> None:
     (run.metrics / "learner.jsonl.1").write_text('{"time": 1.5, "step": 10, "loss": 0.5}\n')
     (run.metrics / "learner.jsonl").write_text(
         '{"time": 2.5, "step": 20, "loss": null, "state": "training"}\n'
@@ -48,15 +48,17 @@ def test_metrics_are_arrays_by_column_the_older_file_first(run: Run) -> None:
     assert found["state"].dtype == object and found["state"].tolist() == [None, "training", None]
 
 
-def test_metrics_of_a_daemon_that_has_none_yet_are_empty_and_of_none_are_refused(run: Run) -> None:
+def test_metrics_are_empty_before_the_first_record_and_refused_for_an_unknown_daemon(
+    run: Run,
+) -> None:
     assert run.metrics("actor_001") == {}
     with pytest.raises(UsageError, match=r"no metrics of 'actor_002'.*: replay, learner, evalu"):
         run.metrics("actor_002")
-    (run.metrics / "actor_002.jsonl").write_text('{"step": 1}\n')  # of one that was attached
+    (run.metrics / "actor_002.jsonl").write_text('{"step": 1}\n')  # of an attached actor
     assert run.metrics("actor_002")["step"].tolist() == [1.0]
 
 
-def test_handle_is_the_runs_directory_too(run: Run) -> None:
+def test_handle_is_also_the_run_directory(run: Run) -> None:
     assert isinstance(run, RunDirectory) and run.config().actor.count == 2
     assert run.metrics == run.path / "metrics"
     assert (run.metrics / "learner.jsonl") == run.path / "metrics" / "learner.jsonl"
@@ -88,7 +90,7 @@ def test_no_line_is_lost_or_doubled_while_the_file_is_rotated(tmp_path: Path) ->
         lines.close()
 
 
-def test_wait_gives_the_reason_of_the_end_or_nothing(run: Run) -> None:
+def test_wait_returns_the_outcome_or_none(run: Run) -> None:
     assert run.wait() == ""
     run.outcome_file.write_text(json.dumps({"reason": "9 env steps (max_env_steps = 9)"}))
     assert run.wait(timeout_s=0.0) == "9 env steps (max_env_steps = 9)"
@@ -104,7 +106,7 @@ def test_wait_ends_at_its_timeout_while_a_daemon_lives(run: Run) -> None:
     assert run.wait(timeout_s=0.3) == ""
 
 
-def test_wait_raises_where_the_launcher_gave_up(run: Run) -> None:
+def test_wait_raises_when_the_launcher_gave_up(run: Run) -> None:
     process = subprocess.Popen([sys.executable, "-c", "raise SystemExit(79)"])
     with pytest.raises(RunError, match=r"the launcher ended with code 79; see .*engine\.log"):
         Run(run.path, process).wait()

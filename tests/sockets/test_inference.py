@@ -1,9 +1,9 @@
-"""Central inference: who is decided for with whom, what comes of it, and what outlives whom."""
+"""Central inference: batches, exploration, items, restarts of either side."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from apex.algos.registry import make_algorithm
 from apex.daemons.inference import endpoint
 from apex.daemons.inference.client import ActClient
 from apex.daemons.inference.daemon import InferenceDaemon
-from apex.daemons.inference.endpoint import ActEndpoint
+from apex.daemons.inference.endpoint import ActEndpoint, AgentNumbers
+from apex.daemons.learner.parameter_versions import Publication
 from apex.data.chunk_bytes import chunk_to_arrays
 from apex.data.chunks import Chunk
 from apex.envs.base import Environments
@@ -25,10 +26,13 @@ from apex.envs.registry import EnvFactory
 from apex.envs.spec import StepResult
 from apex.errors import EndpointError, SchemaError
 from apex.launch.prepare import prepare_run, preset_config
+from apex.networks import parameters
+from apex.runs.directory import RunDirectory
 from apex.wire.messages import Act
 from tests.support.builders import hello
 from tests.support.clock import Clock
 from tests.support.services import prepared, service_of
+from tests.support.stand_ins import LearnerStandIn, PollerStandIn, ReplayStandIn, in_turn
 from tests.support.statuses import inference_report
 from tests.support.waiting import wait_until
 from tests.support.walks import ENVS, SMALL, small, walk_for, walks
@@ -61,14 +65,15 @@ class Stage:
         self.clock = Clock()
         self.clients: dict[str, ActClient] = {}
         self.made: list[Agent] = []
-        """The server's agents."""
+        """The agents that the server has made."""
         self.open()
 
-    def open(self, starts: int = 0) -> None:
-        """Start the server, which was started so often before."""
+    def open(self, starts: int = 0, max_agents: int = endpoint.MAX_AGENTS) -> None:
+        """Start the server, as one that was started `starts` times before."""
         self.acts = ActEndpoint(
             self.run.endpoints().of("inference.act"), self.config, self.facts, self.make_agent,
             status=inference_report, starts=starts, clock=self.clock,
+            max_agents=max_agents,
         )  # fmt: skip
         self.stack.callback(self.acts.server.close)
 
@@ -77,7 +82,7 @@ class Stage:
         return self.made[-1]
 
     def client(self, name: str, epoch: int = 1) -> ActClient:
-        """One more actor, greeted."""
+        """Connect one more actor."""
         facts = self.facts
         greeting = hello(name, run_id=facts.run_id, schema_hash=facts.schema.hash, epoch=epoch)
         address = self.run.endpoints().of("inference.act")
@@ -89,7 +94,7 @@ class Stage:
         return client
 
     def turn(self) -> None:
-        """Everyone takes what has arrived; nothing is decided."""
+        """Let the server and all clients receive; decide nothing."""
         self.acts.receive()
         for client in self.clients.values():
             client.poll()
@@ -105,7 +110,7 @@ class Stage:
         return client.take()
 
     def round(self, client: ActClient) -> np.ndarray:
-        """One actor's question, alone in its batch, and what it is answered."""
+        """The answer to one actor's question, alone in its batch."""
         self.until_asking(1)
         self.decide()
         return self.answered(client)
@@ -131,12 +136,12 @@ def first_observations(chunks: list[Chunk]) -> list[float]:
     return sorted(chunk.columns["observation"][0, 0].item() for chunk in chunks)
 
 
-def test_a_batch_is_due_when_everyone_has_asked_or_when_the_first_has_waited_long_enough(stage):
+def test_batch_is_due_when_all_actors_asked_or_the_first_waited_long_enough(stage):
     one, two = stage.client("actor_000"), stage.client("actor_001")
     one.begin(seen(0.1))
     two.begin(seen(0.2))
     stage.until_asking(2)
-    assert stage.acts.wait_s(1.0) == 0.0, "everyone has asked"
+    assert stage.acts.wait_s(1.0) == 0.0, "all actors have asked"
     assert stage.decide() == 2 * ENVS
     for client in (one, two):
         stage.answered(client)
@@ -147,12 +152,12 @@ def test_a_batch_is_due_when_everyone_has_asked_or_when_the_first_has_waited_lon
     stage.clock.now += 0.004
     assert stage.acts.wait_s(1.0) == pytest.approx(0.001)
     stage.clock.now += 0.002
-    assert stage.acts.wait_s(1.0) == 0.0, "the other one hangs"
+    assert stage.acts.wait_s(1.0) == 0.0, "the other actor hangs"
     assert stage.decide() == ENVS and stage.acts.wait_s(1.0) == 1.0
     assert stage.answered(one).shape == (ENVS,) and not two.answered
 
 
-def test_a_batch_has_no_more_environments_than_it_may_and_those_that_asked_first_go_first(tmp_path):
+def test_batch_is_limited_to_max_batch_and_serves_in_order_of_arrival(tmp_path):
     with ExitStack() as stack:
         stage = Stage(tmp_path, stack, ONE_STEP, f"inference.max_batch={2 * ENVS}")
         clients = [stage.client(f"actor_00{number}") for number in range(3)]
@@ -166,7 +171,7 @@ def test_a_batch_has_no_more_environments_than_it_may_and_those_that_asked_first
 
 
 def test_each_actor_gets_its_own_actions(stage):
-    """Those of the greedy policy, for observations that ask for different ones."""
+    """Greedy actions, for observations with different greedy actions."""
     stage.algorithm.config = stage.algorithm.config.__class__(epsilon=1e-9, hidden=(128,))
     clients = [stage.client(f"actor_00{number}") for number in range(3)]
     pool = np.random.default_rng(0).normal(size=(200, 4), scale=5).astype(np.float32)
@@ -181,11 +186,11 @@ def test_each_actor_gets_its_own_actions(stage):
     assert [stage.answered(client).tolist() for client in clients] == expected
 
 
-def test_the_same_question_gets_the_same_answer_and_is_one_step(stage):
+def test_repeated_question_gets_the_same_answer_and_counts_as_one_step(stage):
     one, lost = stage.client("actor_000"), []
     one.begin(seen(0.0))
     stage.until_asking(1)
-    stage.clock.now += 2.1  # seconds after which it asks again
+    stage.clock.now += 2.1  # it asks again after 2 s
     one.poll()
     stage.decide()
     actions = stage.answered(one)
@@ -214,7 +219,7 @@ def test_the_same_question_gets_the_same_answer_and_is_one_step(stage):
     assert {chunk.columns["learner_step"][0].item() for chunk in chunks} == {7}
 
 
-def test_a_restarted_actor_begins_anew_and_what_the_one_before_gave_is_kept(stage):
+def test_restarted_actor_gets_a_new_agent_and_earlier_items_are_kept(stage):
     one = stage.client("actor_000")
     one.begin(seen(0.0))
     for value in (1.0, 2.0):
@@ -226,15 +231,15 @@ def test_a_restarted_actor_begins_anew_and_what_the_one_before_gave_is_kept(stag
     again = stage.client("actor_000", epoch=2)
     again.begin(seen(9.0))
     wait_until(lambda: len(stage.made) == 2, turn=stage.turn)
-    # Cut at 2.0, where it was decided but nothing came of it: items of 0.0 and 1.0, none across.
+    # Cut at 2.0, whose action had no result: items begin at 0.0 and 1.0, and none crosses the cut.
     chunks = stage.acts.take_chunks()
     assert first_observations(chunks) == [0.0, 0.0, 1.0, 1.0]
     assert all(chunk.columns["next_observation"][0, 0] <= 2.0 for chunk in chunks)
     assert stage.round(again).shape == (ENVS,)
 
 
-def test_exploration_repeats_itself_neither_in_a_restarted_server_nor_in_one_that_forgot(stage):
-    """Forty random actions of each environment, by whatever agent the server has for the actor."""
+def test_exploration_does_not_repeat_after_a_server_restart_or_a_forgotten_actor(stage):
+    """Compares forty random actions per environment of each agent that the server makes."""
 
     def draws(agent: Agent) -> list[list[int]]:
         agent.exploration.epsilons = np.ones(ENVS)
@@ -251,9 +256,10 @@ def test_exploration_repeats_itself_neither_in_a_restarted_server_nor_in_one_tha
     one.begin(seen(0.0))
     streams = round_of_new_agent()
     expected = make_agent(stage.algorithm, stage.config, 0, slot=0, incarnation=0)
-    assert streams == draws(expected), "the first one explores as an actor that decides itself"
+    assert streams == draws(expected), "the first agent explores as with local inference"
     for starts in (1, 2):
-        stage.acts._retire("actor_000")
+        one.leave()
+        wait_until(lambda: stage.acts.agents == 0, turn=stage.turn)
         one.observe(result(1.0))
         streams += round_of_new_agent()
         stage.acts.server.close()
@@ -263,30 +269,54 @@ def test_exploration_repeats_itself_neither_in_a_restarted_server_nor_in_one_tha
     assert len(streams) == 5 * ENVS == len(set(map(str, streams)))
 
 
-def test_each_start_of_the_inference_daemon_explores_otherwise(tmp_path):
-    run = prepared(tmp_path, "actor.inference=central")
-    algorithm = make_algorithm(run.config().algorithm, run.facts().env)
-    numbers = []
-    for _ in range(3):
-        with service_of(run, "inference") as service:
-            service._crashes.began()  # as each start does
-            daemon = InferenceDaemon(service, algorithm)
-            numbers.append(daemon._acts._made.count(0, 0))
-            for part in (daemon._acts.server, daemon._learner, daemon._replay, daemon._metrics):
-                part.close()
-    assert numbers[0] == 0 and len(set(numbers)) == 3
+def played(run: RunDirectory, steps: int) -> list[list[int]]:
+    """Actions of one start of the inference daemon for one actor, a list for each environment."""
+
+    def turn(_: float) -> None:
+        client.poll()
+        if client.answered:
+            actions.append(client.take().tolist())
+            client.observe(result(0.0))
+        if len(actions) == steps:
+            service.stop()
+
+    facts = run.facts()
+    algorithm = make_algorithm(run.config().algorithm, facts.env)
+    torch.manual_seed(0)
+    network = algorithm.policy().network
+    learner = LearnerStandIn(in_turn([Publication(0, 0, 0, 0.0, parameters.encode(network), 0)]))
+    greeting = hello(run_id=facts.run_id, schema_hash=facts.schema.hash)
+    client = ActClient(run.endpoints().of("inference.act"), greeting, facts.env)
+    client.start(0, incarnation=0)
+    client.begin(seen(0.0))
+    actions: list[list[int]] = []
+    with closing(client), service_of(run, "inference") as service:
+        service.delay_after_crashes()  # as each start does
+        InferenceDaemon(
+            service, algorithm, learner=learner, replay=ReplayStandIn(), poller=PollerStandIn(turn)
+        ).run()
+        service.mark_clean()
+    return np.array(actions).T.tolist()
 
 
-def test_of_too_many_actors_none_that_is_forgotten_explores_as_before(monkeypatch):
-    monkeypatch.setattr(endpoint, "MAX_AGENTS", 3)
-    made = endpoint._AgentsMade(first=0)
-    assert [made.count(7, 0), made.count(7, 0), made.count(7, 1)] == [0, 1, 0]
-    numbers = [made.count(slot, 0) for slot in (8, 9, 7, 7, 10, 11, 12, 7, 8)]
+def test_each_start_of_the_inference_daemon_explores_differently(tmp_path):
+    run = prepared(
+        tmp_path, "actor.inference=central", "inference.nice=0", "actor.count=1",
+        f"actor.num_envs={ENVS}", "algorithm.epsilon=0.99", "algorithm.epsilon_alpha=0.0",
+    )  # fmt: skip
+    streams = [stream for _ in range(3) for stream in played(run, 40)]
+    assert len(streams) == 3 * ENVS == len(set(map(str, streams)))
+
+
+def test_agent_numbers_stay_unique_when_slots_are_forgotten():
+    agents = AgentNumbers(first=0, most=3)
+    assert [agents.count(7, 0), agents.count(7, 0), agents.count(7, 1)] == [0, 1, 0]
+    numbers = [agents.count(slot, 0) for slot in (8, 9, 7, 7, 10, 11, 12, 7, 8)]
     assert numbers == [0, 0, 2, 3, 2, 2, 2, 4, 4]
 
 
-def test_a_restarted_server_is_begun_with_the_last_observations(stage):
-    """Of an environment whose episode had just ended it knows that the next action is ignored."""
+def test_restarted_server_begins_with_the_last_observations(stage):
+    """It is told where an episode had just ended, so that it ignores the next action there."""
     one = stage.client("actor_000")
     one.begin(seen(0.0))
     stage.round(one)
@@ -302,12 +332,13 @@ def test_a_restarted_server_is_begun_with_the_last_observations(stage):
     assert first_observations(chunks) == [2.0, 2.0]
 
 
-def test_an_actor_that_the_server_has_forgotten_begins_again(stage, monkeypatch):
-    monkeypatch.setattr(endpoint, "MAX_AGENTS", 1)
+def test_forgotten_actor_begins_again(stage):
+    stage.acts.server.close()
+    stage.open(max_agents=1)
     one, two = stage.client("actor_000"), stage.client("actor_001")
     one.begin(seen(0.0))
     stage.round(one)
-    two.begin(seen(0.0))  # for whom the server forgets the other one
+    two.begin(seen(0.0))  # the server forgets the other actor
     stage.round(two)
     assert stage.acts.agents == 1
     one.observe(result(1.0))
@@ -317,7 +348,7 @@ def test_an_actor_that_the_server_has_forgotten_begins_again(stage, monkeypatch)
     assert stage.answered(one).shape == (ENVS,)
 
 
-def test_an_actor_that_leaves_hands_over_what_is_complete(stage):
+def test_complete_items_of_a_leaving_actor_are_kept(stage):
     one = stage.client("actor_000")
     one.begin(seen(0.0))
     stage.round(one)
@@ -341,7 +372,7 @@ def test_an_actor_that_leaves_hands_over_what_is_complete(stage):
         ({"truncated": None}, "truncated: expected uint8 .*, got none"),
     ],
 )
-def test_a_question_that_does_not_fit_is_refused(stage, change, reason):
+def test_malformed_question_is_refused(stage, change, reason):
     from apex.daemons.inference.client import result_to_arrays
     from apex.daemons.inference.endpoint import checked_question
 
@@ -390,7 +421,7 @@ def test_items_of_central_inference_are_byte_for_byte_those_of_local_inference(
             np.testing.assert_array_equal(array, others[name], err_msg=name)
 
 
-def test_endpoints_without_the_inference_server_are_refused_before_anything_starts(tmp_path):
+def test_endpoints_without_inference_are_refused_when_the_run_is_prepared(tmp_path):
     endpoints = tmp_path / "endpoints.toml"
     endpoints.write_text(
         f'[replay]\ninsert = "ipc://{tmp_path}/i"\nsample = "ipc://{tmp_path}/s"\n'
@@ -401,13 +432,13 @@ def test_endpoints_without_the_inference_server_are_refused_before_anything_star
     assert not (tmp_path / "run").exists()
 
 
-def test_cut_of_a_central_actor_is_told_by_its_next_beginning(stage):
-    """Environments that fail begin again; nothing leads from one episode to the other."""
+def test_central_actor_cuts_its_episodes_when_it_begins_again(stage):
+    """After a fault episodes begin again; no item crosses from one episode to the other."""
     one = stage.client("actor_000")
     one.begin(seen(0.0))
     stage.round(one)
     one.observe(result(1.0))
-    stage.round(one)  # what was decided at 1.0 never happened
+    stage.round(one)  # the action decided at 1.0 is never taken
     one.begin(seen(5.0))
     for value in (6.0, 7.0):
         stage.round(one)

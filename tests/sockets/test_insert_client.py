@@ -1,4 +1,4 @@
-"""The replay server and its two clients in one process: effectively once, credits, priorities."""
+"""The replay server and its clients in one process: exactly-once inserts, credits, priorities."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support.waiting import wait_until
 
 
 class InProcessReplay:
-    """A replay server and clients that take turns; all closed in the end."""
+    """A replay server and clients that run in turns and are closed with the test."""
 
     def __init__(self, folder, stack: ExitStack) -> None:
         self.endpoints = Endpoints(
@@ -85,7 +85,7 @@ class InProcessReplay:
         return self._add(SampleClient(address, hello(**greeting), batch_size, lambda: self.now))
 
     def bare(self, endpoint: Endpoint, **greeting: object) -> tuple[Client, list]:
-        """A client without manners: what it receives is kept."""
+        """A plain client that ignores credits, and the list of all that it receives."""
         client, received = Client(endpoint, hello(**greeting)), []
         client.poll = lambda: received.extend(client.receive())
         self._add(client)
@@ -109,7 +109,7 @@ class InProcessReplay:
         wait_until(condition, turn=self.turn)
 
     def leave(self, client) -> None:
-        """A client that dies: it takes no more turns."""
+        """Remove a client, as if it had died."""
         self._clients.remove(client)
         client.close()
 
@@ -184,7 +184,7 @@ def test_lost_acknowledgement_leads_to_a_resend_and_no_second_insert(replay, mon
     assert replay.actions() == [1, 2, 3]
 
 
-def test_lost_acknowledgement_is_made_good_by_the_next_welcome(replay, monkeypatch):
+def test_lost_acknowledgement_is_recovered_by_the_next_welcome(replay, monkeypatch):
     replay.start()
     client = replay.producer()
     replay.until(lambda: client.has_credit)
@@ -193,14 +193,12 @@ def test_lost_acknowledgement_is_made_good_by_the_next_welcome(replay, monkeypat
     replay.until(lambda: len(replay.server.table) == 2)
     monkeypatch.undo()
     replay.server.inserts.server.peers.clear()
-    client.insert(vector_chunk([3]))  # is told to say HELLO, and learns that 1, 2 are in
+    client.insert(vector_chunk([3]))  # must greet again; the welcome says that 1, 2 are inserted
     replay.until(lambda: client.unacknowledged == 0)
     assert replay.actions() == [1, 2, 3]
 
 
-def test_what_was_unacknowledged_is_sent_to_a_restarted_server_and_nothing_else(
-    replay, monkeypatch
-):
+def test_only_unacknowledged_chunks_are_resent_to_a_restarted_server(replay, monkeypatch):
     replay.start()
     client = replay.producer()
     insert(replay, client, 1, 2)
@@ -239,14 +237,14 @@ def test_every_chunk_is_inserted_once_despite_random_losses(replay, monkeypatch)
         wait_until(lambda: client.has_credit, turn=turn)
         client.insert(vector_chunk([sent]))
         sent += 1
-        assert sent < 1000, "no insert was ever sent twice: this test tries nothing"
+        assert sent < 1000, "no insert was sent twice, so this test covers nothing"
     wait_until(lambda: client.unacknowledged == 0, turn=turn)
     assert replay.actions() == list(range(sent))
     assert len(lost) > 10
 
 
-def test_producer_without_credit_waits_and_nothing_grows(replay):
-    # Tolerance 6 = 4 x 1 + 1 x 2: after min_size, six more items until somebody samples.
+def test_producer_without_credit_waits_and_queues_stay_bounded(replay):
+    # Tolerance 6 = 4 x 1 + 1 x 2: after min_size, six more items without sampling.
     replay.start(samples_per_insert=1.0)
     client = replay.producer()
     inserted = 0
@@ -264,7 +262,7 @@ def test_producer_without_credit_waits_and_nothing_grows(replay):
             inserted += 2
     assert replay.server.table.limiter.inserted <= 7 and client.unacknowledged == 4
     assert replay.server.status().waiting_inserts == 4 and not client.has_credit
-    # Resends of what waits are no duplicates in the table and take no second place.
+    # Resends of waiting inserts are neither inserted nor queued twice.
     replay.now += 11.0
     replay.until(lambda: replay.server.status().duplicate_inserts == 4)
     assert replay.server.status().waiting_inserts == 4
@@ -296,7 +294,7 @@ def test_producer_beyond_its_credit_is_refused(replay):
     assert set(errors) <= {"no_credit", "sequence_gap"}
 
 
-def test_the_first_insert_that_finds_no_room_is_waited_for(replay, monkeypatch):
+def test_insert_refused_for_lack_of_credit_must_come_before_later_ones(replay, monkeypatch):
     server = replay.start()
     client, received = replay.bare(replay.endpoints.of("replay.insert"))
 
@@ -312,7 +310,7 @@ def test_the_first_insert_that_finds_no_room_is_waited_for(replay, monkeypatch):
     monkeypatch.setattr(insert_endpoint, "MAX_PENDING", 0)
     assert send(0) == ["no_credit"]
     monkeypatch.undo()
-    # Taking 1 now would acknowledge 0, which is not here.
+    # Accepting 1 now would acknowledge 0, which has not arrived.
     assert send(1) == ["sequence_gap"]
     assert send(0) == [""] and send(1) == [""]
     assert replay.actions() == [0, 1] and server.status().items == 2
@@ -331,7 +329,7 @@ def test_older_start_of_one_name_is_superseded(replay):
     assert error.value.code == "superseded" and replay.actions() == [1]
 
 
-def test_new_epoch_counts_from_zero_and_is_no_duplicate(replay):
+def test_new_epoch_counts_from_zero_and_is_not_a_duplicate(replay):
     replay.start()
     first = replay.producer(epoch=1)
     for action in range(3):
@@ -354,7 +352,7 @@ def test_new_epoch_counts_from_zero_and_is_no_duplicate(replay):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_producer_of_another_kind_is_refused_with_a_code(replay, greeting, code):
+def test_wrong_greeting_of_a_producer_is_refused_with_a_code(replay, greeting, code):
     replay.start()
     client = replay.producer(**greeting)
     with pytest.raises(RefusedError) as error:
@@ -376,7 +374,7 @@ def test_producer_of_another_kind_is_refused_with_a_code(replay, greeting, code)
     ],
     ids=lambda change: next(iter(change)),
 )
-def test_bad_chunk_is_refused_and_the_next_good_one_taken(replay, change):
+def test_bad_chunk_is_refused_and_the_next_valid_one_accepted(replay, change):
     server = replay.start()
     client, received = replay.bare(replay.endpoints.of("replay.insert"))
     good = {"priorities": np.ones(2)} | {
@@ -493,7 +491,7 @@ def test_batch_size_out_of_range_is_refused(replay, batch_size):
     assert received[-1].message.code == "bad_request"
 
 
-def test_requests_of_a_learner_that_is_gone_take_no_items(replay):
+def test_requests_of_a_departed_learner_take_no_items(replay):
     replay.start(selector="fifo", max_times_sampled=1, min_size=3, capacity=1000)
     gone, client = replay.learner(batch_size=3, epoch=1), replay.producer()
     replay.until(lambda: gone.client.ready and client.has_credit)
@@ -509,8 +507,8 @@ def test_requests_of_a_learner_that_is_gone_take_no_items(replay):
     assert replay.batches[0].columns["action"].tolist() == [1, 2, 3]
 
 
-def test_all_waiting_inserts_are_taken_beside_one_batch(replay, monkeypatch):
-    """One insert for each batch would starve a learner of fresh items."""
+def test_all_waiting_inserts_are_processed_in_one_turn(replay, monkeypatch):
+    """Only one insert per batch would keep fresh items from the learner."""
     server = replay.start()
     producers = [replay.producer(name=f"actor_{k:03d}") for k in range(3)]
     learner = replay.learner()
@@ -529,7 +527,7 @@ def test_all_waiting_inserts_are_taken_beside_one_batch(replay, monkeypatch):
     assert (status.items, status.waiting_inserts, status.waiting_samples) == (12, 0, 0)
 
 
-def test_prefetcher_asks_for_all_its_batches_before_one_has_come_or_was_learned_from(replay):
+def test_prefetcher_requests_all_its_batches_at_once(replay):
     server = replay.start(min_size=3)
     client = replay.producer()
     prefetcher = Prefetcher(
@@ -543,13 +541,13 @@ def test_prefetcher_asks_for_all_its_batches_before_one_has_come_or_was_learned_
     client.insert(vector_chunk([1, 2, 3]))
     replay.until(lambda: prefetcher.ready == 3)
     assert server.table.counters.sampled == 12 and server.table.counters.updated_priorities == 0
-    # One is taken, one is asked for; no priority was ever sent.
+    # One batch is taken and one is requested; no priorities were sent.
     batch = prefetcher.get(10.0)
     assert batch is not None and set(batch.data["action"].tolist()) <= {1, 2, 3}
     replay.until(lambda: prefetcher.ready == 3 and server.table.counters.sampled == 16)
 
 
-def test_prefetcher_hands_over_what_a_transfer_made_and_passes_on_that_memory_ran_out(replay):
+def test_prefetcher_returns_transferred_batches_and_raises_out_of_memory(replay):
     def transfer(arrays: Arrays) -> dict[str, torch.Tensor]:
         if len(transferred) == 2:
             raise torch.OutOfMemoryError("no memory left")
@@ -579,7 +577,7 @@ def test_prefetcher_hands_over_what_a_transfer_made_and_passes_on_that_memory_ra
     assert all(name.startswith("decode") for name in transferred)
 
 
-def test_corrupt_items_are_left_out_of_their_batch_and_not_sampled_again(replay, monkeypatch):
+def test_corrupt_items_are_dropped_from_the_batch_and_not_sampled_again(replay, monkeypatch):
     def collate(items: Items) -> Arrays:
         if 2 in items.columns["action"]:
             bad = items.item_ids[items.columns["action"] == 2].tolist()
@@ -606,9 +604,7 @@ def test_corrupt_items_are_left_out_of_their_batch_and_not_sampled_again(replay,
     replay.until(lambda: (batch := prefetcher.get(0.0)) and not batch.corrupt_ids)
 
 
-def test_of_too_many_producers_the_one_that_greeted_first_is_forgotten_and_greets_again(
-    replay, monkeypatch
-):
+def test_oldest_producer_is_forgotten_when_there_are_too_many_and_greets_again(replay, monkeypatch):
     monkeypatch.setattr(insert_endpoint, "MAX_PRODUCERS", 2)
     server = replay.start()
     first, second, third = (replay.producer(name=f"actor_{k:03d}") for k in range(3))
@@ -622,18 +618,18 @@ def test_of_too_many_producers_the_one_that_greeted_first_is_forgotten_and_greet
     assert server.status().producers == 2 and server.status().items == 3
 
 
-def test_learner_asks_a_restarted_server_anew(replay):
+def test_learner_repeats_its_requests_to_a_restarted_server(replay):
     filled(replay, [1.0])
     learner = replay.learner()
     sample(replay, learner)
     replay.restart()
-    learner.ask(2)  # into the broken connection: nothing may stay in flight for good
+    learner.ask(2)  # into the broken connection: nothing may stay in flight
     replay.until(lambda: len(replay.server.samples.server.peers) == 1 and learner.client.ready)
     assert learner.in_flight == 0
 
 
-def test_server_lives_when_every_priority_is_zero(replay):
-    """An actor of a network that predicts everything exactly: no mass, but no crash either."""
+def test_server_survives_when_every_priority_is_zero(replay):
+    """A network that predicts exactly gives priorities of 0: no mass, but no crash."""
     client = filled(replay, [0.0, 0.0])
     learner = replay.learner()
     replay.until(lambda: learner.client.ready)
@@ -653,14 +649,14 @@ def test_server_lives_when_every_priority_is_zero(replay):
     assert set(replay.batches[0].columns["action"].tolist()) == {7}
 
 
-def test_server_lives_when_items_go_after_two_samples(replay):
+def test_server_survives_when_items_are_removed_after_two_samples(replay):
     filled(replay, [1.0] * 8, max_times_sampled=2)
     learner = replay.learner()
     batches = [sample(replay, learner) for _ in range(2)]
     assert sum(len(batch) for batch in batches) == 8
 
 
-def test_operator_is_told_how_the_server_is(replay):
+def test_operator_gets_the_servers_status(replay):
     filled(replay, [1.0, 2.0])
     client, received = replay.bare(
         replay.endpoints.of("replay.sample"), name="op", role="operator", schema_hash=""
@@ -672,7 +668,7 @@ def test_operator_is_told_how_the_server_is(replay):
     assert status["bytes"] == 2 * 12 and status["producers"] == 1
 
 
-def test_priorities_of_a_lost_tables_items_never_reach_those_of_a_restarted_server(replay):
+def test_priorities_of_lost_items_do_not_reach_items_of_a_restarted_server(replay):
     replay.start()
     client = replay.producer()
     replay.until(lambda: client.has_credit)

@@ -1,10 +1,14 @@
-"""The learner's parameter server: actors that come late."""
+"""The learner daemon and its parameter server, in one process."""
 
 from __future__ import annotations
 
+import sys
 import zlib
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 
+import numpy as np
+import pytest
 import torch
 
 from apex.algos.registry import make_algorithm
@@ -12,12 +16,17 @@ from apex.daemons.learner.client import LearnerClient
 from apex.daemons.learner.daemon import LearnerDaemon
 from apex.daemons.learner.parameter_server import ParamsServer
 from apex.daemons.learner.parameter_versions import Publication, PublicationBoard
+from apex.daemons.learner.prefetcher import Batch
+from apex.daemons.status.health import alarms
+from apex.daemons.status.reports import LearnerReport
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.wire.sockets import Poller
+from tests.support.batches import batch_of, random_transitions
 from tests.support.builders import VECTOR_SCHEMA, env_spec, hello
 from tests.support.services import prepared, service_of
-from tests.support.statuses import learner_report
+from tests.support.stand_ins import PrefetcherStandIn
+from tests.support.statuses import learner_report, run_status
 from tests.support.waiting import wait_until
 
 torch.set_num_threads(1)
@@ -28,7 +37,7 @@ def publication(version: int) -> Publication:
     return Publication(version, 10 * version, 100 * version, 0.5, data, zlib.crc32(data))
 
 
-def test_actors_that_come_late_get_the_newest_parameters_at_once_however_many(tmp_path):
+def test_late_actors_get_the_newest_parameters_at_once(tmp_path):
     endpoints = Endpoints(
         ReplayEndpoints(f"ipc://{tmp_path}/i", f"ipc://{tmp_path}/s"),
         LearnerEndpoints(f"ipc://{tmp_path}/p"),
@@ -44,7 +53,7 @@ def test_actors_that_come_late_get_the_newest_parameters_at_once_however_many(tm
     with ExitStack() as stack:
         stack.enter_context(closing(server))
         server.start()
-        # One is configured; the learner publishes nothing while they come.
+        # One actor is configured; the learner publishes nothing while they connect.
         for number in range(3):
             client = LearnerClient(endpoints.of("learner.params"), hello(f"actor_{number:03d}"))
             stack.enter_context(closing(client))
@@ -62,11 +71,11 @@ def test_actors_that_come_late_get_the_newest_parameters_at_once_however_many(tm
         assert received[1] == publication(42)
 
 
-def test_learner_that_is_killed_before_it_saves_gives_no_incarnation_twice(tmp_path):
+def test_learner_killed_before_it_saves_reuses_no_incarnation(tmp_path):
     run, places = prepared(tmp_path), set()
     for epoch in range(1, 4):
         with service_of(run, "learner") as service:
-            service.delay_after_crashes()  # as each start does: it counts this one
+            service.delay_after_crashes()  # counts this start, as `serve` does
             algorithm = make_algorithm(service.config.algorithm, service.facts.env)
             learner = LearnerDaemon(service, algorithm)
             for name in ("actor_000", "actor_001", "extra"):
@@ -74,3 +83,46 @@ def test_learner_that_is_killed_before_it_saves_gives_no_incarnation_twice(tmp_p
                 places.add((welcome.slot, welcome.incarnation))
             learner.close(orderly=False)
     assert len(places) == 9 and {(0, 0), (1, 0), (2, 0)} < places
+
+
+@pytest.fixture
+def keep_switch_interval() -> Iterator[None]:
+    """The learner sets the interpreter's switch interval for its whole process."""
+    before = sys.getswitchinterval()
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("keep_switch_interval")
+@pytest.mark.parametrize(
+    ("final_fraction", "rates"), [(0.0, [0.01, 0.005, 0.0]), (0.5, [0.01, 0.0075, 0.005])]
+)
+def test_scheduled_learning_rate_is_reported_and_0_raises_an_alarm(tmp_path, final_fraction, rates):
+    run = prepared(
+        tmp_path, "learner.nice=0", "algorithm.learning_rate=0.01",
+        "algorithm.learning_rate_decay_steps=2",
+        f"algorithm.final_learning_rate_fraction={final_fraction}",
+    )  # fmt: skip
+    algorithm = make_algorithm(run.config().algorithm, run.facts().env)
+    statuses: list[LearnerReport] = []
+
+    def next_batch() -> Batch:
+        statuses.append(learner.status())
+        if len(statuses) == 4:
+            service.stop()
+        batch = batch_of(random_transitions(algorithm, 8))
+        return Batch(np.arange(8), np.zeros(8, np.int64), batch, [])
+
+    with service_of(run, "learner") as service:
+        learner = LearnerDaemon(service, algorithm, PrefetcherStandIn(next_batch))
+        learner.run()
+    first, *others = statuses
+    assert first.learning_rate is None, "nothing is learned yet"
+    assert [status.learning_rate for status in others] == pytest.approx(rates)
+    raised = [alarms(run_status(learner=status)) for status in statuses]
+    assert raised[:3] == [[], [], []]
+    if rates[-1] == 0.0:
+        (alarm,) = raised[3]
+        assert alarm.startswith("the learning rate is 0:")
+    else:
+        assert raised[3] == []

@@ -1,4 +1,4 @@
-"""The audit that chaos rests on: what is missing is found, and what was evicted is not missed."""
+"""The audit of chaos tests: lost inserts are found, evicted ones are excused."""
 
 from __future__ import annotations
 
@@ -45,14 +45,16 @@ def fill(run: RunDirectory, inserts: int, skip: frozenset[int] = frozenset()) ->
                 keeper.insert("ledger_0", 1, seq, ledger_chunk(0, 1, seq))
 
 
-def test_all_is_there_or_evicted(run: RunDirectory, tmp_path: Path) -> None:
+def test_audit_passes_when_every_item_is_present_or_evicted(
+    run: RunDirectory, tmp_path: Path
+) -> None:
     fill(run, 30)
     found = audit(run, [Stub(30)], tmp_path / "scratch")
     assert (found.acknowledged, found.present, found.evicted) == (300, CAPACITY, 100)
     assert (found.lost, found.duplicated, found.altered, found.holes) == ([], [], 0, 0)
 
 
-def test_an_insert_that_is_missing_in_a_table_that_was_never_full_is_lost(run, tmp_path):
+def test_missing_insert_in_a_table_that_was_never_full_is_lost(run, tmp_path):
     fill(run, 12, skip=frozenset({0, 7}))
     found = audit(run, [Stub(12)], tmp_path / "scratch")
     assert {insert[2] for insert in found.lost} == {0, 7} and len(found.lost) == 2 * ITEMS
@@ -60,17 +62,17 @@ def test_an_insert_that_is_missing_in_a_table_that_was_never_full_is_lost(run, t
     assert volatile.lost == [] and volatile.volatile == 2 * ITEMS
 
 
-def test_the_oldest_of_a_full_table_that_are_missing_leave_holes(run, tmp_path):
+def test_missing_oldest_inserts_of_a_full_table_are_holes(run, tmp_path):
     fill(run, 40)
     for segment in segments(run.replay)[:-3]:
         segment.path.unlink()
     (run.replay / "table.state").unlink()
     found = audit(run, [Stub(40)], tmp_path / "scratch")
-    assert found.lost == [], "by their age they might have been evicted"
+    assert found.lost == [], "they are old enough to have been evicted"
     assert found.holes == CAPACITY - found.present > 50
 
 
-def test_one_that_is_newer_than_what_is_there_is_lost_also_when_the_table_is_full(run, tmp_path):
+def test_missing_newest_insert_of_a_full_table_is_lost(run, tmp_path):
     fill(run, 40, skip=frozenset({35}))
     found = audit(run, [Stub(40)], tmp_path / "scratch")
     assert {insert[2] for insert in found.lost} == {35} and found.holes == 0

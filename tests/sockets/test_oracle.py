@@ -1,8 +1,8 @@
 """The real path from environment to learner, step by step against `tests/support/reference.py`.
 
-A scripted environment is acted in, its items go over real sockets into the replay server, are
-drawn and learned from, and the learned parameters act again. The reference sees only what the
-environment was told and gave, the parameters at the start, and which ids were drawn.
+An actor steps a scripted environment, its items go over real sockets into the replay server,
+the learner learns from batches, and the actor uses the new parameters. The reference gets only the
+actions and results of the environment, the first parameters, and the ids that were drawn.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from tests.support.reference import Oracle, Settings, Stream, Transition, q_valu
 from tests.support.waiting import wait_until
 
 PHASES = ((34, 8), (26, 8), (20, 9))
-"""Acting steps, then learner updates; then the learned parameters act."""
+"""Acting steps, then learner updates; then the actor takes the new parameters."""
 BATCH, CHUNK, CAPACITY, ACTIONS = 16, 5, 90, 3
 ALPHA = 0.6
 CONV = ((4, 3, 1), (6, 2, 2))
@@ -64,12 +64,12 @@ EPISODES: tuple[tuple[dict[int, str], ...], ...] = (
         {3: LIFE, 7: LIFE + TRUNCATED},
     ),
 )
-"""Of each environment, over and over: what happens at which step of its episode, from 1."""
+"""For each environment, repeated: events by step of the episode, from 1."""
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """torch computes on one thread, as the networks are tiny."""
+    """Let torch use one thread: the networks are tiny."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -77,7 +77,7 @@ def one_thread() -> Iterator[None]:
 
 
 class Scripted(VectorEnv[Any, Any, Any]):
-    """Three environments whose frames and ends are fixed; rewards depend on the action."""
+    """Three environments with fixed frames and episode ends; rewards depend on the action."""
 
     metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
     num_envs = len(EPISODES)
@@ -111,7 +111,7 @@ class Scripted(VectorEnv[Any, Any, Any]):
         )
 
     def _advance(self, env: int) -> str | None:
-        """What happens now; None: the step only begins a new episode."""
+        """The event of this step; None: the step only begins a new episode."""
         if self._over[env]:
             self._over[env], self._age[env], self._lives[env] = False, 0, 9
             self._episode[env] += 1
@@ -125,7 +125,7 @@ class Scripted(VectorEnv[Any, Any, Any]):
 
 
 class Recorder(VectorWrapper):
-    """Keeps copies of all that the environments were told and gave."""
+    """Keeps copies of all actions and results of the environments."""
 
     def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
         super().__init__(env)
@@ -146,21 +146,23 @@ class Recorder(VectorWrapper):
             kept.append(np.array(array))
 
     def stream(self) -> Stream:
-        """Everything until now."""
+        """Everything recorded so far."""
         observations, lives, actions, rewards, terminated, truncated = map(np.array, self._seen)
         return Stream(observations, actions, rewards, terminated, truncated, lives)
 
 
 class Real:
-    """The real actor, replay server and learner, which take turns in one process."""
+    """The real actor, replay server and learner, run in turns in one process."""
 
     def __init__(self, folder: Path, stack: ExitStack, algorithm: ApexDQN.Config) -> None:
         self.recorder = Recorder(Scripted())
         environments = Environments(self.recorder, "Scripted-v0", 4, life_loss_ends=True)
         self.algorithm = ApexDQN(algorithm, environments.spec)
-        torch.manual_seed(0)  # no ReLU or argmax is so near its edge that float32 falls off
+        torch.manual_seed(0)  # with this seed float32 rounding flips no ReLU and no argmax
         self.learner = self.algorithm.learner(torch.device("cpu"))
-        fresh = self.learner.network.state_dict()  # no biases, large weights: frames decide on Q
+        fresh = (
+            self.learner.network.state_dict()
+        )  # no biases and large weights: Q depends on the frames
         self.learner.load_parameters({k: GAIN * v * (v.dim() > 1) for k, v in fresh.items()})
         self.policy = self.algorithm.policy()
         self._open_replay(folder, stack)
@@ -216,7 +218,7 @@ class Real:
         self._batches += self.sampler.poll()
 
     def publish(self, learner_step: int) -> None:
-        """Let the learner's parameters act."""
+        """Load the learner's parameters into the actor's policy."""
         self.policy.load(self.learner.network.state_dict())
         self.decider.learner_step = learner_step
 
@@ -235,7 +237,7 @@ class Real:
         return self._batches.pop()
 
     def update_priorities(self, ids: Any, priorities: Any) -> None:
-        """Send priorities, and wait until the table has dealt with them."""
+        """Send priorities, and wait until the table has processed them."""
         self.sampler.update_priorities(ids, priorities)
         self._priorities_sent += len(ids)
         counters = self.server.table.counters
@@ -279,18 +281,18 @@ def recorded(monkeypatch: pytest.MonkeyPatch, *names: str) -> Calls:
 
 
 def close(real: Any, reference: Any, what: str, rtol: float = 1e-5, atol: float = 2e-6) -> None:
-    """Fail unless the real numbers, float32 or made of such, are the reference's."""
+    """Fail unless the real numbers equal the reference's within float32 rounding."""
     np.testing.assert_allclose(real, reference, rtol, atol, err_msg=what)
 
 
 def check_items(real: Real, oracle: Oracle, samples: Samples, items: list[Transition]) -> None:
-    """Every pixel and number of some items, as the learner would get them."""
+    """Compare every pixel and number of some items, as the learner would get them."""
     batch = real.decode(samples)
     assert batch.item_ids.tolist() == samples.item_ids.tolist()
     arrays = arrays_of(batch.data)
     np.testing.assert_array_equal(arrays["observation"], [item.first for item in items])
     for item, bootstrap in zip(items, arrays["next_observation"], strict=True):
-        if item.discount > 0:  # of the others nothing is used
+        if item.discount > 0:  # other bootstrap observations are unused
             np.testing.assert_array_equal(bootstrap, item.bootstrap)
     assert arrays["action"].tolist() == [item.action for item in items]
     for name in ("n_step_return", "discount"):
@@ -316,12 +318,14 @@ def act(real: Real, oracle: Oracle, steps: int) -> None:
 
 
 def check_table(real: Real, oracle: Oracle) -> None:
-    """The whole table: which items there are, what they are, and their priorities."""
+    """Compare the whole table: ids, contents and priorities."""
     samples, masses = real.table()
     assert samples.item_ids.tolist() == list(oracle.table.masses)
     check_items(real, oracle, samples, [oracle.items[i] for i in oracle.table.masses])
     expected = np.array(list(oracle.table.masses.values()))
-    root = 1.0 / oracle.settings.alpha  # of p^alpha, near 0 of which rounding weighs more
+    root = (
+        1.0 / oracle.settings.alpha
+    )  # compare p instead of p^alpha, in which rounding weighs more near 0
     close(masses**root, expected**root, "priorities in the table")
 
 
@@ -348,7 +352,7 @@ def learn(real: Real, oracle: Oracle, calls: Calls) -> tuple[Any, Any]:
 
 
 def run(real: Real, oracle: Oracle, calls: Calls) -> None:
-    """All phases. The last priorities of a phase come late, after the next phase's inserts."""
+    """Run all phases. The last priorities of a phase arrive after the next phase's inserts."""
     late = None
     for steps, updates in (*PHASES, (0, 1)):
         act(real, oracle, steps)
@@ -364,7 +368,7 @@ def run(real: Real, oracle: Oracle, calls: Calls) -> None:
 
 
 def check_everything_happened(oracle: Oracle, stream: Stream, counters: TableCounters) -> None:
-    """The run had in it what it is there to compare."""
+    """Assert that the run covered every case that it is meant to compare."""
     n = oracle.settings.n
     lengths = [len(episode) for env in range(3) for episode in stream.episodes(env)[:-1]]
     assert (min(lengths) < n or n == 1) and max(lengths) > n
@@ -384,7 +388,7 @@ def check_everything_happened(oracle: Oracle, stream: Stream, counters: TableCou
 
 
 def chose_greedily(oracle: Oracle, env: int) -> set[bool]:
-    """Whether the actions of one environment had the highest Q: sometimes, always or never."""
+    """Whether actions of one environment had the highest Q: a set of one or both truth values."""
     items = [item for item in oracle.items if item.env == env]
     q = [q_values(oracle.acted[i.start], i.first[None], oracle.settings)[0] for i in items]
     return {int(values.argmax()) == item.action for values, item in zip(q, items)}
@@ -393,7 +397,7 @@ def chose_greedily(oracle: Oracle, env: int) -> set[bool]:
 def same_settings(
     n: int, loss: Loss, max_gradient_norm: float, as_presets: bool
 ) -> tuple[ApexDQN.Config, Settings]:
-    """For the real path and for the reference; the paper's, or with what the Pong presets add."""
+    """Settings of the real path and of the reference: the paper's, or the Pong presets'."""
     real, reference = (PRESETS_REAL, PRESETS_REFERENCE) if as_presets else ({}, {})
     config = ApexDQN.Config(
         n_step=n, discount=0.99, loss=loss, max_gradient_norm=max_gradient_norm,
@@ -421,7 +425,7 @@ def same_settings(
     ],
 )
 @pytest.mark.usefixtures("one_thread")
-def test_real_path_gives_what_the_reference_gives(
+def test_real_path_equals_the_reference(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     n: int,

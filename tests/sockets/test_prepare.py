@@ -19,14 +19,14 @@ from apex.launch import prepare
 from apex.launch.preflight import try_config
 from apex.plugins import Extensions
 from apex.runs.directory import RunDirectory
-from tests.support.calls import Call, calls_of, climbs, stays
+from tests.support.calls import Call, calls_of, files_of, upward_calls
 
 
 def cartpole() -> gym.Env:
     return gym.make("CartPole-v1")
 
 
-def test_settings_of_atari_that_another_environment_ignores_are_named(caplog):
+def test_atari_settings_that_another_environment_ignores_are_logged(caplog):
     settings = ["env.frame_size=[42, 42]", "env.noop_max=0", "env.life_loss_ends=true"]
     try_config(prepare.preset_config("cartpole", settings))
     (warning,) = [record.getMessage() for record in caplog.records]
@@ -56,11 +56,11 @@ def test_replay_capacity_is_lowered_to_half_of_the_memory(
     monkeypatch.setattr(hardware, "memory_bytes", lambda: 400_000_000)
     config = prepare.preset_config("pong", [])
     run = prepare.prepare_run(tmp_path / "run", config)
-    # 100 bytes, four columns of 20, and 27 % of 84 x 84 pixels an item.
+    # An item: 100 bytes, 20 bytes of columns, and 27 % of 84 x 84 pixels.
     assert run.config().replay.capacity == int(200e6 / (100 + 20 + 0.27 * 7056))
 
 
-def test_part_for_the_machine_goes_with_the_gpu_and_the_device(
+def test_preset_part_is_chosen_by_gpu_and_device(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(hardware, "has_gpu", lambda: True)
@@ -77,7 +77,7 @@ def test_part_for_the_machine_goes_with_the_gpu_and_the_device(
     assert prepare.configure(read_table(file=own)).learner.batch_size == 11
 
 
-def test_table_without_room_for_the_other_settings_is_refused(
+def test_table_too_small_for_the_other_settings_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(hardware, "memory_bytes", lambda: 100_000)
@@ -97,7 +97,7 @@ def test_table_without_room_for_the_other_settings_is_refused(
         ("algorithm = 3\n", "algorithm: Expected `object`, got `int`"),
     ],
 )
-def test_section_of_a_file_that_is_no_table_is_refused(
+def test_config_file_section_that_is_not_a_table_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, message: str
 ) -> None:
     monkeypatch.setattr(hardware, "has_gpu", lambda: False)
@@ -109,11 +109,11 @@ def test_section_of_a_file_that_is_no_table_is_refused(
 
 
 def is_one_step(call: Call) -> bool:
-    """What happens inside of the trial belongs to the environment and the algorithm."""
+    """Leave out calls inside the trial, which belong to the environment and the algorithm."""
     return call[0].startswith(("launch/preflight.py", "envs/", "algos/"))
 
 
-def test_a_configuration_goes_one_way_and_is_checked_once(
+def test_new_run_reads_its_configuration_in_one_pass_and_checks_it_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("APEX_RUNS", str(tmp_path / "runs"))
@@ -121,18 +121,18 @@ def test_a_configuration_goes_one_way_and_is_checked_once(
     words = ["run", "--preset", "cartpole", "--engine", "none"]
     calls = calls_of(lambda: CliRunner().invoke(main, words), is_one_step)
     (made,) = (tmp_path / "runs").iterdir()
-    begin = calls.index(("cli/runs.py", "_new"))  # the options have become settings
+    begin = calls.index(("cli/runs.py", "_new"))  # the options are settings now
     end = max(number for number, (_, name) in enumerate(calls) if name == "replace_file")
-    way = stays(calls[begin : end + 1])
-    assert way[-1] == "host/files.py" and "launch/preflight.py" in way
-    assert len(way) < 30 and climbs(way) < 8
+    files = files_of(calls[begin : end + 1])
+    assert files[-1] == "host/files.py" and "launch/preflight.py" in files
+    assert len(files) < 30 and upward_calls(files) < 8
     assert calls[: end + 1].count(("config/sections.py", "check")) == 1
 
     resumed = calls_of(lambda: prepare.resume_run(RunDirectory(made), []), is_one_step)
     assert resumed.count(("config/sections.py", "check")) == 1
 
 
-def test_own_config_of_a_script_is_checked() -> None:
+def test_config_object_from_a_script_is_checked() -> None:
     config = prepare.preset_config("cartpole", [])
     replay = msgspec.structs.replace(config.replay, capacity=10)
     with pytest.raises(ConfigError, match=r"replay\.min_size"):
@@ -153,7 +153,7 @@ def test_own_config_of_a_script_is_checked() -> None:
         ("learner.batch_sice=3", ConfigError, "learner.batch_sice"),
     ],
 )
-def test_resume_refuses_what_does_not_fit_and_leaves_the_run_as_it_was(
+def test_resume_refuses_incompatible_settings_and_leaves_the_run_unchanged(
     tmp_path: Path, setting: str, error: type[Exception], message: str
 ) -> None:
     run = prepare.prepare_run(tmp_path / "run", prepare.preset_config("cartpole", []))
@@ -178,7 +178,7 @@ def test_resume_refuses_another_capacity_while_there_is_a_log_and_writes_nothing
     prepare.resume_run(run, ["replay.capacity=3000", "replay.durability=off"])
 
 
-def test_keys_that_are_not_there_are_told_before_anything_starts(tmp_path: Path) -> None:
+def test_missing_keys_are_reported_when_the_run_is_prepared(tmp_path: Path) -> None:
     endpoints = tmp_path / "endpoints.toml"
     endpoints.write_text(
         'keys = "nothere"\n[replay]\ninsert = "tcp://127.0.0.1:*"\n'
@@ -195,7 +195,7 @@ def test_resume_refuses_items_of_another_shape(tmp_path: Path) -> None:
         prepare.resume_run(run, ["algorithm.n_step=2"])
 
 
-def test_environment_of_a_script_is_not_taken_for_a_registered_one(tmp_path: Path) -> None:
+def test_environment_from_a_script_is_not_looked_up_in_the_registry(tmp_path: Path) -> None:
     config = prepare.preset_config("cartpole", ["env.id=factory:cartpole"])
     run = prepare.prepare_run(tmp_path / "run", config, extensions=Extensions(make_env=cartpole))
     assert load(run.config_file).env.id == "factory:cartpole"
@@ -205,7 +205,7 @@ def test_environment_of_a_script_is_not_taken_for_a_registered_one(tmp_path: Pat
         make_environments(config.env, 1)
 
 
-def test_init_from_is_checked_before_anything_starts(tmp_path: Path) -> None:
+def test_init_from_is_checked_when_the_run_is_prepared(tmp_path: Path) -> None:
     config = prepare.preset_config("cartpole", [f"run.init_from={tmp_path / 'nothing'}"])
     with pytest.raises(CheckpointError, match="no such run or checkpoint"):
         prepare.prepare_run(tmp_path / "one", config)

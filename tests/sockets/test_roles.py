@@ -1,4 +1,4 @@
-"""Every message in every role at every endpoint: what is not permitted is refused."""
+"""Permissions: every message in every role at every endpoint."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ PERMITTED = {
     ("learner.params", "evaluator"): {"GetParams", "Heartbeat", "EvaluationReport"},
     ("learner.params", "operator"): {"Status", "Snapshot"},
 }
-"""As PROTOCOL.md says; a role that is not here is not greeted at the endpoint."""
+"""As in PROTOCOL.md; a role that is not listed is refused at the endpoint."""
 MESSAGES = [message for message in EVERY_MESSAGE if not isinstance(message, Hello)]
 
 
-class StandStill(Policy):
+class ZeroPolicy(Policy):
     """Always takes action 0."""
 
     def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
@@ -76,7 +76,7 @@ class StandStill(Policy):
         return Decision(actions, inputs.core_state, {})
 
 
-class House:
+class Servers:
     """All servers of a suite, in this process."""
 
     def __init__(self, folder: Path, stack: ExitStack, durability: str = "off") -> None:
@@ -112,7 +112,7 @@ class House:
         stack.callback(self.learner.close)
 
     def answers(self, endpoint: str, *messages: tuple[Message, dict[str, Array]]) -> list[Message]:
-        """What one connection hears after all that it says."""
+        """All that one connection receives after sending its messages."""
         with context().socket(zmq.DEALER) as socket:
             socket.connect(self.endpoints.of(endpoint).address)
             for message, arrays in messages:
@@ -127,7 +127,7 @@ class House:
                 self.replay.turn(0.001)
                 self.acts.receive()
                 if self.acts.asking:
-                    self.acts.decide(StandStill(), 0)
+                    self.acts.decide(ZeroPolicy(), 0)
                 while not over() and socket.poll(1):
                     found.append(decode(socket.recv_multipart()).message)
 
@@ -142,21 +142,21 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     with ExitStack() as stack:
-        yield House(tmp_path_factory.mktemp("house"), stack)
+        yield Servers(tmp_path_factory.mktemp("servers"), stack)
 
 
 @pytest.mark.parametrize(
     "endpoint", ["replay.insert", "replay.sample", "learner.params", "inference.act"]
 )
 @pytest.mark.parametrize("role", get_args(Role))
-def test_a_role_may_send_what_the_protocol_permits_and_nothing_else(house, endpoint, role):
+def test_role_may_send_only_what_the_protocol_permits(servers, endpoint, role):
     allowed = PERMITTED.get((endpoint, role))
-    greeted = house.codes(endpoint, role, None)
+    greeted = servers.codes(endpoint, role, None)
     assert greeted == ([] if allowed is not None else ["not_permitted"])
     for message in MESSAGES:
-        codes = house.codes(endpoint, role, message)
+        codes = servers.codes(endpoint, role, message)
         if allowed is None:
             assert codes == ["not_permitted", "hello_required"], message
         elif type(message).__name__ in allowed:
@@ -165,14 +165,14 @@ def test_a_role_may_send_what_the_protocol_permits_and_nothing_else(house, endpo
             assert codes == ["not_permitted"], message
 
 
-def test_every_permission_was_tried():
+def test_every_permission_is_covered():
     names = {type(message).__name__ for message in MESSAGES}
     assert set().union(*PERMITTED.values()) <= names
 
 
-def test_what_a_peer_says_begins_no_line_of_the_log_and_no_command_of_the_terminal(house, caplog):
+def test_text_of_a_peer_is_escaped_in_the_log(servers, caplog):
     forged = "x\n2026-11-23T00:00:00.000Z INFO replay stopped\x1b[2J"
-    house.answers("replay.insert", (hello(run_id=forged), {}))
+    servers.answers("replay.insert", (hello(run_id=forged), {}))
     (record,) = [r for r in caplog.records if "wrong_run" in r.getMessage()]
     line = EventFormatter("replay").format(record)
     assert "INFO replay stopped" in line and "\n" not in line and "\x1b" not in line
@@ -184,7 +184,7 @@ EXTREMES = (-(2**63), -1, 0, 1, 2, 2**31, 2**53, 2**53 + 1, 2**63 - 1, 2**64 - 1
 def random_acts(
     rng: np.random.Generator, count: list[int], value: list[float]
 ) -> list[tuple[Message, dict[str, Array]]]:
-    """A beginning and a step of two environments."""
+    """The `Act` messages of a beginning and of a step of two environments."""
     place = {"slot": count[1], "incarnation": count[2]}
     observations = np.full((2, 3), rng.choice([0, np.nan, 3e38]), np.float32)
     step = StepResult(observations, np.array(value[:2]), *rng.random((3, 2)) < 0.5)
@@ -195,7 +195,7 @@ def random_acts(
 
 
 def random_message(rng: np.random.Generator, role: str) -> tuple[Message, dict[str, Array]]:
-    """One that is well-formed and permitted, with numbers at the edges of what can be said."""
+    """A well-formed and permitted message with numbers at the limits of their ranges."""
     number = [int(EXTREMES[k]) for k in rng.integers(0, len(EXTREMES), 6)]
     count = [min(max(n, 0), 2**53) for n in number]
     value = [float(rng.choice([0.0, -1.0, 1.7e308, np.nan, np.inf])) for _ in range(3)]
@@ -233,7 +233,7 @@ def random_message(rng: np.random.Generator, role: str) -> tuple[Message, dict[s
     return permitted[role][int(rng.integers(len(permitted[role])))]
 
 
-def test_no_number_of_an_actor_ends_the_inference_server(house):
+def test_extreme_numbers_from_an_actor_do_not_end_the_inference_server(servers):
     rng = np.random.default_rng(8)
     answered = refused = 0
     for number in range(60):
@@ -241,34 +241,34 @@ def test_no_number_of_an_actor_ends_the_inference_server(house):
         value = [float(rng.choice([0.0, -1.0, 1.7e308, np.nan])) for _ in range(3)]
         greeting = (hello(f"name_{number % 7}"), {})
         begin, step = random_acts(rng, count, value)
-        for question in (begin, step):  # asked again: the first time nothing is decided yet
-            house.answers("inference.act", greeting, question)
-            (*_, told) = house.answers("inference.act", greeting, question)
-            assert isinstance(told, Actions) or question is step, told
+        for question in (begin, step):  # repeated: the first time nothing is decided yet
+            servers.answers("inference.act", greeting, question)
+            (*_, answer) = servers.answers("inference.act", greeting, question)
+            assert isinstance(answer, Actions) or question is step, answer
         good = (
             np.isfinite(step[1]["observations"]).all()
             and (np.abs(step[1]["rewards"]) <= 1e30).all()
         )
-        assert isinstance(told, Actions) == good, (told, step)
+        assert isinstance(answer, Actions) == good, (answer, step)
         answered, refused = answered + good, refused + (not good)
-    assert answered >= 10 and refused >= 10 and house.acts.agents >= 7
+    assert answered >= 10 and refused >= 10 and servers.acts.agents >= 7
 
 
-def test_no_number_that_a_role_may_say_ends_a_daemon_or_fills_its_disk(tmp_path):
+def test_extreme_numbers_from_any_role_neither_end_a_daemon_nor_fill_its_disk(tmp_path):
     rng = np.random.default_rng(7)
     with ExitStack() as stack:
-        house = House(tmp_path, stack, durability="log")
+        servers = Servers(tmp_path, stack, durability="log")
         for _ in range(200):
             endpoint, role = list(PERMITTED)[rng.integers(len(PERMITTED))]
             epoch = int(EXTREMES[rng.integers(len(EXTREMES))])
             greeting = hello(f"name_{rng.integers(20)}", role, epoch=epoch)
             rest = [random_message(rng, role) for _ in range(9)]
-            house.answers(endpoint, (greeting, {}), *rest)
-        for server in (house.learner, house.replay):
+            servers.answers(endpoint, (greeting, {}), *rest)
+        for server in (servers.learner, servers.replay):
             encode(StatusReply(status=to_wire(server.status())))
         operator = hello("operator_1", "operator")
-        _, status = house.answers("learner.params", (operator, {}), (Status(), {}))
+        _, status = servers.answers("learner.params", (operator, {}), (Status(), {}))
         assert isinstance(status, StatusReply) and 0 < status.status["env_steps"] <= 2**53
-        found = house.replay.status()
+        found = servers.replay.status()
         assert found.inserted > 10 and found.updated_priorities + found.sampled > 0
         assert found.log_bytes < 400_000

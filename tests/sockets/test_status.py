@@ -1,4 +1,4 @@
-"""Gathering a status where a daemon's answer is not what it should be."""
+"""Gathering a status from daemons that give valid and malformed answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.statuses import replay_report
 
 @contextmanager
 def replay_that_answers(run: RunDirectory, status: dict[str, object]) -> Iterator[None]:
-    """A process that holds the replay server's name and answers STATUS with a given map."""
+    """A process that holds the replay server's lock and answers STATUS with a given map."""
     facts, ended = run.facts(), threading.Event()
     server = Server(
         run.endpoints().of("replay.sample"), facts.run_id, facts.schema.hash,
@@ -48,7 +48,7 @@ def replay_that_answers(run: RunDirectory, status: dict[str, object]) -> Iterato
             thread.join()
 
 
-def test_a_good_answer_is_shown_with_the_process_id_of_the_lock(tmp_path: Path) -> None:
+def test_valid_answer_is_shown_with_the_process_id_of_the_lock(tmp_path: Path) -> None:
     run = prepared(tmp_path)
     with replay_that_answers(run, to_wire(replay_report(items=17))):
         status = gather(run)
@@ -65,7 +65,7 @@ def test_a_good_answer_is_shown_with_the_process_id_of_the_lock(tmp_path: Path) 
     ],
     ids=["another type", "nothing"],
 )
-def test_a_malformed_answer_is_an_alarm_that_says_what_is_wrong(
+def test_malformed_answer_is_an_alarm_that_says_what_is_wrong(
     tmp_path: Path, answer: dict[str, object], reason: str
 ) -> None:
     run = prepared(tmp_path)

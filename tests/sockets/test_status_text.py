@@ -1,4 +1,4 @@
-"""A status for people: several lines, and the line of progress where there is no terminal."""
+"""The status as text, and the progress line without a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from apex.cli import live_view
 from apex.cli.live_view import Progress
 from apex.cli.status_text import describe
 from apex.daemons.status.reports import LearnerSummary, ReplaySummary
@@ -16,7 +15,7 @@ from tests.support.statuses import actor_report, inference_report, learner_repor
 
 
 def over(outcome: str | None) -> RunStatus:
-    """A run of which nothing lives, with what it came to."""
+    """A run without living processes, with its outcome."""
     return run_status(
         run={"engine": None, "uptime_s": 0.0, "outcome": outcome,
              "bottleneck": "learner: it computes all the time"},
@@ -27,7 +26,7 @@ def over(outcome: str | None) -> RunStatus:
     )  # fmt: skip
 
 
-def test_a_running_suite_is_described_by_a_line_for_each_daemon() -> None:
+def test_running_suite_is_described_by_a_line_for_each_daemon() -> None:
     status = run_status(
         run={"health": "healthy", "bottleneck": "learner: it computes all the time",
              "alarms": ("the disk is \x1b[2Jfull",)},
@@ -50,7 +49,7 @@ def test_a_running_suite_is_described_by_a_line_for_each_daemon() -> None:
     ]
 
 
-def test_an_ended_run_says_how_it_ended_once_and_keeps_its_last_figures() -> None:
+def test_ended_run_shows_its_outcome_once_and_its_last_figures() -> None:
     text = describe(over("5000 env steps (max_env_steps = 5000)"))
     first, *rest = text.splitlines()
     assert first == "/runs/x: apex_dqn on CartPole-v1, ended: 5000 env steps (max_env_steps = 5000)"
@@ -63,12 +62,12 @@ def test_an_ended_run_says_how_it_ended_once_and_keeps_its_last_figures() -> Non
     ]
 
 
-def test_a_run_that_was_stopped_says_how_it_goes_on() -> None:
+def test_stopped_run_shows_how_to_resume_it() -> None:
     first = describe(over(None)).splitlines()[0]
     assert first == ("/runs/x: apex_dqn on CartPole-v1, down; `apex run --resume` continues it")
 
 
-def test_a_run_that_is_ending_says_so_while_its_daemons_drain() -> None:
+def test_ending_run_shows_its_outcome_while_its_daemons_drain() -> None:
     ending = run_status(run={"outcome": "0.50 hours", "health": "degraded"})
     assert describe(ending).splitlines()[0] == (
         "/runs/x: apex_dqn on CartPole-v1, ended: 0.50 hours, engine supervisor, up 00:01:10"
@@ -76,11 +75,9 @@ def test_a_run_that_is_ending_says_so_while_its_daemons_drain() -> None:
 
 
 @pytest.fixture
-def progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Progress:
-    """Of a run that is looked at every ten seconds."""
-    times = iter(range(0, 1000, 10))
-    monkeypatch.setattr(live_view.time, "monotonic", lambda: next(times))
-    return Progress(prepared(tmp_path))
+def progress(tmp_path: Path) -> Progress:
+    """Progress of a run that is observed every ten seconds."""
+    return Progress(prepared(tmp_path), map(float, range(0, 1000, 10)).__next__)
 
 
 def test_progress_without_a_terminal_is_one_short_line(progress: Progress) -> None:

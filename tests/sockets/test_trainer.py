@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 class Counted:
-    """What is counted elsewhere; and where priorities go."""
+    """Counts of other parts, and a record of priorities and rejected items."""
 
     env_steps = 4321
     best_return = 8.0
@@ -50,7 +50,7 @@ class Counted:
 
 
 def trainer_of(run: RunDirectory, counted: Counted | None = None, **clock: Any) -> Trainer:
-    """A trainer that has begun."""
+    """A trainer after `begin`."""
     learner = make_algorithm(run.config().algorithm, run.facts().env).learner(CPU)
     trainer = Trainer(run, learner, **clock)
     counted = counted or Counted()
@@ -75,7 +75,7 @@ def make_batch(seed: int, **changes: Any) -> Batch:
 
 
 def saved_state(run: RunDirectory) -> dict[str, Any]:
-    """What the newest checkpoint says of the learner, with lists instead of tensors."""
+    """The learner's state in the newest checkpoint, with lists instead of tensors."""
     newest = checkpoint.newest(run.checkpoints)
     assert newest is not None
     return plain(newest.learner_state())
@@ -88,7 +88,7 @@ def plain(state: Any) -> Any:
 
 
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
-def test_second_start_goes_on_with_step_averages_target_random_state_and_counts(
+def test_second_start_restores_step_averages_target_random_state_and_counts(
     tmp_path: Path, optimizer: str
 ) -> None:
     run = prepared(
@@ -98,7 +98,7 @@ def test_second_start_goes_on_with_step_averages_target_random_state_and_counts(
     first = trainer_of(run)
     for number in range(5):
         first.update(make_batch(number))
-    torch.rand(5)  # the generator is no longer where a start puts it
+    torch.rand(5)  # the generator's state differs from that of a fresh start
     assert first.save() is not None
     draws, saved, newest = torch.rand(3), saved_state(run), first.board.newest()
     first.update(make_batch(5))
@@ -106,7 +106,7 @@ def test_second_start_goes_on_with_step_averages_target_random_state_and_counts(
     gone_on = saved_state(run)
     checkpoint.remove_from(run.checkpoints, "step", 6)
     modules = saved["learner"]["modules"]
-    # Two updates after its copy the target lags, and the averages are not at their start.
+    # Two updates after its last copy the target lags, and the averages have moved.
     assert modules["target"] != modules["online"]
     assert saved["learner"]["optimizations"]["online"]["optimizer"]["state"]
 
@@ -141,8 +141,8 @@ def test_resume_with_another_optimizer_is_refused_by_name(
         trainer_of(run)
 
 
-def test_parameters_that_blew_up_are_not_published_and_not_gone_back_to(tmp_path: Path) -> None:
-    # The first update's loss is finite; the parameters that it makes are about 1e30.
+def test_diverged_parameters_are_neither_published_nor_restored(tmp_path: Path) -> None:
+    # The first update's loss is finite; its parameters are about 1e30.
     run = prepared(tmp_path, "algorithm.learning_rate=1e30", "learner.publish_period=1")
     trainer = trainer_of(run)
     trainer.save()
@@ -164,10 +164,10 @@ def test_parameters_that_blew_up_are_not_published_and_not_gone_back_to(tmp_path
 
 
 @pytest.mark.parametrize("column", ["observation", "n_step_return"])
-def test_an_item_with_an_absurd_value_is_left_out_and_training_goes_on(
+def test_item_with_an_absurd_value_is_dropped_and_training_continues(
     tmp_path: Path, column: str
 ) -> None:
-    """Finite all the same, so the table takes it; 1e30 is above every priority that it takes."""
+    """The value is finite, so the table accepts it; a priority of 1e30 is above its limit."""
     run, counted = prepared(tmp_path), Counted()
     trainer = trainer_of(run, counted)
     trainer.save()
@@ -183,7 +183,7 @@ def test_an_item_with_an_absurd_value_is_left_out_and_training_goes_on(
     assert saved_state(run)["learner"]["modules"]["online"] != before
 
 
-def test_a_checkpoint_that_the_disk_does_not_take_is_an_alarm_until_one_is_taken(
+def test_failed_checkpoint_raises_an_alarm_until_one_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*rest: object) -> None:
@@ -197,7 +197,7 @@ def test_a_checkpoint_that_the_disk_does_not_take_is_an_alarm_until_one_is_taken
     assert trainer.save() is not None and trainer.alarm is None
 
 
-def test_parameters_are_published_when_the_next_loss_shows_them_to_be_finite(
+def test_parameters_are_published_after_the_next_finite_loss(
     tmp_path: Path,
 ) -> None:
     trainer = trainer_of(prepared(tmp_path, "learner.publish_period=2"))
@@ -207,7 +207,7 @@ def test_parameters_are_published_when_the_next_loss_shows_them_to_be_finite(
         assert newest is not None and newest.learner_step == expected
 
 
-def test_learning_rate_of_zero_is_logged_once_and_its_remedy_ends_it(
+def test_learning_rate_of_zero_is_logged_once_until_the_remedy_is_applied(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = prepared(
@@ -215,7 +215,7 @@ def test_learning_rate_of_zero_is_logged_once_and_its_remedy_ends_it(
         "algorithm.final_learning_rate_fraction=0.0",
     )  # fmt: skip
     trainer = trainer_of(run)
-    for number in range(3):  # with the whole rate, two thirds and one third of it
+    for number in range(3):  # with the full rate, two thirds and one third of it
         trainer.update(make_batch(number))
         assert trainer.metrics["learning_rate"] > 0
     assert "learning rate" not in caplog.text
@@ -237,7 +237,7 @@ def test_learning_rate_of_zero_is_logged_once_and_its_remedy_ends_it(
     assert saved_state(run)["learner"]["modules"]["online"] != learned
 
 
-def test_a_run_ends_for_the_first_of_its_reasons(tmp_path: Path) -> None:
+def test_run_ends_for_its_first_reason(tmp_path: Path) -> None:
     now = [0.0]
     settings = ("run.max_env_steps=5000", "run.max_hours=1", "run.until_return=100")
     counted = Counted()
@@ -262,7 +262,7 @@ def test_a_run_ends_for_the_first_of_its_reasons(tmp_path: Path) -> None:
         (4999, 100.0, "an evaluation reached 100.00 (until_return = 100)"),
     ],
 )
-def test_a_run_ends_by_steps_and_by_return(
+def test_run_ends_by_steps_and_by_return(
     tmp_path: Path, env_steps: int, mean_return: float, outcome: str
 ) -> None:
     counted = Counted()

@@ -1,9 +1,9 @@
-"""What a policy sees of one game is the same wherever it acts."""
+"""A recurrent policy sees the same inputs of one game wherever it acts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,9 +17,9 @@ from apex.acting.agent import LocalDecider
 from apex.acting.decisions import Decision, Inputs
 from apex.acting.loop import ActingLoop
 from apex.algos.agent_factory import make_agent
-from apex.algos.registry import make_algorithm
-from apex.daemons.actor import daemon as actor_daemon
+from apex.algos.registry import algorithm_class, make_algorithm
 from apex.daemons.actor.daemon import ActorDaemon
+from apex.daemons.actor.local_inference import LocalInference
 from apex.daemons.evaluator.daemon import EvaluatorDaemon
 from apex.daemons.inference.client import ActClient
 from apex.daemons.inference.endpoint import ActEndpoint
@@ -31,11 +31,13 @@ from apex.evaluation import film
 from apex.evaluation.trained_policy import TrainedPolicy
 from apex.launch.single_process import SerialRun
 from apex.networks import parameters as params
-from apex.plugins import NONE
+from apex.plugins import Extensions
 from apex.runs import checkpoint
 from apex.runs.directory import RunDirectory
+from apex.wire.messages import Welcome
 from tests.support.builders import hello
 from tests.support.services import prepared, service_of
+from tests.support.stand_ins import LearnerStandIn, PollerStandIn, ReplayStandIn
 from tests.support.statuses import inference_report
 from tests.support.waiting import wait_until
 
@@ -45,9 +47,9 @@ ENVS, STEPS = 2, 20
 
 
 class LargeRewards(gym.Env):
-    """Rewards far beyond [-1, 1], and episodes of `length` steps that end in either way in turn.
+    """Rewards far outside [-1, 1]; episodes of `length` steps alternately terminate and truncate.
 
-    What it does follows from its steps and actions alone, whatever its seed.
+    Its behaviour depends only on steps and actions, not on the seed.
     """
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
@@ -75,10 +77,11 @@ class LargeRewards(gym.Env):
 
 
 class Recorder:
-    """A policy that notes what it sees and acts greedily wherever it is."""
+    """A policy that records its inputs, acts greedily, and keeps its first parameters."""
 
     def __init__(self, policy: Any) -> None:
         self._policy = policy
+        self.network = policy.network
         self.core_size = policy.core_size
         self.seen: list[Inputs] = []
 
@@ -87,13 +90,7 @@ class Recorder:
         return self._policy.act(inputs, None)
 
     def load(self, parameters: object) -> None:
-        """It keeps those that it has."""
-
-
-@pytest.fixture(autouse=True)
-def keep_priority(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process cannot take its niceness back."""
-    monkeypatch.setattr(actor_daemon.os, "nice", lambda increment: 0)
+        """Ignore new parameters."""
 
 
 @pytest.fixture(params=["r2d2", "impala"])
@@ -101,13 +98,14 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunDirectory:
     preset = f"cartpole-{request.param}"
     return prepared(
         tmp_path, f"env.id={__file__}:LargeRewards", "env.clip_rewards=true", "algorithm.lstm=8",
-        f"actor.num_envs={ENVS}", f"evaluator.num_envs={ENVS}", f"evaluator.episodes={7 * ENVS}",
-        preset=preset,
+        "actor.count=1", "actor.nice=0", f"actor.num_envs={ENVS}",
+        f"run.max_env_steps={ENVS * STEPS}", f"evaluator.num_envs={ENVS}",
+        f"evaluator.episodes={7 * ENVS}", preset=preset,
     )  # fmt: skip
 
 
 def policy_of(run: RunDirectory) -> Recorder:
-    """A policy with memory that depends on what it sees, the same one each time."""
+    """A recurrent policy whose actions depend on its inputs, the same one at each call."""
     algorithm = make_algorithm(run.config().algorithm, run.facts().env)
     torch.manual_seed(3)
     policy = algorithm.policy()
@@ -117,23 +115,37 @@ def policy_of(run: RunDirectory) -> Recorder:
     return Recorder(policy)
 
 
+def recording(run: RunDirectory) -> tuple[Extensions, list[Recorder]]:
+    """The run's algorithm with recorders as its policies, and those that it has made."""
+    made: list[Recorder] = []
+
+    class Recording(algorithm_class(run.config().algorithm["name"])):
+        def policy(self) -> Recorder:
+            made.append(policy_of(run))
+            return made[-1]
+
+    return Extensions(algorithm=Recording), made
+
+
 def publication(run: RunDirectory) -> Publication:
-    data = params.encode(policy_of(run)._policy.network)
+    data = params.encode(policy_of(run).network)
     return Publication(1, 100, 1000, 1.0, data, 0)
 
 
 def in_actor(run: RunDirectory) -> list[Inputs]:
+    def publish(learner: LearnerStandIn) -> Publication | None:
+        if len(recorders[0].seen) >= STEPS:
+            service.stop()
+        return publication(run) if learner.param_version < 0 else None
+
+    extensions, recorders = recording(run)
     with service_of(run, "actor_000") as service:
-        actor: Any = ActorDaemon(service, NONE)
-        recorder = actor._inference._policy = policy_of(run)
-        try:
-            actor._start(0, incarnation=0)
-            for _ in range(STEPS):
-                actor._loop.step()
-        finally:
-            for part in (actor._environments, actor._learner, actor._inference, actor._metrics):
-                part.close()
-    return recorder.seen
+        learner = LearnerStandIn(publish, Welcome(instance=1, slot=0, incarnation=0))
+        inference = LocalInference(service, extensions, learner, ReplayStandIn())
+        ActorDaemon(
+            service, extensions, learner=learner, inference=inference, poller=PollerStandIn()
+        ).run()
+    return recorders[0].seen
 
 
 def in_inference_server(run: RunDirectory) -> list[Inputs]:
@@ -166,58 +178,41 @@ def in_inference_server(run: RunDirectory) -> list[Inputs]:
     return recorder.seen
 
 
-@contextmanager
-def serial_of(run: RunDirectory) -> Iterator[Any]:
-    """A serial run that has not begun."""
-    serial: Any = SerialRun(run)
-    try:
-        yield serial
-    finally:
-        for actor in serial._actors:
-            actor.environments.close()
-        for metrics in serial._metrics.values():
-            metrics.close()
-
-
 def in_serial_actor(run: RunDirectory) -> list[Inputs]:
-    with serial_of(run) as serial:
-        actor = serial._actors[0]
-        recorder = actor.decider._policy = policy_of(run)
-        for _ in range(STEPS):
-            actor.loop.step()
-    return recorder.seen
+    extensions, recorders = recording(run)
+    SerialRun(run, extensions).run()
+    return recorders[0].seen
 
 
 def in_evaluator(run: RunDirectory) -> list[Inputs]:
+    extensions, recorders = recording(run)
     with service_of(run, "evaluator") as service:
-        evaluator: Any = EvaluatorDaemon(service, NONE)
-        recorder = evaluator._policy = policy_of(run)
-        try:
+        evaluator = EvaluatorDaemon(
+            service, extensions, learner=LearnerStandIn(), poller=PollerStandIn()
+        )
+        with closing(evaluator):
             evaluator.evaluate(publication(run))
-        finally:
-            for part in (evaluator._environments, evaluator._learner, evaluator._metrics):
-                part.close()
-    return recorder.seen
+    return recorders[0].seen
 
 
 def in_serial_evaluation(run: RunDirectory) -> list[Inputs]:
-    with serial_of(run) as serial:
-        recorder = serial.evaluated_policy = policy_of(run)
+    extensions, recorders = recording(run)
+    with closing(SerialRun(run, extensions)) as serial:
         serial.evaluate(publication(run))
-    return recorder.seen
+    _, evaluated = recorders
+    return evaluated.seen
 
 
 def trained(run: RunDirectory) -> tuple[TrainedPolicy, Recorder]:
-    with serial_of(run) as serial:
+    with closing(SerialRun(run)) as serial:
         serial.trainer.save()
-    policy = TrainedPolicy(checkpoint.find(run.path))
-    recorder = policy.policy = policy_of(run)
-    return policy, recorder
+    extensions, recorders = recording(run)
+    return TrainedPolicy(checkpoint.find(run.path), extensions), recorders[0]
 
 
 def in_trained_policy(run: RunDirectory) -> list[Inputs]:
     policy, recorder = trained(run)
-    policy.play(49, seed=1)  # seven in each of seven environments
+    policy.play(49, seed=1)  # seven episodes in each of seven environments
     return recorder.seen
 
 
@@ -228,7 +223,7 @@ def in_film(run: RunDirectory) -> list[Inputs]:
 
 
 def in_script(run: RunDirectory) -> list[Inputs]:
-    """As a user writes it: whole rewards, also that of the episode before, and `begin`."""
+    """A user's script: unclipped rewards, also the previous episode's last one, and `begin`."""
     policy, recorder = trained(run)
     env, reward = LargeRewards(), 0.0
     for _ in range(7):
@@ -242,7 +237,7 @@ def in_script(run: RunDirectory) -> list[Inputs]:
 
 
 def expected(run: RunDirectory) -> list[Inputs]:
-    """What the agent of an actor sees, by its own parts: each fourth is an episode's last."""
+    """The inputs of an actor's agent; every fourth is the last of an episode."""
     config, recorder = run.config(), policy_of(run)
     algorithm = make_algorithm(config.algorithm, run.facts().env)
     agent = make_agent(algorithm, config, recorder.core_size, slot=0, incarnation=0)
@@ -259,18 +254,18 @@ PLACES = (
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
-def test_every_input_of_a_policy_with_memory_is_the_same_wherever_it_acts(
+def test_inputs_of_a_recurrent_policy_are_the_same_in_every_place(
     run: RunDirectory, place: Callable[[RunDirectory], list[Inputs]]
 ) -> None:
     seen, acting = place(run), expected(run)
     rewards = {float(one.last_rewards[0]) for one in acting}
-    assert rewards == {-1.0, 0.0, 1.0}, "clipped, either way, and none where an episode begins"
+    assert rewards == {-1.0, 0.0, 1.0}, "clipped on both sides, and 0 where an episode begins"
     if place is in_script:
         acting = [one for step, one in enumerate(acting) if step % 4 != 3]
     assert len(seen) >= len(acting)
     for step, (found, wanted) in enumerate(zip(seen, acting)):
         for name, value in found._asdict().items():
-            # Sums of a larger batch are rounded otherwise.
+            # Sums in a larger batch are rounded differently.
             rounding = 1e-4 if name == "core_state" else 0.0
             np.testing.assert_allclose(
                 value[0], getattr(wanted, name)[0], rounding, rounding, err_msg=f"{step}: {name}"
@@ -285,7 +280,7 @@ def two_lengths() -> SyncVectorEnv:
 
 
 def test_script_with_several_environments_begins_those_whose_episodes_begin(run):
-    """With a mask, as gymnasium gives one; the memory of the others goes on."""
+    """With a mask, as gymnasium gives it; the others keep their recurrent state."""
     policy, recorder = trained(run)
     vector = two_lengths()
     observations, rewards = vector.reset()[0], np.zeros(2)
@@ -293,7 +288,7 @@ def test_script_with_several_environments_begins_those_whose_episodes_begin(run)
     for _ in range(STEPS):
         actions = policy.act(observations, rewards)
         observations, rewards, terminated, truncated, _ = vector.step(actions)
-        policy.begin(ended)  # this step brought the first observation after an end
+        policy.begin(ended)  # this step gave the first observation after an end
         ended = (terminated | truncated) & ~ended
     vector.close()
     acting, config = policy_of(run), run.config()
@@ -318,7 +313,7 @@ def test_script_with_several_environments_begins_those_whose_episodes_begin(run)
     "which",
     [1, [1], (1, 1), np.array([1]), np.array([False, True, False]), [False, True, False]],
 )
-def test_environments_to_begin_are_named_by_number_or_by_a_mask(run, which):
+def test_begin_takes_environment_numbers_or_a_mask(run, which):
     policy, recorder = trained(run)
     for number in range(3):
         policy.act(np.full((3, 2), 0.3, np.float32), [5.0, -5.0, 0.5])
@@ -331,14 +326,14 @@ def test_environments_to_begin_are_named_by_number_or_by_a_mask(run, which):
 
 
 @pytest.mark.parametrize("which", [3, -1, [0, 3], [True], [True, False], 1.0, [0.0], [[0]], "0"])
-def test_environments_to_begin_that_there_are_not_are_refused_by_name(run, which):
+def test_begin_refuses_environments_that_do_not_exist(run, which):
     policy, _ = trained(run)
     policy.act(np.zeros((3, 2), np.float32))
     with pytest.raises(UsageError, match=r"^begin: expected .* from 0 to 2 .* 3 booleans, got"):
         policy.begin(which)
 
 
-def test_one_environment_is_begun_by_whether_its_episode_ended(run):
+def test_begin_takes_the_ended_flag_of_a_single_environment(run):
     policy, recorder = trained(run)
     for ended in (False, True, False):
         policy.act(np.zeros(2, np.float32), 5.0)
@@ -347,12 +342,12 @@ def test_one_environment_is_begun_by_whether_its_episode_ended(run):
     policy.act(np.zeros(2, np.float32), 5.0)
     assert [one.last_rewards.tolist() for one in recorder.seen] == [[0.0], [1.0], [0.0], [1.0]]
     policy.begin()
-    policy.begin(0)  # nothing was seen yet: all begin
+    policy.begin(0)  # no observation since: all begin
     policy.act(np.zeros((2, 2), np.float32), 5.0)
     assert recorder.seen[-1].last_rewards.tolist() == [0.0, 0.0]
 
 
-def test_returns_stay_whole_where_rewards_are_seen_clipped(run: RunDirectory) -> None:
+def test_returns_are_unclipped_when_the_policy_sees_clipped_rewards(run: RunDirectory) -> None:
     """Steps give 100, 200 and 300, less 250 for each action 1."""
     policy, _ = trained(run)
     taken = np.array([one.last_actions[0] for one in expected(run)[1:4]])

@@ -1,29 +1,37 @@
-"""The launcher with children that are none: who is started again, and how it ends itself."""
+"""The launcher with children that are no processes: which it restarts, and how it ends."""
 
 from __future__ import annotations
 
-import errno
+import faulthandler
 import itertools
+import os
+import signal
+from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from apex.launch import local
+from apex.launch import engine
 from apex.launch.local import Launcher
+from apex.runs.directory import RunDirectory
 from tests.support.services import prepared
 
 
 class Child:
     """Ends at once with the next exit code of its daemon's script; without one it lives on."""
 
-    pid, sentinel = 1, None
+    pid = 1
+    sentinels: list[int]
     scripts: dict[str, list[int]]
     starts: list[str]
+    stop_after: int | None
+    """The exit code after which the launcher is asked to stop."""
 
     def __init__(self, name: str, **rest: object) -> None:
         self.name = name
         self.exitcode: int | None = None
+        self.sentinel = os.eventfd(1)  # readable, so that no wait lasts
+        Child.sentinels.append(self.sentinel)
 
     def start(self) -> None:
         Child.starts.append(self.name)
@@ -37,50 +45,50 @@ class Child:
         """It has ended."""
 
     def close(self) -> None:
-        """It has ended."""
+        """The launcher has seen its exit code."""
+        if self.exitcode == Child.stop_after:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
-@pytest.fixture
-def launcher(tmp_path, monkeypatch) -> Any:
+def launch(run: RunDirectory) -> int:
+    """The exit code of a run's launcher."""
     clock = itertools.count(0.0, 100.0)  # no child ever ends within a second of its start
-    monkeypatch.setattr(local, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    monkeypatch.setattr(local.signal, "signal", lambda number, handler: None)
-    monkeypatch.setattr(local.faulthandler, "register", lambda number, **rest: None)
-    monkeypatch.setattr(local.multiprocess.connection, "wait", lambda *rest, **more: None)
-    made: Any = Launcher(prepared(tmp_path), ["replay", "learner"])
-    made._context = SimpleNamespace(Process=Child)
-    Child.starts = []
-    return made
+    context = SimpleNamespace(Process=Child)
+    return Launcher(run, ["replay", "learner"], context=context, clock=clock.__next__).run()
 
 
-def test_a_full_disk_costs_older_lines_and_not_the_launcher(launcher, monkeypatch, caplog):
-    def full(source: object, target: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.fixture(autouse=True)
+def children() -> Iterator[None]:
+    """No children yet; in the end the signal handlers are those of before."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, engine.REVIVE)
+    handlers = [signal.getsignal(number) for number in numbers]
+    Child.starts, Child.sentinels, Child.stop_after = [], [], None
+    yield
+    for sentinel in Child.sentinels:
+        os.close(sentinel)
+    faulthandler.unregister(signal.SIGUSR1)
+    for number, handler in zip(numbers, handlers):
+        signal.signal(number, handler)
 
-    monkeypatch.setattr(local.shutil, "copyfile", full)
-    launcher._run.logs.mkdir(exist_ok=True)
-    log = launcher._run.logs / "replay.log"
-    log.write_text("x" * (launcher._log_bytes + 1))
-    launcher._bound_logs()
-    assert log.read_text() == "" and "No space left on device" in caplog.text
+
+def test_full_disk_loses_older_log_lines_and_does_not_end_the_launcher(tmp_path, caplog):
+    run = prepared(tmp_path, "run.log_max_mb=0.001")
+    log = run.logs / "replay.log"
+    log.with_name("replay.log.1").mkdir(parents=True)  # no file can be written there
+    log.write_text("x" * 1001)
+    Child.scripts = {"replay": [79], "learner": [78]}
+    assert launch(run) == 78
+    assert log.read_text() == "" and "cannot keep its older lines" in caplog.text
 
 
-def test_crash_of_one_daemon_ends_no_other_and_its_code_is_told_when_none_is_left(launcher):
+def test_launcher_ends_with_the_last_daemons_exit_code_when_none_is_left(tmp_path):
     Child.scripts = {"replay": [70, -9, 0, 80, 79], "learner": [78]}
-    assert launcher.run() == 79
-    # Crashes, kills and clean ends are started again; what a restart would not mend is not.
+    assert launch(prepared(tmp_path)) == 79
+    # Crashes, kills and clean ends are started again; what a restart cannot fix is not.
     assert Child.starts.count("replay") == 5 and Child.starts.count("learner") == 1
 
 
-def test_launcher_that_was_asked_to_stop_ends_with_0_whoever_crashed_before(launcher):
-    Child.scripts = {"learner": [70, 78]}
-    tend = launcher._tend
-
-    def tend_then_stop(daemon: object) -> None:
-        tend(daemon)
-        if any(each.given_up for each in launcher._daemons):
-            launcher._on_stop(15, None)
-
-    launcher._tend = tend_then_stop
-    assert launcher.run() == 0
+def test_launcher_that_was_asked_to_stop_ends_with_0_whatever_crashed_before(tmp_path):
+    Child.scripts, Child.stop_after = {"learner": [70, 78]}, 78
+    assert launch(prepared(tmp_path)) == 0
     assert Child.starts == ["replay", "learner", "learner"]

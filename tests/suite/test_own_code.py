@@ -426,12 +426,13 @@ def test_minatar_is_learned_from_its_truths_as_images(own_modules, tmp_path, mon
     monkeypatch.chdir(ROOT)
     settings = ["replay.min_size=300", "run.max_env_steps=1500", "evaluator.enabled=false"]
     config = configure(read_table(file=EXAMPLES / "minatar-breakout.toml", settings=settings))
-    run = SerialRun(prepare_run(tmp_path / "run", config))
+    directory = prepare_run(tmp_path / "run", config)
+    run = SerialRun(directory)
     assert "env steps (max_env_steps = 1500)" in run.run() and run.trainer.learner_step > 20
-    spec = run._facts.env
+    spec, schema = directory.facts().env, directory.facts().schema
     assert (spec.observation_shape, spec.frame_stack) == ((10, 10, 4), 1)
     assert spec.observation_dtype == "uint8" and spec.num_actions == 3
-    items = frame_compression.decompress(run.table.sample(64), run._facts.schema)
+    items = frame_compression.decompress(run.table.sample(64), schema)
     assert set(np.unique(items.frames).tolist()) == {0, 255}
 
 

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,9 +29,11 @@ SETTINGS = {
 }
 
 
-def serial(preset: str, path: Path, *settings: str) -> SerialRun:
+def serial(
+    preset: str, path: Path, *settings: str, clock: Callable[[], float] = time.monotonic
+) -> SerialRun:
     everything = [*SETTINGS[preset], *QUIET, *settings]
-    return SerialRun(prepare_run(path, preset_config(preset, everything)))
+    return SerialRun(prepare_run(path, preset_config(preset, everything)), clock=clock)
 
 
 def parameters(path: Path) -> bytes:
@@ -51,20 +55,19 @@ def test_two_processes_with_one_seed_give_the_same_bytes_and_another_seed_others
     assert again == first and second != first
 
 
-def test_memory_is_flat_once_the_table_is_full(tmp_path, monkeypatch):
+def test_memory_is_flat_once_the_table_is_full(tmp_path):
+    def measuring_clock() -> float:
+        """Asked once a turn and more; measures every 6000 steps."""
+        if started and run.env_steps // 6000 > len(resident):
+            resident.append(memory_bytes(os.getpid()))
+        return time.monotonic()
+
+    started, resident = False, []
     run = serial(
         "cartpole", tmp_path / "run", "replay.capacity=2000", "replay.samples_per_insert=2",
-        "run.max_env_steps=18000", "run.seed=4", "learner.batch_size=32",
+        "run.max_env_steps=18000", "run.seed=4", "learner.batch_size=32", clock=measuring_clock,
     )  # fmt: skip
-    resident: list[int] = []
-    turn = run._turn
-
-    def measured_turn() -> None:
-        turn()
-        if run.env_steps // 6000 > len(resident):
-            resident.append(memory_bytes(os.getpid()))
-
-    monkeypatch.setattr(run, "_turn", measured_turn)
+    started = True
     run.run()
     assert len(run.table) == 2000 and run.table.counters.evicted > 10_000
     assert len(resident) == 3 and resident[2] - resident[1] < 1e6, resident

@@ -1,1 +1,1 @@
-"""Fixtures, data and waits that tests share."""
+"""Builders, stand-ins and waits that tests share."""

@@ -1,4 +1,4 @@
-"""Batches made of NumPy arrays, updates from them, and batches as arrays again."""
+"""Conversion between batches and NumPy arrays, and random batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ START = Progress(0, 0)
 
 
 def batch_of(arrays: Mapping[str, Any]) -> Transitions | Sequences:
-    """The batch of arrays by name; a name that is not one of its fields becomes an extra."""
+    """Make a batch of arrays by name; a name that is not one of its fields becomes an extra."""
     tensors = {name: torch.as_tensor(array) for name, array in arrays.items()}
     tensors.pop("learner_step", None)
     if "is_first" not in tensors:
@@ -33,14 +33,14 @@ def batch_of(arrays: Mapping[str, Any]) -> Transitions | Sequences:
 
 
 def learn(learner: Learner, given: Any) -> tuple[np.ndarray, dict[str, float]]:
-    """One update from a batch or from arrays: priorities `[B] float64`, and metrics as numbers."""
+    """Make one update; returns priorities `[B] float64` and metrics as numbers."""
     update = learner.learn(given if isinstance(given, tuple) else batch_of(given), START)
     metrics = {name: float(value) for name, value in update.metrics.items()}
     return update.priorities.double().numpy(), metrics
 
 
 def arrays_of(batch: Transitions | Sequences) -> dict[str, np.ndarray]:
-    """The tensors of a batch by name, extras among them."""
+    """The tensors of a batch by name, extras included."""
     named = {**batch._asdict(), **batch.extras}
     return {name: value.numpy() for name, value in named.items() if isinstance(value, Tensor)}
 

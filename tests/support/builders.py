@@ -1,4 +1,4 @@
-"""Small data for the tests, and a small file system that can be full."""
+"""Small chunks, specs and greetings, and a small file system that can be filled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FRAME_SCHEMA = Schema(
 
 
 def vector_chunk(actions: Sequence[int], priorities: Sequence[float] | None = None) -> Chunk:
-    """Items without frames; `action` tells them apart, every priority is 1 unless given."""
+    """Items without frames, identified by `action`; priorities are 1 unless given."""
     columns = {
         "action": np.array(actions, dtype=np.int32),
         "learner_step": np.zeros(len(actions), dtype=np.int64),
@@ -96,7 +96,7 @@ def hello_of(run: RunDirectory, name: str = "actor_000") -> Hello:
 
 
 def mount_tmpfs(folder: Path, megabytes: int, *flags: str) -> bool:
-    """A file system of that size at `folder`; False where this user may not mount one."""
+    """Mount a file system of a size at `folder`; False if this user may not mount."""
     if os.getuid() != 0:
         return False
     size = ",".join([f"size={megabytes}m", *flags])
@@ -105,12 +105,12 @@ def mount_tmpfs(folder: Path, megabytes: int, *flags: str) -> bool:
 
 
 def unmount(folder: Path) -> None:
-    """Take a file system away, when its last file is closed."""
+    """Unmount a file system, once its last file is closed."""
     subprocess.run(["umount", "-l", str(folder)], check=True, timeout=10)
 
 
 def fill(path: Path) -> bool:
-    """Let a file take all that is left of a file system, now."""
+    """Fill the rest of a file system with one file."""
     try:
         with path.open("ab", buffering=0) as file:
             while file.write(bytes(4096)):

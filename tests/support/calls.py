@@ -1,4 +1,4 @@
-"""The calls of apex's functions that an action makes, by file."""
+"""Recording of the apex functions that an action calls, by file."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import Any
 import apex
 
 ROOT = f"{Path(apex.__file__).parent}/"
-FLOORS = (
+LAYERS = (
     {"cli"}, {"doctor"}, {"launch"}, {"daemons"}, {"evaluation"}, {"algos", "replay"},
     {"acting", "networks", "runs"}, {"envs"}, {"plugins.py", "wire"}, {"config", "data", "host"},
     {"errors.py", "ops"},
 )  # fmt: skip
-"""Packages from the highest to the lowest: one imports from lower floors only."""
+"""Packages from the highest layer to the lowest; a package imports only from lower layers."""
 
 Call = tuple[str, str]
 """A file under `apex/`, and a function in it."""
 
 
 def calls_of(action: Callable[[], Any], whole: Callable[[Call], bool]) -> list[Call]:
-    """Run an action and give the calls that it made, in their order.
+    """Run an action and return the calls that it made, in order.
 
     Args:
         action: what to run.
-        whole: whether a call is one step, whose own calls are not counted.
+        whole: whether to leave out the calls that a given call makes itself.
     """
     calls: list[Call] = []
     within = 0
@@ -56,18 +56,18 @@ def calls_of(action: Callable[[], Any], whole: Callable[[Call], bool]) -> list[C
     return calls
 
 
-def stays(calls: list[Call]) -> list[str]:
-    """The files that calls lead through: one entry for calls in a row into the same file."""
+def files_of(calls: list[Call]) -> list[str]:
+    """The files of the calls, in order; consecutive calls into one file count once."""
     files = [file for file, _ in calls]
     return [file for before, file in zip(["", *files], files) if file != before]
 
 
-def climbs(stays: list[str]) -> int:
-    """How often the way leads from a file to one on a higher floor."""
-    floors = [_floor(file) for file in stays]
-    return sum(after < before for before, after in pairwise(floors))
+def upward_calls(files: list[str]) -> int:
+    """How often a call goes from a file to one in a higher layer."""
+    layers = [_layer(file) for file in files]
+    return sum(after < before for before, after in pairwise(layers))
 
 
-def _floor(file: str) -> int:
+def _layer(file: str) -> int:
     package = file.partition("/")[0]
-    return next(number for number, packages in enumerate(FLOORS) if package in packages)
+    return next(number for number, packages in enumerate(LAYERS) if package in packages)

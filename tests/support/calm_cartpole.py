@@ -1,4 +1,4 @@
-"""CartPole that leaves the cores to others: suites in tests wait for events, not for learning."""
+"""CartPole at a limited rate, which leaves the cores to other tests."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.envs.classic_control import CartPoleEnv
 
 STEP_S = 0.001
-"""Seconds that a step sleeps; a bare step takes 0.00001."""
+"""Seconds of sleep per step; a step itself takes 0.00001 s."""
 
 
 class CalmCartPole(CartPoleEnv):

@@ -1,10 +1,10 @@
-"""A clock that a test moves."""
+"""A clock that only a test moves."""
 
 from __future__ import annotations
 
 
 class Clock:
-    """Seconds that stand still until they are moved."""
+    """A clock, in seconds, that advances only by `move`."""
 
     def __init__(self, now: float = 100.0) -> None:
         self.now = now
@@ -13,5 +13,5 @@ class Clock:
         return self.now
 
     def move(self, seconds: float) -> None:
-        """Let time pass."""
+        """Advance the clock."""
         self.now += seconds

@@ -1,4 +1,4 @@
-"""Addresses that nobody else uses."""
+"""Endpoints at free ports."""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""Follows a Markdown document as its reader would: its fenced blocks, in order, in one directory.
+"""Run the fenced blocks of a Markdown document, in order, in one directory, as a reader would.
 
-A `bash` block is run in a terminal of its own, a `python` block by Python. The `text` block after
-it is what one sees then: runs of blanks and of rules (`───`) are alike, `...` stands for anything,
-a line of it also for no line, and at a line `^C` the reader presses Ctrl-C. Comments before a block
-say more, and are not shown:
+A `bash` block runs in its own terminal, a `python` block in Python. The `text` block after it is
+the expected output: any run of blanks matches any other, and so for rules (`───`); `...` matches
+anything, a line `...` also no line; at a line `^C` the reader presses Ctrl-C. Comments before a
+block, which are not rendered, give options:
 
-    <!-- file: NAME -->                   the block is written to that file, and not run
-    <!-- append: NAME -->                 it is written below what that file holds
-    <!-- test: exit=78, timeout=90 -->    how it ends (0), and within how many seconds (120)
-    <!-- test: second terminal -->        it goes on beside the next blocks once it has printed
-                                          what is shown, and ends by itself before the section does
-    <!-- test: repeat -->                 one looks again until it prints what is shown
-    <!-- test: numbers vary -->           before a `text` block: any number stands for any other
+    <!-- file: NAME -->                   write the block to that file, do not run it
+    <!-- append: NAME -->                 append the block to that file
+    <!-- test: exit=78, timeout=90 -->    exit code (default 0), and seconds at most (120)
+    <!-- test: second terminal -->        the next blocks run once it has printed the expected
+                                          output; it ends by itself before the section does
+    <!-- test: repeat -->                 run it again until it prints the expected output
+    <!-- test: numbers vary -->           before a `text` block: any number matches any other
     <!-- test: not run, because … -->     neither run nor compared
 """
 
@@ -35,9 +35,9 @@ from tests.support.waiting import wait_until
 
 TIMEOUT_S = 120.0
 AGAIN_PAUSE_S = 0.5
-"""Between two looks of a reader who waits for something."""
+"""Seconds between two checks of a reader who waits."""
 END_S = 30.0
-"""Until what runs in a second terminal has ended, from the end of its section on."""
+"""Seconds that a second terminal may still take after the end of its section."""
 LANGUAGES = ("bash", "python", "toml", "text")
 WORDS = ("second terminal", "repeat", "numbers vary")
 
@@ -49,23 +49,23 @@ _LOOSELY = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 class DocumentError(AssertionError):
-    """The document says what cannot be followed, or shows what is not seen."""
+    """An instruction of the document failed, or the output differs from what it shows."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block and what the comments before it say.
+    """A fenced block with the options of the comments before it.
 
     Args:
-        where: `document:line` of its fence.
+        where: `document:line` of the fence.
         section: the heading above it.
         language: after the fence.
         text: between the fences.
-        file: that it is written to.
-        appended: below what the file holds, after two empty lines.
-        options: the words of `<!-- test: … -->`, with a value each, or an empty one.
-        unrun: why it is not run.
-        shown: the `text` block after it.
+        file: the file to which it is written.
+        appended: whether to append to the file, after two empty lines.
+        options: the words of `<!-- test: … -->` with their values, which may be empty.
+        unrun: the reason why it is not run.
+        shown: the expected output, from the `text` block after it.
     """
 
     where: str
@@ -80,10 +80,10 @@ class Block:
 
 
 def blocks(document: str, name: str) -> list[Block]:
-    """The blocks of a document, each `text` block as what the one before it shows.
+    """The blocks of a document; a `text` block is the expected output of the block before it.
 
     Raises:
-        DocumentError: a block or comment that means nothing.
+        DocumentError: an unknown block language or comment.
     """
     found: list[Block] = []
     for block in _fenced(document, name):
@@ -102,7 +102,7 @@ def _fenced(document: str, name: str) -> Iterator[Block]:
     for number, line in lines:
         comment, where = _COMMENT.fullmatch(line), f"{name}:{number}"
         if comment:
-            said = {**said, **_meant(*comment.groups(), where)}
+            said = {**said, **_options(*comment.groups(), where)}
         elif line.startswith("```"):
             body = []
             for _, inner in lines:
@@ -121,8 +121,8 @@ def _fenced(document: str, name: str) -> Iterator[Block]:
             section = line[3:]
 
 
-def _meant(kind: str, text: str, where: str) -> dict[str, object]:
-    """What a comment says, as arguments of `Block`."""
+def _options(kind: str, text: str, where: str) -> dict[str, object]:
+    """The options of a comment, as arguments of `Block`."""
     if kind != "test":
         return {"file": text, "appended": kind == "append"}
     if text.startswith("not run, because "):
@@ -135,7 +135,7 @@ def _meant(kind: str, text: str, where: str) -> dict[str, object]:
 
 
 class Terminal:
-    """A command in a terminal of its own.
+    """A command in its own terminal.
 
     Args:
         command: with its arguments.
@@ -150,7 +150,7 @@ class Terminal:
         self.process = subprocess.Popen(
             [setsid, "--ctty", *command],
             cwd=folder, env=environment, stdin=inside, stdout=inside, stderr=inside,
-            # A shell starts what it puts into the background with Ctrl-C ignored.
+            # A shell starts background commands with Ctrl-C ignored.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
         os.close(inside)
@@ -162,12 +162,12 @@ class Terminal:
         try:
             while chunk := os.read(self._keyboard, 65536):
                 self._written += chunk
-        except OSError:  # nobody has this terminal open any more
+        except OSError:  # no process has this terminal open
             pass
 
     @property
     def ended(self) -> bool:
-        """Whether the command has ended and all that it printed is here."""
+        """Whether the command has ended and all its output was read."""
         if self.process.poll() is None:
             return False
         self._reading.join(1.0)
@@ -175,13 +175,13 @@ class Terminal:
 
     @property
     def exit_code(self) -> int:
-        """Of a command that has ended, as a shell gives it: 128 + n after signal n."""
+        """Exit code of an ended command, as a shell gives it: 128 + n after signal n."""
         code = self.process.wait()
         return code if code >= 0 else 128 - code
 
     @property
     def screen(self) -> str:
-        """What one sees: without what was painted over."""
+        """The visible text: without what was overwritten."""
         lines = [""]
         for piece in _CONTROL.split(self._written.decode(errors="replace")):
             if piece == "\n":
@@ -208,7 +208,7 @@ class Terminal:
 
 
 def is_shown(shown: Block | None, screen: str, text: str | None = None) -> bool:
-    """Whether a screen is what a block of text shows, or the beginning of it, `text`."""
+    """Whether a screen matches a block of text, or the beginning of one."""
     if shown is None:
         return True
     expected = shown.text.replace("^C\n", "") if text is None else text
@@ -220,7 +220,7 @@ def is_shown(shown: Block | None, screen: str, text: str | None = None) -> bool:
 
 
 class Reader:
-    """Follows blocks in one directory.
+    """Runs blocks in one directory.
 
     Args:
         folder: the directory.
@@ -229,7 +229,7 @@ class Reader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._beside: list[tuple[Block, Terminal]] = []
-        """What goes on in second terminals."""
+        """Commands that run in second terminals."""
         programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         kept = {name: v for name, v in os.environ.items() if not name.startswith("APEX_")}
         self._environment = {
@@ -237,7 +237,7 @@ class Reader:
         }  # fmt: skip
 
     def follow(self, block: Block) -> None:
-        """Do what one block says. Raises `DocumentError`."""
+        """Run or write one block. Raises `DocumentError`."""
         if block.unrun:
             return
         if block.file:
@@ -249,21 +249,21 @@ class Reader:
         elif block.language == "toml":
             raise DocumentError(f"{block.where}: toml is written to a file: <!-- file: NAME -->")
         elif "second terminal" in block.options:
-            self._begin_beside(block)
+            self._begin_in_background(block)
         elif "repeat" in block.options:
             self._repeat(block)
         else:
-            self._see(block, self._run(block))
+            self._check(block, self._run(block))
 
     def end_section(self) -> None:
-        """What goes on in second terminals must end now. Raises `DocumentError`."""
+        """Wait until the commands in second terminals have ended. Raises `DocumentError`."""
         for block, terminal in self._beside:
             self._wait(block, terminal, lambda: terminal.ended, "it still runs", END_S)  # noqa: B023
-            self._see(block, terminal)
+            self._check(block, terminal)
         self._beside = []
 
     def close(self) -> None:
-        """End whatever still runs in a terminal."""
+        """Kill the commands that still run in terminals."""
         for _, terminal in self._beside:
             terminal.close()
 
@@ -285,7 +285,7 @@ class Reader:
             terminal.close()
         return terminal
 
-    def _begin_beside(self, block: Block) -> None:
+    def _begin_in_background(self, block: Block) -> None:
         terminal = self._open(block)
         self._beside.append((block, terminal))
         assert block.shown, f"{block.where}: what runs in a second terminal shows something"
@@ -309,23 +309,23 @@ class Reader:
             raise DocumentError(problems[-1]) from None
 
     def _progress(self) -> int:
-        """Seconds of CPU time of all that runs in the directory, daemons too."""
+        """Seconds of CPU time of all processes of the directory, daemons too."""
         return cpu_ticks(suite_processes(str(self.folder))) // CPU_TICKS_A_SECOND
 
-    def _see(self, block: Block, terminal: Terminal) -> None:
+    def _check(self, block: Block, terminal: Terminal) -> None:
         problem = self._problem(block, terminal)
         if problem:
             raise DocumentError(problem)
 
     def _problem(self, block: Block, terminal: Terminal) -> str:
-        """How an end, or what was seen, differs from what the document says; empty: not at all."""
+        """How exit code or output differ from the document; empty if they do not."""
         expected, code = int(block.options.get("exit", "0")), terminal.exit_code
         if code != expected:
             return (
                 f"{block.where}: ended with {code}, expected {expected}:\n"
                 f"{block.text}\n{terminal.screen}"
             )
-        return "" if is_shown(block.shown, terminal.screen) else self._unlike(block, terminal)
+        return "" if is_shown(block.shown, terminal.screen) else self._difference(block, terminal)
 
     def _wait_shown(self, block: Block, terminal: Terminal, text: str) -> None:
         self._wait(
@@ -333,7 +333,7 @@ class Reader:
             "what is shown is not seen",
         )  # fmt: skip
         if not is_shown(block.shown, terminal.screen, text):
-            raise DocumentError(self._unlike(block, terminal))
+            raise DocumentError(self._difference(block, terminal))
 
     def _wait(
         self,
@@ -357,7 +357,7 @@ class Reader:
         return float(block.options.get("timeout", TIMEOUT_S))
 
     @staticmethod
-    def _unlike(block: Block, terminal: Terminal) -> str:
+    def _difference(block: Block, terminal: Terminal) -> str:
         assert block.shown
         return (
             f"{block.shown.where} shows\n{block.shown.text}\n"

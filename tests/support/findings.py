@@ -1,4 +1,4 @@
-"""What the doctor found, by its state."""
+"""Selection of the doctor's findings by state."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ def of_state(findings: Iterable[Finding], state: str) -> list[Finding]:
 
 
 def only(findings: Iterable[Finding]) -> Finding:
-    """The one finding that there is."""
+    """The single finding; fails if there are more or none."""
     (finding,) = findings
     return finding

@@ -1,4 +1,4 @@
-"""One message of each kind, or more where its fields have cases."""
+"""Examples of every message kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the checkout is, and its command."""
+"""Paths of the checkout and of the `apex` command."""
 
 from __future__ import annotations
 

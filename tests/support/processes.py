@@ -1,4 +1,4 @@
-"""Processes of the machine, and one daemon's executable."""
+"""Processes of a run, and the executable of one daemon."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ ARGUMENTS = {
     "inference": (),
     "actor": ("--index", "0"),
 }
-"""What each executable needs beside `--run`."""
+"""Arguments of each executable besides `--run`."""
 
 END_S = {"learner": 30.0}
 """Seconds in which a daemon drains after SIGTERM: five, and a learner's write a checkpoint."""
 
 BUSY_S = 10.0
-"""What a machine with other work may add."""
+"""Extra seconds for a busy machine."""
 
 
 def suite_processes(marker: str) -> list[int]:
-    """Process ids whose command line or environment names the run at `marker`."""
+    """Ids of the processes whose command line or environment names the run at `marker`."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
@@ -45,7 +45,7 @@ def suite_processes(marker: str) -> list[int]:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended; its parent may not have looked yet."""
+    """Whether a process has ended, zombies included."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -53,7 +53,7 @@ def gone(pid: int) -> bool:
 
 
 def memory_bytes(pid: int) -> int:
-    """Memory of a process besides files, exact: `statm` may miss some pages for each core."""
+    """Bytes of a process's anonymous memory, exact: `statm` may miss some pages per core."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     kilobytes = {
         name: rest.split()[0] for name, _, rest in (line.partition(":") for line in lines[1:])
@@ -83,7 +83,7 @@ def daemon_command(daemon: str, *arguments: str) -> list[str]:
 
 @contextmanager
 def running(command: Sequence[str | Path], **options: Any) -> Iterator[subprocess.Popen[Any]]:
-    """A process that ends with the block, and whose pipes are closed then."""
+    """A process that is killed, and whose pipes are closed, at the end of the block."""
     with subprocess.Popen(command, **options) as process:
         try:
             yield process
@@ -92,7 +92,7 @@ def running(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
 
 
 class DaemonProcess:
-    """One executable, with what it writes."""
+    """A running executable and its output."""
 
     def __init__(self, folder: Path, daemon: str, *arguments: str) -> None:
         self._daemon = daemon
@@ -103,7 +103,7 @@ class DaemonProcess:
             )
 
     def wait_for_text(self, text: str, timeout_s: float = 60.0) -> None:
-        """Wait until it has written `text`; fails when it ends before."""
+        """Wait until it has written `text`; fails if it ends before."""
         wait_until(
             lambda: text in self.output() or self.popen.poll() is not None,
             timeout_s,
@@ -113,15 +113,15 @@ class DaemonProcess:
         assert text in self.output(), self.output()
 
     def output(self) -> str:
-        """All that it has written."""
+        """All output so far."""
         return self._log.read_text(errors="replace")
 
     def end(self) -> int:
-        """Ask it to drain, by SIGTERM, and give its exit code."""
+        """Send SIGTERM and return its exit code after the drain."""
         self.popen.send_signal(signal.SIGTERM)
         return self.popen.wait(timeout=END_S.get(self._daemon, 5.0 + BUSY_S))
 
     def kill(self) -> None:
-        """End it at once."""
+        """Kill it."""
         self.popen.kill()
         self.popen.wait()

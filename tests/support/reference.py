@@ -1,4 +1,4 @@
-"""Ape-X DQN's data path, slow and obvious, straight from the papers: what the real one must give.
+"""Reference of Ape-X DQN's data path, slow and straight from the papers, as an oracle.
 
 One process, whole episodes, float64. Imports nothing of apex.
 
@@ -50,7 +50,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Stream:
-    """What E environments were told and gave in T steps, with NEXT_STEP autoreset.
+    """Actions and results of E environments in T steps, with NEXT_STEP autoreset.
 
     Action t is chosen at observation t and leads to observation t + 1. The step after an
     episode's end ignores its action and leads to the next episode's first observation.
@@ -80,7 +80,7 @@ class Stream:
         return [*found, range(begin, len(self.actions))]
 
     def life_lost(self, t: int, env: int) -> bool:
-        """Whether step t cost a life."""
+        """Whether step t lost a life."""
         return bool(self.lives[t + 1, env] < self.lives[t, env])
 
 
@@ -101,7 +101,7 @@ class Transition:
 
 
 def transitions(stream: Stream, settings: Settings) -> list[Transition]:
-    """Every n-step transition whose bootstrap observation was acted upon within the stream."""
+    """Every n-step transition whose bootstrap observation has an action within the stream."""
     found = []
     for env in range(stream.actions.shape[1]):
         for episode in stream.episodes(env):
@@ -115,7 +115,7 @@ def transitions(stream: Stream, settings: Settings) -> list[Transition]:
 def _transition(
     stream: Stream, env: int, episode: range, start: int, settings: Settings
 ) -> Transition:
-    """Ends with the n-th reward, the episode or a life, whichever comes first."""
+    """The transition that begins at step t: ends at the n-th reward, episode end or lost life."""
     last = start
     while last < min(start + settings.n, episode.stop) - 1 and not stream.life_lost(last, env):
         last += 1
@@ -146,10 +146,10 @@ def _stacked(stream: Stream, env: int, begin: int, t: int, depth: int) -> Array:
 def chunks(
     items: Sequence[Transition], steps: int, num_envs: int, length: int
 ) -> tuple[list[list[Transition]], list[list[Transition]]]:
-    """How items travel: after each step, an environment that has `length` items sends its oldest.
+    """Order of inserts: after each step, an environment with `length` items sends its oldest.
 
     Returns:
-        The chunks sent in `steps` steps, and the rest, which a flush would send.
+        The chunks sent in `steps` steps, and the rest, which a flush sends.
     """
     sent: list[list[Transition]] = []
     waiting: list[list[Transition]] = [[] for _ in range(num_envs)]
@@ -212,7 +212,7 @@ def _stream(parameters: Parameters, name: str, x: Tensor) -> Tensor:
 
 
 def initial_priority(item: Transition, acted: Sequence[Parameters], settings: Settings) -> float:
-    """|G + discount * max_a Q(s_n, a) - Q(s, a)|, each Q as the actor had it when it acted there.
+    """|G + discount * max_a Q(s_n, a) - Q(s, a)|, each Q with the parameters that acted there.
 
     Args:
         acted: the parameters that acted at each step.
@@ -233,7 +233,7 @@ class Table:
         self._next_id = 0
 
     def insert(self, priority: float) -> None:
-        """Add an item with the next id; the oldest makes room."""
+        """Add an item with the next id; evict the oldest if the table is full."""
         self.masses[self._next_id] = priority**self.settings.alpha
         self._next_id += 1
         if len(self.masses) > self.settings.capacity:
@@ -241,7 +241,7 @@ class Table:
             self.evicted += 1
 
     def update(self, ids: Sequence[int], priorities: Sequence[float]) -> None:
-        """Give those items that are still there new priorities."""
+        """Set the priorities of the items that are still there."""
         for item_id, priority in zip(ids, priorities):
             if item_id in self.masses:
                 self.masses[item_id] = priority**self.settings.alpha
@@ -260,7 +260,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Update:
-    """What one update computed: `[B]` each, and scalars."""
+    """Results of one update: `[B]` arrays and scalars."""
 
     weights: list[float]
     targets: list[float]
@@ -270,7 +270,7 @@ class Update:
     gradient_norm: float
     """Before clipping."""
     copied: bool
-    """Whether the target network was renewed."""
+    """Whether the target network was copied."""
 
 
 class Learner:
@@ -281,7 +281,7 @@ class Learner:
         self.target = {name: tensor.clone() for name, tensor in parameters.items()}
         self.updates = 0
         self.disagreements = 0
-        """Bootstraps where both networks would have selected different actions."""
+        """Number of bootstraps where the two networks select different actions."""
         self._settings = settings
         self._m = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
         self._v = {name: torch.zeros_like(tensor) for name, tensor in parameters.items()}
@@ -345,7 +345,7 @@ class Learner:
 
 
 class Oracle:
-    """A run of the reference: told what the environments gave and which items were drawn.
+    """A run of the reference, fed with the environments' results and the drawn ids.
 
     Args:
         parameters: of the learner and of the actor at the start.
@@ -368,12 +368,12 @@ class Oracle:
         self._chunks = 0
 
     def act(self, steps: int) -> None:
-        """The learner's parameters of now act in the next steps."""
+        """Act with the learner's current parameters from the next step on."""
         self.acted += [dict(self.learner.online)] * steps
         self.learner_steps += [self.learner.updates] * steps
 
     def insert(self, stream: Stream, *, flush: bool) -> list[tuple[list[Transition], list[float]]]:
-        """Insert what a stream has that was not there yet.
+        """Insert the new items of a stream.
 
         Returns:
             The items of each new chunk, and their initial priorities.
@@ -386,14 +386,14 @@ class Oracle:
         return [(chunk, [self._insert(item) for item in chunk]) for chunk in new]
 
     def _insert(self, item: Transition) -> float:
-        """Insert one item; gives its initial priority."""
+        """Insert one item; returns its initial priority."""
         priority = initial_priority(item, self.acted, self.settings)
         self.items.append(item)
         self.table.insert(priority)
         return priority
 
     def learn(self, ids: Sequence[int]) -> tuple[Update, list[float]]:
-        """Learn from the drawn items; gives P(i) of each besides."""
+        """Learn from the drawn items; also returns P(i) of each."""
         probabilities = [self.table.probability(i) for i in ids]
         items = [self.items[i] for i in ids]
         update = self.learner.update(items, probabilities, len(self.table.masses))

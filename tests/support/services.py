@@ -1,4 +1,4 @@
-"""Prepared runs whose daemons are made in the test's own process, without an engine."""
+"""Prepared runs, and services of daemons that a test makes in its own process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from apex.runs.directory import RunDirectory
 
 
 class ThreeLives(gym.Env):
-    """Each of three steps gives `rewards[action]` and costs a life; the third ends the episode."""
+    """Three steps, each with `rewards[action]` and a lost life; the third ends the episode."""
 
     rewards = (5.0, 5.0)
     observation_space = gym.spaces.Box(-1, 1, (1,))
@@ -42,7 +42,7 @@ def prepared(
     make_env: EnvFactory | None = None,
     preset: str = "cartpole",
 ) -> RunDirectory:
-    """A run on the CPU, with its sockets in `folder`."""
+    """Prepare a run on the CPU, with its sockets in `folder`."""
     endpoints = folder / "endpoints.toml"
     endpoints.write_text(
         f'[replay]\ninsert = "ipc://{folder}/i"\nsample = "ipc://{folder}/s"\n'
@@ -55,7 +55,7 @@ def prepared(
 
 @contextmanager
 def service_of(run: RunDirectory, name: str) -> Iterator[Service]:
-    """One start of a daemon; its name is free again in the end."""
+    """The service of one start of a daemon; its lock is released at the end of the block."""
     service = Service(run, name)
     try:
         yield service

@@ -1,4 +1,4 @@
-"""Answers to STATUS and statuses of a healthy run, to be changed in what a test is about."""
+"""Reports and statuses of a healthy run, with changes that a test asks for."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apex.daemons.status.run_status import EvaluatorSummary, RunStatus, RunSumma
 
 
 def learner_report(**changed: Any) -> LearnerReport:
-    """A learner that computes nearly all the time."""
+    """Report of a learner that computes nearly all the time."""
     values: dict[str, Any] = {
         "state": "training", "pid": 11, "device": "cpu", "learner_step": 500, "train_s": 60.0,
         "updates_per_s": 40.0, "samples_per_s": 1280.0, "data_wait_fraction": 0.05,
@@ -25,7 +25,7 @@ def learner_report(**changed: Any) -> LearnerReport:
 
 
 def replay_report(**changed: Any) -> ReplayReport:
-    """A replay server with enough items."""
+    """Report of a replay server with enough items."""
     values: dict[str, Any] = {
         "state": "running", "pid": 12, "capacity": 10_000, "items": 5_000, "bytes": 160_000,
         "inserts_per_s": 300.0, "samples_per_s": 1280.0, "min_size": 1_000, "waiting_inserts": 0,
@@ -39,7 +39,7 @@ def replay_report(**changed: Any) -> ReplayReport:
 
 
 def inference_report(**changed: Any) -> InferenceReport:
-    """An inference server at work."""
+    """Report of a running inference server."""
     values: dict[str, Any] = {
         "state": "running", "pid": 13, "device": "cpu", "actors": 2, "decisions_per_s": 300.0,
         "batches_per_s": 100.0, "batch_mean": 3.0, "busy_fraction": 0.5, "param_version": 20,
@@ -50,7 +50,7 @@ def inference_report(**changed: Any) -> InferenceReport:
 
 
 def actor_report(index: int, **changed: Any) -> ActorReport:
-    """An actor at work."""
+    """Report of a running actor."""
     values: dict[str, Any] = {
         "actor_id": f"actor_{index:03d}", "slot": index, "pid": 20 + index, "state": "stepping",
         "env_steps": 2_500, "env_steps_per_s": 150.0, "param_version": 20,
@@ -60,7 +60,7 @@ def actor_report(index: int, **changed: Any) -> ActorReport:
 
 
 def run_status(**changed: Any) -> RunStatus:
-    """A healthy run with two actors; parts are replaced by name, `run` by a map of its changes."""
+    """Status of a healthy run with two actors; parts are replaced by name, `run` key by key."""
     run: dict[str, Any] = {
         "path": "/runs/x", "env_id": "CartPole-v1", "algorithm": "apex_dqn",
         "engine": "supervisor", "env_steps": 5_000, "frames": 5_000, "uptime_s": 70.0,

@@ -1,4 +1,4 @@
-"""A run of the whole suite, and commands on it."""
+"""A run of the whole suite, and `apex` commands on it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.support.processes import CPU_TICKS_A_SECOND, cpu_ticks, suite_process
 from tests.support.waiting import wait_until
 
 COMMAND_S = 150.0
-"""A command may take so long on a machine with other work."""
+"""Seconds that a command may take on a busy machine."""
 GONE_S = 20.0
-"""In which what has been asked to end has ended, on a machine with other work."""
+"""Seconds in which a process that was asked to end has ended, on a busy machine."""
 LOOK_PAUSE_S = 0.2
-"""Between two looks at a suite's status."""
+"""Seconds between two checks of a suite's status."""
 
 
 class Suite:
@@ -54,7 +54,7 @@ class Suite:
         assert done.returncode == 0, done.stderr
 
     def status(self) -> dict[str, Any]:
-        """What `apex status --json` prints."""
+        """The output of `apex status --json`."""
         done = self.apex("status", "--json")
         assert done.stdout, done.stderr
         return dict(json.loads(done.stdout))
@@ -64,11 +64,11 @@ class Suite:
     ) -> dict[str, Any]:
         """Wait for a status of which `condition` holds, and return it.
 
-        A busy machine makes a suite slow: as long as its daemons use CPU time the wait goes on,
-        up to `MOST_PERIODS` times `timeout_s`.
+        A suite is slow on a busy machine: the wait is extended while its daemons use CPU time, up
+        to `MOST_PERIODS` times `timeout_s`.
 
-        The daemons are asked from this process: a command for each look would take one core of two
-        from the suite that is waited for.
+        This process asks the daemons itself: an `apex status` command per check would take one core
+        of two from the suite.
         """
         last: dict[str, Any] = {}
 
@@ -77,7 +77,7 @@ class Suite:
             last.update(json.loads(json.dumps(gather(self.run).as_map())))
             try:
                 return bool(condition(last))
-            except KeyError:  # a daemon that does not answer just now has fewer fields
+            except KeyError:  # a daemon that does not answer has fewer fields
                 return False
 
         try:
@@ -87,12 +87,12 @@ class Suite:
         return last
 
     def progress(self) -> tuple[int, int]:
-        """Changes while the run's processes work: seconds of CPU time, and bytes of logs."""
+        """Seconds of CPU time and bytes of logs, which change while the run's processes work."""
         logged = sum(file.stat().st_size for file in self.run.logs.glob("*.log"))
         return cpu_ticks(self.processes()) // CPU_TICKS_A_SECOND, logged
 
     def wait_healthy(self, timeout_s: float = 60.0) -> dict[str, Any]:
-        """Wait until every daemon does its work and the learner learns."""
+        """Wait until the run is healthy and the learner learns."""
         return self.wait_for(
             lambda s: s["run"]["health"] == "healthy" and s["learner"]["learner_step"] > 0,
             timeout_s,
@@ -105,15 +105,15 @@ class Suite:
         return "\n".join(f"== {f.name}\n{f.read_text(errors='replace')[-1500:]}" for f in files)
 
     def processes(self) -> list[int]:
-        """All processes of this run."""
+        """Ids of all processes of this run."""
         return sorted({*suite_processes(str(self.path)), *self.run.living().values()})
 
     def end(self) -> None:
-        """Stop the run; whatever then still lives is killed and fails the test."""
+        """Stop the run; a process that is still alive then is killed and fails the test."""
         if self.run.exists:
             engine.stop(self.run, timeout_s=45.0)
         try:
-            # The launcher's resource tracker ends when it notices that the launcher is gone.
+            # The launcher's resource tracker ends shortly after the launcher.
             wait_until(lambda: not self.processes(), GONE_S, "all processes are gone")
         except AssertionError:
             pass
@@ -124,7 +124,7 @@ class Suite:
 
 
 CALM = ("--set", f"env.id={ROOT}/tests/support/calm_cartpole.py:CalmCartPole-v1")
-"""An environment for suites that need not learn: tests beside them get the cores."""
+"""Environment of suites that need not learn; leaves the cores to other tests."""
 
 SMALL = (
     "--preset", "cartpole", "--actors", "2", *CALM,
@@ -133,4 +133,4 @@ SMALL = (
     "--set", "evaluator.num_envs=2", "--set", "evaluator.episodes=2",
     "--set", "learner.checkpoint_period_s=2.0",
 )  # fmt: skip
-"""A suite whose learner trains within seconds, at an easy pace."""
+"""Arguments of a suite whose learner trains within seconds, at a limited rate."""

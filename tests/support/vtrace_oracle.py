@@ -1,4 +1,4 @@
-"""V-trace as its paper writes it, by loops."""
+"""V-trace written as loops, as in its paper."""
 
 from __future__ import annotations
 

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 TURNS_S = 20.0
-"""Deadline of a wait in which this process does all the work itself."""
+"""Seconds without progress that a wait may take when this process does all the work."""
 
 MOST_PERIODS = 5
-"""A wait ends after so many of its periods, whatever moves."""
+"""A wait ends after this many of its timeouts, even with progress."""
 
 
 def wait_until(
@@ -22,20 +22,20 @@ def wait_until(
     progress: Callable[[], Any] | None = None,
     pause_s: float = 0.02,
 ) -> Any:
-    """Wait until `condition` gives something true, and return it.
+    """Wait until `condition` returns a true value, and return it.
 
     Args:
-        condition: is asked again and again.
+        condition: called repeatedly.
         timeout_s: seconds without progress after which the wait fails.
-        what: is waited for, in the failure's message.
-        turn: does some work between two looks; without it the process sleeps for `pause_s`.
-        progress: a value that changes while something moves towards the condition. When the time
-            is up and it has changed, the wait gets `timeout_s` more, `MOST_PERIODS` in all: on a
-            machine with other work everything takes longer, and nothing stands still.
-        pause_s: seconds between two looks.
+        what: the condition's name in the failure message.
+        turn: does some work between two checks; without it the process sleeps for `pause_s`.
+        progress: returns a value that changes while something moves towards the condition. If it
+            has changed at the timeout, the wait is extended by `timeout_s`, up to `MOST_PERIODS`
+            times `timeout_s` in all: on a busy machine everything takes longer.
+        pause_s: seconds between two checks.
 
     Raises:
-        AssertionError: the condition did not come to hold.
+        AssertionError: the condition did not hold in time.
     """
     began = time.monotonic()
     deadline, seen = began + timeout_s, progress() if progress else None

@@ -1,4 +1,4 @@
-"""Environments that walk at random, and settings that make short items of them."""
+"""Random-walk environments, and settings for short items."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class PixelWalk(Walk):
 PULL = gym.spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 5.0], np.float32))
 
 
-class PulledWalk(Walk):
+class ContinuousWalk(Walk):
     """The same with actions of two numbers."""
 
     action_space = PULL
 
 
-class PulledPixelWalk(PixelWalk):
+class ContinuousPixelWalk(PixelWalk):
     """The same with frames and actions of two numbers."""
 
     action_space = PULL
@@ -59,14 +59,14 @@ class PulledPixelWalk(PixelWalk):
 WALKS = {
     ("discrete", False): Walk,
     ("discrete", True): PixelWalk,
-    ("continuous", False): PulledWalk,
-    ("continuous", True): PulledPixelWalk,
+    ("continuous", False): ContinuousWalk,
+    ("continuous", True): ContinuousPixelWalk,
 }
-"""By the kind of actions, and whether there are frames."""
+"""Walks by action kind and by whether they have frames."""
 
 
 def walk_for(preset: str, pixels: bool) -> type[Walk]:
-    """The walk that a preset's algorithm can learn."""
+    """The walk with observations and actions that a preset's algorithm accepts."""
     return WALKS["continuous" if preset == "pendulum-dpg" else "discrete", pixels]
 
 
@@ -84,5 +84,5 @@ SMALL = {
 
 
 def small(preset: str) -> list[str]:
-    """Settings that make short items."""
+    """Settings for short items."""
     return [f"algorithm.{name}={value}" for name, value in SMALL[preset].items()]

@@ -1,4 +1,4 @@
-"""What a benchmark's worker, which is a process of its own, is given to do."""
+"""Work for the worker process of a benchmark test."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from benchmarks.run.workers import Step
 
 
 def naming_its_process(path: str) -> Step:
-    """Writes down which process and cores it has; each step is worth 2."""
+    """Records its process id and cores; each step counts 2."""
     Path(path).write_text(json.dumps([os.getpid(), sorted(os.sched_getaffinity(0))]))
     return lambda: 2.0
 
 
 def failing() -> Step:
-    """Cannot be made."""
+    """Raises when it is constructed."""
     raise SystemExit("no such thing")

@@ -1,1 +1,1 @@
-"""Chaos, faults, floods, fuzzing, soaking, and the ledger that audits them."""
+"""Chaos, faults, floods, fuzzing, soaking, and the ledger that audits replay."""

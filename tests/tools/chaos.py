@@ -1,4 +1,4 @@
-"""Breaks a running suite on purpose, again and again, and audits what replay has acknowledged.
+"""Inject faults into a running suite, again and again, and audit acknowledged inserts.
 
     python -m tests.tools.chaos --minutes 30 --seed 1 --out benchmarks/reliability
 
@@ -27,7 +27,7 @@ from tests.tools.faults import FAULTS, Chaos
 def run_chaos(
     chaos: Chaos, minutes: float, enough: Callable[[], bool] = lambda: True, most_minutes: float = 0
 ) -> None:
-    """Deal faults for so many minutes, and until it is enough, for at most `most_minutes`."""
+    """Inject faults for some minutes and until there are enough, for at most `most_minutes`."""
     began = time.monotonic()
 
     def going_on() -> bool:
@@ -44,7 +44,7 @@ def run_chaos(
 
 
 def table(chaos: Chaos) -> str:
-    """What was tried and what came of it."""
+    """Faults and recovery times as a Markdown table."""
     lines = ["| fault | tried | recovery, median | worst |", "|---|---|---|---|"]
     for kind, seconds in sorted(chaos.recoveries.items()):
         lines.append(

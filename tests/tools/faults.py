@@ -1,4 +1,4 @@
-"""The faults that `make chaos` deals to a running suite, until all is well again after each."""
+"""The faults of `make chaos`, and the wait until the suite has recovered from each."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ RECOVERY_LIMIT_S = 60.0
 
 
 class Chaos:
-    """One suite, its ledger, and the faults that it is dealt.
+    """One suite, its ledger, and the faults injected into it.
 
     Args:
         folder: for the run.
-        seed: of the choice of faults.
+        seed: seeds the choice of faults.
         durability: `replay.durability`.
     """
 
@@ -56,7 +56,7 @@ class Chaos:
         self._clock.write_text("+0000")
         self._clock.chmod(0o600)
         self._own_disk = False
-        """Whether the insert log has a small file system of its own."""
+        """Whether the insert log is on its own small file system."""
         self._durability = durability
         self._rng = np.random.default_rng(seed)
         self._producers = [
@@ -89,7 +89,7 @@ class Chaos:
         self._until(self._learning_since(0), "the suite learns")
 
     def end(self) -> None:
-        """Audit once more and end everything."""
+        """Audit once more and stop everything."""
         try:
             for producer in self._producers:
                 producer.stop()
@@ -112,7 +112,7 @@ class Chaos:
             raise RuntimeError(f"{' '.join(command)}: {done.stderr}")
 
     def _until(self, condition: Callable[[], bool], what: str) -> float:
-        """Wait; gives the seconds that it took."""
+        """Wait until a condition holds; returns the seconds that it took."""
         began = time.monotonic()
         while not condition():
             if time.monotonic() - began > RECOVERY_LIMIT_S:
@@ -121,7 +121,7 @@ class Chaos:
         return time.monotonic() - began
 
     def acknowledged(self) -> int:
-        """Inserts of which the producers know that they are in the table."""
+        """Number of inserts whose acknowledgement the producers have received."""
         ledgers = [producer.acknowledged() for producer in self._producers]
         return sum(len(seqs) for ledger in ledgers for seqs in ledger.values())
 
@@ -133,7 +133,7 @@ class Chaos:
         return -1 if status is None else status.learner.learner_step
 
     def audit(self) -> Audit:
-        """Compare ledger and table; what was damaged on purpose is not counted as lost."""
+        """Compare ledger and table; items damaged on purpose do not count as lost."""
         result = audit(self._run, self._producers, self._scratch)
         names = {(f"ledger_{number}", epoch, seq) for number, epoch, seq, _ in result.lost}
         excused = names & self._sacrificed.keys()
@@ -147,24 +147,24 @@ class Chaos:
         return result
 
     def fault(self) -> str:
-        """Deal one fault, wait until all is well again, and note how long that took."""
+        """Inject one fault, wait for the recovery, and record how long it took."""
         time.sleep(float(self._rng.uniform(0.0, 1.5)))
         now = time.monotonic()
         kinds = [kind for kind, fault in FAULTS.items() if not self._loops(fault, now)]
         weights = np.array([FAULTS[kind].weight for kind in kinds])
         kind = str(self._rng.choice(kinds, p=weights / weights.sum()))
-        self.recoveries[kind].append(FAULTS[kind].deal(self))
+        self.recoveries[kind].append(FAULTS[kind].inject(self))
         for daemon in FAULTS[kind].ends:
             self._crashes[daemon] = self._crashes_with(daemon, now)
             self._last_death[daemon] = time.monotonic()
         return kind
 
     def _loops(self, fault: Fault, now: float) -> bool:
-        """Whether one whom this fault ends would take that for a crash loop, and wait."""
+        """Whether a daemon that this fault ends would back off as in a crash loop."""
         return any(self._crashes_with(daemon, now) > 1 for daemon in fault.ends)
 
     def _crashes_with(self, daemon: str, now: float) -> int:
-        """How many short lives in a row it will have had if it dies now."""
+        """Short lives in a row that a daemon would have if it died now."""
         short = now - self._last_death.get(daemon, float("-inf")) < SHORT_LIFE_S + 1.0
         return self._crashes[daemon] + 1 if short else 0
 
@@ -175,7 +175,7 @@ class Chaos:
         return pid
 
     def _comes_back(self, daemon: str, number: signal.Signals) -> float:
-        """Signal a daemon; seconds until it does its work again."""
+        """Signal a daemon; returns the seconds until it works again."""
         step, acknowledged = self._learner_step(), self.acknowledged()
         began = time.monotonic()
         pid = self._signal(daemon, number)
@@ -207,7 +207,7 @@ class Chaos:
         return self._comes_back(daemon, signal.SIGTERM)
 
     def pause(self, daemon: str) -> float:
-        """SIGSTOP for a while, then SIGCONT; seconds from that on."""
+        """SIGSTOP for a while, then SIGCONT; returns the seconds from there to recovery."""
         acknowledged = self.acknowledged()
         self._signal(daemon, signal.SIGSTOP)
         time.sleep(float(self._rng.uniform(0.5, 4.0)))
@@ -230,7 +230,7 @@ class Chaos:
         return seconds
 
     def step_clock(self) -> float:
-        """The wall clock of all of the run's processes jumps, by up to an hour, to either side."""
+        """Step the wall clock of all processes of the run by up to an hour in either direction."""
         acknowledged, step = self.acknowledged(), self._learner_step()
         with self._clock.open("r+b", buffering=0) as file:  # in place: all processes read it
             file.write(b"%+05d" % self._rng.integers(-3600, 3600))
@@ -240,7 +240,7 @@ class Chaos:
         return time.monotonic() - began
 
     def kill_engine(self) -> float:
-        """SIGKILL of supervisord; its daemons end, and the run is resumed."""
+        """SIGKILL supervisord, wait until its daemons have ended, and resume the run."""
         began = time.monotonic()
         record = engine_record.living_engine(self._run)
         assert record is not None
@@ -251,7 +251,7 @@ class Chaos:
         return time.monotonic() - began
 
     def fill_disk(self) -> float:
-        """The insert log's disk is full for a while; seconds until inserts are durable again."""
+        """Fill the insert log's disk for a while; returns the seconds until inserts are durable."""
         before = self._inserted()
         with self._full_disk():
             time.sleep(float(self._rng.uniform(0.0, 2.0)))
@@ -263,7 +263,7 @@ class Chaos:
 
     @contextmanager
     def _full_disk(self) -> Iterator[None]:
-        """By a file that takes all room, or where none may be mounted by a limit on its files."""
+        """Fill the disk with a file or, where mounting is not allowed, limit the size of files."""
         pid = self._run.pid("replay") or 0
         unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         filler = self._run.replay / "filler"
@@ -295,7 +295,7 @@ class Chaos:
         return status is not None and status.durable
 
     def damage(self, how: str) -> float:
-        """SIGKILL of replay, and one byte of its log flipped or its end cut off meanwhile."""
+        """SIGKILL replay, and flip one byte of its log or truncate it before the restart."""
         acknowledged, began = self.acknowledged(), time.monotonic()
         pid = self._signal("replay", signal.SIGKILL)
         found = segments(self._run.replay)
@@ -311,7 +311,7 @@ class Chaos:
         after = inserts(segment)
         gone = {insert: items for insert, items in before.items() if insert not in after}
         if how == "flip" and len(gone) > 1:
-            gone = {}  # one byte costs one record: more than that is lost, not sacrificed
+            gone = {}  # one byte may lose one record; more counts as lost
         self._sacrificed |= gone
         self._until(lambda: self._run.pid("replay") not in (None, pid), "replay is back")
         self._until(lambda: self.acknowledged() > acknowledged + 2, "replay acknowledges")
@@ -321,7 +321,7 @@ class Chaos:
         return seconds
 
     def damage_checkpoint(self) -> float:
-        """SIGKILL of the learner, and one byte of its newest checkpoint flipped meanwhile."""
+        """SIGKILL the learner, and flip one byte of its newest checkpoint before the restart."""
         began, pid = time.monotonic(), self._signal("learner", signal.SIGKILL)
         found = sorted(self._run.checkpoints.glob("step_*/*"))
         if found:
@@ -335,24 +335,24 @@ class Chaos:
 
     @property
     def sacrificed(self) -> int:
-        """Items of the ledger that were damaged on purpose."""
+        """Number of the ledger's items that were damaged on purpose."""
         return sum(items for (name, *_), items in self._sacrificed.items() if "ledger" in name)
 
     @property
     def clean(self) -> bool:
-        """Whether all that was acknowledged as durable is there, once, or was evicted.
+        """Whether every insert acknowledged as durable is present once or was evicted.
 
-        And all is durable, but what came while a disk was full.
+        Also requires that all inserts are durable, except those made while a disk was full.
         """
         volatile = self.audits[-1].volatile > self._not_durable
         return not (self.lost or self.duplicated or self.altered or self.unexplained or volatile)
 
 
 class Fault(NamedTuple):
-    """How often it is dealt relative to the others, how, and which daemons it ends."""
+    """A fault's weight in the random choice, how to inject it, and the daemons that it ends."""
 
     weight: float
-    deal: Callable[[Chaos], float]
+    inject: Callable[[Chaos], float]
     ends: tuple[str, ...] = ()
 
 

@@ -1,9 +1,9 @@
-"""Floods a replay server with connections and measures what a producer still gets through.
+"""Flood a replay server with connections and measure a producer's remaining insert rate.
 
     python -m tests.tools.flood measure --out benchmarks/reliability
 
-2,000 connections that never say a word, and 512 that say HELLO and stay. They come from a process
-of their own; this one inserts as fast as it may, in turn without and with them.
+2,000 connections send nothing; 512 send HELLO and stay. They come from a separate process. This
+process inserts at full speed, alternately without and with the flood.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from tests.support.waiting import wait_until
 
 IDLE, GREETING = 2000, 512
 ROUNDS, SECONDS = 7, 3.0
-"""Shorter than the five seconds after which those that say nothing are cut off."""
+"""Shorter than the five seconds after which silent connections are closed."""
 
 
 @contextmanager
 def replay_server(path: Path, endpoints: Path | None = None) -> Iterator[RunDirectory]:
-    """A replay server that takes all that it is sent; it must live to the end."""
+    """A replay server that accepts every insert; it must still run at the end of the block."""
     settings = ["replay.samples_per_insert=0", "replay.capacity=20000"]
     run = prepare_run(path, preset_config("cartpole", settings), endpoints)
     with running([sys.executable, ROOT / "bin" / "replay", "--run", run.path]) as replay:
@@ -52,7 +52,7 @@ def replay_server(path: Path, endpoints: Path | None = None) -> Iterator[RunDire
 
 
 class Producer:
-    """Inserts as fast as it may."""
+    """Inserts as fast as its credits allow."""
 
     def __init__(self, run: RunDirectory) -> None:
         self.client = InsertClient(run.endpoints().of("replay.insert"), hello_of(run))
@@ -60,7 +60,7 @@ class Producer:
         self._chunk = cartpole_chunk(16)
 
     def insert_for(self, seconds: float) -> float:
-        """Items acknowledged in a second."""
+        """Acknowledged items per second."""
         began, inserted = time.monotonic(), self.client.inserted_items
         while time.monotonic() < began + seconds:
             self._poller.wait(0.01)
@@ -74,17 +74,17 @@ class Producer:
 def flooded(
     run: RunDirectory, endpoint: str, meanwhile: Callable[[], object] = lambda: None
 ) -> Iterator[None]:
-    """All connections to an endpoint stand; `meanwhile` is called again and again as they come."""
+    """Hold all flood connections to an endpoint; calls `meanwhile` repeatedly as they open."""
     command = [sys.executable, "-m", "tests.tools.flood", "hold", str(run.path), endpoint]
     flood = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
-    def stand() -> bool:
+    def all_open() -> bool:
         meanwhile()
         assert flood.poll() is None, "the flood has died"
         return bool(select.select([flood.stdout], [], [], 0.0)[0])
 
     try:
-        wait_until(stand, 60.0, "all connections stand")
+        wait_until(all_open, 60.0, "all connections are open")
         yield
     finally:
         flood.kill()
@@ -100,7 +100,7 @@ def main() -> None:
 @click.argument("path", type=click.Path(exists=True, path_type=Path))
 @click.argument("endpoint")
 def hold(path: Path, endpoint: str) -> None:
-    """Open all connections, say so in a line, and hold them until stdin ends."""
+    """Open all connections, print a line, and hold them until stdin ends."""
     run = RunDirectory(path)
     target = run.endpoints().of(endpoint)
     with ExitStack() as stack:
@@ -117,14 +117,14 @@ def hold(path: Path, endpoint: str) -> None:
         for _ in range(IDLE):
             idle = stack.enter_context(socket.socket(socket.AF_UNIX))
             idle.connect(target.address.removeprefix("ipc://"))
-        click.echo("all stand")
+        click.echo("all connections are open")
         sys.stdin.read()
 
 
 @main.command()
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
 def measure(out: Path | None) -> None:
-    """Inserts with the flood as a share of those without it, in turn."""
+    """The insert rate with the flood as a share of the rate without it, alternating."""
     ratios = []
     with (
         tempfile.TemporaryDirectory(prefix="apex-flood-") as folder,

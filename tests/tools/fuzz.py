@@ -1,9 +1,9 @@
-"""Millions of broken messages and records against everything that reads them.
+"""Fuzz the decoders with millions of broken messages and log records.
 
     python -m tests.tools.fuzz --inputs 10000000 --seed 1 --out benchmarks/reliability
 
-Each input is a valid message or record with a few random changes. It must be read or refused
-with the error for that, within a second, and the process must not grow.
+Each input is a valid message or record with a few random changes. It must be read, or refused
+with the proper error, within a second, and the process's memory must not grow.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ INTERESTING = (b"\x00", b"\xff", b"\x7f", b"\x80", b"\xc0", b"\xd9\xff", b"\xdb\
                b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xcf" + b"\xff" * 8,
                b"\xd3\x80" + bytes(7), b"\xcb\x7f\xf0" + bytes(6), b"\xc4",
                b"\x91" * 64)  # fmt: skip
-"""Ends of ranges, and msgpack's prefixes of lengths and numbers that are none."""
+"""Limits of ranges, and msgpack prefixes of wrong lengths and numbers."""
 ODD_VALUES: tuple[object, ...] = (
     None, True, -1, 0, 1, 2**31, 2**63 - 1, 2**64 - 1, -(2**63), 0.5, float("nan"), float("inf"),
     "", "x" * 5000, "\0\n\x1b[2J", "uint8", "float64", "column.action", b"\xff" * 40, [], {},
@@ -46,7 +46,7 @@ ODD_VALUES: tuple[object, ...] = (
 
 
 def valid_messages() -> list[Frames]:
-    """One of every message that carries something, as frames."""
+    """One example of every message with contents, as frames."""
     vectors = chunk_to_arrays(vector_chunk([1, 2, 3]))
     pixels = chunk_to_arrays(frame_chunk([1, 2, 3]))
     priorities = {"item_ids": np.arange(4), "priorities": np.ones(4)}
@@ -80,7 +80,7 @@ def valid_records() -> list[bytes]:
 
 
 def msgspec_buffers() -> tuple[tuple[messages.Buffer, ...], list[bytes]]:
-    """The buffers of a chunk with frames, declared."""
+    """The buffers of a chunk with frames, and their declarations."""
     frames = encode(messages.Insert(seq=0), chunk_to_arrays(frame_chunk([1, 2, 3])))
     header = msgspec.msgpack.decode(frames[0], type=messages.Insert)
     return header.buffers, [bytes(frame) for frame in frames[1:]]
@@ -108,7 +108,7 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutated_header(header: bytes, rng: random.Random) -> bytes:
-    """The header with one of its values replaced by one that is odd, and still msgpack."""
+    """The header with one value replaced by an odd one; still valid msgpack."""
     try:
         fields = msgspec.msgpack.decode(header)
         place = fields
@@ -152,7 +152,7 @@ def mutated_frames(frames: Frames, others: list[Frames], rng: random.Random) -> 
 
 
 def read_message(frames: Frames, schemas: tuple[Schema, ...]) -> str:
-    """What becomes of a message; any error but those for bad data is a defect."""
+    """The outcome of decoding a message; any error but those for bad data is a defect."""
     try:
         received = decode(frames)
     except DecodeError as error:
@@ -169,14 +169,14 @@ def read_message(frames: Frames, schemas: tuple[Schema, ...]) -> str:
 
 
 def read_record(data: bytes) -> str:
-    """What becomes of a record."""
+    """The outcome of reading a record."""
     found = record_at(memoryview(data), 0, MARKER)
     return "damaged" if isinstance(found, str) else "read"
 
 
 @dataclass
 class Report:
-    """What a run of the fuzzer came to."""
+    """Result of a run of the fuzzer."""
 
     inputs: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -186,12 +186,12 @@ class Report:
 
 
 def resident_mb() -> float:
-    """Resident memory of this process."""
+    """Resident memory of this process, in MB."""
     return psutil.Process().memory_info().rss / 1e6
 
 
 def fuzz(inputs: int, seed: int) -> Report:
-    """Try so many inputs."""
+    """Try a number of inputs."""
     rng, report = random.Random(seed), Report()
     originals, records = valid_messages(), valid_records()
     for number in range(inputs):
@@ -206,7 +206,7 @@ def fuzz(inputs: int, seed: int) -> Report:
                 given = record = mutated(rng.choice(records), rng)
                 outcome = read_record(record)
             report.outcomes[outcome] += 1
-        except Exception as error:  # the defect that is looked for
+        except Exception as error:  # this is a defect
             report.failures.append(f"{type(error).__name__}: {error}: {given!r}")
         report.slowest_s = max(report.slowest_s, time.perf_counter() - began)
         report.inputs += 1

@@ -1,7 +1,7 @@
 """Producers that keep a ledger of what replay has acknowledged, and an audit of what it has.
 
-An item of the ledger says in its columns whose it is: the producer's number, its epoch, the
-number of its insert, and its place in it; and it carries a digest of these.
+The columns of a ledger item identify it: the producer's number, its epoch, the insert's number and
+the item's place in it, and a digest of these.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from apex.wire.sockets import Poller
 UNIT = 2.0**-20
 """Whole numbers times this are exact in float32 and small enough for a network."""
 ITEMS = 10
-"""Of one insert."""
+"""Items of one insert."""
 Identity = tuple[int, int, int, int]
 """Producer, epoch, insert, item."""
 Insert = tuple[str, int, int]
-"""Anybody's: producer, epoch, number."""
+"""An insert of any producer: its name, epoch, number."""
 
 
 def ledger_chunk(producer: int, epoch: int, seq: int) -> Chunk:
@@ -61,7 +61,7 @@ def _digest(identity: tuple[int, ...]) -> list[int]:
 
 
 class Producer(threading.Thread):
-    """Inserts without end, as an actor does; now and then it dies and is started again."""
+    """Inserts without end, as an actor does; restarts every `lives_s` seconds."""
 
     def __init__(self, run: RunDirectory, number: int, lives_s: float, pause_s: float) -> None:
         super().__init__(name=f"ledger-{number}", daemon=True)
@@ -72,22 +72,22 @@ class Producer(threading.Thread):
         self._acknowledged: dict[int, dict[int, bool]] = {}
 
     def acknowledged(self) -> dict[int, dict[int, bool]]:
-        """By epoch and insert, whether it was said to be durable."""
+        """Whether each acknowledged insert was reported durable, by epoch and insert."""
         with self._lock:
             return {epoch: dict(seqs) for epoch, seqs in self._acknowledged.items()}
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._stop_asked.set()
 
     def run(self) -> None:
-        """Live again and again."""
+        """Run one start after another."""
         epoch = 0
         while not self._stop_asked.is_set():
             epoch += 1
-            self._live(epoch)
+            self._run_once(epoch)
 
-    def _live(self, epoch: int) -> None:
+    def _run_once(self, epoch: int) -> None:
         facts = self._run.facts()
         hello = Hello(
             role="actor", name=f"ledger_{self._number}", epoch=epoch, run_id=facts.run_id,
@@ -95,7 +95,7 @@ class Producer(threading.Thread):
         )  # fmt: skip
         address = self._run.endpoints().of("replay.insert")
         client = InsertClient(
-            address, hello, on_acknowledged=lambda seq, durable: self._note(epoch, seq, durable)
+            address, hello, on_acknowledged=lambda seq, durable: self._record(epoch, seq, durable)
         )
         end, seq = time.monotonic() + self._lives_s, 0
         with closing(client):
@@ -109,14 +109,14 @@ class Producer(threading.Thread):
                 else:
                     poller.wait(0.05)
 
-    def _note(self, epoch: int, seq: int, durable: bool) -> None:
+    def _record(self, epoch: int, seq: int, durable: bool) -> None:
         with self._lock:
             self._acknowledged.setdefault(epoch, {})[seq] = durable
 
 
 @dataclass
 class Audit:
-    """What a comparison of ledger and table came to, in items."""
+    """Result of comparing ledger and table, in items."""
 
     acknowledged: int = 0
     volatile: int = 0
@@ -128,13 +128,13 @@ class Audit:
     altered: int = 0
     damaged: int = 0
     holes: int = 0
-    """Places of a table that has been full in which there is no item of anybody's."""
+    """Slots without an item in a table that has been full."""
     inserted: int = 0
-    """Items of everybody, by the rate limiter."""
+    """Items of all producers, counted by the rate limiter."""
 
 
 class Contents(NamedTuple):
-    """What a server that is started now would have."""
+    """What a replay server would recover if it started now."""
 
     found: Counter[Identity]
     altered: int
@@ -145,7 +145,7 @@ class Contents(NamedTuple):
 
 
 def contents(run: RunDirectory, scratch: Path) -> Contents:
-    """Read a copy of a log, as the next server would."""
+    """Recover from a copy of a log, as the next server would."""
     copied = _copy(run.replay, scratch)
     config, facts = run.config(), run.facts()
     keeper = DurableTable(
@@ -171,12 +171,12 @@ def contents(run: RunDirectory, scratch: Path) -> Contents:
 
 
 def _copy(folder: Path, scratch: Path) -> Path:
-    """A copy of a folder in which files come and go."""
+    """Copy a folder whose files are created and removed meanwhile."""
     while True:
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         try:
-            # The table's state first: what it does not name yet, the segments have.
+            # The table's state first: later items are in the segments.
             for path in sorted(folder.iterdir(), reverse=True):
                 shutil.copy(path, scratch)
             return scratch
@@ -185,7 +185,7 @@ def _copy(folder: Path, scratch: Path) -> Path:
 
 
 def audit(run: RunDirectory, producers: list[Producer], scratch: Path) -> Audit:
-    """Compare; what is acknowledged before it begins must be there or have been evicted."""
+    """Compare: inserts acknowledged before the audit must be present or have been evicted."""
     ledgers = [producer.acknowledged() for producer in producers]
     found, altered, damaged, holes, inserted, full = contents(run, scratch)
     result = Audit(altered=altered, damaged=damaged, holes=holes, inserted=inserted)
@@ -195,11 +195,11 @@ def audit(run: RunDirectory, producers: list[Producer], scratch: Path) -> Audit:
         oldest = min((i[1:3] for i in found if i[0] == number), default=None)
         for epoch, seqs in ledger.items():
             for seq, durable in seqs.items():
-                _judge(result, found, (number, epoch, seq), durable, full, oldest)
+                _classify(result, found, (number, epoch, seq), durable, full, oldest)
     return result
 
 
-def _judge(
+def _classify(
     result: Audit,
     found: Counter[Identity],
     insert: tuple[int, int, int],
@@ -207,7 +207,7 @@ def _judge(
     full: bool,
     oldest: tuple[int, ...] | None,
 ) -> None:
-    """One acknowledged insert. The oldest go first: what is older than an item that is there."""
+    """Classify one acknowledged insert; a missing one older than any present item was evicted."""
     result.acknowledged += ITEMS
     if not durable:
         result.volatile += ITEMS
@@ -222,7 +222,7 @@ def _judge(
 
 
 def inserts(segment: Segment) -> dict[Insert, int]:
-    """Everybody's inserts in a segment, with the number of their items."""
+    """The inserts of all producers in a segment, with their numbers of items."""
     return {
         (item.header.producer, item.header.epoch, item.header.seq): item.header.items
         for item in read(segment)

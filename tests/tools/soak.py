@@ -1,9 +1,9 @@
-"""Lets a suite train for an hour and looks whether any daemon grows.
+"""Train a suite for an hour and check that no daemon's memory or open files grow.
 
     python -m tests.tools.soak --minutes 60 --out benchmarks/reliability
 
-For two minutes in the first third the learner is stopped (SIGSTOP) and the others wait: they must
-not grow meanwhile. After that memory and open files count from a third of the time to its end.
+For two minutes in the first third the learner is stopped (SIGSTOP) and the other daemons wait; they
+must not grow meanwhile. Memory and open files count from a third of the time to its end.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from benchmarks.provenance import provenance
 APEX = str(Path(sys.executable).with_name("apex"))
 SAMPLE_S = 5.0
 STOP_AT, MOST_STOPPED_S = 1 / 6, 120.0
-"""When in its time, and for how long, the learner stands still (of a short soak, a tenth)."""
+"""Start, as a share of the time, and length of the learner's stop (a tenth of a short soak)."""
 MOST_GROWTH = 0.01
 MOST_GROWTH_STOPPED = 0.02
 
 
 class Sample(NamedTuple):
-    """One look at one daemon."""
+    """One measurement of one daemon."""
 
     seconds: float
     daemon: str
@@ -49,19 +49,19 @@ class Sample(NamedTuple):
 
 
 def stop_times(seconds: float) -> tuple[float, float]:
-    """From when to when the learner stands still."""
+    """Start and end of the learner's stop, in seconds."""
     return seconds * STOP_AT, seconds * STOP_AT + min(MOST_STOPPED_S, seconds / 10)
 
 
-def look(seconds: float, daemon: str, pid: int) -> Sample:
-    """Memory and open files of a process."""
+def measure(seconds: float, daemon: str, pid: int) -> Sample:
+    """Measure memory and open files of a process."""
     process = psutil.Process(pid)
     rss = process.memory_info().rss / 1e6
     return Sample(round(seconds, 1), daemon, pid, round(rss, 2), process.num_fds())
 
 
 def soak(run: RunDirectory, seconds: float) -> list[Sample]:
-    """Look at all daemons for so long; the learner stands still for a while."""
+    """Measure all daemons for a time; the learner is stopped for a part of it."""
     samples: list[Sample] = []
     began = time.monotonic()
     stop_at, go_on_at = stop_times(seconds)
@@ -75,7 +75,7 @@ def soak(run: RunDirectory, seconds: float) -> list[Sample]:
             elif stopped and now >= go_on_at:
                 os.kill(stopped, signal.SIGCONT)
                 stopped = 0
-            samples += [look(now, daemon, pid) for daemon, pid in run.living().items()]
+            samples += [measure(now, daemon, pid) for daemon, pid in run.living().items()]
             time.sleep(SAMPLE_S)
     finally:
         if stopped:
@@ -84,7 +84,7 @@ def soak(run: RunDirectory, seconds: float) -> list[Sample]:
 
 
 class Row(NamedTuple):
-    """What became of one daemon from a third of the time to its end."""
+    """Figures of one daemon from a third of the time to its end."""
 
     daemon: str
     starts: int
@@ -92,12 +92,12 @@ class Row(NamedTuple):
     last_mb: float
     growth: float
     growth_stopped: float
-    """While the learner stood still."""
+    """Growth while the learner was stopped."""
     open_files: tuple[int, int]
 
 
 def summary(samples: list[Sample], seconds: float) -> list[Row]:
-    """Medians of a thirtieth of the time at each end, and the range of open files."""
+    """Median memory of the first and the last thirtieth, and the range of open files."""
     by_daemon: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_daemon[sample.daemon].append(sample)
@@ -116,13 +116,13 @@ def summary(samples: list[Sample], seconds: float) -> list[Row]:
 
 
 def _growth_stopped(samples: list[Sample], begin: float, end: float) -> float:
-    """By how much the memory at the end of the stop is above that of its beginning."""
+    """Relative growth of memory from the start of the learner's stop to its end."""
     during = [s.rss_mb for s in samples if begin + SAMPLE_S <= s.seconds < end]
     return during[-1] / during[0] - 1 if during else float("nan")
 
 
 def table(rows: list[Row]) -> str:
-    """For people."""
+    """The figures as a Markdown table."""
     lines = ["| daemon | starts | RSS at a third | at the end | growth | while the learner stood "
              "still | open files |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip
@@ -136,7 +136,7 @@ def table(rows: list[Row]) -> str:
 
 
 def draw(samples: list[Sample], path: Path) -> None:
-    """Each daemon's memory over time."""
+    """Draw each daemon's memory over time."""
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot(xlabel="minutes", ylabel="resident memory, MB")
     for daemon in sorted({sample.daemon for sample in samples}):

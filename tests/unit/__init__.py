@@ -1,1 +1,1 @@
-"""Pure tests: no sockets, no processes."""
+"""Unit tests: no sockets, no processes."""

@@ -1,7 +1,7 @@
-"""What an actor computed when it acted is what the learner computes from the items made of it.
+"""The learner computes from an actor's items what the actor computed when it acted.
 
-Whole agents with memory play episodes that end in each way; the parameters stand still. It
-crosses recurrent states, frame stacks, episode starts, last actions and rewards, and burn-in.
+Recurrent agents with constant parameters play episodes that end in every way. Covers recurrent
+states, frame stacks, episode starts, last actions and rewards, and burn-in.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from apex.launch.prepare import preset_config
 from tests.support.batches import learn
 from tests.support.walks import (
     ENVS,
+    ContinuousPixelWalk,
+    ContinuousWalk,
     PixelWalk,
-    PulledPixelWalk,
-    PulledWalk,
     Walk,
     small,
     walks,
@@ -80,9 +80,9 @@ def test_ratios_of_impala_are_one_for_the_policy_that_acted(env):
         assert float(metrics["rho_mean"]) == pytest.approx(1.0, rel=1e-5)
 
 
-@pytest.mark.parametrize("env", [PulledWalk, PulledPixelWalk])
+@pytest.mark.parametrize("env", [ContinuousWalk, ContinuousPixelWalk])
 def test_priorities_of_a_deterministic_actor_are_those_of_its_learner(env):
-    """Its target network is like the online one, and what it took lies in the items as float32."""
+    """The target network equals the online one; items hold the actions as float32."""
     for initial, batch, learner in acted("pendulum-dpg", env):
         learned, _ = learn(learner, batch)
         np.testing.assert_allclose(learned, initial, rtol=1e-3, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Algorithms of other kinds fit the interface: quantiles and noise, several optimizers, epochs."""
+"""Custom algorithms: quantiles, noise, several optimizers, several epochs."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class NoisyLinear(nn.Linear):
 
 
 class NoisyQuantiles(QAlgorithm):
-    """QR-DQN with a noisy last layer: a mixture of losses, and priorities of its own."""
+    """QR-DQN with a noisy last layer: a sum of losses, and custom priorities."""
 
     class Config(QAlgorithm.Config, frozen=True):
         quantiles: int = 5
@@ -111,7 +111,7 @@ def inputs_of(spec: EnvSpec, envs: int) -> Inputs:
     )  # fmt: skip
 
 
-def test_quantiles_with_noise_learn_by_a_loss_of_their_own() -> None:
+def test_quantile_algorithm_with_noise_learns_with_a_custom_loss() -> None:
     torch.manual_seed(0)
     algorithm = NoisyQuantiles(NoisyQuantiles.Config(optimizer="adam", learning_rate=0.01), SPEC)
     learner = algorithm.learner(CPU)
@@ -126,7 +126,7 @@ def test_quantiles_with_noise_learn_by_a_loss_of_their_own() -> None:
     assert not torch.equal(noisy.noise, before), "each update draws noise"
 
 
-def test_a_noisy_policy_has_noise_while_it_explores_and_none_when_it_is_greedy() -> None:
+def test_noisy_policy_adds_noise_only_while_it_explores() -> None:
     torch.manual_seed(0)
     policy = NoisyQuantiles(NoisyQuantiles.Config(), SPEC).policy()
     nothing = EpsilonGreedy(np.zeros(6), 4, [(env,) for env in range(6)])
@@ -137,7 +137,7 @@ def test_a_noisy_policy_has_noise_while_it_explores_and_none_when_it_is_greedy()
 
 
 class SoftActorCritic(DPG):
-    """Twin critics, a temperature that is learned, and Polyak averages: three optimizers."""
+    """Twin critics, a learned temperature and Polyak averages: three optimizers."""
 
     def learner(self, device: torch.device) -> Learner:
         return SoftLearner(self, device)
@@ -189,7 +189,7 @@ class SoftLearner(Learner):
         return Update(errors[0].abs(), {**metrics, "temperature": self.log_temperature.exp()})
 
 
-def test_several_networks_and_optimizers_learn_and_are_resumed_to_the_bit() -> None:
+def test_several_networks_and_optimizers_learn_and_resume_bit_equal() -> None:
     torch.manual_seed(0)
     config = SoftActorCritic.Config(actor_hidden=(8,), critic_hidden=(8,), learning_rate=0.01)
     algorithm = SoftActorCritic(config, CONTINUOUS)
@@ -205,7 +205,7 @@ def test_several_networks_and_optimizers_learn_and_are_resumed_to_the_bit() -> N
         assert all(map(torch.equal, left.state_dict().values(), right.state_dict().values()))
 
 
-def test_a_target_that_averages_moves_by_its_rate_each_update() -> None:
+def test_averaging_target_moves_by_its_rate_at_each_update() -> None:
     online, target = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
     follower = TargetNetwork(online, target, rate=0.25)
     with torch.no_grad():
@@ -241,7 +241,7 @@ class EpochsLearner(Learner):
         return Update(loss.priority, metrics)
 
 
-def test_an_update_of_several_epochs_is_one_learner_step() -> None:
+def test_update_of_several_epochs_is_one_learner_step() -> None:
     torch.manual_seed(0)
     config = Epochs.Config(unroll_length=4, learning_rate=0.01, learning_rate_decay_steps=2)
     algorithm = Epochs(config, SPEC)
@@ -253,7 +253,7 @@ def test_an_update_of_several_epochs_is_one_learner_step() -> None:
 
 
 class Scheduled(ApexDQN):
-    """Its loss fades in over the first 100 learner steps, by the run's progress."""
+    """Scales its loss up over the first 100 learner steps, by the run's progress."""
 
     def learner(self, device: torch.device) -> Learner:
         learner = super().learner(device)
@@ -277,12 +277,12 @@ def test_progress_reaches_the_loss_as_tensors() -> None:
 
 
 class Logged(ApexDQN):
-    """Items hold the value that the actor saw."""
+    """Items hold the value that the actor computed."""
 
     extra_columns = (Column("q_value", "float32"),)
 
 
-def test_what_a_policy_adds_to_transitions_is_in_the_extras_of_their_batch() -> None:
+def test_policy_extras_of_transitions_are_in_the_batchs_extras() -> None:
     algorithm = Logged(Logged.Config(), SPEC)
     assert ("q_value", "float32", ()) in [
         (column.name, column.dtype, column.shape) for column in algorithm.schema().columns
@@ -293,7 +293,7 @@ def test_what_a_policy_adds_to_transitions_is_in_the_extras_of_their_batch() -> 
     assert batch.extras["q_value"].tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
-def test_a_layer_below_the_heads_is_made_for_vectors_and_images() -> None:
+def test_torso_is_made_for_vectors_and_images() -> None:
     assert torso(SPEC, ()).out_features == 3
     images = EnvSpec("Test-v0", (12, 12), "uint8", 2, 4)
     assert torso(images, ((4, 3, 2),)).out_features == 4 * 5 * 5

@@ -1,4 +1,4 @@
-"""Ape-X DQN: one update against a computation by hand, and what is around it."""
+"""Ape-X DQN: one update against a computation by hand; network, schema, settings."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_updates_match_a_computation_by_hand(loss, optimizer, max_norm):
             np.testing.assert_allclose(tensor, p[name].detach(), rtol=1e-3, atol=2e-5)
 
 
-def test_priorities_are_absolute_td_errors_that_nothing_clips():
+def test_priorities_are_unclipped_absolute_td_errors():
     batch = make_batch(0) | {"n_step_return": np.full(8, -500.0, dtype=np.float32)}
     priorities, _ = learn(make_learner(loss="huber"), batch)
     assert priorities.dtype == np.float64 and (priorities > 480).all()
@@ -151,7 +151,7 @@ def test_target_starts_equal_to_online():
     assert_same(snapshot(learner.network), snapshot(learner.target))
 
 
-def test_target_is_copied_every_period_and_still_between():
+def test_target_is_copied_every_period_and_constant_in_between():
     learner = make_learner(target_update_period=3, learning_rate=0.01)
     initial = snapshot(learner.network)
     for updates in range(1, 8):
@@ -189,7 +189,7 @@ def test_gradient_that_is_not_finite_is_skipped_and_counted(bad, optimizer):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
-def test_state_dict_round_trip_goes_on_bit_equal(optimizer):
+def test_state_dict_round_trip_continues_bit_equal(optimizer):
     settings = {"optimizer": optimizer, "target_update_period": 4}
     learner = make_learner(seed=1, **settings)
     for number in range(6):
@@ -208,7 +208,7 @@ def test_state_dict_round_trip_goes_on_bit_equal(optimizer):
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
-def test_resumed_learner_has_the_averages_of_then_and_the_learning_rate_of_now(optimizer):
+def test_resumed_learner_keeps_saved_averages_and_takes_the_configured_learning_rate(optimizer):
     before = make_learner(optimizer=optimizer, learning_rate=0.1)
     learn(before, make_batch(0))
     after = make_learner(optimizer=optimizer, learning_rate=0.0025)
@@ -234,7 +234,9 @@ def test_learning_rate_falls_in_a_straight_line_and_then_stays(optimizer):
     still = make_learner(optimizer=optimizer, learning_rate=1e-30)
     still.load_state_dict(resumed.state_dict())
     learn(still, batch)
-    assert_same(snapshot(still.network), snapshot(resumed.network))  # the rate is that of now
+    assert_same(
+        snapshot(still.network), snapshot(resumed.network)
+    )  # the rate is the configured one
 
 
 def test_loaded_parameters_reach_the_target_too():
@@ -251,7 +253,7 @@ def make_network(shape: tuple[int, ...], standardize: bool = False) -> DuelingQN
 
 
 def image_q_by_hand(network: DuelingQNetwork, planes: Tensor) -> Tensor:
-    """The network on `[B, planes, H, W]` floats that are already in [0, 1]."""
+    """The network on `[B, planes, H, W]` floats already scaled to [0, 1]."""
     p = network.state_dict()
     x = planes
     for layer, stride in ((0, 2), (2, 1)):
@@ -287,7 +289,7 @@ def test_image_network_gives_each_row_its_own_values():
     torch.testing.assert_close(network(frames), alone, rtol=1e-4, atol=1e-5)
 
 
-def test_standardized_frames_look_the_same_brighter_and_with_less_contrast():
+def test_standardized_frames_are_invariant_to_brightness_and_contrast():
     frames = torch.from_numpy(np.random.default_rng(0).integers(0, 80, (4, 2, 12, 10), np.uint8))
     brighter = 3 * frames + 10
     moved = {}
@@ -392,7 +394,7 @@ def test_schema_of_another_n_step_is_refused():
         ({"name": "apex_dqn", "optimizer": "sgd"}, "algorithm.optimizer"),
     ],
 )
-def test_algorithm_section_is_refused_by_path(section, message):
+def test_bad_algorithm_section_is_refused_by_path(section, message):
     with pytest.raises(ConfigError) as error:
         make_algorithm(section, SPEC)
     assert message in str(error.value)
@@ -418,7 +420,7 @@ def test_default_optimizer_is_centered_rmsprop_with_the_papers_values():
 
 
 @pytest.mark.parametrize("action", [-1, 3, 2**31 - 1])
-def test_an_item_whose_action_is_none_is_named_and_not_learned_from(action):
+def test_item_with_an_invalid_action_is_reported_and_not_learned_from(action):
     algorithm = make_algorithm({"name": "apex_dqn"}, env_spec((3,), "float32", actions=3))
     columns = {
         column.name: np.zeros((4, *column.shape), column.dtype)
@@ -431,7 +433,7 @@ def test_an_item_whose_action_is_none_is_named_and_not_learned_from(action):
     assert error.value.item_ids == [12]
 
 
-def test_an_item_of_too_few_frames_is_named_and_not_learned_from():
+def test_item_with_too_few_frames_is_reported_and_not_learned_from():
     algorithm = make_algorithm({"name": "apex_dqn"}, env_spec((6, 6), stack=4))
     schema = algorithm.schema()
     columns = {c.name: np.zeros((2, *c.shape), c.dtype) for c in schema.columns}

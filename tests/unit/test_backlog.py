@@ -1,4 +1,4 @@
-"""Chunks go to replay as its credits allow, in order, and none is left when it is drained."""
+"""The actor's backlog of chunks: sent in order as credits allow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.builders import vector_chunk
 
 
 class Connection:
-    """An `InsertClient` with so many credits, which nobody acknowledges."""
+    """An `InsertClient` with a number of credits; nothing is acknowledged."""
 
     def __init__(self, credits: int) -> None:
         self.credits = credits
@@ -46,7 +46,7 @@ def test_chunks_are_sent_in_order_while_there_is_credit() -> None:
     assert connection.sent == [5, 6, 7] and len(backlog) == 0
 
 
-def test_it_is_drained_when_all_is_acknowledged_or_nobody_is_there_to_take_it() -> None:
+def test_backlog_is_drained_when_all_is_acknowledged_or_the_server_is_gone() -> None:
     connection = Connection(credits=1)
     backlog = backlog_of(connection)
     assert backlog.drained

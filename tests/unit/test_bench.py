@@ -1,4 +1,4 @@
-"""The benchmarks' figures, by literal numbers."""
+"""Benchmark statistics against literal numbers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SCENARIOS = {
 }  # fmt: skip
 
 
-def test_a_figure_is_the_median_of_the_pairs_beside_the_extremes_of_their_ratios():
+def test_figure_is_the_median_of_the_pairs_with_the_extreme_ratios():
     one = figure("case", "u/s", [(2.0, 4.0), (3.0, 4.0), (9.0, 10.0)], "limit", bar=0.6, more=7)
     assert (one.value, one.limit) == (3.0, 4.0)
     assert (one.ratio, one.ratio_min, one.ratio_max) == (0.75, 0.5, 0.9)
@@ -31,17 +31,17 @@ def test_a_figure_is_the_median_of_the_pairs_beside_the_extremes_of_their_ratios
     assert one.extra == {"more": 7}
 
 
-def test_where_less_is_better_a_ratio_above_its_bar_is_on_the_bad_side():
+def test_ratio_above_its_bar_is_bad_where_less_is_better():
     one = figure("case", "ms", [(3.0, 1.0), (1.0, 1.0)], "limit", bar=1.5, lower_is_better=True)
     assert one.margins == pytest.approx((0.75, 0.5, 1.5))
 
 
-def test_a_goal_is_held_against_the_value_itself():
+def test_goal_is_compared_with_the_value():
     one = figure("case", "s", [(0.2, 9.0)], "limit", goal=0.3, lower_is_better=True)
     assert one.margins == pytest.approx((1.5, 1.5, 1.5))
 
 
-def test_a_line_shows_the_case_that_is_farthest_from_its_bar():
+def test_summary_line_shows_the_case_farthest_from_its_bar():
     cases = [
         figure("unbarred", "u", [(1.0, 100.0)], "limit"),
         figure("good", "u", [(1.0, 1.0)], "limit", bar=0.9),
@@ -65,14 +65,14 @@ def test_figure_and_limit_take_turns_in_coming_first():
     assert order == ["value", "limit", "limit", "value", "value", "limit"]
 
 
-def test_every_scenario_has_a_name_that_only_takes_and_no_other_is_taken():
+def test_only_option_takes_each_scenarios_name_and_no_other():
     assert set(scenarios.NAMES + scenarios.ON_DEMAND) == SCENARIOS
     assert all(callable(scenarios.load(name)) for name in SCENARIOS)
     refused = CliRunner().invoke(command.main, ["--only", "act"])
     assert refused.exit_code == 2 and "'act' is not one of" in refused.output
 
 
-def test_the_plot_has_the_cases_with_a_bar_or_a_goal_and_leaves_the_others_out(tmp_path: Path):
+def test_plot_has_only_the_cases_with_a_bar_or_a_goal(tmp_path: Path):
     cases = [
         figure("barred", "u", [(0.8, 1.0)], "limit", bar=0.9),
         figure("goal", "u", [(3.0, 1.0)], "limit", goal=2.0),
@@ -94,6 +94,6 @@ def test_every_peer_has_a_scenario_and_the_exact_versions_of_its_environment():
     assert packages["sb3"]["torch"] == packages["sample-factory"]["torch"] == "2.13.0"
 
 
-def test_a_peer_without_its_environment_is_told_how_to_make_it(tmp_path: Path):
+def test_peer_without_its_environment_raises_with_the_setup_command(tmp_path: Path):
     with pytest.raises(ApexError, match="none: no such environment; `make bench-peers`"):
         Peer("none", "sb3", os.sched_getaffinity(0), tmp_path)

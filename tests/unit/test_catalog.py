@@ -1,4 +1,4 @@
-"""The catalog of daemons, and what is made from it."""
+"""The catalog of daemons and the files generated from it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_body_of_each_daemon_can_be_imported_and_takes_what_the_catalog_says(
     assert parameters == ["service", "extensions"] if spec.takes_extensions else ["service"]
 
 
-def test_kind_of_a_daemon_is_found_by_its_name() -> None:
+def test_daemon_kind_is_found_by_name() -> None:
     assert spec_of("learner").kind == "learner"
     actor = spec_of("actor_1234")
     assert (actor.kind, actor.index("actor_1234"), actor.name(7)) == ("actor", 1234, "actor_007")
@@ -56,7 +56,7 @@ def test_kind_of_a_daemon_is_found_by_its_name() -> None:
             spec_of(name)
 
 
-def test_each_endpoint_is_bound_by_one_daemon_and_each_connection_leads_to_one() -> None:
+def test_each_endpoint_is_bound_by_exactly_one_daemon() -> None:
     bound = [endpoint for spec in CATALOG for endpoint in spec.binds]
     assert sorted(bound) == sorted(ENDPOINTS.addresses())
     for spec in CATALOG:
@@ -100,7 +100,7 @@ def test_supervisord_conf_has_a_program_with_its_timeouts_for_each_daemon() -> N
     assert supervisord_config.variables(config())["APEX_INFERENCE"] == "false"
 
 
-def test_the_table_of_daemons_in_the_documents_is_what_the_catalog_makes(
+def test_table_of_daemons_in_the_documents_is_what_the_catalog_makes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))

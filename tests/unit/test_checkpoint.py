@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, verified, and the newest good one found."""
+"""Checkpoints: written atomically, verified when read, pruned."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_saving_the_same_step_twice_keeps_the_later_one(tmp_path):
     assert checkpoint.load(tmp_path / "step_0000000003").learner_state()["updates"] == 3
 
 
-def test_of_two_best_checkpoints_the_better_is_found_and_a_new_one_replaces_both(tmp_path):
+def test_better_of_two_best_checkpoints_is_found_and_a_new_one_replaces_both(tmp_path):
     assert checkpoint.best(tmp_path) is None
     for step, mean in ((50, 7.0), (60, -3.0), (40, 9.0)):
         checkpoint.save(tmp_path, "best", manifest(step, mean_return=mean), b"")
@@ -85,7 +85,7 @@ def test_of_two_best_checkpoints_the_better_is_found_and_a_new_one_replaces_both
     assert names(tmp_path) == ["best_0000000045"]
 
 
-def test_newest_goes_by_step_and_not_by_time(tmp_path):
+def test_newest_is_chosen_by_step_and_not_by_time(tmp_path):
     for step in (9, 1000, 20):
         save(tmp_path, step)
     assert checkpoint.newest(tmp_path).manifest.learner_step == 1000
@@ -97,7 +97,7 @@ def test_newest_of_an_empty_folder_is_none(tmp_path):
 
 @pytest.mark.parametrize("name", [PARAMETERS, LEARNER])
 @pytest.mark.parametrize("position", [0, 100, -1])
-def test_corrupt_byte_is_named_and_the_checkpoint_passed_over(tmp_path, caplog, name, position):
+def test_checkpoint_with_a_corrupt_byte_is_skipped_with_a_message(tmp_path, caplog, name, position):
     save(tmp_path, 1)
     bad = save(tmp_path, 2)
     flip(bad / name, position)
@@ -110,7 +110,7 @@ def test_corrupt_byte_is_named_and_the_checkpoint_passed_over(tmp_path, caplog, 
 
 @pytest.mark.parametrize("name", [PARAMETERS, LEARNER, MANIFEST])
 @pytest.mark.parametrize("damage", ["missing", "empty", "half"])
-def test_half_written_file_is_passed_over(tmp_path, name, damage):
+def test_checkpoint_with_a_half_written_file_is_skipped(tmp_path, name, damage):
     save(tmp_path, 1)
     path = save(tmp_path, 2) / name
     data = path.read_bytes()
@@ -135,13 +135,13 @@ def test_any_flipped_byte_of_a_manifest_raises_nothing_but_checkpoint_errors(tmp
     assert refused > len(good)
 
 
-def test_stray_file_with_a_checkpoints_name_is_passed_over(tmp_path):
+def test_stray_file_with_a_checkpoints_name_is_skipped(tmp_path):
     save(tmp_path, 1)
     (tmp_path / "step_9999999999").write_text("not a folder")
     assert checkpoint.newest(tmp_path).manifest.learner_step == 1
 
 
-def test_half_written_temporary_is_no_checkpoint_and_pruned(tmp_path):
+def test_half_written_temporary_folder_is_ignored_and_pruned(tmp_path):
     save(tmp_path, 1)
     left = tmp_path / ".step_0000000005.999999.tmp"
     left.mkdir()
@@ -163,8 +163,8 @@ def test_prune_keeps_the_newest_three_of_its_own_kind(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_corrupt_checkpoint_takes_the_place_of_no_good_one(tmp_path, caplog):
-    """Training went back before it: what is saved then is the newest good one, and must stay."""
+def test_prune_keeps_the_newest_valid_checkpoint_when_a_later_one_is_corrupt(tmp_path, caplog):
+    """Training went back to step 100: that checkpoint is the newest valid one and must stay."""
     for step in (100, 500):
         save(tmp_path, step)
     (tmp_path / "step_0000000500" / PARAMETERS).write_bytes(b"damaged")
@@ -176,7 +176,7 @@ def test_a_corrupt_checkpoint_takes_the_place_of_no_good_one(tmp_path, caplog):
     assert names(tmp_path) == ["step_0000000501"]
 
 
-def test_a_checkpoint_that_the_disk_does_not_give_is_passed_over(tmp_path, monkeypatch, caplog):
+def test_unreadable_checkpoint_is_skipped(tmp_path, monkeypatch, caplog):
     for step in (1, 2):
         save(tmp_path, step)
     read = Path.read_bytes
@@ -191,7 +191,7 @@ def test_a_checkpoint_that_the_disk_does_not_give_is_passed_over(tmp_path, monke
     assert "Input/output error" in caplog.text
 
 
-def test_failed_write_leaves_nothing_behind_and_the_old_one_whole(tmp_path, monkeypatch):
+def test_failed_write_leaves_no_files_and_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     save(tmp_path, 1)
 
     def full_disk(path: Path, data: bytes) -> None:
@@ -215,7 +215,7 @@ class Touch:
         return (Path.touch, (self.path,))
 
 
-def test_learner_state_runs_no_code(tmp_path):
+def test_loading_learner_state_runs_no_code(tmp_path):
     victim = tmp_path / "ran"
     folder = tmp_path / "checkpoints"
     folder.mkdir()
@@ -239,7 +239,7 @@ def test_find_takes_a_checkpoint_or_the_best_of_a_run(tmp_path):
         checkpoint.find(tmp_path / "nowhere")
 
 
-def test_state_that_others_may_have_written_is_not_unpickled(tmp_path):
+def test_state_writable_by_others_is_not_unpickled(tmp_path):
     path = save(tmp_path, 1)
     assert checkpoint.load(path).learner_state()["updates"] == 1
     (path / LEARNER).chmod(0o620)
@@ -259,7 +259,7 @@ def test_state_that_others_may_have_written_is_not_unpickled(tmp_path):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may give a file away")
 @pytest.mark.parametrize("part", ["", LEARNER])
-def test_state_that_belongs_to_another_user_is_not_unpickled(tmp_path, part):
+def test_state_of_another_user_is_not_unpickled(tmp_path, part):
     path = save(tmp_path, 1)
     os.chown(path / part, 65534, 65534)
     with pytest.raises(CheckpointError, match="belongs to user 65534"):
@@ -269,7 +269,7 @@ def test_state_that_belongs_to_another_user_is_not_unpickled(tmp_path, part):
 @pytest.mark.parametrize(
     "digests", [{}, {LEARNER: "00"}, {PARAMETERS: "00", "../../../../etc/passwd": "00"}]
 )
-def test_a_manifest_names_the_files_of_a_checkpoint_and_no_others(tmp_path, digests):
+def test_manifest_that_lists_other_files_is_refused(tmp_path, digests):
     path = save(tmp_path, 1)
     broken = json.loads((path / MANIFEST).read_text()) | {"sha256": digests}
     (path / MANIFEST).write_text(json.dumps(broken))

@@ -1,4 +1,4 @@
-"""The codec: what goes in comes out, and what is malformed is a DecodeError and nothing else."""
+"""The message codec: round trips, and DecodeError for every malformed message."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def with_buffer(name: str, dtype: str, shape: object, data: bytes) -> list[bytes
 
 
 @pytest.mark.parametrize("message", EVERY_MESSAGE, ids=lambda m: type(m).__name__)
-def test_message_comes_out_as_it_went_in(message):
+def test_message_round_trip_is_equal(message):
     received = decode(as_bytes(encode(message)))
     assert received.message == message and received.arrays == {}
 
@@ -75,7 +75,7 @@ def test_every_kind_of_message_is_in_the_list_above():
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_array_comes_out_as_it_went_in(name):
+def test_array_round_trip_is_equal(name):
     received = decode(as_bytes(encode(Insert(seq=1), {"x": ARRAYS[name]})))
     array = received.arrays["x"]
     assert array.dtype == ARRAYS[name].dtype and array.shape == ARRAYS[name].shape
@@ -159,15 +159,15 @@ def test_malformed_message_is_a_decode_error(name):
     assert code_of(MALFORMED[name]) == "malformed"
 
 
-def test_plain_header_of_these_tests_is_well_formed():
-    """Guards the table above: only what each entry changes may be wrong."""
+def test_unchanged_header_of_these_tests_is_well_formed():
+    """Guards the table above: only each entry's change may be malformed."""
     assert decode([header()]).message == Insert(seq=0)
     assert decode(with_buffer("x", "float32", [2, 3], bytes(24))).arrays["x"].shape == (2, 3)
 
 
 @pytest.mark.parametrize("version", [0, 1, PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1, -1, 2**63])
 def test_other_protocol_version_has_its_own_code(version):
-    # Of another version nothing else is understood, not even the message's type.
+    # Nothing else of another version is read, not even the message's type.
     assert code_of([header(protocol=version, type="from_the_future", other=1)]) == (
         "protocol_version"
     )
@@ -215,7 +215,7 @@ def test_random_mutations_raise_nothing_but_decode_errors():
 
 
 def test_status_values_stay_plain_when_they_look_like_other_things():
-    """A map is a map: nothing in a status can become an object."""
+    """A map stays a map: nothing in a status becomes an object."""
     tricky = {"type": "hello", "__reduce__": ["os.system", ["true"]], "protocol": 9}
     assert decode(as_bytes(encode(StatusReply(status=tricky)))).message.status == tricky
 
@@ -227,12 +227,12 @@ def test_buffers_of_a_message_are_declared_by_the_codec():
 
 
 @pytest.mark.parametrize("name", BAD_NAMES)
-def test_a_name_that_could_be_a_path_or_a_terminals_command_is_malformed(name):
+def test_name_with_path_or_control_characters_is_malformed(name):
     assert decode(encode(hello("actor_000-b.2"))).message.name == "actor_000-b.2"
     assert code_of(as_bytes(encode(hello(name)))) == "malformed"
 
 
-def test_the_example_of_protocol_md_is_what_encode_gives():
+def test_example_of_protocol_md_is_what_encode_gives():
     text = (ROOT / "PROTOCOL.md").read_text()
     begin = text.index("    frame 0, ")
     example = text[begin : text.index("    frame 1, ", begin)]

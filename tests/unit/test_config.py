@@ -1,4 +1,4 @@
-"""Configurations: refused by path and with a remedy, merged, overridden, written and read."""
+"""Configuration: validation, overrides, presets, files."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_wrong_value_is_refused_by_path(section, key, value):
     assert refusal(with_values(**{section: {key: value}})).startswith(f"{section}.{key}")
     made = parse(SMALLEST)
     part = msgspec.structs.replace(getattr(made, section), **{key: value})
-    with pytest.raises(ConfigError, match=rf"^{section}\.{key}"):  # as a script may make it
+    with pytest.raises(ConfigError, match=rf"^{section}\.{key}"):  # as from a script
         check_script_config(msgspec.structs.replace(made, **{section: part}))
 
 
@@ -102,7 +102,7 @@ def test_wrong_value_is_refused_by_path(section, key, value):
      "algorithm.own.deep", "env.kwargs.gravity", "env.kwargs.all[1]"],
 )  # fmt: skip
 def test_number_that_is_not_finite_is_refused_by_path_and_with_a_remedy(key, value):
-    """A checkpoint's manifest is JSON, which has none: nothing could play it."""
+    """A checkpoint's manifest is JSON, which cannot hold it: the checkpoint would be unreadable."""
     path, listed, _ = key.partition("[")
     raw = override(SMALLEST, [f"{path}=[1.0, {value}]" if listed else f"{path}={value}"])
     message = f"{key}: expected a finite number, got {value}; write a large one, such as 1e30"
@@ -150,7 +150,7 @@ def test_setting_of_an_algorithm_that_is_out_of_range_is_refused_by_name(name, k
         make_algorithm({"name": name, key: value}, spec)
 
 
-def test_a_number_out_of_range_is_named_beside_its_range():
+def test_number_out_of_range_is_named_beside_its_range():
     assert refusal(with_values(learner={"batch_size": 0})) == (
         "learner.batch_size: Expected `int` >= 1, got 0"
     )
@@ -162,7 +162,7 @@ def test_a_number_out_of_range_is_named_beside_its_range():
     assert str(error.value) == ("algorithm.epsilon: Expected `float` <= 1.0, got 2.5 (of apex_dqn)")
 
 
-def test_ends_of_ranges_are_taken():
+def test_range_limits_are_accepted():
     spec = env_spec((4,), "float32")
     for epsilon in (0.0, 1.0):
         ends = {"epsilon": epsilon, "rmsprop_decay": 0.0, "importance_sampling_exponent": epsilon}
@@ -181,7 +181,7 @@ def test_missing_env_id_is_refused_by_name():
     assert "env" in message and "`id`" in message
 
 
-def test_section_that_is_no_table_is_refused():
+def test_section_that_is_not_a_table_is_refused():
     assert refusal({**SMALLEST, "learner": 3}).startswith("learner")
 
 
@@ -202,7 +202,7 @@ def test_section_that_is_no_table_is_refused():
             with_values(evaluator={"episodes": 10, "num_envs": 4}),
             ["evaluator.episodes (10)", "evaluator.num_envs (4)"],
         ),
-        # A queue that can never hold one batch serves none.
+        # A queue that cannot hold one batch never serves one.
         (
             with_values(
                 replay={"selector": "fifo", "max_times_sampled": 1, "capacity": 20, "min_size": 1},
@@ -211,7 +211,7 @@ def test_section_that_is_no_table_is_refused():
             ),
             ["learner.batch_size", "replay.capacity"],
         ),
-        # Two samples for each insert, of items that may be sampled once.
+        # Two samples for each insert, but items may be sampled once.
         (
             with_values(
                 replay={"max_times_sampled": 1, "samples_per_insert": 2.0},
@@ -221,12 +221,12 @@ def test_section_that_is_no_table_is_refused():
     ],
     ids=["name", "min_size", "chunk", "fifo", "episodes", "queue_below_batch", "ratio_above_times"],
 )
-def test_values_that_do_not_go_together_are_refused_by_name(raw, named):
+def test_inconsistent_values_are_refused_by_name(raw, named):
     message = refusal(raw)
     assert all(name in message for name in named)
 
 
-def test_tolerance_that_could_deadlock_is_refused_with_the_smallest_that_cannot():
+def test_tolerance_that_could_deadlock_is_refused_with_the_smallest_safe_one():
     limits = {
         "actor": {"chunk_length": 50},
         "learner": {"batch_size": 32, "prefetch": 4},
@@ -237,11 +237,11 @@ def test_tolerance_that_could_deadlock_is_refused_with_the_smallest_that_cannot(
     for tolerance in (528.0, 0.0):
         replay = {"samples_per_insert": 8.0, "tolerance": tolerance}
         assert parse(with_values(replay=replay, **limits)).min_tolerance == 528.0
-    # Without a ratio there is nothing to deadlock.
+    # Without a ratio there is no deadlock.
     parse(with_values(replay={"tolerance": 1.0}, **limits))
 
 
-def test_evaluator_that_is_off_may_have_any_episodes():
+def test_episodes_are_not_checked_when_the_evaluator_is_off():
     config = parse(with_values(evaluator={"enabled": False, "episodes": 10, "num_envs": 4}))
     assert config.evaluator.episodes == 10
 
@@ -268,7 +268,7 @@ def test_override_takes_toml_values_or_plain_strings(setting, expected):
     assert result[key] == expected and type(result[key]) is type(expected)
 
 
-def test_last_override_holds_and_the_rest_stays():
+def test_last_override_wins_and_other_keys_keep_their_values():
     raw = override(with_values(learner={"prefetch": 7}), ["learner.batch_size=1"] * 2)
     raw = override(raw, ["learner.batch_size=2", "learner.batch_size=3"])
     assert raw["learner"] == {"prefetch": 7, "batch_size": 3}
@@ -281,13 +281,13 @@ def test_override_without_section_or_value_is_refused(setting):
         override(SMALLEST, [setting])
 
 
-def test_merge_lays_table_over_table_and_leaves_both_alone():
+def test_merge_overrides_keys_and_leaves_both_tables_unchanged():
     base, over = {"a": {"x": 1, "y": 2}, "b": 1}, {"a": {"y": 3}, "b": {"z": 4}}
     assert merge(base, over) == {"a": {"x": 1, "y": 3}, "b": {"z": 4}}
     assert base == {"a": {"x": 1, "y": 2}, "b": 1} and over == {"a": {"y": 3}, "b": {"z": 4}}
 
 
-def test_there_are_the_presets_that_the_readme_names():
+def test_readme_names_every_preset():
     assert preset_names() == [
         "ant-dpg", "breakout", "cartpole", "cartpole-impala", "cartpole-r2d2", "cartpole-seed",
         "halfcheetah-dpg", "lunarlander", "pendulum-dpg", "pong", "pong-fast", "pong-impala",
@@ -309,14 +309,14 @@ def test_preset_is_valid_on_every_machine(name, gpu):
 
 @pytest.mark.parametrize(("name", "gpu"), list(itertools.product(preset_names(), [False, True])))
 def test_no_preset_ends_with_a_learning_rate_of_zero(name, gpu):
-    """Its run has no end of its own: what comes after the last decay step would be for nothing."""
+    """Preset runs have no end: training after the last decay step would learn nothing."""
     config = parse(preset(name, gpu=gpu))
     kind = algorithm_class(config.algorithm["name"])
     section = convert(config.algorithm, kind.Config)
     assert not section.learning_rate_decay_steps or section.final_learning_rate_fraction > 0
 
 
-def test_gpu_part_of_breakout_is_the_papers():
+def test_breakout_on_a_gpu_has_the_papers_settings():
     gpu = parse(preset("breakout", gpu=True))
     assert (gpu.learner.batch_size, gpu.replay.min_size) == (512, 50_000)
     assert gpu.replay.capacity == 2_000_000 and gpu.learner.prefetch == 16
@@ -331,14 +331,14 @@ def test_gpu_part_of_breakout_is_the_papers():
 
 
 @pytest.mark.parametrize("gpu", [False, True])
-def test_pong_has_the_papers_network_and_frames_on_every_machine(gpu):
+def test_pong_has_the_papers_network_and_frames(gpu):
     config = parse(preset("pong", gpu=gpu))
     assert config.env.frame_size == (84, 84) and not config.env.life_loss_ends
     assert config.algorithm["conv"] == [[32, 8, 4], [64, 4, 2], [64, 3, 1]]
     assert config.algorithm["stream_hidden"] == [512] and "hidden" not in config.algorithm
 
 
-def test_unknown_preset_names_those_there_are():
+def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(ConfigError, match=r"no preset 'pnog'.*pong"):
         preset("pnog", gpu=False)
 

@@ -1,4 +1,4 @@
-"""Cores of the training thread: who gets some, and who keeps off them."""
+"""CPU cores of the training thread."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ Reserve = Callable[..., tuple[int, ...]]
 
 @pytest.fixture
 def affinity(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, set[int]]:
-    """A process that may use the cores 2, 3 and 5, and what it asks the kernel for."""
+    """Fake affinity calls of a process that may use the cores 2, 3 and 5."""
     state = {"allowed": {2, 3, 5}}
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(state["allowed"]))
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, to: state.update(allowed=set(to)))
     monkeypatch.setattr(hardware, "cores", lambda: 3)
-    monkeypatch.setattr(cpu_affinity, "_held", [])
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv(cpu_affinity.LEARNER_CORES, "")
     return state
@@ -41,7 +40,7 @@ def reserve(affinity: dict[str, set[int]], tmp_path: Path) -> Reserve:
     return do
 
 
-def test_first_free_core_is_reserved_and_children_keep_off_it(reserve, affinity):
+def test_first_free_core_is_reserved_and_removed_from_the_affinity(reserve, affinity):
     assert reserve() == (2,) and affinity["allowed"] == {3, 5}
 
 
@@ -52,14 +51,14 @@ def test_cores_of_the_run_include_the_reserved_one(reserve, affinity, monkeypatc
     assert hardware.cores() == 2 and cpu_affinity.of_run() == 3
 
 
-def test_training_thread_takes_what_was_reserved(reserve, affinity):
+def test_training_thread_moves_to_the_reserved_cores(reserve, affinity):
     reserve("learner.torch_threads=2")
     assert affinity["allowed"] == {5}
     cpu_affinity.take()
     assert affinity["allowed"] == {2, 3}
 
 
-def test_core_of_another_run_is_passed_over_until_it_is_free(reserve, affinity, tmp_path):
+def test_core_of_another_run_is_skipped_until_it_is_free(reserve, affinity, tmp_path):
     folder = tmp_path / f"apex-{os.getuid()}"
     folder.mkdir(mode=0o700)
     other = FileLock(folder / "core_2.lock")
@@ -73,14 +72,14 @@ def test_core_of_another_run_is_passed_over_until_it_is_free(reserve, affinity, 
 @pytest.mark.parametrize(
     "settings", [["learner.pin=false"], ["learner.torch_threads=3"]], ids=["off", "all_threads"]
 )
-def test_none_is_reserved_by_these_settings(reserve, affinity, settings, monkeypatch):
-    monkeypatch.setenv(cpu_affinity.LEARNER_CORES, "3")  # of an engine that started this one
+def test_no_core_is_reserved_by_these_settings(reserve, affinity, settings, monkeypatch):
+    monkeypatch.setenv(cpu_affinity.LEARNER_CORES, "3")  # left by an engine that started this one
     assert reserve(*settings) == () and affinity["allowed"] == {2, 3, 5}
     cpu_affinity.take()
     assert affinity["allowed"] == {2, 3, 5}
 
 
-def test_none_is_reserved_on_one_core_or_under_a_quota(reserve, affinity, monkeypatch):
+def test_no_core_is_reserved_with_one_core_or_a_quota(reserve, affinity, monkeypatch):
     monkeypatch.setattr(hardware, "cores", lambda: 2)
     assert reserve() == ()
     affinity["allowed"] = {5}
@@ -88,7 +87,7 @@ def test_none_is_reserved_on_one_core_or_under_a_quota(reserve, affinity, monkey
     assert reserve() == () and affinity["allowed"] == {5}
 
 
-def test_none_is_held_when_too_few_are_free(reserve, tmp_path):
+def test_no_lock_is_held_when_too_few_cores_are_free(reserve, tmp_path):
     folder = tmp_path / f"apex-{os.getuid()}"
     folder.mkdir(mode=0o700)
     others = [FileLock(folder / f"core_{core}.lock") for core in (2, 5)]
@@ -97,7 +96,7 @@ def test_none_is_held_when_too_few_are_free(reserve, tmp_path):
     assert FileLock(folder / "core_3.lock").acquire()
 
 
-def test_cores_that_are_no_longer_there_are_done_without(monkeypatch, caplog):
+def test_missing_reserved_core_is_logged_and_ignored(monkeypatch, caplog):
     monkeypatch.setenv(cpu_affinity.LEARNER_CORES, "100000")
     before = os.sched_getaffinity(0)
     cpu_affinity.take()

@@ -1,4 +1,4 @@
-"""The doctor's checks, each with literal numbers."""
+"""The doctor's checks against literal numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.findings import only
 from tests.support.paths import ROOT
 
 
-def test_findings_are_told_to_a_person_with_what_was_expected_and_the_remedy() -> None:
+def test_findings_are_printed_with_the_expected_value_and_the_remedy() -> None:
     good = Finding("cores", "ok", "2 cores", "at most 2")
     bad = Finding("disk", "problem", "1 MB free\n", "2 MB", "make room")
     assert [click.unstyle(line) for line in (*lines_of(good), *lines_of(bad))] == [
@@ -64,7 +64,7 @@ def test_missing_extra_is_a_problem_only_where_the_environment_needs_it() -> Non
     assert [(one.check, one.state) for one in notes] == [
         ("extra atari", "note"), ("extra box2d", "note"),
     ]  # fmt: skip
-    assert notes[1].found == "box2d==2.3.10: missing", "what the extra of an extra needs"
+    assert notes[1].found == "box2d==2.3.10: missing", "a dependency of an extra of an extra"
     needed = list(packages.check_extras(OWN, ["atari", "box2d"], there.get, "box2d"))
     assert [one.state for one in needed] == ["note", "problem"]
     whole = there | {"Box2D": packages.Installed("2.3.10", [])}
@@ -73,7 +73,7 @@ def test_missing_extra_is_a_problem_only_where_the_environment_needs_it() -> Non
     ]
 
 
-def test_python_other_apex_and_missing_files(tmp_path: Path) -> None:
+def test_old_python_other_apex_and_missing_files_are_problems(tmp_path: Path) -> None:
     assert only(packages.check_python("3.9.1", ">=3.10")).state == "problem"
     assert only(packages.check_python("3.10.0", ">=3.10")).state == "ok"
     nvidia = {"apex": packages.Installed("0.1", [])}
@@ -83,7 +83,7 @@ def test_python_other_apex_and_missing_files(tmp_path: Path) -> None:
     assert only(packages.check_files(ROOT)).state == "ok"
 
 
-def test_extra_that_an_environment_needs_is_told_by_gymnasium() -> None:
+def test_extra_that_an_environment_needs_is_taken_from_gymnasiums_error() -> None:
     assert environment.extra_of("ALE/Pong-v5") == "atari"
     assert environment.extra_of("LunarLander-v3") == "box2d"
     assert environment.extra_of("HalfCheetah-v5") == "mujoco"
@@ -91,7 +91,7 @@ def test_extra_that_an_environment_needs_is_told_by_gymnasium() -> None:
     assert environment.extra_of("NoSuch-v0") is None
 
 
-def test_absent_ale_py_is_a_problem_of_an_atari_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ale_py_is_a_problem_for_an_atari_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert only(environment.check_roms("ALE/Pong-v5")).state == "ok"
     monkeypatch.setitem(sys.modules, "ale_py", None)
     found = only(environment.check_roms("ALE/Pong-v5"))
@@ -127,7 +127,7 @@ NO_GPU = gpu.GpuFacts(0, None, False, False, "2.13.0", None, False)
         ),
     ],
 )  # fmt: skip
-def test_gpu_that_torch_cannot_use(
+def test_gpu_that_torch_cannot_use_is_found(
     facts: gpu.GpuFacts, device: str, state: str, words: str
 ) -> None:
     found = only(gpu.check_gpu(facts, device))
@@ -169,7 +169,7 @@ SCHEMA = Schema(
 def test_memory_and_disk_of_a_suite_are_the_sums_of_their_parts() -> None:
     config = parse(preset("cartpole", gpu=False))
     needed = memory.memory_needed(config, SCHEMA, parameters=1000, machine=10**12)
-    # An item: 100 besides 4 + 8 bytes of columns and 27 of a frame's 100 pixels.
+    # An item: 100 bytes, 4 + 8 bytes of columns and 27 for a frame's 100 pixels.
     assert needed == {
         "table": 50_000 * 139,
         "replay": 60_000_000,
@@ -190,7 +190,7 @@ def test_memory_and_disk_of_a_suite_are_the_sums_of_their_parts() -> None:
     }
 
 
-def test_need_beyond_what_is_free_is_a_problem_that_states_the_numbers() -> None:
+def test_need_above_what_is_free_is_a_problem_with_both_numbers() -> None:
     needed = {"table": 30_000_000_000, "learner": 700_000_000}
     found = only(memory.check_memory(needed, available=8_000_000_000))
     assert found.state == "problem" and found.found == "8.0 GB free"
@@ -201,7 +201,7 @@ def test_need_beyond_what_is_free_is_a_problem_that_states_the_numbers() -> None
     assert full.state == "problem" and full.found == "0 MB free in /runs"
 
 
-def test_memory_of_a_cgroup_counts_what_its_page_cache_would_give_back(
+def test_available_memory_of_a_cgroup_includes_its_reclaimable_page_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 0 < hardware.available_memory_bytes() <= hardware.memory_bytes()
@@ -215,7 +215,7 @@ def test_memory_of_a_cgroup_counts_what_its_page_cache_would_give_back(
     assert hardware.tasks_left() == 4
 
 
-def test_cores_and_clock() -> None:
+def test_too_few_cores_and_a_wrong_clock_are_warnings() -> None:
     config = preset_config("cartpole", ["actor.count=8"])
     found = only(system.check_cores(config, 4))
     assert found.state == "warning" and "at most 3 actors" in found.expected
@@ -224,7 +224,7 @@ def test_cores_and_clock() -> None:
     assert only(system.check_clock(1000.0, 1061.0)).state == "warning"
 
 
-def test_socket_path_of_a_new_run_has_107_bytes_at_most() -> None:
+def test_socket_path_above_107_bytes_is_a_problem() -> None:
     endpoints = left_sockets.default_endpoints()
     # The longest name is /learner.params: 15 bytes; /tmp/ has 5, /digest 7.
     fitting = Path("/tmp") / ("a" * (107 - 15 - 5 - 7)) / "digest"

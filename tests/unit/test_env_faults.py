@@ -1,4 +1,4 @@
-"""Environments that fail: cut where they were last whole, made again, and counted."""
+"""Environment faults: the episode is cut, the environments are recreated, the fault is counted."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.clock import Clock
 
 
 class Counting(gym.Env):
-    """Observes how many steps there were, gives 1 each, and fails at step `fails_at`."""
+    """Observes the number of steps, rewards each with 1, and raises at step `fails_at`."""
 
     observation_space = gym.spaces.Box(0, 1000, (1,))
     action_space = gym.spaces.Discrete(2)
@@ -48,7 +48,7 @@ def counting(fails_at: int, num_envs: int = 1) -> Environments:
 
 
 class Idle:
-    """A policy that does nothing and says so."""
+    """A policy that always takes action 0."""
 
     core_size = 0
 
@@ -93,7 +93,7 @@ CUT = [
 """Five steps, then a fault, n = 3: truncated at observation 5, no item of the sixth action."""
 
 
-def test_a_fault_truncates_the_episode_at_its_last_observation_and_makes_no_transition():
+def test_fault_truncates_the_episode_at_its_last_observation():
     loop, agent = make_loop(counting(fails_at=6))
     for _ in range(5):
         loop.step()
@@ -102,7 +102,7 @@ def test_a_fault_truncates_the_episode_at_its_last_observation_and_makes_no_tran
     assert rows(agent) == CUT
 
 
-def test_episodes_in_environments_made_anew_begin_afresh():
+def test_episodes_restart_in_recreated_environments():
     loop, agent = make_loop(counting(fails_at=6))
     for _ in range(5):
         loop.step()
@@ -116,7 +116,7 @@ def test_episodes_in_environments_made_anew_begin_afresh():
     assert loop.env_steps == 9 and loop.episodes == 0
 
 
-def test_each_further_fault_waits_twice_as_long_until_there_was_a_calm_minute():
+def test_delay_doubles_with_each_fault_until_a_minute_without_one():
     clock = Clock()
     recreation = Recreation(lambda: counting(5), clock)
     waits = []
@@ -131,7 +131,7 @@ def test_each_further_fault_waits_twice_as_long_until_there_was_a_calm_minute():
     assert recreation.due - clock.now == 1 and recreation.faults == 8
 
 
-def test_an_environment_that_cannot_be_made_or_reset_is_a_fault_too():
+def test_failing_construction_or_reset_counts_as_a_fault():
     clock = Clock()
     broken: list[Callable[[], Environments]] = []
 

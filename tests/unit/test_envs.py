@@ -29,7 +29,7 @@ ALWAYS_ZERO = np.zeros(2, dtype=np.int64)
 
 
 class Countdown(gym.Env):
-    """Observes how many steps the episode has had; ends after `length`; each step gives 5."""
+    """Observes the episode's number of steps; ends after `length`; rewards each with 5."""
 
     action_space = gym.spaces.Discrete(2)
 
@@ -68,7 +68,7 @@ def closing() -> Iterator[list[Environments]]:
         each.close()
 
 
-def test_step_after_an_end_ignores_its_action_and_starts_anew(closing):
+def test_step_after_an_end_ignores_its_action_and_resets(closing):
     environments = own(Countdown)
     closing.append(environments)
     assert environments.reset(0).tolist() == [[0.0], [0.0]]
@@ -168,7 +168,7 @@ def test_space_that_apex_cannot_use_is_named(observation, action, message):
         (gym.spaces.MultiBinary(4), 0, ((4,), "float32", 0)),
     ],
 )
-def test_spec_tells_images_from_vectors(closing, space, stack, expected):
+def test_spec_distinguishes_images_from_vectors(closing, space, stack, expected):
     environments = own(lambda: WithSpaces(space, gym.spaces.Discrete(2)), frame_stack=stack)
     closing.append(environments)
     spec = environments.spec
@@ -184,17 +184,17 @@ def test_spec_tells_images_from_vectors(closing, space, stack, expected):
         (gym.spaces.Discrete(3), r"float32 \(3,\)"),
     ],
 )
-def test_stack_of_what_is_no_image_is_refused_by_name(space, found):
+def test_frame_stack_of_non_images_is_refused_by_name(space, found):
     with pytest.raises(EnvError, match=rf"env\.frame_stack = 4: .*{found}.*FrameStackObservation"):
         own(lambda: WithSpaces(space, gym.spaces.Discrete(2)), frame_stack=4)
 
 
-def test_stack_of_ataris_memory_is_refused_by_name():
+def test_frame_stack_of_atari_ram_is_refused_by_name():
     with pytest.raises(EnvError, match=r"env\.frame_stack = 4: .*uint8 \(128,\)"):
         atari("Breakout", obs_type="ram", frame_stack=4)
 
 
-def test_wrapper_that_stacks_vectors_is_seen_by_an_agent_as_advised():
+def test_frame_stack_of_vectors_names_the_wrapper_to_use():
     config = prepare.preset_config("cartpole", ["env.frame_stack=4"])
     with pytest.raises(EnvError, match=r"FrameStackObservation\(env, 4\)"):
         try_config(config)
@@ -289,7 +289,7 @@ class NoFlag(Countdown):
 
 
 class BrightImage(Countdown):
-    """An image between 0 and 1 in a space of uint8: all of it would be rounded to 0."""
+    """A float image in [0, 1] in a uint8 space: every pixel would be rounded to 0."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -342,7 +342,7 @@ def test_fault_of_an_environment_is_named_with_its_step(closing, kind, message):
 
 
 class Whole(Countdown):
-    """Observes integers, in a space of uint8."""
+    """Observes integers in a uint8 space."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -360,7 +360,7 @@ def test_integers_that_fit_their_space_are_taken(closing):
 
 
 class Switches(Countdown):
-    """Observes truths, and takes actions 3 and 4."""
+    """Observes a bool image and takes actions 3 and 4."""
 
     action_space = gym.spaces.Discrete(2, start=3)
 
@@ -378,7 +378,7 @@ class Switches(Countdown):
         return super().step(action)
 
 
-def test_truths_are_the_brightest_of_an_image_and_actions_count_from_0(closing):
+def test_bool_images_become_0_and_255_and_actions_count_from_0(closing):
     environments = own(Switches)
     closing.append(environments)
     assert environments.spec.num_actions == 2
@@ -389,7 +389,7 @@ def test_truths_are_the_brightest_of_an_image_and_actions_count_from_0(closing):
 
 
 class Wide(Countdown):
-    """Leaves its space at its second step."""
+    """Returns an observation outside its space at the second step."""
 
     def __init__(self) -> None:
         super().__init__(9)
@@ -399,7 +399,7 @@ class Wide(Countdown):
         return np.array([self.steps], dtype=np.float32)
 
 
-def test_an_observation_outside_its_space_is_told_once_and_taken(closing, caplog):
+def test_observation_outside_its_space_is_logged_once_and_accepted(closing, caplog):
     environments = own(Wide)
     closing.append(environments)
     environments.reset(0)
@@ -447,7 +447,9 @@ gym.register("OwnCorridor-v0", Corridor, kwargs={"length": 3})
 
 
 @pytest.mark.parametrize(("name", "length"), [("Corridor", 7), ("OwnCorridor-v0", 3)])
-def test_a_file_gives_what_it_registers_or_defines(closing, tmp_path, monkeypatch, name, length):
+def test_file_reference_loads_what_the_file_registers_or_defines(
+    closing, tmp_path, monkeypatch, name, length
+):
     (tmp_path / "file_of_envs.py").write_text(OWN_FILE)
     (tmp_path / "beside.py").write_text("LENGTH = 7")
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -479,7 +481,7 @@ def test_a_file_gives_what_it_registers_or_defines(closing, tmp_path, monkeypatc
         ),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named(tmp_path, monkeypatch, file, text, message):
+def test_unusable_file_is_refused_by_name(tmp_path, monkeypatch, file, text, message):
     monkeypatch.setattr(sys, "path", list(sys.path))
     if text is not None:
         (tmp_path / file).write_text(text)
@@ -487,7 +489,7 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path, monkeypatch, file, text, 
         make_environments(EnvConfig(id=f"{tmp_path / file}:Any"), 1)
 
 
-def test_an_environment_that_takes_no_render_mode_is_told_what_a_film_needs(tmp_path, monkeypatch):
+def test_environment_without_render_mode_raises_what_a_film_needs(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "blind_env.py").write_text(OWN_FILE.replace("length=LENGTH", ""))
     (tmp_path / "beside.py").write_text("LENGTH = 7")
@@ -497,8 +499,8 @@ def test_an_environment_that_takes_no_render_mode_is_told_what_a_film_needs(tmp_
     sys.modules.pop("beside", None)
 
 
-def test_files_of_one_name_are_two_modules_and_find_what_lies_beside_them(tmp_path, monkeypatch):
-    """Even one that is called like a module of Python's own."""
+def test_files_with_equal_names_are_two_modules_and_import_their_neighbours(tmp_path, monkeypatch):
+    """Even a file named like a standard library module."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     for folder in ("one", "two"):
         (tmp_path / folder).mkdir()
@@ -512,7 +514,7 @@ def test_files_of_one_name_are_two_modules_and_find_what_lies_beside_them(tmp_pa
 
 
 class Greedy(Countdown):
-    """Changes the action that it is given, in place."""
+    """Changes its action argument in place."""
 
     action_space = gym.spaces.Box(-0.1, 0.1, (1,), np.float64)
 
@@ -522,7 +524,7 @@ class Greedy(Countdown):
         return super().step(action)
 
 
-def test_environments_get_actions_of_their_own_within_bounds_that_float32_cannot_hold(closing):
+def test_environments_get_copied_actions_within_bounds_that_float32_cannot_hold(closing):
     environments = own(Greedy)
     closing.append(environments)
     environments.reset(0)
@@ -534,7 +536,7 @@ def test_environments_get_actions_of_their_own_within_bounds_that_float32_cannot
 
 
 @pytest.mark.parametrize("actions", [[0, 2], [-1, 0]])
-def test_an_action_that_is_none_is_the_algorithms_fault(closing, actions):
+def test_invalid_action_is_reported_as_the_algorithms_fault(closing, actions):
     environments = own(Countdown)
     closing.append(environments)
     environments.reset(0)
@@ -551,7 +553,7 @@ class WrongChoice(Countdown):
         return np.array([self.steps + 2, 0])
 
 
-def test_a_choice_that_is_none_is_told(closing):
+def test_multi_discrete_observation_outside_its_space_is_reported(closing):
     environments = own(WrongChoice)
     closing.append(environments)
     assert environments.reset(0)[0].tolist() == [0, 0, 1, 1, 0]
@@ -560,7 +562,7 @@ def test_a_choice_that_is_none_is_told(closing):
 
 
 class Far(Countdown):
-    """Observes integers beyond its space."""
+    """Observes integers outside its space."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -570,14 +572,14 @@ class Far(Countdown):
         return np.array([77])
 
 
-def test_integers_outside_their_space_are_told(closing, caplog):
+def test_integers_outside_their_space_are_reported(closing, caplog):
     environments = own(Far)
     closing.append(environments)
     assert environments.reset(0).tolist() == [[77.0], [77.0]]
     assert "step 0: element [0] of an observation is 77, outside" in caplog.text
 
 
-def test_a_registered_environment_that_steps_as_old_gym_did_is_told_what_to_return(closing):
+def test_environment_with_the_old_gym_step_api_is_refused_with_the_expected_return(closing):
     gym.register("OldStep-v0", OldStep)
     try:
         environments = make_environments(EnvConfig(id="OldStep-v0"), 2)
@@ -589,7 +591,7 @@ def test_a_registered_environment_that_steps_as_old_gym_did_is_told_what_to_retu
         gym.registry.pop("OldStep-v0", None)
 
 
-def test_largest_floats_as_bounds_are_no_bounds_worth_a_word(closing, caplog):
+def test_largest_floats_as_bounds_log_no_warning(closing, caplog):
     huge = np.finfo(np.float32).max
     environments = own(
         lambda: WithSpaces(gym.spaces.Box(-huge, huge, (1,)), gym.spaces.Discrete(2))
@@ -600,7 +602,7 @@ def test_largest_floats_as_bounds_are_no_bounds_worth_a_word(closing, caplog):
 
 
 class Lives(Countdown):
-    """Three lives; every second step costs one, the last one ends the episode."""
+    """Three lives; every second step loses one, and losing the last one ends the episode."""
 
     def info(self):
         return {"lives": 3 - self.steps // 2}
@@ -620,13 +622,13 @@ def test_lost_life_is_reported_when_it_ends_and_the_last_is_a_termination(closin
     environments.reset(0)
     results = [environments.step(ALWAYS_ZERO) for _ in range(9)]
     lost = [step for step, result in enumerate(results, 1) if result.life_lost.all()]
-    # Step 6 terminates, 7 starts anew with all lives, 9 is the second step of the new episode.
+    # Step 6 terminates, 7 resets to three lives, 9 is the second step of the new episode.
     assert lost == ([2, 4, 9] if life_loss_ends else [])
     assert [step for step, r in enumerate(results, 1) if r.terminated.all()] == [6]
 
 
 @pytest.mark.parametrize("obs_type", ["grayscale", "rgb", "ram"])
-def test_atari_starts_anew_on_the_step_after_an_end(closing, obs_type):
+def test_atari_resets_on_the_step_after_an_end(closing, obs_type):
     shape = {"grayscale": (36, 40), "rgb": (36, 40, 3), "ram": (128,)}[obs_type]
     environments = atari(
         "Breakout", obs_type=obs_type, frame_size=(36, 40), noop_max=0, max_episode_frames=60
@@ -684,11 +686,11 @@ def test_atari_full_action_space_has_eighteen_actions(closing):
 
 
 @pytest.mark.parametrize("kind", ["atari", "own"])
-def test_what_a_step_gave_is_not_changed_by_the_next_ones(closing, kind):
-    """The frames of a step are stored after the next step was taken."""
+def test_results_of_a_step_are_not_changed_by_later_steps(closing, kind):
+    """Accumulators store the frames of a step after the next step."""
     if kind == "atari":
         environments = atari("Breakout", frame_size=(20, 20))
-    else:  # float32, which is not converted on the way
+    else:  # float32 is not converted, so it could be a view
         spaces = gym.spaces.Box(-99, 99, (1,)), gym.spaces.Discrete(2)
         environments = own(lambda: WithSpaces(*spaces))
     closing.append(environments)
@@ -703,7 +705,7 @@ def test_what_a_step_gave_is_not_changed_by_the_next_ones(closing, kind):
 
 
 class ZeroPolicy:
-    """Always takes action 0; remembers what it saw."""
+    """Always takes action 0; records its inputs."""
 
     def __init__(self) -> None:
         self.seen: list[list[float]] = []
@@ -717,7 +719,7 @@ class ZeroPolicy:
 
 
 class Recorder:
-    """An accumulator that keeps the steps that it was given."""
+    """An accumulator that records its steps."""
 
     def __init__(self) -> None:
         self.steps = []
@@ -727,7 +729,7 @@ class Recorder:
         return []
 
 
-def test_loop_clips_what_is_learned_from_and_reports_whole_returns(closing):
+def test_loop_clips_rewards_for_learning_and_reports_unclipped_returns(closing):
     environments = own(Countdown)
     closing.append(environments)
     recorder, policy = Recorder(), ZeroPolicy()
@@ -739,7 +741,7 @@ def test_loop_clips_what_is_learned_from_and_reports_whole_returns(closing):
     ignored = [bool(step.ignored[0]) for step in recorder.steps]
     assert ignored == [False, False, False, True, False, False, False, True]
     assert [seen[0] for seen in policy.seen] == [0, 1, 2, 3, 0, 1, 2, 3]
-    # The two ignored steps of each environment are none.
+    # The two ignored steps of each environment do not count.
     assert loop.env_steps == 12 and loop.episodes == 4
     assert list(loop.recent_returns) == [15.0] * 4
 
@@ -750,7 +752,7 @@ def evaluation_of(environments: Environments) -> ActingLoop:
 
 
 def test_evaluation_takes_the_same_number_of_episodes_from_each_environment(closing):
-    """The first finished ones would all be those of the environment with short episodes."""
+    """The first to finish would all come from the environment with short episodes."""
     lengths = iter([1, 4])
     environments = own(lambda: Countdown(next(lengths)))
     closing.append(environments)
@@ -772,7 +774,7 @@ def test_episode_that_is_terminated_and_truncated_at_once_is_one_episode(closing
     assert loop.episodes == 4 and loop.env_steps == 12
 
 
-def test_evaluation_ends_early_when_told_to(closing):
+def test_evaluation_ends_early_when_proceed_returns_false(closing):
     environments = own(Countdown)
     closing.append(environments)
     loop = evaluation_of(environments)

@@ -1,4 +1,4 @@
-"""What is done now and then is due once in each period."""
+"""The timer of periodic work."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from apex.daemons.periodic import Every
 from tests.support.clock import Clock
 
 
-def test_it_is_due_once_in_each_period_from_when_it_was_done() -> None:
+def test_period_starts_when_the_work_was_done() -> None:
     clock = Clock()
     every = Every(10.0, clock)
     due = []
@@ -18,7 +18,7 @@ def test_it_is_due_once_in_each_period_from_when_it_was_done() -> None:
     assert [moment - start for moment in due] == [10.0, 20.0, 30.0]
 
 
-def test_a_late_look_begins_the_next_period_then() -> None:
+def test_late_check_starts_the_next_period_then() -> None:
     clock = Clock()
     every = Every(10.0, clock)
     clock.now += 25.0
@@ -29,7 +29,7 @@ def test_a_late_look_begins_the_next_period_then() -> None:
     assert every.due()
 
 
-def test_it_is_due_at_once_where_that_is_asked_for_and_restarts_when_it_is_told_to() -> None:
+def test_at_once_is_due_immediately_and_restart_begins_a_new_period() -> None:
     clock = Clock()
     every = Every(10.0, clock, at_once=True)
     assert every.due() and not every.due()

@@ -26,7 +26,7 @@ def test_ladder_ends_are_the_papers_for_360_actors():
     assert epsilons[1] == pytest.approx(0.4 ** (1 + 7 / 359))
 
 
-def test_actors_share_the_rungs_out_among_them():
+def test_actors_divide_the_rungs_among_them():
     assert ladder_positions(0, 3, 4).tolist() == [0, 3, 6, 9]
     assert ladder_positions(2, 3, 4).tolist() == [2, 5, 8, 11]
     rungs = np.concatenate([ladder_positions(slot, 3, 4) for slot in range(3)])
@@ -36,12 +36,12 @@ def test_actors_share_the_rungs_out_among_them():
 def test_extra_actor_takes_midpoints_within_the_ladder():
     assert ladder_positions(3, 3, 4).tolist() == [0.5, 3.5, 6.5, 9.5]
     assert ladder_positions(4, 3, 4).tolist() == [1.5, 4.5, 7.5, 10.5]
-    # Beyond the last rung there is nothing: the last midpoint stays on it.
+    # There is no rung after the last: the last midpoint is that rung.
     assert ladder_positions(5, 3, 4).tolist() == [2.5, 5.5, 8.5, 11.0]
     assert ladder_positions(6, 3, 4).tolist() == [0.5, 3.5, 6.5, 9.5]
 
 
-def test_one_actor_with_one_environment_stands_on_rung_zero():
+def test_one_actor_with_one_environment_has_rung_zero():
     assert ladder_positions(0, 1, 1).tolist() == [0.0]
     assert ladder_positions(7, 1, 1).tolist() == [0.0]
 
@@ -63,7 +63,7 @@ def test_draws_differ_between_seeds_and_repeat_for_one_seed():
 
 
 def test_share_of_random_actions_is_epsilon_of_a_uniform_draw():
-    """A normal draw, a known mistake, would explore with a share of 0.69 and not 0.5."""
+    """Normal instead of uniform draws, a known bug, would give a share of 0.69 instead of 0.5."""
     actions = draws([0.5, 0.0, 1.0], [(0, 0, env) for env in range(3)], count=6000)
     random_share = (actions != 0).mean(axis=0) * 6 / 5
     assert random_share[0] == pytest.approx(0.5, abs=0.04)

@@ -20,7 +20,7 @@ def test_replaced_file_holds_the_new_content_and_leaves_nothing_else(tmp_path: P
 
 
 @pytest.mark.parametrize("can_exchange", [True, False])
-def test_a_directory_takes_the_place_of_another(
+def test_directory_replaces_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
 ) -> None:
     old, new = tmp_path / "place", tmp_path / "new"
@@ -36,7 +36,7 @@ def test_a_directory_takes_the_place_of_another(
     )
 
 
-def test_lock_is_taken_while_others_only_look_at_it(tmp_path: Path) -> None:
+def test_lock_is_acquired_while_others_check_it(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     path.touch()
     done = threading.Event()

@@ -1,4 +1,4 @@
-"""Films of trained policies: pictures in step with the game, in files and in a terminal."""
+"""Films of trained policies, in files and in a terminal."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def scenes(count: int, fps: float = 20.0) -> list[Scene]:
     ]
 
 
-def test_pictures_show_the_game_that_the_policy_plays():
+def test_rendering_shows_the_game_and_does_not_change_it():
     config = EnvConfig(id="ALE/Pong-v5", frame_size=(42, 42), repeat_action_probability=0.25)
     filmed = make_environments(config, 2, render=True)
     plain = make_environments(config, 2)
@@ -62,7 +62,7 @@ def test_policy_plays_whole_episodes_with_a_picture_a_step():
     assert played[0].picture.shape == (400, 600, 3) and played[0].fps == 50.0
 
 
-def test_environment_without_pictures_says_so():
+def test_environment_without_rendering_is_refused():
     environments = make_environments(EnvConfig(id="CartPole-v1"), 1)
     environments.reset(1)
     with pytest.raises(EnvFaultError, match="render_mode='rgb_array'"):

@@ -1,7 +1,7 @@
-"""Help and exit codes are those of the fixtures; a change of them is a change of a file there.
+"""Help texts and exit codes equal the fixtures; changing one means changing a fixture file.
 
-The keys of a status are looked at where a suite runs: test_suite.py, test_central_inference.py;
-and, of one that is down, in test_cli.py.
+The keys of a status are checked where a suite runs, in test_suite.py and
+test_central_inference.py, and for a stopped run in test_cli.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def test_status_keys_are_paths_with_the_types_of_all_rows() -> None:
     }  # fmt: skip
 
 
-def test_a_status_with_another_key_or_type_is_not_that_of_the_fixture() -> None:
+def test_status_with_another_key_or_type_fails_the_check() -> None:
     names = {"str": "x", "int": 1, "float": 1.0, "bool": True, "list": [], "dict": {}, "null": None}
     status: dict = {}
     for path, types in texts.kept("status")["local"].items():

@@ -1,4 +1,4 @@
-"""Frames: each compressed once, a batch of them decompressed by one call."""
+"""Frame compression and decompression."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_rows_are_padding_then_frames_then_zeros(shape, kind):
     assert items.frame_count.tolist() == [3, 3, 3, 3, 2]
 
 
-def test_a_frame_is_its_size_in_four_bytes_and_a_raw_lz4_block():
+def test_frame_is_its_size_in_four_bytes_and_a_raw_lz4_block():
     import lz4.block
 
     picture = np.arange(36, dtype=np.uint8).reshape(6, 6)
@@ -72,7 +72,7 @@ def test_a_frame_is_its_size_in_four_bytes_and_a_raw_lz4_block():
     ],
     ids=["too_short", "too_long", "no_lz4"],
 )
-def test_frame_that_is_no_frame_is_an_error(bad):
+def test_malformed_frame_is_an_error(bad):
     blocks = [frame_compression.compress(np.full((6, 6), k, dtype=np.uint8)) for k in range(5)]
     blocks[3] = bad
     with pytest.raises(SchemaError, match="36 bytes in each of 15 frames"):
@@ -103,7 +103,7 @@ def test_frame_that_is_not_one_block_is_refused_before_it_is_decompressed(bad, w
 @pytest.mark.parametrize(
     ("items", "words"), [(2, "a frame belongs to no item"), (1, "5 for 1 items of 3 at most")]
 )
-def test_frames_of_no_item_are_refused(items, words):
+def test_invalid_frame_ranges_are_refused(items, words):
     ranges = samples(
         [frame_compression.compress(np.full((6, 6), k, dtype=np.uint8)) for k in range(5)]
     ).frames
@@ -112,7 +112,7 @@ def test_frames_of_no_item_are_refused(items, words):
         few.check(items, schema((6, 6)).frames)
 
 
-def test_frame_beyond_the_formats_blocks_is_refused():
+def test_frame_of_4_mib_is_refused():
     huge = schema((2048, 2048))
     blocks = [b"\x01\0\0\0\0"] * 5
     with pytest.raises(SchemaError, match="less than 4 MiB"):

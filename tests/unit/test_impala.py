@@ -1,4 +1,4 @@
-"""IMPALA: one update against the loss written out step by step, and what is around it."""
+"""IMPALA: one update against the loss written out step by step; network, settings."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def test_losses_are_the_papers(lstm):
     np.testing.assert_allclose(priorities, errors, rtol=1e-4)
 
 
-def test_final_observation_of_a_truncated_episode_teaches_nothing():
-    """What is noted as done there, and the behaviour there, changes no parameter."""
+def test_final_observation_of_a_truncated_episode_gives_no_gradient():
+    """The action and behaviour logits recorded there change no parameter."""
     first, second = make_learner(), make_learner()
     batch = make_batch(2)
     batch["is_last"][:] = False
@@ -123,7 +123,7 @@ def test_final_observation_of_a_truncated_episode_teaches_nothing():
         assert torch.equal(a, b)
 
 
-def test_advantage_makes_the_action_more_probable_and_a_disadvantage_less():
+def test_advantage_raises_the_actions_probability_and_a_disadvantage_lowers_it():
     for reward, direction in ((1.0, 1), (-1.0, -1)):
         learner = make_learner(entropy_cost=0.0, baseline_cost=0.0, optimizer="adam")
         batch = make_batch(3)
@@ -149,7 +149,7 @@ def test_advantage_makes_the_action_more_probable_and_a_disadvantage_less():
         assert direction * (mean_log_probability() - before) > 0
 
 
-def test_resumed_learner_goes_on_as_if_it_had_never_stopped():
+def test_resumed_learner_continues_as_if_it_had_not_stopped():
     first, second = make_learner(seed=1), make_learner(seed=2)
     learn(first, make_batch(0))
     second.load_state_dict(copy.deepcopy(first.state_dict()))
@@ -170,7 +170,7 @@ def test_defaults_are_the_papers():
     assert (group["decay"], group["epsilon"], group["centered"]) == (0.99, 0.01, False)
 
 
-def test_policy_tells_the_logits_by_which_it_acted():
+def test_policy_returns_the_logits_that_it_sampled_from():
     policy = Impala(Impala.Config(**SMALL), SPEC).policy()
     rng = np.random.default_rng(0)
     zeros = np.zeros(500)
@@ -196,7 +196,7 @@ def test_deep_network_has_fifteen_convolutions_and_halves_the_image_three_times(
     assert odd(torch.zeros(1, 4, 42, 45, dtype=torch.uint8)).shape == (1, odd.out_features)
 
 
-def test_network_without_memory_gives_each_step_alone_what_it_gives_in_a_sequence():
+def test_feedforward_network_gives_each_step_the_same_alone_and_in_a_sequence():
     torch.manual_seed(0)
     network = ActorCriticNetwork(SPEC, Layers((), (), (8,), 0))
     from apex.networks.recurrent_cores import SequenceInputs

@@ -1,4 +1,4 @@
-"""The insert log: what was written is read again, and damage costs only what it hits."""
+"""The insert log: round trips, damage, full disks, syncing."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def written(folder: Path, seqs: Sequence[int], **changes: object) -> None:
 
 
 def found(folder: Path) -> tuple[list[int], list[Damage]]:
-    """Sequence numbers of the records of all segments, whose data must be whole; and damage."""
+    """Sequence numbers of the intact records of all segments, and the damage that was found."""
     seqs, damage = [], []
     for segment in segments(folder):
         for item in read(segment):
@@ -68,7 +68,7 @@ def record_starts(path: Path) -> list[int]:
     return starts
 
 
-def test_records_are_read_as_they_were_written(tmp_path):
+def test_records_round_trip(tmp_path):
     written(tmp_path, range(5))
     (segment,) = segments(tmp_path)
     first, second, *_ = read(segment)
@@ -79,11 +79,11 @@ def test_records_are_read_as_they_were_written(tmp_path):
     assert only_file(tmp_path).stat().st_mode & 0o777 == 0o600
 
 
-def test_a_log_cut_off_at_any_byte_loses_the_record_that_is_cut_and_no_other(tmp_path):
+def test_log_truncated_at_any_byte_loses_only_the_cut_record(tmp_path):
     written(tmp_path, range(3))
     path = only_file(tmp_path)
     whole, starts = path.read_bytes(), record_starts(path)
-    assert len(starts) == 4  # the opening and three inserts
+    assert len(starts) == 4  # the header and three inserts
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
         complete = sum(start <= length for start in (*starts[1:], len(whole)))
@@ -93,7 +93,7 @@ def test_a_log_cut_off_at_any_byte_loses_the_record_that_is_cut_and_no_other(tmp
         assert [d.end for d in damage] == [length] * torn
 
 
-def test_a_flipped_byte_anywhere_costs_its_own_record_alone_and_is_named(tmp_path):
+def test_flipped_byte_loses_only_its_record_and_is_reported(tmp_path):
     written(tmp_path, range(4))
     path = only_file(tmp_path)
     whole, starts = path.read_bytes(), record_starts(path)
@@ -111,8 +111,8 @@ def test_a_flipped_byte_anywhere_costs_its_own_record_alone_and_is_named(tmp_pat
         )
 
 
-def test_no_producer_can_hide_a_record_in_its_data(tmp_path):
-    """A record's bytes, sent as data, are no record once the one that holds them is damaged."""
+def test_record_inside_a_producers_data_is_not_read(tmp_path):
+    """A record's bytes inside another's data are not read when the outer record is damaged."""
     forged = b"".join(records.encode_record(b"guessed!", header(99), []))
     data = {"column.action": np.frombuffer(forged, dtype=np.uint8)}
     log = make_log(tmp_path)
@@ -127,7 +127,7 @@ def test_no_producer_can_hide_a_record_in_its_data(tmp_path):
     assert seqs == [1] and len(damage) == 1
 
 
-def test_a_new_segment_begins_when_one_is_full_and_ended_ones_go_with_their_items(tmp_path):
+def test_full_segment_is_followed_by_a_new_one_and_removed_with_its_items(tmp_path):
     log = make_log(tmp_path, segment_bytes=400)
     append(log, range(12))
     paths = [segment.path for segment in segments(tmp_path)]
@@ -138,12 +138,12 @@ def test_a_new_segment_begins_when_one_is_full_and_ended_ones_go_with_their_item
     assert [s.path for s in segments(tmp_path)] == paths
     log.remove_before(last_id + 1)
     assert [s.path for s in segments(tmp_path)] == paths[1:]
-    log.remove_before(10**6)  # the one that is being written stays
+    log.remove_before(10**6)  # the segment being written stays
     assert [s.path for s in segments(tmp_path)] == paths[-1:]
     log.close()
 
 
-def test_a_restart_begins_a_new_segment_and_earlier_ones_go_when_they_may(tmp_path):
+def test_restart_begins_a_new_segment_and_earlier_ones_can_be_removed(tmp_path):
     written(tmp_path, [0, 1])
     (old,) = segments(tmp_path)
     log = make_log(tmp_path, earlier={old.path: 103})
@@ -157,7 +157,7 @@ def test_a_restart_begins_a_new_segment_and_earlier_ones_go_when_they_may(tmp_pa
 
 @pytest.fixture
 def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
-    """Sets how many bytes the disk still takes; None: any number."""
+    """Sets how many more bytes the disk accepts; None: no limit."""
     room: list[int | None] = [None]
     writev = os.writev
 
@@ -174,9 +174,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
     return lambda free: room.__setitem__(0, free)
 
 
-def test_on_a_full_disk_inserts_are_not_durable_until_there_is_room_again(
-    tmp_path, full_disk, caplog
-):
+def test_inserts_are_not_durable_while_the_disk_is_full(tmp_path, full_disk, caplog):
     now = [0.0]
     log = make_log(tmp_path, clock=lambda: now[0])
     assert append(log, [0, 1]) == [True, True] and log.alarm is None and log.commit()
@@ -185,7 +183,7 @@ def test_on_a_full_disk_inserts_are_not_durable_until_there_is_room_again(
     assert "No space left" in log.alarm and not log.commit()
     assert caplog.text.count("INSERTS ARE NOT DURABLE") == 1
     full_disk(None)
-    assert append(log, [4]) == [False]  # tried again after a second, not with each insert
+    assert append(log, [4]) == [False]  # the log retries after a second, not with each insert
     now[0] += 1.1
     assert append(log, [5, 6]) == [True, True] and log.alarm is None and log.commit()
     assert "written again" in caplog.text
@@ -218,7 +216,7 @@ def test_log_mode_syncs_in_the_background_and_sync_mode_before_it_commits(tmp_pa
         synced.clear()
 
 
-def test_sync_mode_has_an_ended_segment_on_the_disk_before_it_commits(tmp_path, monkeypatch):
+def test_sync_mode_syncs_an_ended_segment_before_it_commits(tmp_path, monkeypatch):
     synced: list[int] = []
     monkeypatch.setattr(
         insert_log.os, "fdatasync", lambda file: synced.append(os.fstat(file).st_ino)
@@ -232,7 +230,7 @@ def test_sync_mode_has_an_ended_segment_on_the_disk_before_it_commits(tmp_path, 
 
 
 @pytest.mark.parametrize("sync", [False, True])
-def test_a_sync_that_fails_is_an_alarm_wherever_it_was_begun(tmp_path, monkeypatch, sync):
+def test_failed_sync_raises_an_alarm(tmp_path, monkeypatch, sync):
     def fail(file: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 

@@ -1,4 +1,4 @@
-"""The last figures of a run that is over, from metrics files that a test writes."""
+"""Last figures of an ended run, from its metrics files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NO_ACTOR = ActorReport(actor_id="actor_000", pid=None, state="down")
 
 
 def over(path: Path, **records: list[dict[str, Any]]) -> LastFigures:
-    """Of a run whose daemons have written these records."""
+    """The last figures of a run whose daemons have written these records."""
     run = RunDirectory(path)
     run.metrics.mkdir()
     for daemon, rows in records.items():
@@ -34,7 +34,7 @@ def over(path: Path, **records: list[dict[str, Any]]) -> LastFigures:
     return LastFigures(run)
 
 
-def test_rows_have_the_figures_of_the_newest_record_and_are_still_down(tmp_path: Path) -> None:
+def test_down_rows_have_the_figures_of_the_newest_record(tmp_path: Path) -> None:
     replay = to_wire(replay_report(items=700, bytes=22_400, refused=3, alarm="the disk was full"))
     last = over(
         tmp_path,
@@ -49,7 +49,7 @@ def test_rows_have_the_figures_of_the_newest_record_and_are_still_down(tmp_path:
         state="down", pid=None, learner_step=500, param_version=20, updates_per_s=40.5,
         samples_per_s=1296.0, data_wait_fraction=0.25, rollbacks=1,
     )  # fmt: skip
-    # Neither alarm nor durable: of a server that is down there is nothing to see to.
+    # Neither `alarm` nor `durable`: they mean nothing for a server that is down.
     assert last.replay(NO_REPLAY) == ReplaySummary(
         state="down", pid=None, capacity=10_000, items=700, bytes=22_400, inserts_per_s=300.0,
         samples_per_s=1280.0, refused=3,
@@ -63,7 +63,7 @@ def test_rows_have_the_figures_of_the_newest_record_and_are_still_down(tmp_path:
     )  # fmt: skip
 
 
-def test_a_run_without_metrics_or_with_broken_ones_has_no_figures(tmp_path: Path) -> None:
+def test_run_without_metrics_or_with_broken_ones_has_no_figures(tmp_path: Path) -> None:
     last = over(tmp_path, learner=[{"updates_per_s": "fast"}])
     assert last.learner(NO_LEARNER) == NO_LEARNER
     assert last.replay(NO_REPLAY) == NO_REPLAY and last.actor(NO_ACTOR) == NO_ACTOR
@@ -86,10 +86,10 @@ def test_a_run_without_metrics_or_with_broken_ones_has_no_figures(tmp_path: Path
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("records", ["one", "two"])
-def test_bottleneck_is_that_of_the_time_before_the_end(
+def test_bottleneck_is_taken_from_before_the_shutdown(
     tmp_path: Path, records: str, learner: Any, replay: Any, actor: Any, expected: str
 ) -> None:
-    """What is written last of several records is of the time at which all wait for each other."""
+    """The last of several records is from the shutdown, when all daemons wait for each other."""
     last = [] if records == "one" else [{"data_wait_fraction": 0.9, "phase": "waiting_for_credit"}]
     run = over(tmp_path, learner=[learner, *last], replay=[replay, *last], actor_000=[actor, *last])
     assert run.bottleneck(1_000) == expected

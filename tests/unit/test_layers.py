@@ -1,4 +1,4 @@
-"""Imports go downward only, and what can execute code when decoded stays out."""
+"""Import layers, and the ban on code-executing decoders."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_loaded_modules_are_seen():
-    """Guards the tests below: a module that is imported is in the answer."""
+    """Guards the tests below: an imported module is in the result."""
     assert {"json", "colorsys"} <= loaded_by("import colorsys")
 
 
@@ -64,7 +64,7 @@ def test_module_loads_without_what_its_layer_must_not_know(module, absent):
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["status", "--help"]])
-def test_help_of_the_command_loads_nothing_heavy(arguments):
+def test_command_help_loads_no_heavy_module(arguments):
     code = (
         "from apex.cli.main import main\n"
         f"try: main({arguments!r})\n"
@@ -84,7 +84,7 @@ def test_import_linter_finds_no_broken_contract():
 
 
 def ruff(path: str, code: str) -> list[str]:
-    """The rules that `code` breaks when it stands at `path`."""
+    """The lint rules that `code` breaks as the file `path`."""
     done = subprocess.run(
         [TOOLS / "ruff", "check", "--no-cache", "--output-format", "json", "--stdin-filename",
          path, "-"],
@@ -117,7 +117,7 @@ def test_unpickling_is_found_in_the_wire():
     assert "S301" in ruff("apex/wire/codec.py", "import pickle\n\npickle.loads(b'')\n")
 
 
-def test_exemptions_name_the_expected_files_only():
+def test_lint_exemptions_name_only_the_expected_files():
     configured = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
     exempt = {
         path
@@ -135,7 +135,7 @@ def test_exemptions_name_the_expected_files_only():
     assert {*PICKLES, "zmq", "torch.load"} <= banned
 
 
-def test_no_source_file_switches_the_rules_off():
+def test_no_source_file_disables_the_rules():
     marks = re.compile(r"noqa(?!: ?(E|F|W|I|B|UP|SIM|RUF|C4|PT)\d)")
     zmq = re.compile(r"(import zmq|from zmq[.\w]* import \w+)  # noqa: TID251")
     files = [*ROOT.glob("apex/**/*.py"), *ROOT.glob("bin/*")]
@@ -144,8 +144,8 @@ def test_no_source_file_switches_the_rules_off():
     assert [line for line in lines if marks.search(line) and not zmq.fullmatch(line)] == []
 
 
-def test_no_file_of_the_wire_or_the_replay_names_a_pickle():
-    """By reading the sources, whatever the linter's configuration says."""
+def test_wire_and_replay_sources_do_not_mention_pickle():
+    """Reads the sources, so it does not depend on the linter's configuration."""
     files = [
         *ROOT.glob("apex/wire/*.py"),
         *ROOT.glob("apex/replay/**/*.py"),
@@ -157,7 +157,7 @@ def test_no_file_of_the_wire_or_the_replay_names_a_pickle():
 
 
 def imported(path: Path) -> set[str]:
-    """What a module imports, as `module.name`, in functions and in scripts that it holds too."""
+    """A module's imports as `module.name`, those in functions and in embedded scripts too."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -171,7 +171,7 @@ TEST_MODULE = re.compile(r"(from|import) tests\.(unit|sockets|suite)\b")
 
 
 def test_no_test_file_imports_a_test_file():
-    """By the text, so that a script for a child process counts too."""
+    """Searches the text, so that scripts for child processes count too."""
     files = sorted(ROOT.glob("tests/**/*.py"))
     assert len(files) > 80 and TEST_MODULE.search("from " + "tests.unit.test_codec import X")
     found = [path.name for path in files if TEST_MODULE.search(path.read_text())]
@@ -185,7 +185,7 @@ PROCESSES_AND_SOCKETS = re.compile(
 
 
 def test_unit_tests_start_no_process_and_open_no_socket():
-    """This file alone starts interpreters, since what they import is its subject."""
+    """Only this file starts interpreters, to see what they import."""
     files = sorted(ROOT.glob("tests/unit/test_*.py"))
     found = {
         path.name: names
@@ -195,7 +195,7 @@ def test_unit_tests_start_no_process_and_open_no_socket():
     assert len(files) > 30 and found == {"test_layers.py": ["subprocess"]}
 
 
-def test_layers_of_the_architecture_are_those_of_the_contract(monkeypatch):
+def test_layers_in_architecture_md_match_the_import_contract(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     from sitegen.layers import layer_list
 

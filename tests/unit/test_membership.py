@@ -1,11 +1,10 @@
-"""Membership: slots, who is alive, and all environment steps, with a clock in hand."""
+"""Membership: slots, liveness and environment steps, with a test clock."""
 
 from __future__ import annotations
 
 import pytest
 
-from apex.daemons.learner import membership as membership_module
-from apex.daemons.learner.membership import Membership
+from apex.daemons.learner.membership import MAX_MEMBERS, Membership
 from apex.daemons.status.reports import ActorReport, EvaluationsReport
 from apex.errors import RefusedError
 from apex.runs.checkpoint import ActorRecord
@@ -15,10 +14,14 @@ from tests.support.clock import Clock
 
 
 def make(
-    num_actors: int = 2, env_steps: int = 0, records: dict[str, ActorRecord] | None = None
+    num_actors: int = 2,
+    env_steps: int = 0,
+    records: dict[str, ActorRecord] | None = None,
+    max_members: int = MAX_MEMBERS,
 ) -> tuple[Membership, Clock]:
     clock = Clock()
-    return Membership(num_actors, 5, env_steps, records, clock), clock
+    membership = Membership(num_actors, 5, env_steps, records, clock, max_members=max_members)
+    return membership, clock
 
 
 def beat(steps: int = 0, phase: str = "stepping") -> Heartbeat:
@@ -58,7 +61,7 @@ def given(membership: Membership, name: str, epoch: int) -> tuple[int, int]:
     return welcome.slot, welcome.incarnation
 
 
-def test_no_incarnation_of_a_slot_is_given_twice_whoever_has_it():
+def test_incarnations_of_a_slot_are_unique_across_its_holders():
     membership, clock = make(1)
     places = [given(membership, "actor_000", 1), given(membership, "extra_a", 1)]
     clock.now += 30.5  # both are silent, and the slot of the extra one is free
@@ -70,7 +73,7 @@ def test_no_incarnation_of_a_slot_is_given_twice_whoever_has_it():
     assert places == [(0, 0), (1, 0), (1, 1), (2, 0), (0, 1), (1, 2), (2, 1), (3, 0)]
 
 
-def test_an_actor_whose_slot_was_given_away_meanwhile_gets_an_incarnation_of_its_new_one():
+def test_actor_that_lost_its_slot_gets_an_incarnation_of_the_new_slot():
     membership, clock = make(1)
     assert given(membership, "extra_a", 1) == (1, 0)
     membership.heartbeat(hello("extra_a"), beat(500))
@@ -82,12 +85,12 @@ def test_an_actor_whose_slot_was_given_away_meanwhile_gets_an_incarnation_of_its
     membership.heartbeat(hello("extra_c"), beat())
     assert given(membership, "extra_a", 1) == (3, 0), "the same process, in a new slot"
     membership.heartbeat(hello("extra_a"), beat(510))
-    assert membership.env_steps == 510, "and its steps are not counted again"
+    assert membership.env_steps == 510, "its steps are not counted twice"
 
 
 @pytest.mark.parametrize("saved", [None, 1, 2, 3], ids="checkpoint_of_start_{}".format)
-def test_no_incarnation_is_given_twice_across_starts_of_the_learner(saved):
-    """Whatever its checkpoint has of the actors that came after it, or none at all."""
+def test_incarnations_are_unique_across_starts_of_the_learner(saved):
+    """With any part of the actors in the checkpoint, or none."""
     records: dict[str, ActorRecord] = {}
     places, epoch = [], 0
     for start in range(4):
@@ -98,7 +101,7 @@ def test_no_incarnation_is_given_twice_across_starts_of_the_learner(saved):
         if start == saved:
             records = dict(membership.records)
     assert len(places) == 36 == len(set(places))
-    assert places[:3] == [(0, 0), (1, 0), (2, 0)], "the first ones are the same in each run"
+    assert places[:3] == [(0, 0), (1, 0), (2, 0)], "the first incarnations are the same in each run"
 
 
 def test_slot_of_an_extra_actor_is_free_after_thirty_seconds_of_silence():
@@ -119,7 +122,7 @@ def test_slot_of_an_extra_actor_is_free_when_it_leaves():
     assert membership.greet(hello("extra_b")).slot == 1
 
 
-def test_actor_is_suspect_after_three_seconds_and_gone_after_thirty():
+def test_actor_is_suspect_after_3_s_and_gone_after_30_s():
     membership, clock = make(1)
     membership.greet(hello("actor_000"))
     assert states(membership) == {"actor_000": "starting"}
@@ -165,17 +168,17 @@ def test_env_steps_add_up_over_actors_and_their_restarts():
     membership.heartbeat(hello("actor_001"), beat(30))
     membership.heartbeat(hello("actor_000"), beat(70))
     assert membership.env_steps == 1100
-    membership.greet(hello("actor_000", epoch=1))  # reconnected: nothing is counted again
+    membership.greet(hello("actor_000", epoch=1))  # reconnected: no step is counted twice
     membership.heartbeat(hello("actor_000"), beat(80))
     assert membership.env_steps == 1110
-    membership.greet(hello("actor_000", epoch=2))  # started anew: counts from zero
+    membership.greet(hello("actor_000", epoch=2))  # restarted: counts from zero
     membership.heartbeat(hello("actor_000"), beat(0))
     membership.heartbeat(hello("actor_000"), beat(5))
     assert membership.env_steps == 1115
 
 
 def test_env_steps_are_not_counted_again_when_the_learner_restarts():
-    """An actor that lived through it reports all steps since its own start."""
+    """An actor that kept running reports all steps since its own start."""
     before, _ = make(1)
     before.greet(hello("actor_000", epoch=1))
     before.heartbeat(hello("actor_000"), beat(0))
@@ -185,7 +188,7 @@ def test_env_steps_are_not_counted_again_when_the_learner_restarts():
     after.heartbeat(hello("actor_000"), beat(5010))
     after.heartbeat(hello("actor_000"), beat(5030))
     assert (after.env_steps, welcome.incarnation) == (5030, 0)
-    # One that was itself started anew meanwhile counts from zero, as another incarnation.
+    # An actor that restarted meanwhile counts from zero, as another incarnation.
     other, _ = make(1, before.env_steps, before.records)
     welcome = other.greet(hello("actor_000", epoch=2))
     other.heartbeat(hello("actor_000"), beat(30))
@@ -193,7 +196,7 @@ def test_env_steps_are_not_counted_again_when_the_learner_restarts():
 
 
 def test_env_steps_past_the_checkpoint_are_counted_after_the_learners_restart():
-    """A checkpoint from before the last heartbeats: what it has not, the actor still reports."""
+    """The checkpoint is older than the last heartbeats; the actor reports the missing steps."""
     after, _ = make(1, 4000, {"actor_000": ActorRecord(1, incarnation=3, slot=0, env_steps=4000)})
     assert after.greet(hello("actor_000", epoch=1)).incarnation == 3
     after.heartbeat(hello("actor_000"), beat(5000))
@@ -208,7 +211,7 @@ def test_older_start_of_a_name_is_superseded():
     assert error.value.code == "superseded" and membership.knows(hello("actor_000", epoch=2))
 
 
-def test_an_evaluator_with_an_actors_name_is_not_taken_for_it():
+def test_evaluator_with_an_actors_name_is_a_separate_member():
     membership, _ = make(1)
     membership.greet(hello("actor_000", epoch=5))
     membership.heartbeat(hello("actor_000", epoch=5), beat(10))
@@ -219,7 +222,7 @@ def test_an_evaluator_with_an_actors_name_is_not_taken_for_it():
     assert [row.env_steps for row in membership.actors()] == [10]
 
 
-def test_all_steps_stay_a_number_that_can_be_sent():
+def test_total_env_steps_are_capped_at_2_to_the_53():
     membership, _ = make(1)
     for epoch in range(3):
         membership.greet(hello("actor_000", epoch=epoch))
@@ -227,14 +230,14 @@ def test_all_steps_stay_a_number_that_can_be_sent():
     assert membership.env_steps == 2**53
 
 
-def test_the_mean_of_large_returns_is_finite():
+def test_mean_of_large_returns_is_finite():
     membership, _ = make(1)
     report = EvaluationReport(returns=(1.5e308, 1.5e308))
     assert membership.evaluation(report) == 1.5e308
 
 
 def test_env_steps_are_not_counted_again_when_an_extra_actor_was_away():
-    """As one that was stopped for a minute: its slot was given up, its epoch is the same."""
+    """For example stopped for a minute: it lost its slot, but its epoch is the same."""
     membership, clock = make(1)
     membership.greet(hello("extra", epoch=1))
     membership.heartbeat(hello("extra"), beat(0))
@@ -246,7 +249,7 @@ def test_env_steps_are_not_counted_again_when_an_extra_actor_was_away():
     assert membership.env_steps == 5010
 
 
-def test_evaluator_has_no_slot_and_is_no_actor():
+def test_evaluator_has_no_slot_and_is_not_listed_as_an_actor():
     membership, _ = make(1)
     assert membership.greet(hello("evaluator", "evaluator")).slot == -1
     assert membership.actors() == () and membership.evaluator().phase is None
@@ -276,18 +279,16 @@ def test_evaluations_give_means_and_the_best_whole_one():
     assert membership.best_return == pytest.approx(6.0)
 
 
-def test_of_too_many_names_the_one_that_greeted_first_is_forgotten(monkeypatch):
-    monkeypatch.setattr(membership_module, "MAX_MEMBERS", 3)
-    membership, _ = make(1)
+def test_oldest_member_is_forgotten_when_there_are_too_many():
+    membership, _ = make(1, max_members=3)
     for name in ("actor_000", "a", "b", "a", "c"):
         membership.greet(hello(name))
     assert list(membership.records) == ["b", "a", "c"]
     assert not membership.knows(hello("actor_000")) and membership.knows(hello("b"))
 
 
-def test_who_is_forgotten_for_the_many_that_came_and_left_greets_again(monkeypatch):
-    monkeypatch.setattr(membership_module, "MAX_MEMBERS", 3)
-    membership, _ = make(1)
+def test_forgotten_actor_can_greet_again():
+    membership, _ = make(1, max_members=3)
     membership.greet(hello("actor_000"))
     for name in ("a", "b", "c", "d"):
         membership.greet(hello(name))

@@ -1,4 +1,4 @@
-"""Rates over a window, and files of bounded size."""
+"""Rates over a window, and metrics files of bounded size."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tensorboardX.record_writer import RecordWriter
 
 from apex.daemons.metrics import JsonLines, MetricsLog, Rate
 from tests.support.clock import Clock
+from tests.support.sizes import bytes_held
 
 
 def test_rate_is_the_mean_since_the_start_at_first():
@@ -43,14 +44,17 @@ def test_rate_forgets_what_is_older_than_the_window():
     assert rate.per_second() == 0.0
 
 
-def test_rate_keeps_few_bins_however_often_it_counts():
+def test_memory_of_a_rate_is_bounded():
     clock = Clock()
     rate = Rate(10.0, clock)
-    for _ in range(50_000):
-        clock.now += 0.001
-        rate.add(1)
-        rate.per_second()
-    assert len(rate._bins) <= 25
+    for seconds in range(50):
+        for _ in range(1000):
+            clock.now += 0.001
+            rate.add(1)
+            rate.per_second()
+        if seconds == 20:
+            size = bytes_held(rate)
+    assert size < 10_000 and bytes_held(rate) <= 1.1 * size
     assert rate.per_second() == pytest.approx(1000.0, rel=0.06)
 
 
@@ -58,7 +62,7 @@ def records(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_json_lines_append_to_what_is_there(tmp_path):
+def test_json_lines_append_to_an_existing_file(tmp_path):
     path = tmp_path / "a.jsonl"
     for start in (0, 2):
         lines = JsonLines(path, 10_000)
@@ -87,7 +91,7 @@ def test_json_lines_are_readable_after_each_write(tmp_path):
     lines.close()
 
 
-def test_full_disk_costs_the_record_and_not_the_process(caplog):
+def test_full_disk_loses_a_record_and_raises_nothing(caplog):
     lines = JsonLines(Path("/dev/full"), 1000)
     with caplog.at_level(logging.WARNING, "apex.daemons.metrics"):
         lines.write({"n": 1})
@@ -96,7 +100,7 @@ def test_full_disk_costs_the_record_and_not_the_process(caplog):
     lines.close()
 
 
-def test_failed_rotation_costs_no_later_record(tmp_path, monkeypatch):
+def test_failed_rotation_loses_no_later_record(tmp_path, monkeypatch):
     lines = JsonLines(tmp_path / "a.jsonl", 100)
 
     def full_disk(*_):
@@ -111,7 +115,7 @@ def test_failed_rotation_costs_no_later_record(tmp_path, monkeypatch):
     assert [r["n"] for file in files for r in records(file)] == [1, 2]
 
 
-def test_metrics_log_writes_time_step_and_null_for_what_is_not_finite(tmp_path):
+def test_metrics_log_writes_time_step_and_null_for_non_finite_values(tmp_path):
     log = MetricsLog(tmp_path, "actor_000", 1.0, tensorboard=False, clock=lambda: 12.34567)
     log.write({"loss": float("nan"), "q": float("-inf"), "x": 0.5, "phase": "idle"}, step=7)
     log.close()
@@ -130,7 +134,7 @@ def event_records(path: Path) -> list[bytes]:
     return found
 
 
-def test_event_file_has_what_tensorboardx_itself_would_write(tmp_path):
+def test_event_file_equals_tensorboardx_output(tmp_path):
     log = MetricsLog(tmp_path, "learner", 1.0, tensorboard=True, clock=lambda: 12.5)
     log.write({"loss": 0.5, "name": "no number", "q mean": 2}, step=7)
     log.close()

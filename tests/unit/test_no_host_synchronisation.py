@@ -1,4 +1,4 @@
-"""An update waits for no device: under fake tensors, which have no numbers, it runs to its end."""
+"""Updates read no tensor value, so they never wait for the device (checked with fake tensors)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CASES = {
 
 
 def numbers_of(algorithm: Algorithm) -> dict[str, Any]:
-    """A batch of the algorithm's, as arrays."""
+    """A random batch of the algorithm, as arrays."""
     if isinstance(algorithm, (R2D2, Impala)):
         return random_sequences(algorithm, batch_size=4)
     return random_transitions(algorithm, batch_size=8)
@@ -51,14 +51,14 @@ def numbers_of(algorithm: Algorithm) -> dict[str, Any]:
 
 @contextmanager
 def no_numbers() -> Iterator[None]:
-    """Tensors have shapes and no numbers; whoever asks for one raises."""
+    """Make tensors fake: they have shapes but no values, and reading a value raises."""
 
     def refuse(*rest: Any, **more: Any) -> None:
         raise AssertionError("an update copied a tensor to the host")
 
     with (
         FakeTensorMode(allow_non_fake_inputs=False),
-        # All is made on one device here, and parameters without numbers cannot be moved.
+        # Everything is on one device here, and fake parameters cannot be moved.
         mock.patch.object(nn.Module, "to", lambda module, *rest, **more: module),
         mock.patch.object(Tensor, "cpu", refuse),
         mock.patch.object(Tensor, "numpy", refuse),
@@ -71,18 +71,18 @@ def update_without_numbers(algorithm: Algorithm) -> None:
     with no_numbers():
         fake = map_tensors(batch, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         learner = algorithm.learner(CPU)
-        for step in range(2):  # the second has the optimizer's averages
+        for step in range(2):  # the second update has the optimizer's averages
             learner.learn(fake, Progress(step, 100 * step))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_update_asks_for_no_number(name: str) -> None:
+def test_update_reads_no_tensor_value(name: str) -> None:
     kind, spec, settings = CASES[name]
     update_without_numbers(kind(kind.Config(**settings), spec))
 
 
 class Peeking(ApexDQN):
-    """Logs a number of its own in each update."""
+    """Reads a tensor value in each update."""
 
     def td_error(self, batch: Any, online: Any, target: Any) -> Any:
         errors, metrics = super().td_error(batch, online, target)
@@ -116,7 +116,7 @@ class Copying(Peeking):
         (Copying, "an update copied a tensor to the host"),
     ],
 )
-def test_an_update_that_asks_for_a_number_is_found(kind: type[Peeking], refusal: str) -> None:
-    """Guards the test above."""
+def test_update_that_reads_a_tensor_value_is_detected(kind: type[Peeking], refusal: str) -> None:
+    """Guards the test above: it can fail."""
     with pytest.raises(Exception, match=refusal):
         update_without_numbers(kind(kind.Config(), VECTORS))

@@ -1,4 +1,4 @@
-"""RMSProp as TensorFlow has it: epsilon inside the root, the mean square one at the start."""
+"""RMSProp as in TensorFlow: epsilon inside the root, mean square 1 at the start."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_first_step_has_the_length_of_the_formula() -> None:
     assert parameter.tolist() == pytest.approx([0.63564055, 1.19960221], rel=1e-6)
 
 
-def test_first_steps_of_small_gradients_are_as_short_as_those_of_the_papers() -> None:
+def test_first_steps_of_small_gradients_match_the_papers_length() -> None:
     """A mean square of zero at the start would make the first one 440 times as long."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = RMSProp([parameter], lr=torch.tensor(1.0), decay=0.95, epsilon=1.5e-7)
@@ -41,7 +41,7 @@ def test_first_steps_of_small_gradients_are_as_short_as_those_of_the_papers() ->
     assert steps == pytest.approx([0.010259757, 0.010526261], rel=1e-5)
 
 
-def test_without_centering_the_means_square_stays_in_the_root() -> None:
+def test_uncentered_rmsprop_uses_the_mean_square_alone() -> None:
     """With the decay and epsilon of IMPALA."""
     parameter = torch.nn.Parameter(torch.tensor([1.0]))
     optimizer = RMSProp([parameter], lr=torch.tensor(0.1), decay=0.99, epsilon=0.01, centered=False)
@@ -56,7 +56,7 @@ AVERAGES = {"mean_square": torch.tensor([0.2, 0.05]), "mean": torch.tensor([0.1,
 """After one step with the gradients 2 and -1, from zeros, as apex 0.1 saved them."""
 
 
-def test_averages_of_an_older_checkpoint_go_on_as_they_were() -> None:
+def test_averages_of_an_older_checkpoint_are_kept() -> None:
     parameter = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
     network = torch.nn.Module()
     network.register_parameter("weight", parameter)
@@ -76,7 +76,7 @@ def test_averages_of_an_older_checkpoint_go_on_as_they_were() -> None:
     assert parameter.tolist() == pytest.approx([0.66757727, 1.31944813], rel=1e-6)
 
 
-def test_centering_that_is_switched_on_later_begins_with_a_mean_of_zero() -> None:
+def test_centering_enabled_on_resume_starts_with_a_mean_of_zero() -> None:
     parameter = torch.nn.Parameter(torch.tensor([1.0]))
     plain = RMSProp([parameter], lr=torch.tensor(0.1), decay=0.5, epsilon=0.01, centered=False)
     parameter.grad = torch.tensor([1.0])
@@ -91,7 +91,7 @@ def test_centering_that_is_switched_on_later_begins_with_a_mean_of_zero() -> Non
 
 
 @pytest.mark.parametrize("gradient", [2.0, 3.3, 7.3])
-def test_a_constant_gradient_never_makes_the_variance_negative(gradient: float) -> None:
+def test_constant_gradient_never_makes_the_variance_negative(gradient: float) -> None:
     parameter = torch.nn.Parameter(torch.zeros(3))
     optimizer = RMSProp([parameter], lr=torch.tensor(1e-4), decay=0.95, epsilon=1.5e-7)
     for _ in range(500):
@@ -100,11 +100,11 @@ def test_a_constant_gradient_never_makes_the_variance_negative(gradient: float) 
     assert torch.isfinite(parameter).all() and (parameter < 0).all()
 
 
-def test_a_small_gradient_makes_a_small_step() -> None:
+def test_small_gradient_makes_a_small_step() -> None:
     """With epsilon outside the root this step would be thousands of times as long."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = RMSProp([parameter], lr=torch.tensor(1.0), decay=0.95, epsilon=1.5e-7)
-    for _ in range(600):  # until nothing is left of the start: 0.95^600 = 4e-14
+    for _ in range(600):  # the start has decayed: 0.95^600 = 4e-14
         before = parameter.item()
         parameter.grad = torch.tensor([1e-5])
         optimizer.step()

@@ -1,4 +1,4 @@
-"""Parameters: bytes that are checked, and versions that never go back."""
+"""Encoded parameters, and version numbers that never go back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_versions_rise_by_one_from_zero(tmp_path):
     assert [counter.take() for _ in range(2500)] == list(range(2500))
 
 
-def test_block_is_on_the_disk_before_its_first_version_is_given(tmp_path):
+def test_version_block_is_on_disk_before_its_first_version_is_taken(tmp_path):
     path = tmp_path / "versions"
     counter = VersionCounter(path)
     for version in range(2001):
@@ -44,7 +44,9 @@ def test_version_never_goes_back_across_restarts(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["5p0", "", "12", None])
-def test_versions_go_on_above_a_checkpoint_when_their_file_is_damaged(tmp_path, damage, caplog):
+def test_versions_continue_above_the_checkpoint_when_their_file_is_damaged(
+    tmp_path, damage, caplog
+):
     path = tmp_path / "versions"
     if damage is not None:
         path.write_text(damage)
@@ -53,7 +55,7 @@ def test_versions_go_on_above_a_checkpoint_when_their_file_is_damaged(tmp_path, 
     assert VersionCounter(path, known=first).take() > first
 
 
-def test_version_is_not_given_when_its_block_could_not_be_reserved(tmp_path):
+def test_version_is_not_taken_when_its_block_cannot_be_reserved(tmp_path):
     folder = tmp_path / "missing"
     counter = VersionCounter(folder / "versions")
     with pytest.raises(OSError, match="missing"):
@@ -63,8 +65,8 @@ def test_version_is_not_given_when_its_block_could_not_be_reserved(tmp_path):
     assert int((folder / "versions").read_text()) > version
 
 
-def test_reservation_fails_again_while_the_disk_does(tmp_path):
-    """A version above what is on the disk would be given a second time after a restart."""
+def test_reservation_keeps_failing_while_the_disk_fails(tmp_path):
+    """A version above the block on disk would be reused after a restart."""
     counter = VersionCounter(tmp_path / "missing" / "versions")
     for _ in range(2):
         with pytest.raises(OSError, match="missing"):
@@ -82,7 +84,7 @@ def test_encoded_network_decodes_to_the_same_tensors():
     assert all(torch.equal(decoded[name], expected[name]) for name in expected)
 
 
-def test_encoding_is_a_copy_that_later_updates_leave_alone():
+def test_encoding_is_a_copy_that_later_updates_do_not_change():
     network = torch.nn.Linear(2, 2)
     before = network.weight.detach().clone()
     data = parameters.encode(network)
@@ -92,12 +94,12 @@ def test_encoding_is_a_copy_that_later_updates_leave_alone():
 
 
 @pytest.mark.parametrize("data", [b"", b"short", b"\xff" * 64, bytes(64)])
-def test_bytes_that_are_no_parameters_are_refused(data):
+def test_malformed_parameter_bytes_are_refused(data):
     with pytest.raises(CheckpointError, match="parameters"):
         parameters.decode(data)
 
 
-def test_board_holds_the_newest_publication_only():
+def test_board_keeps_only_the_newest_publication():
     board = PublicationBoard()
     assert board.newest() is None
     for version in (1, 2):
@@ -111,7 +113,7 @@ def network() -> nn.Module:
     return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-def test_decoded_parameters_are_those_that_safetensors_reads() -> None:
+def test_decoded_parameters_equal_those_of_safetensors() -> None:
     data = parameters.encode(network())
     expected, found = safetensors.torch.load(data), parameters.decode(data)
     assert found.keys() == expected.keys() and len(found) == 9
@@ -120,7 +122,7 @@ def test_decoded_parameters_are_those_that_safetensors_reads() -> None:
     assert found["1.num_batches_tracked"].shape == ()  # int64, of rank 0
 
 
-def test_decoded_parameters_are_views_of_memory_that_can_be_written_to() -> None:
+def test_decoded_parameters_are_writable_views() -> None:
     data = bytearray(parameters.encode(network()))
     found = parameters.decode(memoryview(data))
     data[-8:] = np.array([1.5, -2.5], dtype=np.float32).tobytes()
@@ -137,12 +139,12 @@ def test_half_precision_and_empty_tensors_are_read() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 5, 8, 20, 300, 700])
-def test_cut_bytes_are_refused(length: int) -> None:
+def test_truncated_bytes_are_refused(length: int) -> None:
     with pytest.raises(CheckpointError, match="parameters"):
         parameters.decode(parameters.encode(network())[:length])
 
 
-def test_bytes_whose_header_lies_are_refused() -> None:
+def test_bytes_with_a_false_header_are_refused() -> None:
     data = parameters.encode(network())
     for old, new in ((b'"F32"', b'"F99"'), (b'"F32"', b'"F16"'), (b'"shape":[4', b'"shape":[9')):
         assert old in data
@@ -150,7 +152,7 @@ def test_bytes_whose_header_lies_are_refused() -> None:
             parameters.decode(data.replace(old, new, 1))
 
 
-def test_no_broken_bytes_raise_anything_else() -> None:
+def test_broken_bytes_raise_only_parameter_errors() -> None:
     data, rng = parameters.encode(network()), np.random.default_rng(1)
     refused = 0
     for _ in range(3000):
@@ -165,7 +167,7 @@ def test_no_broken_bytes_raise_anything_else() -> None:
 
 
 class Acting(Policy):
-    """A policy that is only loaded."""
+    """A policy of which only `load` is tested."""
 
     def __init__(self) -> None:
         self.network = network()

@@ -1,4 +1,4 @@
-"""The equations of Q-learning with literal numbers."""
+"""Q-learning equations against literal numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_online_selects_and_target_evaluates():
         q_t_target=torch.tensor([[100.0, 7.0, 50.0], [9.0, 9.0, 9.0]]),
         q_t_selector=torch.tensor([[0.0, 8.0, 1.0], [1.0, 0.0, 0.0]]),
     )
-    # 0.5 + 0.5 * 7 - 1 (plain Q would say 0.5 + 0.5 * 100 - 1); -1 + 0 - 6
+    # 0.5 + 0.5 * 7 - 1 (plain Q-learning: 0.5 + 0.5 * 100 - 1); -1 + 0 - 6
     assert errors.tolist() == [3.0, -7.0]
 
 

@@ -1,4 +1,4 @@
-"""R2D2: rescaling, targets and priorities against literal numbers and the papers' sums, and one
+"""R2D2: rescaling, targets and priorities against literal numbers and the papers' sums; one
 update against a computation step by step."""
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def make_learner(seed: int = 0, **settings: object) -> LossLearner:
     torch.manual_seed(seed)
     learner = R2D2(R2D2.Config(**{**SMALL, **settings}), SPEC).learner(CPU)
     assert isinstance(learner, LossLearner)
-    with torch.no_grad():  # the target network is another one than the online network
+    with torch.no_grad():  # make the target network differ from the online network
         for parameter in learner.target.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
     return learner
@@ -194,7 +194,7 @@ def test_burn_in_passes_no_gradient():
     assert not observations.grad[:, :3].any() and observations.grad[:, 3:].any()
 
 
-def test_core_forgets_at_each_beginning_and_only_there():
+def test_core_state_is_reset_at_episode_starts_only():
     torch.manual_seed(0)
     core = LSTMCore(2, 3, 4)
     features, is_first = torch.randn(2, 6, 2), torch.zeros(2, 6, dtype=torch.bool)
@@ -228,7 +228,7 @@ def test_initial_priorities_are_those_of_the_learner_when_its_networks_are_the_a
     np.testing.assert_allclose(initial, priorities, rtol=1e-4)
 
 
-def test_target_network_follows_each_period():
+def test_target_network_is_copied_each_period():
     learner, batch = make_learner(target_update_period=3), make_batch(5)
     for step in range(1, 7):
         learn(learner, batch)
@@ -239,7 +239,7 @@ def test_target_network_follows_each_period():
         assert same == (step % 3 == 0)
 
 
-def test_resumed_learner_goes_on_as_if_it_had_never_stopped():
+def test_resumed_learner_continues_as_if_it_had_not_stopped():
     first, second = make_learner(seed=1), make_learner(seed=2)
     learn(first, make_batch(0))
     second.load_state_dict(copy.deepcopy(first.state_dict()))
@@ -248,7 +248,7 @@ def test_resumed_learner_goes_on_as_if_it_had_never_stopped():
         assert torch.equal(a, b)
 
 
-def test_policy_remembers_and_tells_values_and_the_state_that_it_acted_from():
+def test_policy_keeps_its_core_state_and_returns_values_and_the_state_before_acting():
     policy = R2D2(R2D2.Config(**SMALL), SPEC).policy()
     assert policy.core_size == 8
     rng = np.random.default_rng(0)
@@ -265,7 +265,7 @@ def test_policy_remembers_and_tells_values_and_the_state_that_it_acted_from():
     assert (decision.extras["q_value"] <= decision.extras["max_q"]).all()
 
 
-def test_overlap_of_a_whole_unroll_is_refused():
+def test_overlap_as_long_as_the_unroll_is_refused():
     with pytest.raises(ConfigError, match=r"overlap \(80\) must be less than unroll_length"):
         make_algorithm({"name": "r2d2", "overlap": 80}, SPEC)
 

@@ -1,4 +1,4 @@
-"""The rate limiter: literal numbers, and no deadlock with the tolerance that configs take."""
+"""The rate limiter: literal numbers, and freedom from deadlock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from apex.config.sections import Config
 from apex.replay.table.rate_limiter import RateLimiter
 
 
-def test_insert_is_free_until_the_minimum_size():
+def test_insert_is_not_limited_below_the_minimum_size():
     limiter = RateLimiter(min_size=10, samples_per_insert=4.0, tolerance=8.0)
     assert limiter.can_insert(10)
     limiter.inserted = 10
@@ -36,7 +36,7 @@ def test_sample_waits_for_the_minimum_size():
     assert limiter.can_sample(1, size=10)
 
 
-def test_sample_waits_when_it_is_a_tolerance_ahead():
+def test_sample_waits_when_samples_exceed_the_tolerance():
     limiter = RateLimiter(10, 4.0, 8.0, inserted=10)
     assert limiter.can_sample(8, size=10) and not limiter.can_sample(9, size=10)
     limiter.sampled = 8
@@ -45,7 +45,7 @@ def test_sample_waits_when_it_is_a_tolerance_ahead():
     assert limiter.can_sample(4, size=11) and not limiter.can_sample(5, size=11)
 
 
-def test_zero_samples_per_insert_lets_both_sides_run_free():
+def test_zero_samples_per_insert_limits_neither_side():
     limiter = RateLimiter(2, 0.0, 0.0, inserted=2, sampled=10**9)
     assert limiter.can_insert(10**6) and limiter.can_sample(10**6, size=2)
     assert not limiter.can_sample(1, size=1)
@@ -75,7 +75,7 @@ def test_min_tolerance_is_batches_in_flight_plus_one_chunk():
         for seed in range(3)
     ],
 )
-def test_neither_side_blocks_for_good_with_the_smallest_tolerance(
+def test_neither_side_deadlocks_with_the_smallest_tolerance(
     batch_size, prefetch, ratio, chunk, seed
 ):
     """A random schedule of inserts and samples never reaches a state in which both must wait."""
@@ -83,7 +83,7 @@ def test_neither_side_blocks_for_good_with_the_smallest_tolerance(
     limiter = RateLimiter(100, ratio, config.min_tolerance)
     rng = np.random.default_rng(seed)
     for _ in range(1000):
-        # Chunks may be short at a drain; batches are always whole.
+        # Chunks may be short when an actor drains; batches are always full.
         count = chunk if rng.random() < 0.8 else int(rng.integers(1, chunk + 1))
         size = min(limiter.inserted, 10_000)
         insert = limiter.can_insert(chunk)
@@ -99,13 +99,13 @@ def test_neither_side_blocks_for_good_with_the_smallest_tolerance(
 
 @pytest.mark.parametrize("ratio", [0.25, 1.0, 8.0, 100.0])
 @pytest.mark.parametrize("chunk", [1, 3, 50])
-def test_chunk_of_the_configured_length_blocks_nobody_for_good(ratio, chunk):
+def test_chunk_of_the_configured_length_does_not_deadlock(ratio, chunk):
     config = config_with(batch_size=32, prefetch=1, samples_per_insert=ratio, chunk=chunk)
     assert_never_stuck(config, chunk)
 
 
 @pytest.mark.parametrize("ratio", [0.25, 1.0, 8.0, 100.0])
-def test_longest_chunk_that_is_accepted_blocks_nobody_for_good(ratio):
+def test_longest_accepted_chunk_does_not_deadlock(ratio):
     config = config_with(batch_size=32, prefetch=2, samples_per_insert=ratio, chunk=10)
     limiter = RateLimiter(100, ratio, config.min_tolerance)
     assert limiter.max_insert >= 10
@@ -113,7 +113,7 @@ def test_longest_chunk_that_is_accepted_blocks_nobody_for_good(ratio):
 
 
 def assert_never_stuck(config: Config, chunk: int) -> None:
-    """From every state that sampling leads to, a chunk can be inserted in the end."""
+    """From every state that sampling can reach, a chunk can eventually be inserted."""
     ratio, batch_size = config.replay.samples_per_insert, config.learner.batch_size
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -121,16 +121,16 @@ def assert_never_stuck(config: Config, chunk: int) -> None:
         limiter.inserted = 100 + int(rng.integers(0, 50))
         while limiter.can_sample(batch_size, limiter.inserted):
             limiter.sampled += batch_size
-        assert limiter.can_insert(chunk), f"{chunk} items wait for good"
+        assert limiter.can_insert(chunk), f"{chunk} items wait forever"
 
 
-def test_both_sides_block_for_good_when_the_tolerance_is_too_small():
-    """The simulation above can fail: with half a chunk and half a batch both are stuck."""
+def test_both_sides_deadlock_when_the_tolerance_is_too_small():
+    """Guards the simulation above: half a chunk plus half a batch deadlocks."""
     limiter = RateLimiter(100, 1.0, 20.0, inserted=100)
     assert not limiter.can_insert(50) and not limiter.can_sample(32, size=100)
 
 
-def test_rebased_the_cursor_lies_within_its_bounds_and_is_left_there():
+def test_rebase_moves_the_cursor_to_the_nearest_bound():
     limiter = RateLimiter(min_size=100, samples_per_insert=4.0, tolerance=50.0)
     limiter.inserted, limiter.sampled = 6010, 47280  # as after a ratio of 8: cursor -23640
     limiter.rebase(size=1000, samples_left=float("inf"))

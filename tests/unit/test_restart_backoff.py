@@ -1,8 +1,11 @@
-"""Crash loops: they slow down, stop, and say why."""
+"""Crash-loop detection: backoff, giving up, the recorded reason."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from apex.daemons.restart_backoff import CrashHistory
 from apex.errors import DeviceMemoryError, ExitCode
 from apex.host import process_tuning
 from tests.support.builders import fill, mount_tmpfs, unmount
+from tests.support.clock import Clock
 
 
 @pytest.fixture
@@ -19,9 +23,15 @@ def path(tmp_path):
     return tmp_path / "learner.json"
 
 
-def crash(path, lived_s: float, code: ExitCode | None = None, error: str = "x") -> CrashHistory:
-    """One start that ends after so many seconds; without a code it is killed."""
-    history = CrashHistory(path, 8)
+def crash(
+    path: Path,
+    lived_s: float,
+    code: ExitCode | None = None,
+    error: str = "x",
+    wall_clock_ns: Callable[[], int] = time.time_ns,
+) -> CrashHistory:
+    """One start that ends after `lived_s` seconds; without a code it is killed."""
+    history = CrashHistory(path, 8, wall_clock_ns)
     history.began()
     if code is not None:
         history.failed(error, code)
@@ -31,7 +41,7 @@ def crash(path, lived_s: float, code: ExitCode | None = None, error: str = "x") 
     return history
 
 
-def test_short_lives_in_a_row_wait_longer_and_are_given_up(path):
+def test_short_lives_in_a_row_back_off_and_then_give_up(path):
     delays = [crash(path, 1.0).delay_s for _ in range(8)]
     assert delays == [0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
     last = CrashHistory(path, 8)
@@ -39,7 +49,7 @@ def test_short_lives_in_a_row_wait_longer_and_are_given_up(path):
     assert last.last_error == "it was killed, or ended without a word"
 
 
-def test_a_long_life_or_a_good_end_begins_anew(path):
+def test_long_life_or_clean_end_resets_the_crash_count(path):
     for _ in range(4):
         crash(path, 1.0)
     crash(path, 21.0)
@@ -65,19 +75,19 @@ def test_starts_are_counted_however_they_end(path):
     assert counted == [0, 1, 2] and CrashHistory(path, 8).starts == 3
 
 
-def test_a_record_of_an_older_apex_is_of_one_start_at_least(path):
+def test_record_of_an_older_apex_counts_as_one_start(path):
     path.write_text('{"started": 1.0, "epoch": 5, "clean": true}')
     assert CrashHistory(path, 8).starts == 1
 
 
-def test_out_of_memory_is_given_up_after_three_however_long_each_start_lived(path):
+def test_three_out_of_memory_ends_give_up_whatever_their_age(path):
     for count in range(3):
         assert not CrashHistory(path, 8).too_many and CrashHistory(path, 8).crashes == count
         crash(path, 500.0, ExitCode.OUT_OF_MEMORY, "8 GiB wanted")
     assert CrashHistory(path, 8).too_many and CrashHistory(path, 8).last_error == "8 GiB wanted"
 
 
-def test_who_gave_up_says_why_and_the_next_start_is_its_first(path):
+def test_giving_up_is_recorded_and_the_next_start_counts_from_zero(path):
     crash(path, 1.0, ExitCode.GAVE_UP, "crashed 8 times")
     record = restart_backoff.read(path)
     assert record is not None and record.gave_up and record.error == "crashed 8 times"
@@ -101,18 +111,17 @@ def test_crashes_are_counted_on_a_full_disk_too(path, tmp_path):
         unmount(disk)
 
 
-def test_epochs_rise_even_when_the_clock_goes_back(path, monkeypatch):
-    monkeypatch.setattr(restart_backoff.time, "time_ns", lambda: 1000)
-    epochs = [crash(path, 1.0).epoch for _ in range(3)]
+def test_epochs_increase_when_the_clock_goes_back(path):
+    epochs = [crash(path, 1.0, wall_clock_ns=lambda now=now: now).epoch for now in (1000, 1000, 7)]
     assert epochs == [1000, 1001, 1002]
 
 
-def test_a_record_that_is_damaged_is_none(path):
+def test_damaged_record_is_ignored(path):
     path.write_bytes(b"{nonsense")
     assert restart_backoff.read(path) is None and CrashHistory(path, 8).crashes == 0
 
 
-def test_a_device_without_memory_left_is_an_error_of_its_own():
+def test_out_of_device_memory_raises_its_own_error():
     expected = pytest.raises(DeviceMemoryError, match=r"8 GiB.*learner\.batch_size")
     with expected, process_tuning.memory_errors():
         raise torch.OutOfMemoryError("tried to allocate 8 GiB.")
@@ -120,12 +129,11 @@ def test_a_device_without_memory_left_is_an_error_of_its_own():
 
 
 @pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
-def test_a_step_of_the_clock_makes_no_life_shorter_or_longer(path, monkeypatch, step_s):
-    now, step = restart_backoff.time.time(), [step_s]
-    monkeypatch.setattr(restart_backoff.time, "time", lambda: now + step[0])
-    history = CrashHistory(path, 8)
+def test_clock_step_does_not_change_a_daemons_age(path, step_s):
+    wall_clock = Clock(time.time())
+    history = CrashHistory(path, 8, lambda: int(wall_clock() * 1e9))
     history.began()
-    step[0] = 0.0
+    wall_clock.move(step_s)
     history.breathe()
     record = restart_backoff.read(path)
     assert record is not None

@@ -1,4 +1,4 @@
-"""Selectors: which slots are chosen, and with what probability."""
+"""Selectors: chosen slots and their probabilities."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_prioritized_frequencies_match_the_probabilities():
         np.testing.assert_allclose(probabilities, expected[chosen])
         drawn.append(chosen)
     frequencies = np.bincount(np.concatenate(drawn), minlength=5) / 20_000
-    # Five standard deviations of independent draws; stratified ones vary less.
+    # Five standard deviations of independent draws; stratified draws vary less.
     assert np.abs(frequencies - expected).max() < 5 * 0.5 / np.sqrt(20_000)
     assert frequencies[3] == 0
 
@@ -95,12 +95,12 @@ def test_uniform_matches_a_set_over_random_inserts_and_deletes():
         assert probabilities[0] == 1 / len(present)
 
 
-def test_uniform_raises_a_named_error_when_it_is_empty():
+def test_uniform_raises_when_it_is_empty():
     with pytest.raises(EmptyTableError):
         Uniform(4).sample(2, np.random.default_rng(0))
 
 
-def test_fifo_gives_oldest_first_and_never_more_than_there_are():
+def test_fifo_returns_the_oldest_first_and_at_most_all():
     selector, rng = Fifo(), np.random.default_rng(0)
     selector.insert(slots(3, 1, 2), np.ones(3))
     selector.insert(slots(0), np.ones(1))
@@ -124,5 +124,5 @@ def test_fifo_is_a_queue_when_chosen_slots_are_deleted():
 @pytest.mark.parametrize(
     ("name", "kind"), [("fifo", Fifo), ("uniform", Uniform), ("prioritized", Prioritized)]
 )
-def test_make_selector_gives_the_named_kind(name, kind):
+def test_make_selector_returns_the_named_kind(name, kind):
     assert type(make_selector(name, 4, 0.6)) is kind

@@ -1,4 +1,4 @@
-"""Sequences of steps across episodes: literal rows, and a slow oracle over random episodes."""
+"""Sequences across episodes against literal rows and a slow oracle."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from apex.envs.spec import EnvSpec
 from apex.errors import CorruptItemsError
 from tests.support.batches import arrays_of
 from tests.support.builders import env_spec
+from tests.support.sizes import bytes_held
 
 torch.set_num_threads(1)
 
@@ -31,7 +32,7 @@ SPECS = {
 
 @dataclass
 class Step:
-    """One step of one environment as the acting loop tells it."""
+    """One step of one environment, as the acting loop passes it on."""
 
     observation: np.ndarray
     action: int
@@ -100,7 +101,7 @@ def feed(accumulator, streams: list[list[Step]]) -> list[Chunk]:
 
 
 def rows_of(steps: list[Step], gamma: float, depth: int) -> list[dict[str, object]]:
-    """Every row that the steps make, one after the other, straight from the definition."""
+    """Every row of the steps, in order, straight from the definition."""
     rows: list[dict[str, object]] = []
     episode: list[np.ndarray] = []
     before: Step | None = None
@@ -171,7 +172,7 @@ def test_sequences_match_the_oracle_over_random_episodes(kind, spec, chunk_lengt
         for begin in range(0, len(rows) - layout.length + 1, layout.period)
     ]
     assert len(items) == len(wanted) > 20
-    # Sequences of both environments come mixed; those of one come in order.
+    # Sequences of both environments are interleaved; those of one are in order.
     items.sort(key=lambda item: item["learner_step"])
     wanted.sort(key=lambda rows: rows[0]["learner_step"])
     for item in items:
@@ -216,7 +217,7 @@ def only_item(steps: list[Step]) -> dict[str, list]:
     return {name: batch[name][0].tolist() for name in batch}
 
 
-def test_terminated_episode_leaves_its_final_observation_out():
+def test_terminated_episode_omits_its_final_observation():
     item = only_item(numbered(8, terminated=2, ignored=3))
     assert [row[0] for row in item["observation"]] == [0, 1, 2, 4, 5, 6, 7]
     assert item["discount"] == pytest.approx([0.9, 0.9, 0, 0.9, 0.9, 0.9, 0.9])
@@ -235,13 +236,13 @@ def test_truncated_episode_keeps_its_final_observation_for_its_value():
     assert item["reward"] == [0, 1, 2, 0, 4, 5, 6]
 
 
-def test_life_lost_has_no_value_beyond_and_ends_nothing_else():
+def test_lost_life_zeroes_the_discount_and_the_episode_continues_in_the_sequence():
     item = only_item(numbered(7, life_lost=2))
     assert item["discount"] == pytest.approx([0.9, 0.9, 0, 0.9, 0.9, 0.9, 0.9])
     assert item["is_first"] == [True] + [False] * 6 and not any(item["is_last"])
 
 
-def test_consecutive_sequences_share_the_bootstrap_row_and_know_what_went_before():
+def test_consecutive_sequences_share_the_bootstrap_row_and_have_the_previous_action():
     agent = agents("impala", SPECS["vectors"])
     chunks = feed(agent.accumulator(1, 1), [numbered(13)])
     first, second = (chunk.columns for chunk in chunks)
@@ -264,13 +265,14 @@ def test_frames_of_overlapping_sequences_are_stored_once_in_a_chunk():
     assert chunk.frames.frame_count.tolist() == [9, 11, 11]
 
 
-def test_memory_of_an_environment_stays_bounded_over_a_long_run():
+def test_memory_of_an_accumulator_stays_bounded_over_a_long_run():
     spec, rng = SPECS["frames"], np.random.default_rng(1)
     agent = agents("r2d2", spec)
-    accumulator = agent.accumulator(1, 2)
-    feed(accumulator, [random_steps(spec, 2000, rng)])
-    (env,) = accumulator._envs
-    assert len(env._rows) <= 12 and len(env._window) <= 2 * 12 + 3 and len(env.finished) <= 2
+    accumulator, sizes = agent.accumulator(1, 2), []
+    for step in random_steps(spec, 2000, rng):
+        feed(accumulator, [[step]])
+        sizes.append(bytes_held(accumulator))
+    assert max(sizes[200:]) <= 1.1 * max(sizes[:200])
 
 
 def test_stack_never_reaches_into_the_episode_before():
@@ -281,7 +283,7 @@ def test_stack_never_reaches_into_the_episode_before():
 
 
 @pytest.mark.parametrize(("name", "value"), [("action", 5), ("action", -1), ("last_action", 7)])
-def test_item_with_an_action_that_is_none_is_named_as_corrupt(name, value):
+def test_item_with_an_invalid_action_is_reported_as_corrupt(name, value):
     agent = agents("impala", SPECS["vectors"])
     (chunk,) = feed(agent.accumulator(1, 1), [numbered(7)])
     columns = {key: array.copy() for key, array in chunk.columns.items()}
@@ -291,7 +293,7 @@ def test_item_with_an_action_that_is_none_is_named_as_corrupt(name, value):
     assert error.value.item_ids == [77]
 
 
-def test_item_with_too_few_frames_is_named_as_corrupt():
+def test_item_with_too_few_frames_is_reported_as_corrupt():
     agent = agents("impala", SPECS["frames"])
     steps = [Step(np.ones((4, 4), np.uint8), 0, 0.0) for _ in range(7)]
     (chunk,) = feed(agent.accumulator(1, 1), [steps])

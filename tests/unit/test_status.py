@@ -1,4 +1,4 @@
-"""What a status means, by literal reports; and answers that are not what they should be."""
+"""Health, bottleneck and alarms of literal reports; decoding of reports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NO_EVALUATOR = EvaluatorSummary(state="down", pid=None)
 # Health
 
 
-def test_a_run_whose_daemons_all_work_is_healthy() -> None:
+def test_run_whose_daemons_all_work_is_healthy() -> None:
     assert health(run_status(), NAMES) == "healthy"
     waiting = actor_report(1, state="waiting_for_credit")
     warming_up = run_status(
@@ -49,7 +49,7 @@ def test_a_run_whose_daemons_all_work_is_healthy() -> None:
     assert health(central, ("replay", "learner", "inference", "actor_000")) == "healthy"
 
 
-def test_a_run_without_learner_and_replay_is_down_whatever_else_lives() -> None:
+def test_run_without_learner_and_replay_is_down() -> None:
     assert health(run_status(learner=NO_LEARNER, replay=NO_REPLAY), NAMES) == "down"
     assert health(run_status(learner=NO_LEARNER), NAMES) == "degraded"
     assert health(run_status(replay=NO_REPLAY), NAMES) == "degraded"
@@ -71,11 +71,11 @@ def test_a_run_without_learner_and_replay_is_down_whatever_else_lives() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_a_run_is_degraded_by_one_daemon_or_one_alarm(changed: dict[str, Any]) -> None:
+def test_run_is_degraded_by_one_daemon_or_one_alarm(changed: dict[str, Any]) -> None:
     assert health(run_status(**changed), (*NAMES, "inference")) == "degraded"
 
 
-def test_an_attached_actor_counts_and_an_evaluator_that_was_not_asked_for_does_not() -> None:
+def test_attached_actor_counts_and_an_evaluator_that_was_not_asked_for_does_not() -> None:
     without = ("replay", "learner", "actor_000", "actor_001")
     assert health(run_status(evaluator=NO_EVALUATOR), without) == "healthy"
     for state, expected in (("stepping", "healthy"), ("suspect", "degraded")):
@@ -87,7 +87,7 @@ def test_an_attached_actor_counts_and_an_evaluator_that_was_not_asked_for_does_n
 # Bottleneck
 
 
-def test_bottleneck_of_a_run_that_lacks_a_daemon_is_that_daemon() -> None:
+def test_bottleneck_is_a_missing_daemon() -> None:
     assert bottleneck(run_status(learner=NO_LEARNER, replay=NO_REPLAY)) == "down: learner"
     assert bottleneck(run_status(replay=NO_REPLAY)) == "down: replay"
 
@@ -131,7 +131,7 @@ def test_bottleneck_is_what_the_others_wait_for(
     assert bottleneck(status) == expected
 
 
-def test_bottleneck_with_a_replay_server_that_does_not_answer_is_by_the_learner() -> None:
+def test_bottleneck_is_derived_from_the_learner_when_replay_does_not_answer() -> None:
     silent = ReplaySummary(state="silent", pid=12, capacity=10_000)
     status = run_status(learner=learner_report(data_wait_fraction=0.5), replay=silent)
     assert bottleneck(status) == "data path: the learner waits for batches that replay could serve"
@@ -145,7 +145,7 @@ def test_no_alarm_without_a_reason() -> None:
     assert alarms(run_status(learner=NO_LEARNER, replay=NO_REPLAY)) == []
 
 
-def test_alarms_of_the_disk_name_what_is_not_kept() -> None:
+def test_disk_alarms_name_what_is_not_saved() -> None:
     status = run_status(
         learner=learner_report(alarm="no checkpoint at step 7: the disk is full"),
         replay=replay_report(alarm="the disk is full", durable=False),
@@ -157,7 +157,7 @@ def test_alarms_of_the_disk_name_what_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("name", ["learner", "replay", "inference"])
-def test_a_process_near_its_last_open_file_raises_an_alarm(name: str) -> None:
+def test_process_near_its_open_file_limit_raises_an_alarm(name: str) -> None:
     make = {"learner": learner_report, "replay": replay_report, "inference": inference_report}
     limit = run_status(**{name: make[name](open_files=16_000)})
     assert alarms(limit) == []
@@ -168,7 +168,7 @@ def test_a_process_near_its_last_open_file_raises_an_alarm(name: str) -> None:
 # Answers
 
 
-def test_an_answer_is_the_same_after_the_wire() -> None:
+def test_report_round_trip_is_equal() -> None:
     answer = LearnerAnswer(
         learner=learner_report(), env_steps=5_000, actors=(actor_report(0),),
         evaluator=to_evaluations(),
@@ -183,7 +183,7 @@ def to_evaluations() -> Any:
     return EvaluationsReport(phase="idle", episodes=20, mean_return=1.5, best_mean_return=2.0)
 
 
-def test_an_answer_of_a_newer_daemon_may_say_more_and_numbers_may_be_whole() -> None:
+def test_report_with_unknown_fields_and_whole_numbers_is_accepted() -> None:
     answer = to_wire(replay_report()) | {"shards": 3, "inserts_per_s": 300}
     assert from_wire(answer, ReplayReport) == replay_report()
 
@@ -197,14 +197,14 @@ def test_an_answer_of_a_newer_daemon_may_say_more_and_numbers_may_be_whole() -> 
         ({"min_size": None}, r"Expected `int`, got `null` - at `\$.min_size`"),
     ],
 )
-def test_an_answer_with_another_type_is_refused_with_its_field(
+def test_report_with_a_wrong_type_is_refused_with_its_field(
     changed: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(DecodeError, match=f"not a ReplayReport: {reason}; run the same apex"):
         from_wire(to_wire(replay_report()) | changed, ReplayReport)
 
 
-def test_an_answer_that_lacks_a_field_is_refused_with_its_name() -> None:
+def test_report_without_a_field_is_refused_with_its_name() -> None:
     answer = to_wire(replay_report())
     del answer["min_size"]
     with pytest.raises(DecodeError, match="missing required field `min_size`"):

@@ -18,7 +18,7 @@ def naive_sample(masses: np.ndarray, uniform: float) -> int:
         running += mass
         if running > wanted:
             return slot
-    raise AssertionError("a fraction below 1 lies in some slot")
+    raise AssertionError("a fraction below 1 falls in some slot")
 
 
 @pytest.mark.parametrize("capacity", CAPACITIES)
@@ -27,7 +27,7 @@ def test_sums_and_samples_match_a_naive_search_on_random_data(capacity):
     tree, masses = SumTree(capacity), np.zeros(capacity)
     for _ in range(50):
         slots = rng.choice(capacity, size=rng.integers(1, capacity + 1), replace=False)
-        # Quarters are summed without rounding in any order, so that the oracle is exact.
+        # Sums of quarters are exact in any order, and so is the oracle.
         masses[slots] = rng.integers(0, 5, len(slots)) / 4
         tree.set(slots, masses[slots])
         tree.check_valid()
@@ -71,7 +71,7 @@ def test_sample_raises_when_total_mass_is_zero(capacity):
         tree.sample(np.array([0.5]))
 
 
-def test_last_mass_holds_when_a_slot_is_set_twice():
+def test_last_mass_wins_when_a_slot_is_set_twice():
     tree = SumTree(5)
     tree.set(np.array([3, 1, 3, 3]), np.array([9.0, 2.0, 7.0, 0.5]))
     assert tree.get(np.array([3, 1])).tolist() == [0.5, 2.0]
@@ -79,9 +79,8 @@ def test_last_mass_holds_when_a_slot_is_set_twice():
     tree.check_valid()
 
 
-def test_check_valid_fails_when_an_inner_node_is_off():
+def test_check_valid_fails_when_an_inner_node_is_not_the_sum_of_its_children():
     tree = SumTree(4)
-    tree.set(np.arange(4), np.ones(4))
-    tree._nodes[2] += 1.0
+    tree.set(np.arange(4), np.array([1.0, np.nan, 1.0, 1.0]))  # NaN equals no sum
     with pytest.raises(AssertionError):
         tree.check_valid()

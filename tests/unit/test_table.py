@@ -1,4 +1,4 @@
-"""The table: ids, eviction, priorities by id, and what its items cost."""
+"""The table: ids, eviction, priorities by id, memory."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def make_table(
     return Table(schema, capacity, chooser, limiter, times, rng, first_id)
 
 
-def test_a_server_that_was_started_again_draws_otherwise_than_before():
+def test_restarted_server_draws_different_items():
     raw = {"env": {"id": "X-v0"}, "algorithm": {"name": "x"}, "run": {"seed": 5}}
     draws = []
     for starts in (0, 1, 2, 0):
         table = table_of(parse(raw), VECTOR_SCHEMA, 0, starts)
         table.insert(vector_chunk(range(200)))
         draws.append(table.sample(32).item_ids.tolist())
-    assert draws[3] == draws[0], "a run's first table draws as that of any run with its seed"
+    assert draws[3] == draws[0], "the first table of a run draws by the run's seed alone"
     assert len(set(map(tuple, draws))) == 3
 
 
@@ -48,7 +48,7 @@ def ids(*values: int) -> np.ndarray:
     return np.array(values, dtype=np.int64)
 
 
-def test_ids_rise_by_one_and_are_never_used_again():
+def test_ids_increase_by_one_and_are_never_reused():
     table = make_table(capacity=4)
     given = [table.insert(vector_chunk([k, k + 1, k + 2])) for k in range(5)]
     assert np.concatenate(given).tolist() == list(range(15))
@@ -59,7 +59,7 @@ def test_ids_are_64_bit_and_slots_follow_past_32_bits():
     table = make_table(capacity=4, first_id=2**40 + 1)
     assert table.insert(vector_chunk([7, 8])).tolist() == [2**40 + 1, 2**40 + 2]
     assert contents(table) == {2**40 + 1: 7, 2**40 + 2: 8}
-    columns, _ = table.contents(ids(1, 2))  # what is in the slots 1 and 2
+    columns, _ = table.contents(ids(1, 2))  # the slots 1 and 2
     assert columns["action"].tolist() == [7, 8]
 
 
@@ -79,7 +79,7 @@ def test_stale_priority_is_counted_and_never_reaches_the_new_occupant():
     table.update_priorities(ids(0, 1), np.array([1000.0, 3.0]))
     samples = table.sample(100)
     by_id = dict(zip(samples.item_ids.tolist(), samples.probabilities.tolist()))
-    # Item 2 took the slot of item 0 and keeps its own priority 1; item 1 has 3.
+    # Item 2 has the slot of item 0 and keeps its own priority 1; item 1 has 3.
     assert by_id == {1: 0.75, 2: 0.25}
     assert table.counters.stale_priorities == 1 and table.counters.updated_priorities == 1
 
@@ -102,7 +102,7 @@ def test_bad_priority_is_refused_and_counted(bad):
     assert table.counters.refused_priorities == 1 and table.counters.updated_priorities == 1
 
 
-def test_last_priority_holds_when_an_id_is_named_twice():
+def test_last_priority_wins_when_an_id_is_given_twice():
     table = make_table(capacity=2)
     table.insert(vector_chunk([10, 11], [1.0, 1.0]))
     table.update_priorities(ids(0, 0), np.array([100.0, 3.0]))
@@ -118,7 +118,7 @@ def test_table_of_one_item_serves_the_newest_in_batches_of_any_size():
     samples = table.sample(5)
     assert samples.item_ids.tolist() == [2] * 5 and samples.probabilities.tolist() == [1.0] * 5
     assert samples.columns["action"].tolist() == [12] * 5
-    # It goes between being drawn and being updated: none of the five updates reaches the next.
+    # The item is evicted before its update: none of the five updates reaches its successor.
     table.insert(vector_chunk([13], [2.0]))
     table.update_priorities(samples.item_ids, np.zeros(5))
     assert table.counters.stale_priorities == 5 and contents(table) == {3: 13}
@@ -135,7 +135,7 @@ def test_queue_serves_each_item_once_in_order():
     assert table.counters.exhausted == 4 and table.nbytes == 0
 
 
-def test_item_goes_after_max_times_sampled_draws():
+def test_item_is_removed_after_max_times_sampled_draws():
     table = make_table(capacity=4, times=3)
     table.insert(vector_chunk([7]))
     for _ in range(3):
@@ -149,8 +149,8 @@ def test_item_goes_after_max_times_sampled_draws():
 @pytest.mark.parametrize(
     ("items", "batch", "times"), [(4, 8, 2), (4, 4, 2), (1, 3, 3), (30, 32, 3)]
 )
-def test_no_item_is_drawn_more_often_than_it_may_be_in_one_batch(selector, items, batch, times):
-    """However much of the mass is one item's, and however small the table."""
+def test_one_batch_draws_no_item_more_often_than_max_times_sampled(selector, items, batch, times):
+    """Even if one item has nearly all the mass, and in the smallest table."""
     for seed in range(20):
         table = make_table(capacity=32, selector=selector, times=times, seed=seed)
         table.insert(vector_chunk(range(items), [1e6, *[1.0] * (items - 1)]))
@@ -164,19 +164,19 @@ def test_no_item_is_drawn_more_often_than_it_may_be_in_one_batch(selector, items
         assert table.counters.exhausted == items
 
 
-def test_items_that_are_drawn_in_place_of_exhausted_ones_have_the_probabilities_of_then():
+def test_items_redrawn_for_exhausted_ones_have_the_probabilities_of_that_draw():
     table = make_table(capacity=4, times=1)
     table.insert(vector_chunk([0, 1, 2], [97.0, 2.0, 1.0]))
     samples = table.sample(3)
     assert sorted(samples.item_ids.tolist()) == [0, 1, 2] and len(table) == 0
     by_id = dict(zip(samples.item_ids.tolist(), samples.probabilities.tolist()))
-    # All three draws fell on item 0. Of the two others item 1 has two thirds of the mass, and
-    # item 2 a third, or all of it where both draws fell on item 1.
+    # All three draws hit item 0. Of the other two, item 1 has two thirds of the mass and
+    # item 2 one third, or all of it when both draws hit item 1.
     assert (by_id[0], by_id[1]) == pytest.approx((0.97, 2 / 3))
     assert by_id[2] in (pytest.approx(1 / 3), pytest.approx(1.0))
 
 
-def test_table_is_as_it_was_where_a_batch_needs_more_draws_than_its_items_allow():
+def test_table_is_unchanged_when_a_batch_needs_more_draws_than_its_items_allow():
     table = make_table(capacity=4, times=2)
     table.insert(vector_chunk([0, 1, 2], [5.0, 1.0, 0.0]))
     before = table.state()
@@ -189,7 +189,7 @@ def test_table_is_as_it_was_where_a_batch_needs_more_draws_than_its_items_allow(
     assert sorted(table.sample(4).item_ids.tolist()) == [0, 0, 1, 1] and len(table) == 1
 
 
-def test_draws_of_a_queue_are_those_of_before_its_items_may_be_served_twice():
+def test_queue_that_serves_items_twice_draws_them_in_order():
     table = make_table(capacity=8, selector="fifo", times=2)
     table.insert(vector_chunk([1, 2, 3]))
     assert [table.sample(2).columns["action"].tolist() for _ in range(3)] == [[1, 2], [1, 2], [3]]
@@ -233,7 +233,7 @@ def test_frames_are_freed_with_the_last_item_of_their_chunk():
 
 
 def atari_like_frames(count: int) -> list[bytes]:
-    """Compressed 84x84 frames with a score, noise and some sprites, as games have them."""
+    """Compressed 84x84 frames with a score, noise and some sprites, similar to a game's."""
     rng, blocks = np.random.default_rng(0), []
     for _ in range(count):
         frame = np.full((84, 84), 87, dtype=np.uint8)
@@ -244,8 +244,8 @@ def atari_like_frames(count: int) -> list[bytes]:
     return blocks
 
 
-def test_100_000_transitions_cost_what_the_schema_says():
-    """One stored frame a transition, not eight; the borders of a chunk add six in fifty."""
+def test_100_000_transitions_use_the_memory_that_the_schema_says():
+    """One stored frame per transition, not eight; chunk borders add six for each fifty."""
     schema = Schema(
         (
             Column("action", "int32"),
@@ -268,7 +268,7 @@ def test_100_000_transitions_cost_what_the_schema_says():
     )
     columns = {c.name: np.zeros(length, dtype=c.dtype) for c in schema.columns}
     for _ in range(2200):
-        blob = bytes(bytearray(ranges.blob))  # every chunk owns its bytes, as on the wire
+        blob = bytes(bytearray(ranges.blob))  # each chunk has its own bytes, as received ones do
         chunk = Chunk(columns, np.ones(length), FrameRanges(**{**vars(ranges), "blob": blob}))
         table.insert(chunk)
     assert len(table) == 100_000 and table.counters.evicted == 10_000
@@ -306,7 +306,7 @@ def test_chunk_is_refused_when_a_priority_is_bad(priority):
 
 
 def with_blob(blob: bytes) -> Chunk:
-    """One item whose frames are these bytes, cut into as many parts as a good one has."""
+    """One item whose frames are these bytes, cut into as many parts as a valid item has."""
     chunk = frame_chunk([1])
     count = len(chunk.frames.frame_lengths)
     sizes = [len(blob) // count] * (count - 1)
@@ -315,7 +315,7 @@ def with_blob(blob: bytes) -> Chunk:
     return Chunk(chunk.columns, chunk.priorities, FrameRanges(**{**vars(chunk.frames), **changed}))
 
 
-def test_items_whose_frames_are_corrupt_or_bombs_are_named_when_decompressed():
+def test_items_with_corrupt_or_oversized_frames_are_reported_when_decompressed():
     table = make_table(capacity=8, schema=FRAME_SCHEMA)
     bomb = frame_compression.compress(
         np.zeros(4_000, dtype=np.uint8)

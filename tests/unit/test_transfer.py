@@ -1,4 +1,4 @@
-"""Batches on their way to a device: what overlaps is copied once, and all arrives as it was."""
+"""Copies of batches to a device: overlapping arrays are copied once."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from apex.daemons.learner.device_batches import copied
 
 
 class Copies:
-    """Copies as a device would take them, and counts their bytes."""
+    """Copies memory as a transfer to a device would, and records the sizes."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -21,7 +21,7 @@ class Copies:
 
 
 def test_overlapping_observations_are_copied_once_with_all_their_frames():
-    # As they come from LZ4: 2 transitions of 7 frames of 3x3; stacks of 4, n = 3.
+    # As decompressed from LZ4: 2 transitions of 7 frames of 3x3; stacks of 4, n = 3.
     raw = bytearray(range(126))
     frames = torch.from_numpy(np.frombuffer(raw, dtype=np.uint8).reshape(2, 7, 3, 3))
     batch = {
@@ -41,7 +41,7 @@ def test_overlapping_observations_are_copied_once_with_all_their_frames():
     assert tensors["action"].tolist() == [5, 6]
 
 
-def test_a_small_part_of_a_large_array_is_copied_alone():
+def test_small_view_of_a_large_array_is_copied_without_the_rest():
     large = torch.arange(1000.0).reshape(100, 10)
     copy = Copies()
     tensors = copied({"part": large[10:12, ::2], "other": large[0]}, copy)
@@ -49,7 +49,7 @@ def test_a_small_part_of_a_large_array_is_copied_alone():
     assert tensors["part"].tolist() == [[100, 102, 104, 106, 108], [110, 112, 114, 116, 118]]
 
 
-def test_views_of_another_type_or_turned_around_are_copied_as_they_are():
+def test_reinterpreted_and_transposed_views_keep_their_values():
     numbers = torch.arange(4, dtype=torch.int32)
     arrays = {"bytes": numbers.view(torch.uint8), "turned": numbers.view(2, 2).T, "all": numbers}
     tensors = copied(arrays, Copies())

@@ -1,4 +1,4 @@
-"""V-trace: literal numbers, and the paper's sums written out with loops."""
+"""V-trace against literal numbers and the paper's sums written as loops."""
 
 from __future__ import annotations
 

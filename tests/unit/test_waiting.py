@@ -1,4 +1,4 @@
-"""The tests' own wait: it fails when nothing moves, and not while something does."""
+"""The tests' own `wait_until`."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import pytest
 from tests.support.waiting import MOST_PERIODS, wait_until
 
 
-def test_the_value_of_the_condition_is_given():
+def test_wait_returns_the_conditions_value():
     values = iter([0, None, "", 7])
     assert wait_until(lambda: next(values), 60.0, "a value", pause_s=0.0) == 7
 
 
-def test_without_progress_it_fails_when_the_time_is_up():
+def test_wait_fails_at_its_timeout_without_progress():
     with pytest.raises(AssertionError, match="not within 0 s: what never comes"):
         wait_until(lambda: False, 0.02, "what never comes", pause_s=0.001)
-    with pytest.raises(AssertionError, match="what stands still"):
-        wait_until(lambda: False, 0.02, "what stands still", progress=lambda: 5, pause_s=0.001)
+    with pytest.raises(AssertionError, match="something that never holds"):
+        wait_until(
+            lambda: False, 0.02, "something that never holds", progress=lambda: 5, pause_s=0.001
+        )
 
 
-def test_with_progress_it_goes_on_for_several_times_as_long_and_no_longer():
+def test_wait_with_progress_is_extended_a_limited_number_of_times():
     asked = itertools.count()
     seen: list[int] = []
 
@@ -29,7 +31,7 @@ def test_with_progress_it_goes_on_for_several_times_as_long_and_no_longer():
         seen.append(next(asked))
         return seen[-1]
 
-    # It comes when the time has been up once: the first look at the progress is at the beginning.
+    # It holds after one extension: progress is first read when the wait begins.
     assert wait_until(
         lambda: len(seen) > 1, 0.02, "what comes late", progress=progress, pause_s=0.001
     )
@@ -39,7 +41,7 @@ def test_with_progress_it_goes_on_for_several_times_as_long_and_no_longer():
     assert 2 <= next(asked) <= MOST_PERIODS + 1
 
 
-def test_a_turn_is_taken_between_two_looks():
+def test_turn_runs_between_two_checks():
     turns = []
     assert wait_until(lambda: len(turns) == 3, turn=lambda: turns.append(1))
     assert len(turns) == 3

@@ -44,6 +44,7 @@ class EvaluatorDaemon:
         service: of the daemon.
         extensions: what a script brought.
         clock: seconds, monotonic.
+        cpu_clock: CPU seconds of this process.
         learner: the connection to the learner; of its own unless given, as the poller.
         poller: waits for its messages.
     """
@@ -54,10 +55,11 @@ class EvaluatorDaemon:
         extensions: Extensions,
         clock: Callable[[], float] = time.monotonic,
         *,
+        cpu_clock: Callable[[], float] = time.process_time,
         learner: LearnerClient | None = None,
         poller: Poller | None = None,
     ) -> None:
-        self._clock = clock
+        self._clock, self._cpu_clock = clock, cpu_clock
         self._service = service
         self._config = service.config
         config = service.config.evaluator
@@ -104,9 +106,13 @@ class EvaluatorDaemon:
                     self._learner.ask_for_params()
                 self._poller.wait(WAIT_S)
         finally:
-            close(self._environments)
-            self._learner.close()
-            self._metrics.close()
+            self.close()
+
+    def close(self) -> None:
+        """Close the environments, the connection to the learner and the metrics file."""
+        close(self._environments)
+        self._learner.close()
+        self._metrics.close()
 
     def _try_to_evaluate(self, publication: Publication) -> None:
         """Evaluate; what a failing environment cuts short is played again from its beginning."""
@@ -147,7 +153,7 @@ class EvaluatorDaemon:
         """Play whole episodes with published parameters, and report what came of it."""
         assert self._environments is not None
         config = self._config.evaluator
-        started, cpu_started = self._clock(), time.process_time()
+        started, cpu_started = self._clock(), self._cpu_clock()
         log.info("learner step %d: playing %d episodes", publication.learner_step, config.episodes)
         self._policy.load(parameters.decode(publication.data))
         faults = self._recreation.faults
@@ -160,7 +166,7 @@ class EvaluatorDaemon:
         if returns is None:
             return
         self._count += 1
-        cpu_s = time.process_time() - cpu_started
+        cpu_s = self._cpu_clock() - cpu_started
         self._due = started + max(
             config.period_s, cpu_s / (config.max_share * cpu_affinity.of_run())
         )

@@ -39,17 +39,28 @@ class InferenceDaemon:
     Args:
         service: of the daemon.
         algorithm: gives policy, exploration and items.
+        learner: the connection to the learner; of its own unless given, as the two below.
+        replay: takes the items.
+        poller: waits for messages of all.
     """
 
-    def __init__(self, service: Service, algorithm: Algorithm) -> None:
+    def __init__(
+        self,
+        service: Service,
+        algorithm: Algorithm,
+        *,
+        learner: LearnerClient | None = None,
+        replay: InsertClient | None = None,
+        poller: Poller | None = None,
+    ) -> None:
         config = service.config
         self._service = service
         self._policy = algorithm.policy()
         self._policy.to(process_tuning.pick_device(config.inference.device, "inference.device"))
         self._learner_step = 0
         hello = service.hello()
-        self._learner = LearnerClient(service.endpoints.of("learner.params"), hello)
-        self._replay = InsertClient(service.endpoints.of("replay.insert"), hello)
+        self._learner = learner or LearnerClient(service.endpoints.of("learner.params"), hello)
+        self._replay = replay or InsertClient(service.endpoints.of("replay.insert"), hello)
         self._acts = ActEndpoint(
             service.endpoints.of("inference.act"),
             config,
@@ -58,7 +69,9 @@ class InferenceDaemon:
             status=self.status,
             starts=service.starts,
         )
-        self._poller = Poller(self._acts.server, self._learner.client, self._replay.client)
+        self._poller = poller or Poller(
+            self._acts.server, self._learner.client, self._replay.client
+        )
         self._backlog = Backlog(self._replay)
         self._refresh_due = Every(REFRESH_S, at_once=True)
         self._batches, self._decided, self._busy = Rate(), Rate(), Rate()

@@ -54,22 +54,23 @@ class _Question(NamedTuple):
     ended: Array
 
 
-class _AgentsMade:
+class AgentNumbers:
     """Numbers the agents of each start of an actor, so that none repeats another's exploration.
 
     Args:
         first: of an actor that is not known.
+        most: slots and incarnations that are remembered.
     """
 
-    def __init__(self, first: int) -> None:
-        self._first = first
+    def __init__(self, first: int, most: int = MAX_AGENTS) -> None:
+        self._first, self._most = first, most
         self._next: dict[tuple[int, int], int] = {}
 
     def count(self, slot: int, incarnation: int) -> int:
         """One more agent: a number that no agent of this slot and incarnation has had."""
         number = self._next.get((slot, incarnation), self._first)
         self._next[slot, incarnation] = number + 1
-        if len(self._next) > MAX_AGENTS:  # what is forgotten may have had any number until now
+        if len(self._next) > self._most:  # what is forgotten may have had any number until now
             self._first = max(self._next.values())
             self._next.clear()
         return number
@@ -91,6 +92,7 @@ class ActEndpoint:
         status: the daemon's own part of STATUS.
         starts: of the inference server in this run, before this one.
         clock: seconds, monotonic.
+        max_agents: actors that are known at once; one more, and the oldest is forgotten.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class ActEndpoint:
         starts: int = 0,
         status: Callable[[], InferenceReport],
         clock: Callable[[], float] = time.monotonic,
+        max_agents: int = MAX_AGENTS,
     ) -> None:
         self._spec = facts.env
         self._num_envs = config.actor.num_envs
@@ -121,7 +124,8 @@ class ActEndpoint:
         self._members: dict[str, _Member] = {}
         self._asking: OrderedDict[str, float] = OrderedDict()
         """Who waits for an answer, since when; first come, first served."""
-        self._made = _AgentsMade(starts * AGENTS_A_START)
+        self._max_agents = max_agents
+        self._made = AgentNumbers(starts * AGENTS_A_START, max_agents)
         self._left: list[Chunk] = []
         """Of agents that are gone."""
 
@@ -178,7 +182,7 @@ class ActEndpoint:
             agent = self._make_agent(message.slot, message.incarnation, before)
             member = _Member(request.peer.identity, hello.epoch, agent, message.seq)
             self._members[hello.member] = member
-            if len(self._members) > MAX_AGENTS:
+            if len(self._members) > self._max_agents:
                 self._retire(next(iter(self._members)))
         member.identity = request.peer.identity
         member.agent.begin(question.result.observations, question.ended)

@@ -36,9 +36,17 @@ Python's own 5 ms a small network made 11 % fewer updates."""
 
 
 class LearnerDaemon:
-    """Drives a trainer with the batches of the replay server."""
+    """Drives a trainer with the batches of the replay server.
 
-    def __init__(self, service: Service, algorithm: Algorithm) -> None:
+    Args:
+        service: of the daemon.
+        algorithm: gives the learner and makes batches.
+        prefetcher: brings batches; by default one with its own connection to replay.
+    """
+
+    def __init__(
+        self, service: Service, algorithm: Algorithm, prefetcher: Prefetcher | None = None
+    ) -> None:
         self._service, self._config = service, service.config
         config = service.config.learner
         self._device = device = begin_training(service.config)
@@ -63,7 +71,7 @@ class LearnerDaemon:
             on_snapshot=self._snapshots.ask,
         )
         self._server.membership.best_return = resumed.best_return if resumed else None
-        self._prefetcher = Prefetcher(
+        self._prefetcher = prefetcher or Prefetcher(
             self._connect,
             service.facts.schema,
             algorithm.collate,

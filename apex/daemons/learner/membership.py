@@ -55,6 +55,7 @@ class Membership:
         clock: seconds, monotonic.
         starts: of the learner in this run, before this one: what it gave out then, `records` may
             not say.
+        max_members: names that are known at once; one more, and the oldest is forgotten.
     """
 
     def __init__(
@@ -65,10 +66,12 @@ class Membership:
         records: Mapping[str, ActorRecord] | None = None,
         clock: Callable[[], float] = time.monotonic,
         starts: int = 0,
+        max_members: int = MAX_MEMBERS,
     ) -> None:
         self._num_actors = num_actors
         self._instance = instance
         self._clock = clock
+        self._max_members = max_members
         self._members: dict[str, Member] = {}
         self._evaluations = 0
         self._last_evaluation: float | None = None
@@ -116,7 +119,7 @@ class Membership:
 
     def _forget_first(self) -> None:
         """Forget those that greeted first of too many; names are free, memory is not."""
-        while len(self.records) > MAX_MEMBERS:
+        while len(self.records) > self._max_members:
             first = next(iter(self.records))
             del self.records[first]
             self._members.pop(first, None)
