@@ -150,13 +150,13 @@ def test_each_loss_changes_its_own_network_alone():
     learner, batch = make_learner(), make_batch()
     before = {name: p.clone() for name, p in learner.network.state_dict().items()}
     learner.optimizations()["critic"].schedule(0)
-    learner._improve_critic(batch_of(batch))
+    learner._update_critic(batch_of(batch))
     after = learner.network.state_dict()
     changed = {name.partition(".")[0] for name, p in before.items() if not p.equal(after[name])}
     assert changed == {"critic"}
     before = {name: p.clone() for name, p in after.items()}
     learner.optimizations()["actor"].schedule(0)
-    learner._improve_actor(batch["observation"])
+    learner._update_actor(batch["observation"])
     after = learner.network.state_dict()
     changed = {name.partition(".")[0] for name, p in before.items() if not p.equal(after[name])}
     assert changed == {"actor"}
@@ -219,8 +219,10 @@ def test_an_item_whose_action_lies_outside_its_bounds_is_named():
 def test_algorithm_and_actions_that_do_not_fit_are_named_with_the_algorithms_that_do():
     with pytest.raises(ConfigError, match=r"apex_dpg learns continuous actions.*apex_dqn, impala"):
         make_algorithm({"name": "apex_dpg"}, env_spec((3,), "float32"))
-    with pytest.raises(ConfigError, match=r"apex_dqn learns discrete actions.*those: apex_dpg"):
+    with pytest.raises(ConfigError, match=r"apex_dqn supports discrete actions.*use apex_dpg"):
         make_algorithm({"name": "apex_dqn"}, SPEC)
     several = EnvSpec("T", (3,), "float32", 0, 0, ActionBounds("int64", (1,), (0,), (3,)))
-    with pytest.raises(ConfigError, match=r"multi-discrete actions.*none of apex's own can"):
+    with pytest.raises(
+        ConfigError, match=r"multi-discrete actions.*no built-in algorithm supports them"
+    ):
         make_algorithm({"name": "apex_dpg"}, several)
