@@ -116,7 +116,7 @@ def make_algorithm(
             f"algorithm.name: {plugins.short(section['name'])} supports "
             f"{' or '.join(sorted(kind.action_kinds))} actions, but {spec.env_id} takes "
             f"{spec.actions_text}; "
-            + (f"use {' or '.join(able)}" if able else "no built-in algorithm supports them")
+            + (f"supported by: {', '.join(able)}" if able else "no algorithm of apex does")
         )
     try:
         config = convert(section, kind.Config, "algorithm")
