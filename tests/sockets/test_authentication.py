@@ -315,9 +315,9 @@ def test_tcp_beyond_loopback_is_accepted_with_keys_alone(tmp_path, folder):
 def test_a_socket_in_a_folder_that_others_can_write_to_is_neither_served_nor_trusted(tmp_path):
     tmp_path.chmod(0o1777)
     endpoint = Endpoint("replay.insert", f"ipc://{tmp_path}/s")
-    with pytest.raises(EndpointError, match="a directory of your own"):
+    with pytest.raises(EndpointError, match="a directory that you own"):
         sockets.bound_router(endpoint)
-    with pytest.raises(EndpointError, match="a directory of your own"):
+    with pytest.raises(EndpointError, match="a directory that you own"):
         sockets.connected_dealer(endpoint, "actor")
     tmp_path.chmod(0o700)
     client, monitor = sockets.connected_dealer(endpoint, "actor")

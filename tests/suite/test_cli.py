@@ -221,7 +221,7 @@ def test_eval_without_a_checkpoint_says_so(tmp_path: Path) -> None:
         (["plot"], 2, "expected -o OUT.png, --csv OUT.csv, or both"),
         (["plot", "-o", "curve"], 2, "ends in .png or .svg or .pdf"),
         (["plot", "-o", "."], 2, "ends in .png"),
-        (["plot", "-o", "c.png", "--csv", "no/c.csv"], 2, "no is no directory"),
+        (["plot", "-o", "c.png", "--csv", "no/c.csv"], 2, "no is not a directory"),
         (["plot", "nowhere", "-o", "curve.png"], 78, "neither a run's directory nor a CSV file"),
     ],
 )
