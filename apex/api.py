@@ -1,6 +1,6 @@
-"""What a researcher's own algorithm imports: `from apex.api import QAlgorithm, Transitions, nn`.
+"""Public API for writing algorithms: `from apex.api import QAlgorithm, Transitions, nn`.
 
-These names stay where they are; the modules behind them may move.
+These names are stable; the modules that they are imported from may move.
 """
 
 from __future__ import annotations

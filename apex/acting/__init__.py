@@ -1,1 +1,1 @@
-"""Acting: stepping environments with a policy, and making items of what happens. No torch."""
+"""Acting: stepping environments with a policy and turning the steps into items. No torch."""

@@ -1,4 +1,4 @@
-"""The interface of accumulators, which make items of environment steps."""
+"""The interface of accumulators, which turn environment steps into items."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ Bools = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class VectorStep:
-    """One step of E environments: what was seen, what was done, and what came of it.
+    """One step of E environments: observations, actions and their results.
 
     Args:
         observations: `[E, *observation_shape]`, before the action.
         actions: `[E, *action shape]`.
-        extras: what the policy said besides the action, `[E]` each.
-        rewards: `[E] float`, as learned from.
-        terminated: `[E]`, the episode ended with this step and has no value beyond.
-        truncated: `[E]`, the episode was cut with this step; its value goes on.
-        life_lost: `[E]`, learn as if terminated, though the episode goes on.
-        ignored: `[E]`, the environment ignored the action and started a new episode: the
-            observation is the last one of the episode before, and this step is no transition.
-        learner_step: of the parameters that acted.
+        extras: the policy's extra outputs, `[E, ...]` each.
+        rewards: `[E] float64`, clipped if `env.clip_rewards` is set.
+        terminated: `[E] bool`, the episode ended with this step; do not bootstrap.
+        truncated: `[E] bool`, the episode was cut off at this step; bootstrap from its last
+            observation.
+        life_lost: `[E] bool`, learn as if terminated, though the episode continues.
+        ignored: `[E] bool`, the environment ignored the action and started a new episode: the
+            observation is the last one of the previous episode, and the step is no transition.
+        learner_step: learner step of the parameters that chose the actions.
     """
 
     observations: Array
@@ -48,7 +49,7 @@ class Accumulator(Protocol):
     """Turns the steps of a vector of environments into chunks of items."""
 
     def add(self, step: VectorStep) -> list[Chunk]:
-        """Take one step; gives the chunks that it completed."""
+        """Add one step; returns the chunks that it completed."""
 
     def flush(self) -> list[Chunk]:
-        """The items that are complete but not yet in a chunk, for an orderly end."""
+        """Return the complete items that are not yet in a chunk. Called at shutdown."""

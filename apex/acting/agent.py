@@ -1,6 +1,7 @@
-"""Agents: what is known of environments between their steps, and the items made of them.
+"""Agents: the state of environments between steps, as a policy sees it, and their items.
 
-An agent needs no environment: the actor or, with central inference, the inference server has it.
+An agent needs no environment: it runs in the actor or, with central inference, in the inference
+server.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ from apex.envs.spec import EnvSpec, StepResult
 
 
 class Agent:
-    """What is known of E environments between their steps, and the items made of them.
+    """The state of E environments between steps, and the items made from their steps.
 
-    `begin` or `observe` take what environments gave, `inputs` is what a policy sees then, and
-    `decide` takes what it decided.
+    Call `begin` or `observe` with the environments' results, pass `inputs` to a policy, then call
+    `decide` with its decision.
 
     Args:
-        spec: of the environments.
+        spec: specification of the environments.
         num_envs: E.
-        core_size: of the policy.
+        core_size: numbers in the policy's recurrent state of one environment.
         clip_rewards: `env.clip_rewards` of the run.
-        exploration: of these environments; None: greedy.
-        accumulator: makes items; None when none are wanted.
+        exploration: exploration of these environments; None: act greedily.
+        accumulator: makes the items; None: make no items.
     """
 
     def __init__(
@@ -57,26 +58,26 @@ class Agent:
         self.inputs: Inputs
 
     def begin(self, observations: Array, ended: Bools | None = None) -> None:
-        """Episodes begin everywhere; any before them are cut.
+        """Begin episodes in all environments; unfinished ones are truncated.
 
         Args:
             observations: `[E, *observation_shape]`.
-            ended: `[E]`, of environments that are taken over: the observation is the last of an
-                episode, and the next step ignores its action.
+            ended: `[E] bool`, for environments taken over in mid-run: the observation is the last
+                of an episode, and the next step ignores its action.
         """
         self.cut()
-        everywhere = np.ones(self.num_envs, dtype=np.bool_)
-        self._see(
+        every_env = np.ones(self.num_envs, dtype=np.bool_)
+        self._set_inputs(
             observations,
-            everywhere,
+            every_env,
             np.zeros((self.num_envs, self._core_size), np.float32),
             self._no_actions,
             np.zeros(self.num_envs, np.float32),
         )
-        self._ignored = ~everywhere if ended is None else ended
+        self._ignored = ~every_env if ended is None else ended
 
     def observe(self, result: StepResult) -> None:
-        """Take what the environments gave for the last decision."""
+        """Add the environments' results of the last decision."""
         decision = self._decision
         assert decision is not None
         rewards = seen_rewards(result.rewards, clip=self._clip_rewards)
@@ -84,7 +85,8 @@ class Agent:
             decision, rewards, result.terminated, result.truncated, result.life_lost, self._ignored
         )
         self._decision = None
-        # The step after an end ignores its action and brings the new episode's first observation.
+        # The step after an episode's end ignores its action and returns the first observation of
+        # the new episode.
         first = self._ignored
         self._ignored = (result.terminated | result.truncated) & ~first
         core_state, last_actions = decision.core_state, decision.actions
@@ -93,9 +95,9 @@ class Agent:
             core_state = np.where(first[:, None], np.float32(0), core_state)
             last_actions = np.where(_rowwise(first, last_actions), self._no_actions, last_actions)
             last_rewards = np.where(first, np.float32(0), last_rewards)
-        self._see(result.observations, first, core_state, last_actions, last_rewards)
+        self._set_inputs(result.observations, first, core_state, last_actions, last_rewards)
 
-    def _see(
+    def _set_inputs(
         self,
         observations: Array,
         first: Bools,
@@ -108,12 +110,17 @@ class Agent:
         self.inputs = Inputs(stacks, core_state, last_actions, last_rewards)
 
     def decide(self, decision: Decision, learner_step: int) -> Array:
-        """Take what a policy with the parameters of a learner step decided; gives the actions."""
+        """Record a policy's decision and return its actions.
+
+        Args:
+            decision: the policy's decision for `inputs`.
+            learner_step: learner step of the policy's parameters.
+        """
         self._decision, self._learner_step = decision, learner_step
         return decision.actions
 
     def cut(self) -> None:
-        """Truncate every episode at its last observation: what was decided there never happened."""
+        """Truncate every episode at its last observation; the decision made there is dropped."""
         decision, self._decision = self._decision, None
         if decision is not None:
             nowhere = np.zeros(self.num_envs, dtype=np.bool_)
@@ -137,27 +144,27 @@ class Agent:
             )  # fmt: skip
 
     def take_chunks(self) -> list[Chunk]:
-        """The chunks that are complete."""
+        """Return the complete chunks since the last call."""
         chunks, self._chunks = self._chunks, []
         return chunks
 
     def flush(self) -> list[Chunk]:
-        """All items that are complete, in a chunk or not, for an orderly end."""
+        """Return all complete items, in full or partial chunks. Called at shutdown."""
         return self.take_chunks() + (self._accumulator.flush() if self._accumulator else [])
 
 
 def _rowwise(flags: Bools, values: Array) -> Bools:
-    """`[E]` as `[E, 1, ...]`, so that each flag counts for a whole row of `values`."""
+    """Reshape `[E]` to `[E, 1, ...]` so that the flags broadcast over the rows of `values`."""
     return flags.reshape(-1, *(1,) * (values.ndim - 1))
 
 
 class LocalDecider:
-    """An agent and its policy in one process.
+    """A decider with the agent and its policy in one process.
 
     Args:
-        policy: decides.
-        agent: of the environments.
-        learner_step: of the policy's parameters; whoever loads others sets it.
+        policy: chooses the actions.
+        agent: the environments' agent.
+        learner_step: learner step of the policy's parameters; set it when loading new ones.
     """
 
     def __init__(self, policy: ActingPolicy, agent: Agent, learner_step: int = 0) -> None:
@@ -166,30 +173,30 @@ class LocalDecider:
         self.learner_step = learner_step
 
     def begin(self, observations: Array) -> None:
-        """Episodes begin everywhere."""
+        """Begin episodes in all environments."""
         self.agent.begin(observations)
 
     def observe(self, result: StepResult) -> None:
-        """Take what the environments gave."""
+        """Add the environments' results."""
         self.agent.observe(result)
 
     def cut(self) -> None:
-        """The environments have failed."""
+        """Truncate all episodes after the environments failed."""
         self.agent.cut()
 
     def decide(self) -> Array:
-        """The actions for what was observed last."""
+        """Choose the actions for the last observations."""
         decision = self._policy.act(self.agent.inputs, self.agent.exploration)
         return self.agent.decide(decision, self.learner_step)
 
 
 def greedy(policy: ActingPolicy, spec: EnvSpec, env: EnvConfig, num_envs: int) -> LocalDecider:
-    """Decides greedily, makes no items, and sees what the actors of the run see.
+    """Make a greedy decider without items, with the same inputs as the run's actors.
 
     Args:
-        policy: decides.
-        spec: of the environments.
-        env: their section of the run's configuration.
+        policy: chooses the actions.
+        spec: specification of the environments.
+        env: the `[env]` section of the run's configuration.
         num_envs: E.
     """
     agent = Agent(spec, num_envs, policy.core_size, clip_rewards=env.clip_rewards)

@@ -1,4 +1,4 @@
-"""What a policy sees and what it decides."""
+"""The inputs and the decisions of a policy."""
 
 from __future__ import annotations
 
@@ -12,87 +12,90 @@ from apex.data.schema import Array, Arrays
 
 
 class Inputs(NamedTuple):
-    """What a policy sees of E environments."""
+    """A policy's inputs for E environments."""
 
     observations: Array
     """`[E, *policy_shape]`."""
     core_state: npt.NDArray[np.float32]
-    """`[E, core_size]`, recurrent state; zeros where an episode begins."""
+    """`[E, core_size]`, the recurrent state; 0 where an episode begins."""
     last_actions: Array
-    """`[E, *action shape]`, of the step before; 0 where an episode begins."""
+    """`[E, *action shape]`, the previous step's actions; 0 where an episode begins."""
     last_rewards: npt.NDArray[np.float32]
-    """`[E]`, of the step before, as `seen_rewards` gives them; 0 where an episode begins."""
+    """`[E]`, the previous step's rewards from `seen_rewards`; 0 where an episode begins."""
 
     @classmethod
     def joined(cls, parts: Sequence[Inputs]) -> Inputs:
-        """Those of several agents, one after the other, as a copy."""
+        """Concatenate the inputs of several agents, as a copy."""
         return cls(*map(np.concatenate, zip(*parts)))
 
 
 def seen_rewards(rewards: npt.NDArray[np.float64], *, clip: bool) -> npt.NDArray[np.float64]:
-    """Rewards as an agent sees them and learns from them, wherever it acts.
+    """The rewards that policies see and learners learn from.
 
     Args:
-        rewards: `[E]`, as the environments gave them.
-        clip: to [-1, 1] (`env.clip_rewards`).
+        rewards: `[E]`, the environments' rewards.
+        clip: clip them to [-1, 1] (`env.clip_rewards`).
     """
     return np.minimum(np.maximum(rewards, -1.0), 1.0) if clip else rewards
 
 
 class Decision(NamedTuple):
-    """What a policy decided for E environments."""
+    """A policy's decision for E environments."""
 
     actions: Array
-    """`[E, *action shape]`, int64 or float32: as the environments take them."""
+    """`[E, *action shape]`, int64 or float32, in the environments' range."""
     core_state: npt.NDArray[np.float32]
-    """`[E, core_size]`, after this step."""
+    """`[E, core_size]`, the recurrent state after this step."""
     extras: Arrays
-    """What items are made of besides: `[E, ...]` each."""
+    """Extra outputs for the items, by name: `[E, ...]` each."""
 
     def rows(self, begin: int, end: int) -> Decision:
-        """What was decided for some of the environments."""
+        """The decision for the environments `begin` to `end` (exclusive)."""
         extras = {name: array[begin:end] for name, array in self.extras.items()}
         return Decision(self.actions[begin:end], self.core_state[begin:end], extras)
 
 
 class Exploration(Protocol):
-    """Chooses actions from what a policy computed, for each environment in its own measure."""
+    """Chooses actions from a policy's output; each environment may explore differently."""
 
     def __call__(self, values: Array) -> Array:
-        """Actions `[E, *action shape]` from action values or logits `[E, A]`, or from the greedy
-        actions of a deterministic policy."""
+        """Actions `[E, *action shape]` from action values or logits `[E, A]`, or from a
+        deterministic policy's actions `[E, *action shape]`."""
 
     def describe(self) -> str:
-        """For the log: how much it explores."""
+        """A short text for the log, such as `epsilon 0.0007 to 0.4000`."""
 
 
 class JoinedExploration:
-    """The explorations of several agents as one.
+    """Combines the explorations of several agents.
 
     Args:
-        parts: with the number of environments of each.
+        parts: each agent's exploration and its number of environments.
     """
 
     def __init__(self, parts: Sequence[tuple[Exploration, int]]) -> None:
         self._parts = parts
 
     def __call__(self, values: Array) -> Array:
-        """Each agent's own exploration for its own rows."""
-        edges = np.cumsum([0, *(size for _, size in self._parts)])
+        """Apply each agent's exploration to its rows."""
+        begins = np.cumsum([0, *(size for _, size in self._parts)])
         return np.concatenate(
-            [one(values[begin : begin + n]) for (one, n), begin in zip(self._parts, edges)]
+            [
+                explore(values[begin : begin + size])
+                for (explore, size), begin in zip(self._parts, begins)
+            ]
         )
 
     def describe(self) -> str:
-        """That of each."""
-        return ", ".join(one.describe() for one, _ in self._parts)
+        """The descriptions of all parts."""
+        return ", ".join(exploration.describe() for exploration, _ in self._parts)
 
 
 class ActingPolicy(Protocol):
     """Chooses actions for E environments."""
 
     core_size: int
-    """Numbers in the recurrent state of one environment; 0: it has no memory."""
+    """Numbers in the recurrent state of one environment; 0: the policy is not recurrent."""
 
     def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
-        """Decide; greedily where `exploration` is None."""
+        """Choose actions; greedily if `exploration` is None."""

@@ -1,4 +1,4 @@
-"""Exploration: the ladder of Ape-X; epsilon-greedy, sampled and noisy actions."""
+"""Exploration: Ape-X's exploration ladder; epsilon-greedy, sampled and noisy actions."""
 
 from __future__ import annotations
 
@@ -15,78 +15,85 @@ Floats = npt.NDArray[np.float64]
 
 
 class LadderPlace(NamedTuple):
-    """The places of E environments on the exploration ladder of a run."""
+    """The places of E environments on the run's exploration ladder, and their random seeds."""
 
     positions: Floats
-    """`[E]`, from 0 to `size - 1`."""
+    """`[E]`, from 0 (explores most) to `size - 1`."""
     size: int
-    """Rungs of the whole ladder."""
+    """Number of rungs of the whole ladder."""
     seeds: Sequence[Sequence[int]]
-    """A sequence of integers for each environment, which no other has."""
+    """A unique seed for each environment, as a sequence of integers."""
 
 
 class Progress(NamedTuple):
-    """How far a run is: numbers where actions are chosen, tensors inside an update."""
+    """Progress of a run, as numbers or, inside an update, as 0-dimensional tensors."""
 
     learner_step: Any
-    """Updates so far."""
+    """Learner updates so far."""
     env_steps: Any
     """Environment steps of all actors so far."""
 
 
 def ladder_positions(slot: int, num_actors: int, num_envs: int) -> Floats:
-    """Where the environments of one actor stand on the ladder.
+    """Positions of one actor's environments on the ladder.
 
-    The ladder has `num_actors * num_envs` rungs, dealt out so that each actor has rungs from all
-    over it. An actor beyond the configured number (a slot past the last) takes midpoints between
-    the rungs of an actor before it.
+    The ladder has `num_actors * num_envs` rungs. Each actor gets every `num_actors`-th rung, so
+    that its environments span the whole ladder. Actors beyond the configured number (`slot` >=
+    `num_actors`) get midpoints between rungs.
 
     Returns:
         `[num_envs] float64` in [0, num_actors * num_envs - 1].
     """
-    own, extra = slot % num_actors, slot >= num_actors
-    rungs = own + num_actors * np.arange(num_envs, dtype=np.float64)
-    return np.minimum(rungs + 0.5 * extra, num_actors * num_envs - 1)
+    first_rung, is_extra = slot % num_actors, slot >= num_actors
+    rungs = first_rung + num_actors * np.arange(num_envs, dtype=np.float64)
+    return np.minimum(rungs + 0.5 * is_extra, num_actors * num_envs - 1)
 
 
 def place_seeds(
     seed: int, slot: int, incarnation: int, num_envs: int, agents_before: int = 0
 ) -> list[tuple[int, ...]]:
-    """A seed for each environment of the actor in a slot, another one at each of its starts.
+    """Exploration seeds of an actor's environments; they differ at each start of the actor.
 
     Args:
-        seed: of the run.
-        slot: of the actor.
-        incarnation: of the actor in that slot.
-        num_envs: of the actor.
-        agents_before: that were made for this incarnation, by an inference server that was started
-            again or had forgotten the actor: each explores differently.
+        seed: the run's seed.
+        slot: the actor's slot.
+        incarnation: number of this start of the actor in that slot.
+        num_envs: the actor's number of environments.
+        agents_before: agents made earlier for the same incarnation, by an inference server that
+            was restarted or had forgotten the actor; each gets different seeds.
     """
-    # The 0 tells them from `environments_seed`, which has a number from 1 on there.
-    again = (0, agents_before) if agents_before else ()
-    return [(seed, slot, env, incarnation, *again) for env in range(num_envs)]
+    # The 0 distinguishes these seeds from `environments_seed`, which has a positive number there.
+    suffix = (0, agents_before) if agents_before else ()
+    return [(seed, slot, env, incarnation, *suffix) for env in range(num_envs)]
 
 
 def environments_seed(seed: int, slot: int, incarnation: int, faults: int = 0) -> int:
-    """A seed for the environments of the actor in a slot, also by their faults so far."""
+    """A seed for an actor's environments; it differs at each start and after each fault.
+
+    Args:
+        seed: the run's seed.
+        slot: the actor's slot.
+        incarnation: number of this start of the actor in that slot.
+        faults: faults of its environments so far.
+    """
     return _first_seed(seed, slot, 0, incarnation, 1 + faults)
 
 
 def evaluation_seed(seed: int, param_version: int = 0, faults: int = 0) -> int:
-    """A seed for the environments of an evaluation: their games are those of no other.
+    """A seed for the environments of an evaluation, different from all other evaluations.
 
     Args:
-        seed: of the run, or of a command that plays a checkpoint.
-        param_version: that is evaluated; a run evaluates none twice, also after a restart.
-        faults: of the environments so far.
+        seed: seed of the run, or of a command that plays a checkpoint.
+        param_version: version of the evaluated parameters; a run evaluates each at most once.
+        faults: faults of the environments so far.
     """
     return _first_seed(seed, param_version, 1, faults, 1)
 
 
 def _first_seed(*numbers: int) -> int:
-    """A seed of 30 bits; those that follow it, one an environment, fit the int32 of ALE too.
+    """Hash numbers to a 30-bit seed for the first environment; environment e gets seed + e.
 
-    Numbers are hashed, so that seeds that follow one another have no environment in common.
+    With 30 bits these sums fit ALE's int32. Hashing keeps the ranges of different calls apart.
     """
     return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 2)
 
@@ -98,20 +105,30 @@ def epsilon_ladder(positions: Floats, size: int, epsilon: float, alpha: float) -
 
     Args:
         positions: `[E]`, i, from 0 to N - 1.
-        size: N, rungs of the whole ladder.
+        size: N, the number of rungs.
+        epsilon: epsilon of the first rung.
+        alpha: exponent; larger values make epsilon fall more steeply.
+
+    Returns:
+        `[E] float64`.
     """
     result: Floats = np.power(epsilon, 1.0 + alpha * _fractions(positions, size))
     return result
 
 
 def noise_ladder(positions: Floats, size: int, largest: float, smallest: float) -> Floats:
-    """sigma_i = largest * (smallest / largest)^(i / (N - 1)): equal factors from rung to rung.
+    """sigma_i = largest * (smallest / largest)^(i / (N - 1)): a geometric sequence.
 
-    A ladder of one rung has the geometric mean.
+    A ladder of one rung has the geometric mean of `largest` and `smallest`.
 
     Args:
         positions: `[E]`, i, from 0 to N - 1.
-        size: N, rungs of the whole ladder.
+        size: N, the number of rungs.
+        largest: sigma of the first rung.
+        smallest: sigma of the last rung.
+
+    Returns:
+        `[E] float64`.
     """
     result: Floats = largest * np.power(smallest / largest, _fractions(positions, size))
     return result
@@ -122,13 +139,13 @@ def _fractions(positions: Floats, size: int) -> Floats:
 
 
 class EpsilonGreedy:
-    """Replaces each environment's greedy action by a random one with its own epsilon.
+    """Takes a uniformly random action with probability epsilon, else the greedy action.
 
     Args:
-        epsilons: `[E]`.
-        num_actions: actions to choose from.
-        seeds: one sequence of integers an environment; every environment has its own generator,
-            so that its draws do not depend on how environments are grouped.
+        epsilons: `[E]`, each environment's epsilon.
+        num_actions: number of discrete actions.
+        seeds: one seed (a sequence of integers) per environment. Each environment has its own
+            generator, so its random numbers do not depend on how environments are grouped.
     """
 
     def __init__(self, epsilons: Floats, num_actions: int, seeds: Sequence[Sequence[int]]) -> None:
@@ -150,17 +167,17 @@ class EpsilonGreedy:
 
 
 class Sampled:
-    """Draws each environment's action from the softmax of its logits.
+    """Samples each environment's action from the softmax of its logits.
 
     Args:
-        seeds: one sequence of integers an environment; every environment has its own generator.
+        seeds: one seed (a sequence of integers) per environment, each with its own generator.
     """
 
     def __init__(self, seeds: Sequence[Sequence[int]]) -> None:
         self._generators = [np.random.default_rng(list(seed)) for seed in seeds]
 
     def describe(self) -> str:
-        """That actions are sampled."""
+        """A fixed text for the log."""
         return "actions sampled from the policy"
 
     def __call__(self, values: Floats) -> Ints:
@@ -173,13 +190,13 @@ class Sampled:
 
 
 class GaussianNoise:
-    """Adds normally distributed noise to actions and keeps them within their bounds.
+    """Adds Gaussian noise to actions and clips them to their bounds.
 
     Args:
-        sigmas: `[E]`, standard deviations, of half the distance between an action's bounds.
+        sigmas: `[E]`, standard deviations, in units of half the distance between the bounds.
         low: `[*action shape]`, the lower bounds.
-        high: `[*action shape]`, the higher ones.
-        seeds: one sequence of integers an environment; every environment has its own generator.
+        high: `[*action shape]`, the upper bounds.
+        seeds: one seed (a sequence of integers) per environment, each with its own generator.
     """
 
     def __init__(
@@ -195,8 +212,9 @@ class GaussianNoise:
         return f"noise {self.sigmas.min():.3f} to {self.sigmas.max():.3f}"
 
     def __call__(self, values: Array) -> Array:
-        """Actions `[E, *action shape]` from greedy ones."""
-        noise = np.stack([one.standard_normal(self._half.shape) for one in self._generators])
+        """Noisy actions from greedy actions, `[E, *action shape]` each."""
+        shape = self._half.shape
+        noise = np.stack([generator.standard_normal(shape) for generator in self._generators])
         noise *= self.sigmas.reshape(-1, *(1,) * self._half.ndim) * self._half
         actions: Array = np.clip(values + noise, self._low, self._high).astype(values.dtype)
         return actions

@@ -1,4 +1,4 @@
-"""Stacks of the last frames of each environment."""
+"""Frame stacking for E environments."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ Bools = npt.NDArray[np.bool_]
 
 
 class FrameStacker:
-    """Keeps the last `depth` frames of E environments; before an episode's start they are zero.
+    """Stacks the last `depth` frames of E environments; frames before an episode are zero.
 
-    With a depth of 0 observations pass through.
+    With a depth of 0 observations are returned unchanged.
     """
 
     ROOM = 16
-    """Frames that are written behind each other before the last ones move to the front: a stack
-    is a view of those in a row, and only the newest frame is copied."""
+    """Frames written one after the other before the last ones are moved back to the front. A stack
+    is a view of consecutive frames, so only the newest frame is copied."""
 
     def __init__(self, depth: int) -> None:
         self._depth = depth
         self._frames: Array | None = None
         self._end = 0
-        """Of the frames that were written."""
+        """One past the newest frame in `_frames`."""
 
     def push(self, observations: Array, first: Bools) -> Array:
-        """Add one frame an environment.
+        """Add one frame of each environment.
 
         Args:
-            observations: `[E, ...]`.
-            first: `[E]`, whether it begins an episode.
+            observations: `[E, ...]`, the newest frames.
+            first: `[E] bool`, the frame begins an episode.
 
         Returns:
-            `[E, depth, ...]`, a view that is good until the next call.
+            `[E, depth, ...]`, a view that is valid until the next call.
         """
         if self._depth == 0:
             return observations

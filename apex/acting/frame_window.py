@@ -1,4 +1,4 @@
-"""The compressed frames of one environment that items still need."""
+"""Compressed frames of one environment, kept while items still need them."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Rows = npt.NDArray[np.int64]
 
 
 class FrameRange(NamedTuple):
-    """The consecutive frames of one item, by their numbers since the environment's start."""
+    """The consecutive frames of one item, numbered from the environment's start."""
 
     first: int
     end: int
     """One past the last."""
     padding: int
-    """Zero frames before the first, where an episode has just begun."""
+    """Zero frames before the first one, near the start of an episode."""
 
 
 def cut_frames(kept: list[bytes], first: Rows, last: Rows, padding: Rows) -> FrameRanges:
-    """The frames of items, each frame once, as a chunk holds them.
+    """The frames of M items in the form of a chunk, each frame stored once.
 
     Args:
         kept: compressed frames of one environment.
-        first: `[M]`, the place of each item's first frame in them.
-        last: `[M]`, that of its last one.
-        padding: `[M]`, zero frames before the first, where an episode has just begun.
+        first: `[M]`, index of each item's first frame in `kept`.
+        last: `[M]`, index of each item's last frame in `kept`.
+        padding: `[M]`, zero frames before the first one, near the start of an episode.
     """
     begin = int(first.min())
     kept = kept[begin : int(last.max()) + 1]
@@ -41,8 +41,8 @@ def cut_frames(kept: list[bytes], first: Rows, last: Rows, padding: Rows) -> Fra
     np.add.at(edges, places, 1)
     np.add.at(edges, last + 1 - begin, -1)
     used = np.cumsum(edges[:-1]) > 0
-    if not used.all():  # an episode that was cut before its first transition
-        kept = [frame for frame, wanted in zip(kept, used) if wanted]
+    if not used.all():  # an episode was cut before its first transition
+        kept = [frame for frame, is_used in zip(kept, used) if is_used]
         places = np.cumsum(used)[places] - 1
     return FrameRanges(
         first_frame=places.astype(np.int32),
@@ -57,15 +57,16 @@ class FrameWindow:
     """Compresses each frame once and keeps it until no item can need it.
 
     Args:
-        stack: frames that one input of the policy consists of.
+        stack: frames in one input of the policy.
     """
 
     def __init__(self, stack: int) -> None:
         self._stack = stack
         self._frames: list[bytes] = []
         self._base = 0
-        """Number of the frame that stands first."""
+        """Number of the first frame in `_frames`."""
         self._in_episode = 0
+        """Frames of the current episode so far."""
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -76,26 +77,26 @@ class FrameWindow:
         return self._base + len(self._frames)
 
     def append(self, frame: Array) -> None:
-        """Take the next frame of the episode."""
+        """Add the next frame of the episode."""
         self._frames.append(frame_compression.compress(frame))
         self._in_episode += 1
 
     def begin_episode(self) -> None:
-        """The next frame begins an episode."""
+        """Start a new episode with the next frame."""
         self._in_episode = 0
 
     def stack_begin(self) -> tuple[int, int]:
-        """First frame and padding of the policy's input that the newest frame completes."""
+        """First frame and padding of the newest frame stack."""
         missing = max(0, self._stack - self._in_episode)
         return self.end - (self._stack - missing), missing
 
     def cut(self, ranges: Sequence[FrameRange]) -> FrameRanges:
-        """The frames of items, each frame once, as a chunk holds them."""
+        """The frames of items in the form of a chunk, each frame stored once."""
         first, end, padding = np.array(ranges, dtype=np.int64).T
         return cut_frames(self._frames, first - self._base, end - 1 - self._base, padding)
 
     def forget(self, needed: int | None) -> None:
-        """Drop what lies before a frame, or before the newest input where that is None."""
+        """Drop the frames before `needed`; None: before the newest frame stack."""
         drop = max(0, (self.end - self._stack if needed is None else needed) - self._base)
         del self._frames[:drop]
         self._base += drop

@@ -1,4 +1,4 @@
-"""The acting loop: steps environments by what a decider decides, and sums up whole episodes."""
+"""The acting loop: step environments with a decider's actions and add up episode returns."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from apex.data.schema import Array
 from apex.envs.spec import StepResult
 from apex.errors import EnvFaultError
 
-if TYPE_CHECKING:  # who only names these types needs no gymnasium
+if TYPE_CHECKING:  # only for annotations: importing it imports gymnasium
     from apex.envs.base import Environments
 
 RECENT_EPISODES = 20
 
 
 class Decider(Protocol):
-    """Decides what E environments do, wherever its policy runs."""
+    """Chooses actions for E environments, with a policy in this process or another one."""
 
     def begin(self, observations: Array) -> None:
-        """Episodes begin everywhere, `[E, *observation_shape]`."""
+        """Begin episodes in all environments with `[E, *observation_shape]`."""
 
     def decide(self) -> Array:
-        """The actions `[E, *action shape]` for the last observations; asked once for each."""
+        """Actions `[E, *action shape]` for the last observations. Call it once for each."""
 
     def observe(self, result: StepResult) -> None:
-        """What came of them."""
+        """Add the results of the last actions."""
 
     def cut(self) -> None:
-        """The environments have failed: nothing came of what was decided last."""
+        """Truncate all episodes: the environments failed and the last actions have no result."""
 
 
 class ActingLoop:
     """Steps environments and reports the returns of their episodes.
 
     Args:
-        environments: stepped together.
-        decider: decides.
-        seed: of the environments.
+        environments: the environments, stepped together.
+        decider: chooses the actions.
+        seed: seed of the environments.
     """
 
     def __init__(self, environments: Environments, decider: Decider, *, seed: int) -> None:
@@ -53,13 +53,17 @@ class ActingLoop:
         self.env_steps = 0
         self.episodes = 0
         self.recent_returns: deque[float] = deque(maxlen=RECENT_EPISODES)
-        """Whole and unclipped, of the last episodes."""
+        """Undiscounted, unclipped returns of the last `RECENT_EPISODES` episodes."""
 
     def begin(self, environments: Environments, seed: int) -> None:
-        """Begin episodes; after a step that raised with other environments of the same kind.
+        """Reset the environments and begin episodes.
+
+        Args:
+            environments: after a fault, new environments that replace the failed ones.
+            seed: seed of the environments.
 
         Raises:
-            EnvFaultError: their reset raised.
+            EnvFaultError: the reset failed.
         """
         self._decider.begin(environments.reset(seed))
         self._environments = environments
@@ -67,10 +71,10 @@ class ActingLoop:
         self._returns = np.zeros(environments.num_envs)
 
     def step(self) -> list[tuple[int, float]]:
-        """One step of all environments.
+        """Step all environments once.
 
         Returns:
-            (environment, return) of each episode that ended.
+            (environment index, return) of each episode that ended.
 
         Raises:
             EnvFaultError: an environment failed.
@@ -98,13 +102,18 @@ class ActingLoop:
 def play_episodes(
     loop: ActingLoop, num_envs: int, episodes: int, proceed: Callable[[], bool]
 ) -> list[float] | None:
-    """Returns of whole episodes, the same number from each environment.
+    """Play complete episodes, the same number in each environment.
 
-    Taking the first `episodes` that finish would favour short ones.
+    Taking the first `episodes` to finish would favour short ones.
 
     Args:
-        loop: with `num_envs` environments, of which `episodes` is a multiple.
-        proceed: asked at each step; None is returned when it says no.
+        loop: acting loop with `num_envs` environments.
+        num_envs: number of environments.
+        episodes: total number of episodes, a multiple of `num_envs`.
+        proceed: called before each step; playing stops when it returns False.
+
+    Returns:
+        The episodes' returns; None if `proceed` stopped it.
     """
     per_env = episodes // num_envs
     returns: list[list[float]] = [[] for _ in range(num_envs)]

@@ -1,20 +1,21 @@
-"""Sequences: items of many consecutive steps of one environment, across its episodes' ends.
+"""Sequences: items of L consecutive steps of one environment, across episode boundaries.
 
-A sequence has L rows. A row is one observation, what was done there and what came of it; the last
-row is there for its observation, from which values are bootstrapped. The columns of an item:
+A sequence has L rows. A row is one observation, the action taken there, and its result. The last
+row provides the observation to bootstrap from. The columns of an item:
 
-    observation      [L, ...]  only without frames; with frames they are the item's frames
-    action           [L, *action shape] int32, or float32 where actions are continuous
-    reward           [L] float32, of the action
+    observation      [L, ...]; absent if the environment has frames, which are stored separately
+    action           [L, *action shape] int32, or float32 if actions are continuous
+    reward           [L] float32, the reward of the action
     discount         [L] float32: gamma, or 0 after a termination or a lost life
-    is_first         [L] uint8: the row begins an episode
-    is_last          [L] uint8: the final observation of a truncated episode. Nothing was done
-                     there: action, reward and discount mean nothing, its value is bootstrapped
-    last_action      like action, last_reward float32: of the row before the first; 0 at a start
-    learner_step     of the parameters that acted in the first row
+    is_first         [L] uint8: the row is the first of an episode
+    is_last          [L] uint8: the row is the final observation of a truncated episode, to
+                     bootstrap from. It has no action: ignore its action, reward and discount
+    last_action      action of the row before the first row; 0 if an episode begins there
+    last_reward      float32, reward of that row; 0 if an episode begins there
+    learner_step     int64, learner step of the parameters that acted in the first row
 
-and those that the algorithm asks for. The final observation of a terminated episode has no value
-and makes no row.
+and the algorithm's own columns. The final observation of a terminated episode has no value, so it
+has no row.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ from apex.data.schema import LEARNER_STEP, Array, Arrays, Column, FramesColumn, 
 from apex.envs.spec import EnvSpec
 
 SequencePriorities = Callable[[Arrays, Arrays], npt.NDArray[np.float64]]
-"""The columns of M sequences, and the policy's extras in each row, `[M, L, ...]` each, to `[M]`;
-without those that are stored for the first row alone."""
+"""Computes `[M]` priorities from the columns of M sequences and the policy's extra outputs in each
+row, `[M, L, ...]` each. Extra outputs stored only for the first row are among the columns."""
 
 
 @dataclass(frozen=True)
 class SequenceLayout:
-    """What a sequence consists of.
+    """Length, period and columns of the sequences.
 
     Args:
-        length: L, its rows.
-        period: rows from the beginning of one sequence to that of the next.
-        discount: gamma.
-        row_extras: those of the policy's extras that are stored for each row, with the shape of
-            one row's.
-        first_extras: those that are stored for the first row alone.
+        length: L, rows of a sequence.
+        period: rows from the first row of one sequence to the first row of the next.
+        discount: gamma, per environment step.
+        row_extras: the policy's extra outputs that are stored for each row; their shapes are
+            those of one row.
+        first_extras: the policy's extra outputs that are stored for the first row only.
     """
 
     length: int
@@ -57,7 +58,7 @@ class SequenceLayout:
     first_extras: tuple[Column, ...] = ()
 
     def schema(self, spec: EnvSpec) -> Schema:
-        """The columns of an item, as above."""
+        """The schema of an item; the module's docstring describes its columns."""
         rows, action = (self.length,), spec.action_column
         columns = [
             Column("action", action.dtype, (*rows, *action.shape)),
@@ -93,11 +94,11 @@ class _Row(NamedTuple):
 
 @dataclass
 class _Sequence:
-    """A sequence that is complete."""
+    """A complete sequence."""
 
     rows: list[_Row]
     before: _Row | None
-    """The row before the first one, where that begins no episode."""
+    """The row before the first one; None if an episode begins with the first one."""
 
 
 class _EnvSequences:
@@ -110,15 +111,15 @@ class _EnvSequences:
         self._action_dtype = spec.action_column.dtype
         self._window = FrameWindow(spec.frame_stack) if spec.frame_stack else None
         self._rows: list[_Row] = []
-        """From the row before the unfinished sequence on."""
+        """The rows of the unfinished sequence, and the row before it if there is one."""
         self._before = 0
-        """Rows in `_rows` before the unfinished sequence: at most one."""
+        """Number of rows in `_rows` before the unfinished sequence: 0 or 1."""
         self._starting = True
         self._ended = False
         self.finished: list[_Sequence] = []
 
     def add(self, step: VectorStep, env: int, extras: tuple[Any, ...]) -> bool:
-        """Take one step of the environment; whether a chunk is complete."""
+        """Add one step of the environment; returns whether a chunk is complete."""
         if step.ignored[env]:
             if self._rows and not self._ended:
                 self._append(step, env, extras, is_last=True)
@@ -139,11 +140,11 @@ class _EnvSequences:
                 self._window.begin_episode()
             self._window.append(step.observations[env])
             stack_begin, end = self._window.stack_begin(), self._window.end
-        dead = is_last or step.terminated[env] or step.life_lost[env]
+        no_value = is_last or step.terminated[env] or step.life_lost[env]
         row = _Row(
             step.actions[env].copy(),
             0.0 if is_last else float(step.rewards[env]),
-            0.0 if dead else self._layout.discount,
+            0.0 if no_value else self._layout.discount,
             self._starting,
             is_last,
             step.learner_step,
@@ -164,7 +165,7 @@ class _EnvSequences:
         self._before = 1
 
     def take_chunk(self, extra_names: Sequence[str], priorities: SequencePriorities) -> Chunk:
-        """The oldest finished sequences, at least one and at most `chunk_length`, as a chunk."""
+        """Remove the oldest finished sequences, 1 to `chunk_length`, and return them as a chunk."""
         taken, self.finished = (
             self.finished[: self._chunk_length],
             self.finished[self._chunk_length :],
@@ -174,57 +175,58 @@ class _EnvSequences:
         extras = {}
         for k, name in enumerate(extra_names):
             if name in first:
-                values = np.stack([one.rows[0].extras[k] for one in taken])
+                values = np.stack([sequence.rows[0].extras[k] for sequence in taken])
                 columns[name] = values.astype(first[name])
             else:
-                extras[name] = np.array([[row.extras[k] for row in one.rows] for one in taken])
+                rows = [[row.extras[k] for row in sequence.rows] for sequence in taken]
+                extras[name] = np.array(rows)
         initial = priorities(columns, extras)
         for column in self._layout.row_extras:
             columns[column.name] = extras[column.name].astype(column.dtype)
         if self._window is None:
             return Chunk(columns, initial)
         ranges = [
-            FrameRange(one.rows[0].stack_begin[0], one.rows[-1].frames_end,
-                       one.rows[0].stack_begin[1])
-            for one in taken
+            FrameRange(sequence.rows[0].stack_begin[0], sequence.rows[-1].frames_end,
+                       sequence.rows[0].stack_begin[1])
+            for sequence in taken
         ]  # fmt: skip
-        cut = self._window.cut(ranges)
-        rest = self.finished[0].rows if self.finished else self._rows
-        self._window.forget(rest[0].stack_begin[0] if rest else None)
-        return Chunk(columns, initial, cut)
+        frames = self._window.cut(ranges)
+        remaining = self.finished[0].rows if self.finished else self._rows
+        self._window.forget(remaining[0].stack_begin[0] if remaining else None)
+        return Chunk(columns, initial, frames)
 
 
 def _columns(sequences: Sequence[_Sequence], no_action: Array, action_dtype: str) -> Arrays:
-    """The columns that every sequence has."""
+    """The columns that sequences of every algorithm have."""
     fields = {"action": action_dtype, "reward": "float32", "discount": "float32",
               "is_first": "uint8", "is_last": "uint8"}  # fmt: skip
     columns: Arrays = {
-        name: np.array([[getattr(row, name) for row in one.rows] for one in sequences], dtype)
+        name: np.array([[getattr(row, name) for row in each.rows] for each in sequences], dtype)
         for name, dtype in fields.items()
     }
-    before = [one.before for one in sequences]
+    before = [sequence.before for sequence in sequences]
     columns["last_action"] = np.array(
         [row.action if row else no_action for row in before], action_dtype
     )
     columns["last_reward"] = np.array([row.reward if row else 0.0 for row in before], np.float32)
-    columns[LEARNER_STEP] = np.array([one.rows[0].learner_step for one in sequences], np.int64)
+    columns[LEARNER_STEP] = np.array([each.rows[0].learner_step for each in sequences], np.int64)
     if sequences[0].rows[0].observation is not None:
         columns["observation"] = np.array(
-            [[row.observation for row in one.rows] for one in sequences]
+            [[row.observation for row in each.rows] for each in sequences]
         )
     return columns
 
 
 class SequenceAccumulator:
-    """Sequences of E environments.
+    """Turns steps of E environments into sequences.
 
     Args:
-        spec: of the environment.
+        spec: specification of the environments.
         num_envs: E.
-        layout: what a sequence consists of.
+        layout: length, period and columns of the sequences.
         chunk_length: sequences in a chunk.
-        extra_names: the policy's extras that are stored or that priorities are computed from.
-        initial_priorities: computes them.
+        extra_names: the policy's extra outputs that are stored or used for initial priorities.
+        initial_priorities: computes the initial priorities.
     """
 
     def __init__(
@@ -241,17 +243,17 @@ class SequenceAccumulator:
         self._priorities = initial_priorities
 
     def add(self, step: VectorStep) -> list[Chunk]:
-        """Take one step of all environments; gives the chunks that it completed."""
+        """Add one step of all environments; returns the chunks that it completed."""
         extras = [step.extras[name] for name in self._extra_names]
         full = [
-            one
-            for env, one in enumerate(self._envs)
-            if one.add(step, env, tuple(extra[env] for extra in extras))
+            sequences
+            for env, sequences in enumerate(self._envs)
+            if sequences.add(step, env, tuple(extra[env] for extra in extras))
         ]
         return [self._take(env) for env in full]
 
     def flush(self) -> list[Chunk]:
-        """The sequences that are complete but not yet in a chunk."""
+        """Return the complete sequences that are not yet in a chunk."""
         chunks = []
         for env in self._envs:
             while env.finished:

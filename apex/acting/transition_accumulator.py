@@ -1,4 +1,4 @@
-"""Make n-step transitions, in chunks, of the steps of environments."""
+"""Turn environment steps into chunks of n-step transitions."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from apex.data.schema import LEARNER_STEP, Array, Arrays, Column
 from apex.envs.spec import EnvSpec
 
 InitialPriorities = Callable[[Arrays, Mapping[str, Floats], Mapping[str, Floats]], Floats]
-"""Columns of M items, the policy's extras at their first and at their bootstrap observation,
-to `[M]` priorities."""
+"""Computes `[M]` priorities from the columns of M items and the policy's extra outputs at their
+first and at their bootstrap observations."""
 
 
 class _Steps:
-    """The steps of E environments that transitions are still made of: a row for each.
+    """The steps of E environments that transitions still need, one row per step.
 
     Args:
         num_envs: E.
-        history: rows before a transition that its frames lie in.
+        history: rows before a transition whose frames its first frame stack needs.
     """
 
     CAPACITY = 64
+    """Initial number of rows; it is doubled when they are full."""
 
     def __init__(self, num_envs: int, history: int) -> None:
         self._num_envs = num_envs
         self._history = history
         self._columns: Arrays = {}
         self.frames: list[list[bytes]] = [[] for _ in range(num_envs)]
-        """Of each environment, compressed, one a row where there are any."""
+        """Compressed frames of each environment, one per row; empty without frames."""
         self.rows = 0
 
     def of(self, name: str, env: int) -> Array:
-        """A column of one environment, `[rows, ...]`."""
+        """One column of one environment, `[rows, ...]`."""
         column: Array = self._columns[name][env, : self.rows]
         return column
 
     def append(self, columns: Mapping[str, Array]) -> None:
-        """Take one row of each environment, `[E, ...]` in each column."""
+        """Add one row of each environment, `[E, ...]` in each column."""
         row, self.rows = self.rows, self.rows + 1
         for name, values in columns.items():
             column = self._columns.get(name)
@@ -55,7 +56,7 @@ class _Steps:
             column[:, row] = values
 
     def forget(self, before: int) -> int:
-        """Drop what no transition from a row on can need; says how many rows."""
+        """Drop the rows that transitions from row `before` on do not need; returns how many."""
         drop = max(0, before - self._history)
         if drop:
             kept = self.rows - drop
@@ -68,24 +69,26 @@ class _Steps:
 
 
 class NStepAccumulator:
-    """n-step transitions of E environments.
+    """Turns steps of E environments into n-step transitions.
 
-    A transition holds exactly n rewards before its bootstrap observation, discounted gamma^n; at
-    an episode's end the shorter tails are emitted with gamma^k. *Terminated* zeroes the discount,
-    *truncated* bootstraps from the episode's last observation. No transition straddles episodes.
+    A transition has n rewards and the discount gamma^n for its bootstrap observation; at the end
+    of an episode there are shorter ones with k < n rewards and gamma^k. After a termination or a
+    lost life the discount is 0; a truncated episode is bootstrapped from its last observation. No
+    transition crosses an episode boundary.
 
-    A step is only noted, for all environments at once; transitions are made of the notes when
+    `add` only records the steps, of all environments at once; the transitions are computed when
     they fill a chunk.
 
     Args:
-        spec: of the environment.
+        spec: specification of the environments.
         num_envs: E.
         n_step: n.
-        discount: gamma.
+        discount: gamma, per environment step.
         chunk_length: items in a chunk.
-        extra_names: the policy's extras that the priorities are computed from.
-        initial_priorities: computes them.
-        extra_columns: the policy's extras that items hold, as where the transition begins.
+        extra_names: the policy's extra outputs that priorities are computed from.
+        initial_priorities: computes the initial priorities.
+        extra_columns: the policy's extra outputs at a transition's first observation that are
+            stored in the item.
     """
 
     def __init__(
@@ -110,28 +113,28 @@ class NStepAccumulator:
         self._priorities = initial_priorities
         self._steps = _Steps(num_envs, max(0, self._stack - 1))
         self._untaken = np.zeros(num_envs, dtype=np.int64)
-        """The row from which on steps are in no chunk yet."""
+        """`[E]`, the first row whose transition is not in a chunk yet."""
         self._pending = np.zeros(num_envs, dtype=np.int64)
-        """Transitions whose bootstrap observation is not there yet."""
+        """`[E]`, number of transitions without their bootstrap observation yet."""
         self._finished = np.zeros(num_envs, dtype=np.int64)
-        """Transitions that are complete but in no chunk."""
-        self._dead = np.zeros(num_envs, dtype=np.bool_)
-        """Whether the last step left no value beyond it."""
+        """`[E]`, number of complete transitions that are not in a chunk yet."""
+        self._no_value = np.zeros(num_envs, dtype=np.bool_)
+        """`[E]`, the last step was a termination or a lost life."""
         self._age = np.zeros(num_envs, dtype=np.int64)
-        """Observations of the episode so far."""
+        """`[E]`, observations of the current episode so far."""
 
     def add(self, step: VectorStep) -> list[Chunk]:
-        """Take one step of all environments; gives the chunks that it completed."""
+        """Add one step of all environments; returns the chunks that it completed."""
         begun = ~step.ignored
-        ended = step.ignored | self._dead
-        self._dead = (step.terminated | step.life_lost) & begun
+        ended = step.ignored | self._no_value
+        self._no_value = (step.terminated | step.life_lost) & begun
         self._age += 1
-        self._note(step, begun, ended)
+        self._record(step, begun, ended)
         self._age[step.ignored] = 0
         completed = np.where(ended, self._pending, self._pending == self._n_step)
         self._pending += begun - completed
         self._finished += completed
-        if step.ignored.any():  # environments that fail at each first step make no transition ever
+        if step.ignored.any():  # else environments that fail at each first step would fill memory
             self._untaken[(self._pending == 0) & (self._finished == 0)] = self._steps.rows
             self._forget([])
         if self._finished.max() < self._chunk_length:
@@ -139,13 +142,13 @@ class NStepAccumulator:
         full = np.flatnonzero(self._finished >= self._chunk_length).tolist()
         return self._forget([self._take(env) for env in full])
 
-    def _note(self, step: VectorStep, begun: Bools, ended: Bools) -> None:
+    def _record(self, step: VectorStep, begun: Bools, ended: Bools) -> None:
         row = {
             "action": step.actions,
             "reward": step.rewards,
             "begun": begun,
             "ended": ended,
-            "dead": self._dead,
+            "no_value": self._no_value,
             "age": self._age,
             LEARNER_STEP: np.array([step.learner_step]),
             **{name: step.extras[name] for name in self._extra_names},
@@ -159,7 +162,7 @@ class NStepAccumulator:
         self._steps.append(row)
 
     def flush(self) -> list[Chunk]:
-        """The items that are finished but not yet in a chunk."""
+        """Return the complete transitions that are not yet in a chunk."""
         chunks = []
         for env in np.flatnonzero(self._finished).tolist():
             while self._finished[env]:
@@ -171,7 +174,7 @@ class NStepAccumulator:
         return chunks
 
     def _take(self, env: int) -> Chunk:
-        """The oldest finished items, at least one and at most `chunk_length`, as a chunk."""
+        """Make a chunk of the oldest finished transitions, 1 to `chunk_length`."""
         count = min(int(self._finished[env]), self._chunk_length)
         untaken = int(self._untaken[env])
         begins = untaken + np.flatnonzero(self._steps.of("begun", env)[untaken:])[:count]
@@ -192,7 +195,7 @@ class NStepAccumulator:
         return Chunk(columns, initial, cut_frames(self._steps.frames[env], first, ends, padding))
 
     def _bootstraps(self, env: int, begins: Rows) -> Rows:
-        """The rows of the bootstrap observations of the transitions that begin in some rows."""
+        """Rows of the bootstrap observations of the transitions that begin in rows `begins`."""
         (ended,) = np.nonzero(self._steps.of("ended", env))
         if not len(ended):
             return begins + self._n_step
@@ -205,14 +208,14 @@ class NStepAccumulator:
         rewards, lengths = self._steps.of("reward", env), ends - begins
         returns = np.zeros(len(begins))
         for k in range(self._n_step):
-            # A shorter transition ends before: its later rewards are none of its own.
-            later = rewards[np.minimum(begins + k, ends - 1)]
-            returns += self._discounts[k] * np.where(k < lengths, later, 0.0)
-        dead = self._steps.of("dead", env)[ends - 1]
+            # Shorter transitions have no k-th reward: read a valid row and mask it.
+            kth_rewards = rewards[np.minimum(begins + k, ends - 1)]
+            returns += self._discounts[k] * np.where(k < lengths, kth_rewards, 0.0)
+        no_value = self._steps.of("no_value", env)[ends - 1]
         columns: Arrays = {
             "action": self._steps.of("action", env)[begins].astype(self._action_dtype),
             "n_step_return": returns.astype(np.float32),
-            "discount": np.where(dead, 0.0, self._discounts[lengths]).astype(np.float32),
+            "discount": np.where(no_value, 0.0, self._discounts[lengths]).astype(np.float32),
             LEARNER_STEP: self._steps.of(LEARNER_STEP, env)[begins].astype(np.int64),
         }
         for column in self._extra_columns:

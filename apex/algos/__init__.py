@@ -1,1 +1,1 @@
-"""Algorithms: one file each. `base` says what an algorithm gives; the daemons know no more."""
+"""Algorithms, one file each, behind the interface in `base`: all that the daemons know of them."""

@@ -1,4 +1,4 @@
-"""Makes the agent of an actor: its place on the exploration ladder, its items."""
+"""Make the agent of an actor, with its place on the exploration ladder and its accumulator."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def make_agent(
     incarnation: int,
     agents_before: int = 0,
 ) -> Agent:
-    """The agent of the actor in a slot.
+    """Make the agent of the actor in a slot.
 
     Args:
-        algorithm: of the run.
-        config: of the run.
-        core_size: of the policy that will decide.
-        slot: of the actor, which is its place on the exploration ladder.
-        incarnation: of the actor, which explores differently after each start.
-        agents_before: that were made for this incarnation: so do they.
+        algorithm: the run's algorithm.
+        config: the run's configuration.
+        core_size: numbers in the policy's recurrent state of one environment.
+        slot: the actor's slot, which determines its place on the exploration ladder.
+        incarnation: number of this start of the actor; each start explores differently.
+        agents_before: agents made earlier for the same incarnation; each explores differently.
     """
     num_envs, count = config.actor.num_envs, config.actor.count
     return Agent(

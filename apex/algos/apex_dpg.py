@@ -1,4 +1,4 @@
-"""Ape-X DPG (Horgan et al., 2018, arXiv 1803.00933): deterministic actor, critic, n-step."""
+"""Ape-X DPG (Horgan et al., 2018, arXiv 1803.00933): deterministic actor, n-step critic."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Widths = Annotated[tuple[PositiveInt, ...], msgspec.Meta(min_length=1)]
 
 
 class ApexDPG(TransitionAlgorithm):
-    """Ape-X DPG for continuous actions with bounds, and image or vector observations."""
+    """Ape-X DPG for bounded continuous actions and image or vector observations."""
 
     class Config(TransitionAlgorithm.Config, frozen=True):
         """The `[algorithm]` section; the defaults are the paper's (appendix D)."""
@@ -37,22 +37,24 @@ class ApexDPG(TransitionAlgorithm):
         optimizer: Literal["rmsprop", "adam"] = "adam"
         optimizer_epsilon: PositiveFloat = 1e-8
         learning_rate: PositiveFloat = 1e-4
-        """Of the critic."""
+        """Initial learning rate of the critic."""
         actor_learning_rate: PositiveFloat = 1e-4
-        """Of the actor; it falls as that of the critic."""
+        """Initial learning rate of the actor; it decays on the critic's schedule."""
         action_gradient_clip: PositiveFloat = 1.0
-        """Largest magnitude of each element of dQ/da, by which the actor is changed."""
+        """Each element of dQ/da, the gradient that trains the actor, is clipped to this
+        magnitude."""
         loss: Literal["squared", "huber"] = "squared"
-        """Of the critic."""
+        """Loss function of the critic's TD error."""
         noise: PositiveFloat = 0.3
-        """Standard deviation of what is added to actions, as a share of half the distance between
-        their bounds: the largest of the ladder."""
+        """Largest standard deviation of the action noise on the exploration ladder, as a fraction
+        of half the distance between the action's bounds."""
         smallest_noise: PositiveFloat = 0.3
-        """The smallest of the ladder; that of the paper has one rung."""
+        """Smallest standard deviation on the ladder, in the same unit as `noise`. The paper uses
+        the same noise for all actors."""
         actor_hidden: Widths = (300, 200)
-        """Widths of the actor's fully connected layers."""
+        """Units in each of the actor's fully connected layers."""
         critic_hidden: Widths = (400, 300)
-        """Widths of the critic's fully connected layers."""
+        """Units in each of the critic's fully connected layers."""
 
         def __post_init__(self) -> None:
             if self.smallest_noise > self.noise:
@@ -69,7 +71,7 @@ class ApexDPG(TransitionAlgorithm):
         return GaussianNoise(sigmas, *bounds.arrays(), place.seeds)
 
     def network(self) -> DeterministicNetwork:
-        """Actor and critic with fresh parameters."""
+        """Actor and critic with newly initialised parameters."""
         config = self.config
         layers = DeterministicLayers(
             config.conv, config.actor_hidden, config.critic_hidden, config.standardize_frames
@@ -84,7 +86,7 @@ class ApexDPG(TransitionAlgorithm):
 
 
 class DeterministicPolicy(Policy):
-    """Acts by the actor; the critic says what initial priorities are made of."""
+    """Acts with the actor; the critic's values are used for initial priorities."""
 
     network: DeterministicNetwork
 
@@ -109,11 +111,11 @@ class DeterministicPolicy(Policy):
 
 
 class DPGLearner(Learner):
-    """Learns the critic by its TD error, and the actor by the critic.
+    """Trains the critic on its TD error, and the actor on the critic's action gradient.
 
     Args:
-        algorithm: gives actor and critic, and a pair that follows them.
-        device: where all are.
+        algorithm: makes the networks (online and target) and holds the configuration.
+        device: of all networks.
     """
 
     network: DeterministicNetwork
@@ -123,13 +125,13 @@ class DPGLearner(Learner):
         self.device = device
         self.network = algorithm.network().to(device)
         self.target = algorithm.network().to(device)
-        self._follower = TargetNetwork(
+        self._target_network = TargetNetwork(
             self.network, self.target, period=config.target_update_period
         )
         self._config = config
-        actor = msgspec.structs.replace(config, learning_rate=config.actor_learning_rate)
+        actor_config = msgspec.structs.replace(config, learning_rate=config.actor_learning_rate)
         self._critic = Optimization(self.network.critic, config)
-        self._actor = Optimization(self.network.actor, actor)
+        self._actor = Optimization(self.network.actor, actor_config)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"online": self.network, "target": self.target}
@@ -138,17 +140,17 @@ class DPGLearner(Learner):
         return {"critic": self._critic, "actor": self._actor}
 
     def targets(self) -> Sequence[TargetNetwork]:
-        return (self._follower,)
+        return (self._target_network,)
 
     def update(self, batch: Transitions) -> Update:
         assert isinstance(batch.observation, Tensor)
-        td_errors, metrics = self._improve_critic(batch)
-        actor_metrics = self._improve_actor(batch.observation)
+        td_errors, metrics = self._update_critic(batch)
+        actor_metrics = self._update_actor(batch.observation)
         skipped = self._critic.skipped + self._actor.skipped
         metrics = {**metrics, **actor_metrics, "skipped_updates": skipped}
         return Update(td_errors.abs(), metrics)
 
-    def _improve_critic(self, batch: Transitions) -> tuple[Tensor, Metrics]:
+    def _update_critic(self, batch: Transitions) -> tuple[Tensor, Metrics]:
         network, target = self.network, self.target
         q_tm1 = network.critic(batch.observation, network.from_environment(batch.action))
         with torch.no_grad():
@@ -169,7 +171,7 @@ class DPGLearner(Learner):
             "importance_weight_mean": weights.mean(),
         }
 
-    def _improve_actor(self, observations: Tensor) -> Metrics:
+    def _update_actor(self, observations: Tensor) -> Metrics:
         actions = self.network.actor(observations)
         taken = actions.detach().requires_grad_()
         values = self.network.critic(observations, taken)

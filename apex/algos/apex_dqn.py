@@ -1,4 +1,4 @@
-"""Ape-X DQN (Horgan et al., 2018, arXiv 1803.00933): double, dueling, n-step, prioritized."""
+"""Ape-X DQN (Horgan et al., 2018, arXiv 1803.00933): double, dueling, n-step Q-learning."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ApexDQN(QAlgorithm):
 
         name: str = "apex_dqn"
         hidden: tuple[PositiveInt, ...] = ()
-        """Widths of the layers that both dueling streams share."""
+        """Units in each fully connected layer shared by both dueling streams."""
         stream_hidden: tuple[PositiveInt, ...] = (512,)
-        """Widths of each dueling stream's own layers."""
+        """Units in each fully connected layer of one dueling stream."""
 
     def network(self) -> nn.Module:
         config = self.config
@@ -36,7 +36,7 @@ class ApexDQN(QAlgorithm):
         )
 
     def td_error(self, batch: Transitions, online: nn.Module, target: nn.Module) -> Errors:
-        """Double-Q errors: the online network chooses the bootstrap action, `target` values it."""
+        """Double-Q errors: `online` selects the bootstrap action, `target` evaluates it."""
         q_tm1 = self.q_values(online, batch.observation)
         with torch.no_grad():
             q_t_selector = self.q_values(online, batch.next_observation)

@@ -23,36 +23,36 @@ from apex.envs.spec import ActionKind, EnvSpec
 from apex.errors import ConfigError
 
 Metrics = Mapping[str, Tensor]
-"""Figures of an update, by name: tensors without dimensions, read when they are logged."""
+"""Metrics of an update by name: 0-dimensional tensors, read from the device when logged."""
 
 
 class Policy(ABC):
-    """A network that acts. The actor and the evaluator load each new publication into it."""
+    """A network that chooses actions. Actors and the evaluator load new parameters into it."""
 
     network: nn.Module
     device = torch.device("cpu")
     core_size: int = 0
-    """Numbers in the recurrent state of one environment; 0: the policy has no memory."""
+    """Numbers in the recurrent state of one environment; 0: the policy is not recurrent."""
 
     @abstractmethod
     def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
-        """Decide for E environments.
+        """Choose actions for E environments.
 
         Args:
-            inputs: what is seen of them.
-            exploration: None for the greedy policy.
+            inputs: their observations, recurrent states, last actions and last rewards.
+            exploration: chooses the actions from the network's output; None: act greedily.
         """
 
     def to(self, device: torch.device) -> None:
-        """Act on another device."""
+        """Move the policy to another device."""
         self.device = device
         self.network.to(device)
 
     def load(self, parameters: Mapping[str, Tensor]) -> None:
-        """Take the parameters of a publication; on a CPU the tensors themselves, not copies.
+        """Load published parameters; on a CPU the tensors are used without a copy.
 
         Raises:
-            RuntimeError: they are those of another network.
+            RuntimeError: the names or shapes do not match the network.
         """
         own = self.network.state_dict(keep_vars=True)
         fits = {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in parameters.items()}
@@ -63,24 +63,24 @@ class Policy(ABC):
             tensor = parameters[name]
             if tensor.stride() == parameter.stride() and tensor.dtype == parameter.dtype:
                 parameter.data = tensor
-            else:  # a convolution's, which computes faster in another order
+            else:  # convolutions keep their own memory format, which computes faster
                 parameter.data.copy_(tensor)
 
 
 class Loss(NamedTuple):
-    """What an algorithm's loss is, before it is reduced to one number."""
+    """The loss of a batch before it is reduced to one number."""
 
     per_item: Tensor
-    """`[B]`; gradients flow from here."""
+    """`[B]`, the loss of each item; gradients are computed from it."""
     priority: Tensor
     """`[B]`, the items' new priorities."""
     metrics: Metrics = MappingProxyType({})
     steps: int | Tensor = 1
-    """By which the logged loss is divided: steps that an item's loss is summed over."""
+    """Divisor of the logged loss: the number of steps that an item's loss is summed over."""
 
 
 class Update(NamedTuple):
-    """What one update of a learner gives; it stays on the device until somebody reads it."""
+    """Result of one learner update; the tensors stay on the device until they are read."""
 
     priorities: Tensor
     """`[B]`, the items' new priorities."""
@@ -88,32 +88,32 @@ class Update(NamedTuple):
 
 
 class Learner(ABC):
-    """Networks, optimizers and whatever else an update changes.
+    """Networks, optimizers and all other state that an update changes.
 
-    `modules`, `optimizations` and `buffers` name all of that: it is what a checkpoint holds, and
-    an update changes nothing else. An update does not wait for the device: no `item`, `float`,
-    `bool` or boolean mask of a tensor in it.
+    `modules`, `optimizations` and `buffers` name all of that state: checkpoints store it, and
+    `update` must change nothing else. `update` must not wait for the device: it must not call
+    `item`, `float` or `bool` on a tensor, nor index with a boolean mask.
     """
 
     network: nn.Module
-    """What is published."""
+    """The network whose parameters are published."""
     device: torch.device
     updates = 0
-    """Finished so far, those before a resume included."""
+    """Updates so far, including those before a resume."""
     _progress: Progress | None = None
 
     @property
     def progress(self) -> Progress:
-        """Of the run before this update: tensors without dimensions on the learner's device."""
-        assert self._progress is not None, "there is none before the first update"
+        """Progress of the run before this update: 0-dimensional tensors on the device."""
+        assert self._progress is not None, "progress is available from the first update on"
         return self._progress
 
     @abstractmethod
     def update(self, batch: Any) -> Update:
-        """Learn from one batch that `Algorithm.collate` made, on the learner's device."""
+        """Learn from one batch of `Algorithm.collate`, moved to the learner's device."""
 
     def modules(self) -> dict[str, nn.Module]:
-        """The networks by name; what is trained, and what follows it."""
+        """The networks by name, both trained and target networks."""
         return {"online": self.network}
 
     def optimizations(self) -> dict[str, Optimization]:
@@ -121,19 +121,19 @@ class Learner(ABC):
         return {}
 
     def buffers(self) -> dict[str, Tensor]:
-        """Tensors that an update changes in place and that are in no module, by name."""
+        """Tensors outside the modules that an update changes in place, by name."""
         return {}
 
     def targets(self) -> Sequence[TargetNetwork]:
-        """Networks that follow others after each update."""
+        """The target networks, updated after each learner update."""
         return ()
 
     def learn(self, batch: Any, progress: Progress) -> Update:
-        """Set learning rates, update, and let target networks follow.
+        """Set the learning rates, call `update`, then update the target networks.
 
         Args:
-            batch: that `Algorithm.collate` made.
-            progress: of the run, before this update.
+            batch: from `Algorithm.collate`.
+            progress: progress of the run before this update.
         """
         if self._progress is None:
             self._progress = Progress(*(torch.zeros((), device=self.device) for _ in progress))
@@ -141,9 +141,9 @@ class Learner(ABC):
             tensor.fill_(count)
         for optimization in self.optimizations().values():
             optimization.schedule(self.updates)
-        given: Any = self.update(map_tensors(batch, lambda tensor: tensor.to(self.device)))
+        result: Any = self.update(map_tensors(batch, lambda tensor: tensor.to(self.device)))
         update = (
-            given if isinstance(given, Update) else deprecated_interface().as_update(given, self)
+            result if isinstance(result, Update) else deprecated_interface().as_update(result, self)
         )
         self.updates += 1
         for target in self.targets():
@@ -152,37 +152,39 @@ class Learner(ABC):
         return Update(update.priorities.detach(), metrics)
 
     def tensors(self, batch: Any) -> dict[str, Tensor]:
-        """A batch as a dictionary, for a learner that was written for apex 0.1."""
+        """A batch as a dictionary, for learners written for apex 0.1."""
         named: dict[str, Tensor] = deprecated_interface().as_dictionary(batch)
         return named
 
     def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
-        """Start from published parameters instead of random ones."""
+        """Initialise the networks with published parameters."""
         self.network.load_state_dict(parameters)
         for target in self.targets():
             target.network.load_state_dict(parameters)
 
     def is_finite(self) -> bool:
-        """Whether all parameters and buffers are finite; waits for the device."""
+        """Whether all parameters and buffers are finite. Waits for the device."""
         tensors = [*self.buffers().values()]
         for module in self.modules().values():
             tensors += [*module.parameters(), *module.buffers()]
         return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed learner needs, as tensors and plain values."""
+        """The learner's state for a checkpoint, as tensors and plain values."""
+        optimizations = self.optimizations().items()
         return {
-            "modules": {name: one.state_dict() for name, one in self.modules().items()},
-            "optimizations": {name: one.state_dict() for name, one in self.optimizations().items()},
+            "modules": {name: module.state_dict() for name, module in self.modules().items()},
+            "optimizations": {name: optimizer.state_dict() for name, optimizer in optimizations},
             "buffers": dict(self.buffers()),
             "updates": self.updates,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`.
+        """Restore what `state_dict` returned.
 
         Raises:
-            ValueError, RuntimeError, KeyError: it is of another algorithm, network or optimizer.
+            ValueError, RuntimeError, KeyError: the state belongs to another algorithm, network or
+                optimizer.
         """
         if "modules" not in state:
             state = _from_version_0_1(state)
@@ -196,7 +198,7 @@ class Learner(ABC):
 
 
 def _from_version_0_1(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A learner's state as apex 0.1.0 wrote it, in today's form."""
+    """Convert a learner state written by apex 0.1.0 to the current layout."""
     modules = {n: state[n] for n in ("online", "target") if n in state}
     if "network" in state:
         modules["online"] = state["network"]
@@ -213,23 +215,23 @@ def _from_version_0_1(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Algorithm(ABC):
-    """An agent: its network, its policy, its items, its loss.
+    """A learning algorithm: its items, exploration, policy, network and loss.
 
-    Derive from `TransitionAlgorithm` or `SequenceAlgorithm`, which say what an item is, or from
-    `QAlgorithm` or `SequenceQAlgorithm`, which need a network and a TD error alone.
+    Derive from `TransitionAlgorithm` or `SequenceAlgorithm`, which define the items, or from
+    `QAlgorithm` or `SequenceQAlgorithm`, which need only a network and a TD error.
 
     Args:
-        config: the algorithm's own section of the configuration.
-        spec: of the environment.
+        config: the typed `[algorithm]` section of the configuration.
+        spec: specification of the environment.
     """
 
     Config: ClassVar[type[AlgorithmConfig]] = AlgorithmConfig
     """The typed `[algorithm]` section."""
     action_kinds: ClassVar[frozenset[ActionKind]] = frozenset({"discrete"})
-    """The kinds of actions that it can learn."""
+    """The kinds of actions that the algorithm supports."""
     reduction: ClassVar[Literal["mean", "sum"]] = "mean"
-    """How the losses of a batch's items become one: the mean, weighted for what prioritized
-    sampling favours, or the plain sum."""
+    """How the per-item losses of a batch are reduced: `mean`, with importance sampling weights if
+    the configuration has an `importance_sampling_exponent`, or `sum`, without weights."""
 
     def __init_subclass__(cls, **rest: Any) -> None:
         super().__init_subclass__(**rest)
@@ -245,57 +247,57 @@ class Algorithm(ABC):
 
     @abstractmethod
     def accumulator(self, num_envs: int, chunk_length: int) -> Accumulator:
-        """Makes items, with initial priorities, of the steps of `num_envs` environments."""
+        """An accumulator that turns steps of `num_envs` environments into prioritized items."""
 
     @abstractmethod
     def collate(self, items: Items) -> Any:
-        """A batch for `Learner.update`, on the CPU; called on a thread beside the training loop.
+        """Make a batch for `Learner.update`, on the CPU. Runs outside the training thread.
 
         Raises:
-            CorruptItemsError: some of the items do not make sense.
+            CorruptItemsError: some items are invalid.
         """
 
     @abstractmethod
     def exploration(self, place: LadderPlace) -> Exploration:
-        """Exploration of the environments at some places of the ladder."""
+        """The exploration of environments, given their places on the exploration ladder."""
 
     @abstractmethod
     def policy(self) -> Policy:
-        """A policy on the CPU, with parameters yet to be loaded."""
+        """A policy on the CPU, whose parameters are loaded later."""
 
     def network(self) -> nn.Module:
-        """The network with fresh parameters."""
-        raise NotImplementedError(f"{type(self).__name__} needs network() or its own learner()")
+        """The network with newly initialised parameters."""
+        raise NotImplementedError(f"{type(self).__name__} must define network() or learner()")
 
     def loss(self, batch: Any, online: nn.Module, target: nn.Module | None) -> Loss:
         """The loss of a batch.
 
         Args:
-            batch: that `collate` made, on the learner's device.
-            online: the network that is trained.
-            target: the network that follows it; None where the configuration has no
-                `target_update_period`.
+            batch: from `collate`, on the learner's device.
+            online: the trained network.
+            target: the target network; None if the configuration has no `target_update_period`.
         """
-        raise NotImplementedError(f"{type(self).__name__} needs loss() or its own learner()")
+        raise NotImplementedError(f"{type(self).__name__} must define loss() or learner()")
 
     def learner(self, device: torch.device) -> Learner:
-        """The learner on a device, with freshly initialised parameters."""
+        """A learner on a device, with newly initialised parameters."""
         from apex.algos.loss_learner import LossLearner
 
         return LossLearner(self, device)
 
 
 def deprecated_interface() -> Any:
-    """What lets algorithms of apex 0.1 go on; it needs this module itself."""
+    """The module that supports algorithms written for apex 0.1; imported late, as it imports us."""
     from apex.algos import deprecated_interface
 
     return deprecated_interface
 
 
 def check_priorities(update: Update, batch_size: int, learner: Learner) -> None:
-    """Raise `ConfigError` unless an update gave a priority for each item."""
-    if tuple(update.priorities.shape) != (batch_size,):
+    """Raise `ConfigError` unless an update has one priority for each item."""
+    shape = tuple(update.priorities.shape)
+    if shape != (batch_size,):
         raise ConfigError(
-            f"{type(learner).__name__}.update gave priorities {tuple(update.priorities.shape)}, "
-            f"expected one for each item of the batch, ({batch_size},)"
+            f"{type(learner).__name__}.update returned priorities of shape {shape}; expected "
+            f"({batch_size},), one for each item of the batch"
         )

@@ -1,4 +1,4 @@
-"""Batches that algorithms learn from: n-step transitions, and sequences."""
+"""Batches of n-step transitions and of sequences."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 Observation = Tensor | dict[str, Tensor]
-"""`[B, ...]`, or one such tensor for each part of a dictionary observation."""
+"""`[B, ...]`, or one such tensor for each key of a dictionary observation."""
 
 _NO_EXTRAS: Any = MappingProxyType({})
 
@@ -20,7 +20,7 @@ class Transitions(NamedTuple):
     """B n-step transitions, on the learner's device."""
 
     observation: Observation
-    """`[B, *policy_shape]`, where the action was chosen."""
+    """`[B, *policy_shape]`, at which the action was chosen."""
     action: Tensor
     """`[B, *action shape]`: int32, or float32 where actions are continuous."""
     n_step_return: Tensor
@@ -28,15 +28,15 @@ class Transitions(NamedTuple):
     discount: Tensor
     """`[B] float32`: gamma^n of the bootstrap value; 0 after a termination."""
     next_observation: Observation
-    """`[B, *policy_shape]`, n steps later: the bootstrap observation."""
+    """`[B, *policy_shape]`, the bootstrap observation, n steps later."""
     probability: Tensor
-    """`[B] float32`: P(i) with which the item was sampled."""
+    """`[B] float32`: P(i), the probability with which the item was sampled."""
     action_mask: Tensor | None = None
-    """`[B, num_actions] bool`, the actions that were allowed; None: all."""
+    """`[B, num_actions] bool`, the allowed actions; None: all."""
     next_action_mask: Tensor | None = None
-    """`[B, num_actions] bool`, at the bootstrap observation; None: all."""
+    """`[B, num_actions] bool`, the allowed actions at the bootstrap observation; None: all."""
     extras: dict[str, Tensor] = _NO_EXTRAS
-    """`[B, ...]` each: what the policy added to the items (`Algorithm.extra_columns`)."""
+    """`[B, ...]` each: the policy's extra outputs (`TransitionAlgorithm.extra_columns`)."""
 
 
 class Sequences(NamedTuple):
@@ -47,43 +47,44 @@ class Sequences(NamedTuple):
     action: Tensor
     """`[B, L, *action shape]`: int32, or float32 where actions are continuous."""
     reward: Tensor
-    """`[B, L] float32`, of the action."""
+    """`[B, L] float32`, the reward of the action."""
     discount: Tensor
     """`[B, L] float32`: gamma, or 0 after a termination."""
     is_first: Tensor
-    """`[B, L] bool`: the row begins an episode."""
+    """`[B, L] bool`: the row is the first of an episode."""
     is_last: Tensor
-    """`[B, L] bool`: the final observation of a truncated episode; nothing is learned at it."""
+    """`[B, L] bool`: the row is the final observation of a truncated episode. It has no action and
+    no loss."""
     last_action: Tensor
-    """`[B, L, *action shape]`, of the row before; 0 where an episode begins."""
+    """`[B, L, *action shape]`, the previous row's action; 0 where an episode begins."""
     last_reward: Tensor
-    """`[B, L] float32`, of the row before; 0 where an episode begins."""
+    """`[B, L] float32`, the previous row's reward; 0 where an episode begins."""
     core_state: Tensor
-    """`[B, core_size] float32`, recurrent state before the first row."""
+    """`[B, core_size] float32`, the recurrent state before the first row."""
     probability: Tensor
-    """`[B] float32`: P(i) with which the item was sampled."""
+    """`[B] float32`: P(i), the probability with which the item was sampled."""
     episode_edges: tuple[int, ...]
-    """Rows at which an episode begins in any of the sequences. Integers of the host: a network
-    with memory cuts its loop there without asking the device."""
+    """Rows at which an episode begins in any of the sequences. They are host integers, so that a
+    recurrent network can split its loop there without waiting for the device."""
     action_mask: Tensor | None = None
-    """`[B, L, num_actions] bool`, the actions that were allowed; None: all."""
+    """`[B, L, num_actions] bool`, the allowed actions; None: all."""
     extras: dict[str, Tensor] = _NO_EXTRAS
-    """`[B, L, ...]` each: what the policy added to each row."""
+    """`[B, L, ...]` each: the policy's extra outputs in each row."""
 
 
 def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """A batch of the same form, with a function applied to each of its tensors.
+    """Apply a function to each tensor of a nested batch and keep the nesting.
 
     Args:
-        batch: named tuples, tuples, dictionaries, tensors and NumPy arrays within each other;
-            anything else stays as it is.
-        function: takes and gives a tensor.
+        batch: nested named tuples, tuples, dictionaries, tensors and NumPy arrays; anything else
+            is returned unchanged.
+        function: maps a tensor to a tensor.
     """
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, np.ndarray):
-        forward = min(batch.strides, default=0) >= 0
-        return function(torch.from_numpy(batch if forward else batch.copy()))
+        reversed_view = min(batch.strides, default=0) < 0  # torch takes no negative strides
+        return function(torch.from_numpy(batch.copy() if reversed_view else batch))
     if isinstance(batch, (dict, MappingProxyType)):
         return {name: map_tensors(part, function) for name, part in batch.items()}
     if isinstance(batch, tuple):

@@ -1,6 +1,6 @@
-"""Algorithms that were written for apex 0.1: dictionaries as batches, NumPy priorities.
+"""Support for algorithms written for apex 0.1: batches as dictionaries, NumPy priorities.
 
-They work for one version, with a warning. `apex.api.QAlgorithm` is what they become.
+They work, with a warning, until apex 0.3. Derive from `apex.api.QAlgorithm` instead.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from apex.algos.base import Learner, Update
 from apex.algos.optimization import Optimization, OptimizerConfig
 from apex.algos.target_network import TargetNetwork
 
-OLDER_EXPLORATION = ("positions", "ladder_size", "seeds")
+OLD_PARAMETERS = ("positions", "ladder_size", "seeds")
 
 
-def warn(what: str) -> None:
-    """Say that something is of the older interface."""
-    warnings.warn(f"{what}; the older form goes with apex 0.3", FutureWarning, stacklevel=3)
+def warn(problem: str) -> None:
+    """Warn about a use of the old interface."""
+    warnings.warn(f"{problem}; apex 0.3 removes the old form", FutureWarning, stacklevel=3)
 
 
 def adapt_exploration(kind: type) -> None:
-    """Let a class whose `exploration` takes three arguments be called with a place."""
+    """Wrap a three-argument `exploration` method so that it accepts a `LadderPlace`."""
     method = vars(kind).get("exploration")
-    if method is None or len(inspect.signature(method).parameters) != 1 + len(OLDER_EXPLORATION):
+    if method is None or len(inspect.signature(method).parameters) != 1 + len(OLD_PARAMETERS):
         return
-    warn(f"{kind.__name__}.exploration takes one argument now, an apex.api.LadderPlace")
+    warn(f"{kind.__name__}.exploration must take one argument, an apex.api.LadderPlace")
 
     @wraps(method)
     def exploration(self: Any, place: LadderPlace) -> Any:
@@ -41,18 +41,18 @@ def adapt_exploration(kind: type) -> None:
     kind.exploration = exploration  # type: ignore[attr-defined]
 
 
-def as_update(given: Any, learner: Learner) -> Update:
-    """What `Learner.update` gave: an `Update`, or priorities and metrics as apex 0.1 had them."""
-    if isinstance(given, Update):
-        return given
-    priorities, metrics = given
-    warn(f"{type(learner).__name__}.update returns an apex.api.Update now")
+def as_update(result: Any, learner: Learner) -> Update:
+    """Convert the result of `Learner.update`; apex 0.1 returned `(priorities, metrics)`."""
+    if isinstance(result, Update):
+        return result
+    priorities, metrics = result
+    warn(f"{type(learner).__name__}.update must return an apex.api.Update")
     tensors = {name: torch.as_tensor(value) for name, value in metrics.items()}
     return Update(torch.as_tensor(priorities), tensors)
 
 
 def as_dictionary(batch: Any) -> dict[str, Any]:
-    """A batch as apex 0.1 had it: by name, without what is not there."""
+    """A batch as a dictionary of its tensors, as in apex 0.1; fields that are None are left out."""
     if isinstance(batch, Mapping):
         return dict(batch)
     named = {**batch._asdict(), **batch.extras}
@@ -60,14 +60,14 @@ def as_dictionary(batch: Any) -> dict[str, Any]:
 
 
 class TargetNetworkLearner(Learner):
-    """An online network with one loss, and its target network.
+    """A learner with one loss, an online network and its target network.
 
     Args:
-        online: the network.
-        target: another one of its kind.
-        config: of the optimizer.
-        target_update_period: learner steps between two copies of the online to the target network.
-        device: where both are.
+        online: the trained network.
+        target: a second network of the same architecture.
+        config: the optimizer's configuration.
+        target_update_period: learner steps between copies of the online network to the target.
+        device: of both networks.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class TargetNetworkLearner(Learner):
         self.device = device
         self.network = online.to(device)
         self.target = target.to(device)
-        self._follower = TargetNetwork(self.network, self.target, period=target_update_period)
+        self._target_network = TargetNetwork(self.network, self.target, period=target_update_period)
         self._optimization = Optimization(self.network, config)
 
     def modules(self) -> dict[str, nn.Module]:
@@ -91,8 +91,8 @@ class TargetNetworkLearner(Learner):
         return {"online": self._optimization}
 
     def targets(self) -> tuple[TargetNetwork, ...]:
-        return (self._follower,)
+        return (self._target_network,)
 
     def descend(self, loss: Tensor) -> dict[str, Tensor]:
-        """One step of the online network; returns what is logged of it."""
+        """Take one optimizer step of the online network; returns its metrics."""
         return self._optimization.step(loss)

@@ -1,4 +1,4 @@
-"""IMPALA (Espeholt et al., 2018, arXiv 1802.01561): an actor-critic off-policy by V-trace."""
+"""IMPALA (Espeholt et al., 2018, arXiv 1802.01561): actor-critic with V-trace correction."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ class Impala(SequenceAlgorithm):
 
         name: str = "impala"
         unroll_length: PositiveInt = 20
-        """T, steps that are learned from in one item."""
+        """T, the environment steps of one item that the learner trains on."""
         discount: UnitFloat = 0.99
-        """gamma."""
+        """Discount factor gamma per environment step."""
         rho_clip: PositiveFloat = 1.0
-        """rho-bar of V-trace."""
+        """rho-bar of V-trace: clips the importance ratio in the TD errors."""
         c_clip: PositiveFloat = 1.0
-        """c-bar of V-trace, at most rho-bar."""
+        """c-bar of V-trace: clips the trace coefficients; at most `rho_clip`."""
         baseline_cost: NonNegativeFloat = 0.5
-        """Weight of the value's loss beside the policy's."""
+        """Weight of the value loss; the policy loss has weight 1."""
         entropy_cost: NonNegativeFloat = 0.01
-        """Weight of the policy's entropy: how much it is kept from deciding early."""
+        """Weight of the entropy bonus, which delays convergence to a deterministic policy."""
         optimizer: Literal["rmsprop", "adam"] = "rmsprop"
         learning_rate: PositiveFloat = 0.0006
         final_learning_rate_fraction: UnitFloat = 0.0
@@ -83,7 +83,7 @@ class Impala(SequenceAlgorithm):
         )
 
     def initial_priorities(self, columns: Arrays, extras: Arrays) -> npt.NDArray[np.float64]:
-        """Ones: the table is a queue."""
+        """All ones: the table is a queue and ignores priorities."""
         return np.ones(len(columns["action"]))
 
     def exploration(self, place: LadderPlace) -> Exploration:
@@ -96,7 +96,7 @@ class Impala(SequenceAlgorithm):
         return ActorCriticPolicy(self.network())
 
     def loss(self, batch: Sequences, online: nn.Module, target: nn.Module | None) -> Loss:
-        """Policy gradient, value and entropy losses with V-trace's targets, summed over steps."""
+        """Policy gradient, value and entropy losses with V-trace targets, summed over steps."""
         config = self.config
         logits, values, _ = online(learning_inputs(batch))
         logits, learned = logits[:, :-1], ~batch.is_last[:, :-1]
@@ -132,7 +132,7 @@ class Impala(SequenceAlgorithm):
 
 
 class ActorCriticPolicy(Policy):
-    """Acts by a softmax policy."""
+    """Acts with a softmax policy."""
 
     def __init__(self, network: ActorCriticNetwork) -> None:
         self.network = network.eval()

@@ -1,4 +1,4 @@
-"""The learner of an algorithm that is one loss: a network, its optimizer and its target."""
+"""The default learner: one network, one loss, one optimizer, and an optional target network."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from apex.ops.double_q_learning import importance_weights
 
 
 class LossLearner(Learner):
-    """Follows the gradient of `Algorithm.loss`.
+    """Minimises `Algorithm.loss`.
 
-    Has a target network where the algorithm's configuration has a `target_update_period`, and
-    weighs items where it has an `importance_sampling_exponent` and takes their mean.
+    It has a target network if the algorithm's configuration has a `target_update_period`. With
+    the reduction `mean` it applies importance sampling weights if the configuration has an
+    `importance_sampling_exponent`.
 
     Args:
-        algorithm: gives network and loss.
-        device: where both are.
+        algorithm: makes the network and computes the loss.
+        device: of the networks.
     """
 
     def __init__(self, algorithm: Algorithm, device: torch.device) -> None:
@@ -40,7 +41,7 @@ class LossLearner(Learner):
 
     @property
     def target(self) -> nn.Module | None:
-        """The target network."""
+        """The target network; None if the algorithm has none."""
         return self._target.network if self._target else None
 
     def modules(self) -> dict[str, nn.Module]:
@@ -67,7 +68,7 @@ class LossLearner(Learner):
         return Update(loss.priority, metrics)
 
     def _reduced(self, loss: Loss, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The losses of all items as one number."""
+        """Reduce the items' losses to one number; returns it with its metrics."""
         if self._algorithm.reduction == "sum":
             return loss.per_item.sum(), {}
         if self._exponent is None:

@@ -1,4 +1,4 @@
-"""Noise that a network draws for itself, as NoisyNets do."""
+"""Noise in the parameters of a network (NoisyNets)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import nn
 
 @runtime_checkable
 class Noisy(Protocol):
-    """A module that draws noise."""
+    """A module with noise in its parameters."""
 
     def resample_noise(self, generator: torch.Generator | None) -> None:
-        """Draw noise and keep it in buffers; None: none, the mean."""
+        """Draw new noise into the buffers; without a generator set it to zero."""
 
 
 def resample_noise(network: nn.Module, *, noisy: bool = True) -> None:
-    """Have each module of a network that has noise draw it, where it has any.
+    """Draw new noise in each noisy module of a network, or set it to zero.
 
     Args:
-        network: with or without such modules.
-        noisy: draw noise; else take it away.
+        network: may have no noisy modules; nothing happens then.
+        noisy: draw noise; False: set it to zero, so that the mean parameters are used.
     """
     for module in network.modules():
         if isinstance(module, Noisy):
@@ -29,7 +29,7 @@ def resample_noise(network: nn.Module, *, noisy: bool = True) -> None:
 
 
 def _generator(network: nn.Module) -> torch.Generator:
-    """torch's own generator of the network's device: a checkpoint has the state of the CPU's."""
+    """torch's default generator of the network's device; checkpoints store the CPU's state."""
     device = next(network.parameters()).device
     if device.type == "cuda":
         return torch.cuda.default_generators[device.index or 0]

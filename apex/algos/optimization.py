@@ -1,4 +1,4 @@
-"""How parameters follow their gradient: optimizer, learning rate, clipping, and what is resumed."""
+"""Optimizer step with learning rate schedule, gradient clipping and state for checkpoints."""
 
 from __future__ import annotations
 
@@ -17,43 +17,45 @@ log = logging.getLogger("apex.learner")
 ZERO_RATE = (
     "update %d: the learning rate is 0, nothing is learned from here on "
     "(algorithm.learning_rate_decay_steps = %d, algorithm.final_learning_rate_fraction = 0). "
-    "`apex stop` ends the run; `apex run --resume --set "
-    "algorithm.final_learning_rate_fraction=0.1` after it lets it learn again"
+    "To continue learning, stop the run with `apex stop` and resume it with `apex run --resume "
+    "--set algorithm.final_learning_rate_fraction=0.1`"
 )
 
 
 class OptimizerConfig(AlgorithmConfig, frozen=True):
-    """The part of an `[algorithm]` section that every gradient needs."""
+    """The part of an `[algorithm]` section about the optimizer."""
 
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
-    """`rmsprop` is the papers' (TensorFlow's): without momentum, its epsilon inside the root, its
-    mean square 1 at the start."""
+    """`adam`, or `rmsprop` as in the papers (TensorFlow's form): no momentum, epsilon inside the
+    square root, mean square initialised to 1."""
     learning_rate: PositiveFloat = 0.00025 / 4
-    """Of the first learner step."""
+    """Learning rate at the first learner step."""
     learning_rate_decay_steps: NonNegativeInt = 0
-    """Learner steps in which it falls in a straight line to its final fraction; 0: it does not.
-    A run goes on after them, for as long as its `[run]` section says."""
+    """Learner steps over which the learning rate falls linearly to `final_learning_rate_fraction`;
+    0: it is constant. The run continues after them; only the `[run]` section ends it."""
     final_learning_rate_fraction: UnitFloat = 0.1
-    """Of `learning_rate`, what is left from `learning_rate_decay_steps` on; with 0 nothing is
-    learned from there on: the learner's log says so, and `apex status` with an alarm."""
+    """Fraction of `learning_rate` used after `learning_rate_decay_steps`. With 0 nothing is
+    learned after them: the learner logs a warning and `apex status` shows an alarm."""
     rmsprop_decay: Decay = 0.95
-    """Of both moving averages of RMSProp."""
+    """Decay per learner step of RMSProp's moving averages of the gradient and of its square."""
     rmsprop_centered: bool = True
-    """Whether the gradient's mean is taken off its mean square."""
+    """Divide by the gradient's standard deviation (centered RMSProp) instead of its root mean
+    square."""
     optimizer_epsilon: PositiveFloat = 1.5e-7
-    """Added inside the root (RMSProp) or to it (Adam)."""
+    """Constant for numerical stability, added inside the square root (RMSProp) or after it
+    (Adam)."""
     max_gradient_norm: PositiveFloat = 40.0
-    """The gradient is shortened to this length."""
+    """Gradients with a larger L2 norm are scaled down to this norm."""
 
 
 class Optimization:
-    """Steps of an optimizer down a gradient. A step whose gradient is not finite is skipped.
+    """Optimizer of some parameters. Steps whose gradient is not finite are skipped.
 
-    Nothing in `step` waits for the device: whether the gradient is finite is decided there.
+    `step` never waits for the device: the check whether the gradient is finite runs there.
 
     Args:
-        parameters: to optimize, or the module whose parameters they are.
-        config: of the optimizer.
+        parameters: the parameters to optimize, or a module to optimize all parameters of.
+        config: the optimizer's configuration.
     """
 
     def __init__(
@@ -64,15 +66,15 @@ class Optimization:
         self.parameters = list(parameters)
         self._config = config
         device = self.parameters[0].device
-        # Fused Adam reads a rate of 64 bits on a CPU and of 32 bits on a GPU.
+        # Fused Adam takes a float64 learning rate on a CPU and a float32 one on a GPU.
         dtype = torch.float64 if device.type == "cpu" else torch.float32
         self.learning_rate = torch.zeros((), dtype=dtype, device=device)
-        """Of this update, as `schedule` has set it."""
+        """The learning rate of the current update, set by `schedule`."""
         self.skipped = torch.zeros((), device=device)
-        """Steps whose gradient was not finite."""
+        """Number of skipped steps."""
         self.optimizer = self._make_optimizer()
         self._use_scheduled_rate()
-        self._said_zero = False
+        self._warned_of_zero_rate = False
 
     def _make_optimizer(self) -> torch.optim.Adam | RMSProp:
         config = self._config
@@ -87,23 +89,23 @@ class Optimization:
         )
 
     def rate_at(self, updates: int) -> float:
-        """The learning rate after a number of updates."""
+        """The learning rate after `updates` updates."""
         config = self._config
         if not config.learning_rate_decay_steps:
             return config.learning_rate
-        fallen = min(1.0, updates / config.learning_rate_decay_steps)
-        return config.learning_rate * (1.0 - fallen * (1.0 - config.final_learning_rate_fraction))
+        decayed = min(1.0, updates / config.learning_rate_decay_steps)
+        return config.learning_rate * (1.0 - decayed * (1.0 - config.final_learning_rate_fraction))
 
     def schedule(self, updates: int) -> None:
-        """Set the learning rate of the next update, after a number of updates."""
+        """Set the learning rate of the next update, given the number of updates so far."""
         rate = self.rate_at(updates)
-        if rate == 0.0 and not self._said_zero:
-            self._said_zero = True
+        if rate == 0.0 and not self._warned_of_zero_rate:
+            self._warned_of_zero_rate = True
             log.warning(ZERO_RATE, updates, self._config.learning_rate_decay_steps)
         self.learning_rate.fill_(rate)
 
     def step(self, loss: Tensor) -> dict[str, Tensor]:
-        """One step down the gradient of a loss; returns what is logged of it."""
+        """Take one step down the gradient of a loss; returns the step's metrics."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.parameters, self._config.max_gradient_norm)
@@ -118,7 +120,7 @@ class Optimization:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages and counts."""
+        """The optimizer's averages and the number of skipped steps."""
         return {
             "optimizer": {"state": self.optimizer.state_dict()["state"]},
             "optimizer_name": self._config.optimizer,
@@ -126,13 +128,13 @@ class Optimization:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict`. Raises `ValueError` where that was of another optimizer."""
+        """Restore what `state_dict` returned. Raises `ValueError` if the optimizer differs."""
         if state["optimizer_name"] != self._config.optimizer:
             raise ValueError(
-                f"it was trained with the optimizer '{state['optimizer_name']}', "
-                f"algorithm.optimizer is '{self._config.optimizer}'"
+                f"its optimizer is '{state['optimizer_name']}', but algorithm.optimizer is "
+                f"'{self._config.optimizer}'"
             )
-        # The averages are resumed; learning rate and the like are the configuration's of today.
+        # Only the averages are restored; settings come from the current configuration.
         settings = self.optimizer.state_dict()["param_groups"]
         averages = state["optimizer"]["state"]
         self.optimizer.load_state_dict({"state": averages, "param_groups": settings})

@@ -1,4 +1,4 @@
-"""Q-learning from n-step transitions: an algorithm is its network and its TD error."""
+"""Base class of Q-learning algorithms on n-step transitions, and their policy."""
 
 from __future__ import annotations
 
@@ -22,68 +22,68 @@ from apex.envs.spec import EnvSpec
 from apex.ops.double_q_learning import huber_loss, squared_loss
 
 Errors = Tensor | tuple[Tensor, Metrics]
-"""TD errors, alone or with what is to be logged."""
+"""TD errors, or TD errors and metrics."""
 
 
 class EpsilonLadder(Protocol):
-    """The part of an `[algorithm]` section about exploration."""
+    """The part of an `[algorithm]` section about epsilon-greedy exploration."""
 
     @property
     def epsilon(self) -> float:
-        """The largest of the ladder."""
+        """Largest epsilon on the ladder."""
 
     @property
     def epsilon_alpha(self) -> float:
-        """How steeply the others fall."""
+        """Exponent alpha: how steeply epsilon falls along the ladder."""
 
 
 def ladder_exploration(config: EpsilonLadder, spec: EnvSpec, place: LadderPlace) -> EpsilonGreedy:
-    """`Algorithm.exploration` of an agent with a ladder of epsilons."""
+    """Epsilon-greedy exploration for environments at some places of the ladder."""
     epsilons = epsilon_ladder(place.positions, place.size, config.epsilon, config.epsilon_alpha)
     return EpsilonGreedy(epsilons, spec.num_actions, place.seeds)
 
 
 class QAlgorithm(TransitionAlgorithm):
-    """Learns action values from n-step transitions.
+    """An algorithm that learns action values from n-step transitions.
 
-    Give `network` and `td_error`. Policy, exploration ladder, initial priorities, target network,
-    importance weights, optimizer and checkpoints come from here.
+    A subclass defines `network` and `td_error`. This class supplies the policy, the exploration
+    ladder, initial priorities, target network, importance weights, optimizer and checkpoints.
     """
 
     class Config(TransitionAlgorithm.Config, frozen=True):
         """The `[algorithm]` section; the defaults are Ape-X DQN's."""
 
         loss: Literal["squared", "huber"] = "squared"
-        """Of the TD error."""
+        """Loss function of the TD error."""
         epsilon: UnitFloat = 0.4
-        """The largest of the ladder of epsilons."""
+        """Largest probability of a random action on the exploration ladder."""
         epsilon_alpha: NonNegativeFloat = 7.0
-        """How steeply the others fall: the smallest is epsilon^(1 + alpha)."""
+        """Exponent alpha of the ladder: its smallest epsilon is epsilon^(1 + alpha)."""
 
     @abstractmethod
     def network(self) -> nn.Module:
-        """The Q-network with fresh parameters."""
+        """The Q-network with newly initialised parameters."""
 
     @abstractmethod
     def td_error(self, batch: Transitions, online: nn.Module, target: nn.Module) -> Errors:
-        """TD errors `[B]` of a batch, not clipped: target minus prediction.
+        """TD errors `[B]` of a batch: target minus prediction, not clipped.
 
         Args:
-            batch: on the learner's device.
-            online: the network that is trained; gradients flow through the prediction alone.
-            target: the network that follows it.
+            batch: transitions on the learner's device.
+            online: the trained network; gradients must flow only through the prediction.
+            target: the target network.
 
         Returns:
-            The errors; or the errors, and tensors that are logged by their names.
+            The errors, or a tuple of the errors and of metrics by name (0-dimensional tensors).
         """
 
     def q_values(self, network: nn.Module, observation: Observation) -> Tensor:
-        """Action values `[B, num_actions]`, by which the policy chooses: the network's output."""
+        """Action values `[B, num_actions]` that the policy acts on: by default the output."""
         values: Tensor = network(observation)
         return values
 
     def loss(self, batch: Transitions, online: nn.Module, target: nn.Module | None) -> Loss:
-        """Squared or Huber loss of the TD errors; priorities are their magnitudes."""
+        """Squared or Huber loss of the TD errors; priorities are the errors' magnitudes."""
         assert target is not None
         errors, metrics = with_metrics(self.td_error(batch, online, target))
         loss = squared_loss if self.config.loss == "squared" else huber_loss
@@ -97,18 +97,19 @@ class QAlgorithm(TransitionAlgorithm):
         return QPolicy(self.network(), self.q_values)
 
 
-def with_metrics(given: Any) -> tuple[Tensor, Metrics]:
-    """What `td_error` gave, with metrics or without."""
-    errors, metrics = given if isinstance(given, tuple) else (given, {})
+def with_metrics(result: Any) -> tuple[Tensor, Metrics]:
+    """Split the result of `td_error` into errors and metrics; it may have no metrics."""
+    errors, metrics = result if isinstance(result, tuple) else (result, {})
     return errors, metrics
 
 
 class QPolicy(Policy):
-    """Chooses actions by their values.
+    """Chooses actions by their Q-values.
 
     Args:
-        network: that is loaded and published.
-        q_values: of a network and observations; the network's output where it is not given.
+        network: the Q-network.
+        q_values: computes `[B, num_actions]` from the network and observations; default: the
+            network's output.
     """
 
     def __init__(

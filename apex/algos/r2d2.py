@@ -30,17 +30,17 @@ class R2D2(SequenceQAlgorithm):
 
         name: str = "r2d2"
         overlap: NonNegativeInt = 40
-        """Steps of one item's unroll that the next item's unroll has too."""
+        """Environment steps shared by the unrolls of two consecutive items."""
         n_step: PositiveInt = 5
-        """Rewards of each target."""
+        """Environment steps whose rewards are summed in each target."""
         discount: UnitFloat = 0.997
-        """gamma."""
+        """Discount factor gamma per environment step."""
         optimizer: Literal["rmsprop", "adam"] = "adam"
         learning_rate: PositiveFloat = 1e-4
         optimizer_epsilon: PositiveFloat = 1e-3
         lstm: NonNegativeInt = 512
         stream_hidden: tuple[PositiveInt, ...] = (512,)
-        """Widths of each dueling stream's own layers."""
+        """Units in each fully connected layer of one dueling stream."""
 
         def __post_init__(self) -> None:
             if self.overlap >= self.unroll_length:
@@ -62,7 +62,7 @@ class R2D2(SequenceQAlgorithm):
         return RecurrentDuelingQNetwork(self.spec, self.config.layers, self.config.stream_hidden)
 
     def td_error(self, batch: Sequences, q: Tensor, target_q: Tensor) -> tuple[Tensor, Tensor]:
-        """h(n-step return of h^-1(Q)) - Q(x, a), the bootstrap action chosen by double Q."""
+        """h(n-step return with h^-1(Q) as bootstrap value) - Q(x, a), with double Q-learning."""
         steps = slice(self.config.unroll_length)
         best = q.detach().argmax(dim=-1, keepdim=True)
         bootstrap = unrescale(target_q.gather(-1, best).squeeze(-1))
@@ -72,11 +72,11 @@ class R2D2(SequenceQAlgorithm):
         return targets - chosen, ~batch.is_last[:, steps]
 
     def _targets(self, reward: Tensor, discount: Tensor, is_last: Tensor, value: Tensor) -> Tensor:
-        """`[B, unroll_length]`, rescaled, of values `[B, L - burn_in]` that are not."""
+        """Rescaled targets `[B, unroll_length]` from unscaled values `[B, L - burn_in]`."""
         return rescale(n_step_targets(reward, discount, is_last, value, self.config.n_step))
 
     def initial_priorities(self, columns: Arrays, extras: Arrays) -> npt.NDArray[np.float64]:
-        """As the learner computes them, from the values that the actor computed when it acted."""
+        """Priorities by the learner's formula, from the values that the actor computed."""
         rows = slice(self.config.burn_in, None)
         steps = slice(self.config.unroll_length)
         reward, discount, is_last = (

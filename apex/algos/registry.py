@@ -1,4 +1,4 @@
-"""Finds the algorithm that a configuration names and gives it its typed section."""
+"""Find the algorithm that a configuration names, and make it with its typed section."""
 
 from __future__ import annotations
 
@@ -27,34 +27,38 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "r2d2": R2D2,
 }
 ENTRY_POINTS = "apex.algorithms"
-"""The group in which an installed package declares algorithms of its own."""
+"""Entry point group in which an installed package declares its algorithms."""
 
 
 def algorithm_class(name: str) -> type[Algorithm]:
-    """The algorithm of a name: apex's own, an installed package's, or `path/to/file.py:Class`.
+    """The class that `algorithm.name` refers to.
+
+    Args:
+        name: a built-in algorithm, an installed package's, or `path/to/file.py:Class`.
 
     Raises:
-        ConfigError: there is none, or it is no algorithm.
+        ConfigError: no class has this name, or it is not a valid algorithm.
     """
     if name in ALGORITHMS:
         return ALGORITHMS[name]
     if name.startswith(FACTORY):
         raise ConfigError(
-            f"{name.removeprefix(FACTORY)} came from a script by apex.launch.run(algorithm=…) and "
-            "is not kept; put it into a file and start the run with --algorithm file.py:Class"
+            f"{name.removeprefix(FACTORY)} came from a script by apex.launch.run(algorithm=…), "
+            "which the run does not store. Put the class into a file and start the run with "
+            "--algorithm file.py:Class"
         )
     installed = _installed()
     if name in installed:
-        kind = _loaded(installed[name])
+        kind = _load(installed[name])
     elif plugins.is_reference(name):
         module, attribute = plugins.load(name, "algorithm.name")
         kind = getattr(module, attribute, None)
         if kind is None:
-            raise ConfigError(f"algorithm.name = '{name}': there is no '{attribute}' in it")
+            raise ConfigError(f"algorithm.name = '{name}': it defines no class '{attribute}'")
     else:
         raise ConfigError(
-            f"algorithm.name: no '{name}'; there are: {', '.join([*ALGORITHMS, *installed])}. "
-            "One of your own is path/to/file.py:Class"
+            f"algorithm.name: unknown algorithm '{name}'; expected one of "
+            f"{', '.join([*ALGORITHMS, *installed])}, or path/to/file.py:Class for your own"
         )
     if not (isinstance(kind, type) and issubclass(kind, Algorithm)):
         raise ConfigError(
@@ -65,7 +69,7 @@ def algorithm_class(name: str) -> type[Algorithm]:
         missing.append("Config (a subclass of apex.api.AlgorithmConfig)")
     if missing:
         raise ConfigError(
-            f"algorithm.name = '{name}': {kind.__name__} lacks {', '.join(missing)}; see "
+            f"algorithm.name = '{name}': {kind.__name__} must define {', '.join(missing)}; see "
             "apex.api.Algorithm"
         )
     return kind
@@ -78,13 +82,13 @@ def _is_section(kind: object) -> bool:
 
 
 def _installed() -> dict[str, EntryPoint]:
-    return {one.name: one for one in entry_points(group=ENTRY_POINTS)}
+    return {entry_point.name: entry_point for entry_point in entry_points(group=ENTRY_POINTS)}
 
 
-def _loaded(entry_point: EntryPoint) -> Any:
+def _load(entry_point: EntryPoint) -> Any:
     try:
         return entry_point.load()
-    except Exception as error:  # whatever the package's own code raises
+    except Exception as error:  # the package's code may raise anything
         raise ConfigError(
             f"algorithm.name = '{entry_point.name}': loading {entry_point.value} "
             f"{plugins.describe_error(error)}"
@@ -94,36 +98,37 @@ def _loaded(entry_point: EntryPoint) -> Any:
 def make_algorithm(
     section: Mapping[str, Any], spec: EnvSpec, kind: type[Algorithm] | None = None
 ) -> Algorithm:
-    """The algorithm of an `[algorithm]` section.
+    """Make the algorithm of an `[algorithm]` section.
 
     Args:
-        section: raw; typed and checked here.
-        spec: of the environment.
-        kind: the class, where a script brought it.
+        section: the section as plain values; it is converted and validated here.
+        spec: specification of the environment.
+        kind: the algorithm's class, if a script supplied it; None: look up `section["name"]`.
 
     Raises:
-        ConfigError: an unknown algorithm, key or type, or one that cannot learn the actions.
+        ConfigError: the algorithm or a key is unknown, a value has the wrong type, or the
+            algorithm does not support the environment's actions.
     """
     kind = kind or algorithm_class(section["name"])
     if spec.action_kind not in kind.action_kinds:
-        able = [name for name, one in ALGORITHMS.items() if spec.action_kind in one.action_kinds]
+        able = [name for name, cls in ALGORITHMS.items() if spec.action_kind in cls.action_kinds]
         raise ConfigError(
-            f"algorithm.name: {plugins.short(section['name'])} learns "
-            f"{' or '.join(sorted(kind.action_kinds))} actions, {spec.env_id} takes "
+            f"algorithm.name: {plugins.short(section['name'])} supports "
+            f"{' or '.join(sorted(kind.action_kinds))} actions, but {spec.env_id} takes "
             f"{spec.actions_text}; "
-            + (f"algorithms for those: {', '.join(able)}" if able else "none of apex's own can")
+            + (f"supported by: {', '.join(able)}" if able else "no algorithm of apex does")
         )
     try:
         config = convert(section, kind.Config, "algorithm")
     except ConfigError as error:
-        raise ConfigError(f"{error} (of {plugins.short(section['name'])})") from None
+        raise ConfigError(f"{error} (algorithm {plugins.short(section['name'])})") from None
     return kind(config, spec)
 
 
 def check_schema(algorithm: Algorithm, schema: Schema) -> None:
-    """Raise `RunError` unless the algorithm makes the items that the run's table holds."""
+    """Raise `RunError` unless the algorithm's items have the schema of the run's table."""
     if algorithm.schema() != schema:
         raise RunError(
-            "the run's schema.json belongs to another configuration than its config.toml "
-            "(n_step, frame size or frame stack were changed); start a new run"
+            "the run's schema.json does not match its config.toml (for example, n_step, the "
+            "frame size or the frame stack was changed); start a new run"
         )

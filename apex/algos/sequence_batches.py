@@ -1,4 +1,4 @@
-"""Items and batches of algorithms that learn from sequences."""
+"""Base class of algorithms that learn from sequences: items, batches, network inputs."""
 
 from __future__ import annotations
 
@@ -30,42 +30,48 @@ class SequenceAlgorithm(Algorithm):
     """An algorithm whose items are sequences (`apex/acting/sequence_accumulator.py`)."""
 
     class Config(OptimizerConfig, frozen=True):
-        """The part of an `[algorithm]` section about the network, with or without memory."""
+        """The part of an `[algorithm]` section about the network, recurrent or not."""
 
         conv: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = (
             (32, 8, 4),
             (64, 4, 2),
             (64, 3, 1),
         )
-        """Output channels, kernel and stride of each convolution; unused without images."""
+        """Output channels, kernel size and stride (pixels) of each convolution; unused without
+        images."""
         residual: tuple[PositiveInt, ...] = ()
-        """Channels of the sections of a residual network instead of `conv`; (16, 32, 32) is the
-        deep network of IMPALA. Unused without images."""
+        """Channels of each section of a residual network, used instead of `conv`; (16, 32, 32) is
+        IMPALA's deep network. Unused without images."""
         standardize_frames: bool = False
-        """Each stack of frames gets mean 0 and variance 1; otherwise it is scaled by 1/255. Unused
-        without images."""
+        """Normalise each stack of frames to mean 0 and variance 1 instead of scaling it by 1/255.
+        Unused without images."""
         hidden: tuple[PositiveInt, ...] = (512,)
-        """Widths of the layers between the torso and the LSTM or the heads."""
+        """Units in each fully connected layer between the torso and the LSTM or the heads."""
         lstm: NonNegativeInt = 0
-        """Width of the LSTM, which sees the last action and reward too; 0: none."""
+        """Units of the LSTM, which also takes the last action and reward as input; 0: no LSTM."""
 
         @property
         def layers(self) -> Layers:
-            """Of the network, below its heads."""
+            """The network's layers below its heads."""
             return Layers(self.conv, self.residual, self.hidden, self.lstm, self.standardize_frames)
 
     config: Any
 
     @abstractmethod
     def layout(self) -> SequenceLayout:
-        """What a sequence consists of."""
+        """The length, period and columns of a sequence."""
 
     @abstractmethod
     def initial_priorities(self, columns: Arrays, extras: Arrays) -> npt.NDArray[np.float64]:
-        """Priorities `[M]` of sequences, by their columns and the policy's extras in each row."""
+        """Priorities `[M]` of M sequences, from their columns and the policy's extra outputs.
+
+        Args:
+            columns: `[M, L, ...]` each, or `[M, ...]` for columns of the first row only.
+            extras: the policy's extra outputs in each row, `[M, L, ...]` each.
+        """
 
     extra_names: Sequence[str]
-    """The policy's extras that are stored or that initial priorities are computed from."""
+    """The policy's extra outputs that are stored or used for initial priorities."""
 
     def schema(self) -> Schema:
         return self.layout().schema(self.spec)
@@ -84,8 +90,8 @@ class SequenceAlgorithm(Algorithm):
         """A batch of the items, on the CPU.
 
         Raises:
-            CorruptItemsError: an item's action is not one of the environment's, or it has not one
-                frame for each row.
+            CorruptItemsError: an item has an action that the environment does not take, or not
+                one frame for each row.
         """
         self._check(items)
         columns = items.columns
@@ -114,7 +120,7 @@ class SequenceAlgorithm(Algorithm):
         )
 
     def _check(self, items: Items) -> None:
-        """What the schema cannot say: an actor may have sent it all the same."""
+        """Check what the schema does not: the range of actions and the number of frames."""
         columns, length = items.columns, items.columns["action"].shape[1]
         actions = np.concatenate([columns["action"], columns["last_action"][:, None]], axis=1)
         bad = self.spec.bad_actions(actions).any(axis=1)
@@ -123,18 +129,18 @@ class SequenceAlgorithm(Algorithm):
             bad |= items.frame_count != frame_count
         if bad.any():
             raise CorruptItemsError(
-                f"expected {self.spec.actions_text} and {frame_count} frames of each item",
+                f"expected {self.spec.actions_text} and {frame_count} frames in each item",
                 items.item_ids[bad].tolist(),
             )
 
 
 def stacked(frames: npt.NDArray[np.uint8], is_first: Array, depth: int) -> Array:
-    """The policy's input in each row: its last `depth` frames, none of an earlier episode.
+    """Stack the last `depth` frames of each row; frames of an earlier episode become zero.
 
     Args:
         frames: `[B, depth - 1 + L, ...]`.
-        is_first: `[B, L] bool`.
-        depth: of the stack.
+        is_first: `[B, L] bool`, the row is the first of an episode.
+        depth: frames in a stack.
 
     Returns:
         `[B, L, depth, ...]`.
@@ -143,7 +149,7 @@ def stacked(frames: npt.NDArray[np.uint8], is_first: Array, depth: int) -> Array
     stacks = np.stack([frames[:, k : k + length] for k in range(depth)], axis=2)
     rows = np.arange(length)
     begun = np.maximum.accumulate(np.where(is_first, rows, -depth), axis=1)
-    age = rows - begun  # rows since the episode began, as far as this item knows
+    age = rows - begun  # rows since the episode began; at least `depth` if it began earlier
     batch, row, frame = np.nonzero(age[:, :, None] < np.arange(depth - 1, -1, -1))
     stacks[batch, row, frame] = 0
     return stacks
@@ -160,13 +166,13 @@ def acting_inputs(inputs: Inputs, device: torch.device) -> SequenceInputs:
         tensor(inputs.observations),
         tensor(inputs.last_actions),
         tensor(inputs.last_rewards),
-        first,  # who begins an episode has a state of zeros already
+        first,  # no reset needed: the state is already zero where an episode begins
         torch.from_numpy(inputs.core_state).to(device),
     )
 
 
 def learning_inputs(batch: Sequences) -> SequenceInputs:
-    """What a network sees of a batch."""
+    """The network inputs of a batch, `[B, L, ...]`."""
     assert isinstance(batch.observation, Tensor)
     return SequenceInputs(
         batch.observation,
@@ -178,13 +184,13 @@ def learning_inputs(batch: Sequences) -> SequenceInputs:
     )
 
 
-def _shifted(before: Array, values: Array, is_first: Array) -> Tensor:
-    """`[B, L, ...]`: in each row the value of the row before it; 0 where an episode begins."""
-    shifted = np.concatenate([before[:, None], values[:, :-1]], axis=1)
+def _shifted(initial: Array, values: Array, is_first: Array) -> Tensor:
+    """Shift values by one row, `[B, L, ...]`, starting with `initial`; 0 at episode starts."""
+    shifted = np.concatenate([initial[:, None], values[:, :-1]], axis=1)
     shifted[is_first] = 0
     return torch.from_numpy(shifted)
 
 
 def core_state_column(core_size: int) -> tuple[Column, ...]:
-    """The recurrent state before the first row, where the network has one."""
+    """The column of the recurrent state before the first row; empty if `core_size` is 0."""
     return (Column(CORE_STATE, "float32", (core_size,)),) if core_size else ()

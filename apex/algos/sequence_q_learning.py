@@ -1,4 +1,4 @@
-"""Q-learning from sequences, with or without memory: an algorithm is its network and TD errors."""
+"""Base class of Q-learning algorithms on sequences, recurrent or not, and their policy."""
 
 from __future__ import annotations
 
@@ -33,55 +33,57 @@ from apex.ops.double_q_learning import sequence_priorities
 
 
 class SequenceQAlgorithm(SequenceAlgorithm):
-    """Learns action values from sequences (Kapturowski et al., 2019, section 2.3).
+    """An algorithm that learns action values from sequences (Kapturowski et al., 2019).
 
-    Give `network`, `layout`, `initial_priorities` and `td_error`. Policy, exploration ladder,
-    burn-in, target network, priorities, importance weights and checkpoints come from here.
+    A subclass defines `network`, `layout`, `initial_priorities` and `td_error`. This class
+    supplies the policy, the exploration ladder, burn-in, target network, priorities, importance
+    weights, optimizer and checkpoints (section 2.3 of the paper).
     """
 
     class Config(SequenceAlgorithm.Config, frozen=True):
-        """The part of an `[algorithm]` section about sequences and their weights."""
+        """The part of an `[algorithm]` section about sequences and their sampling weights."""
 
         burn_in: NonNegativeInt = 40
-        """Steps before those that are learned from, which only bring the recurrent state up to
-        date."""
+        """Environment steps at the start of an item that only update the recurrent state; the
+        learner does not train on them."""
         unroll_length: PositiveInt = 80
-        """Steps that are learned from in one item."""
+        """Environment steps of one item that the learner trains on."""
         priority_eta: UnitFloat = 0.9
-        """Share of the largest TD error in a sequence's priority; the rest is the mean's."""
+        """Weight of the largest absolute TD error in a sequence's priority; the mean absolute TD
+        error has the remaining weight."""
         importance_sampling_exponent: UnitFloat = 0.6
-        """beta: how far the learner makes up for what prioritized sampling favours; 0: not at
-        all."""
+        """beta: how far importance weights correct the bias of prioritized sampling; 0: not at
+        all, 1: fully."""
         target_update_period: PositiveInt = 2500
-        """Learner steps between two copies of the online to the target network."""
+        """Learner steps between copies of the online network to the target network."""
         epsilon: UnitFloat = 0.4
-        """The largest of the ladder of epsilons."""
+        """Largest probability of a random action on the exploration ladder."""
         epsilon_alpha: NonNegativeFloat = 7.0
-        """How steeply the others fall: the smallest is epsilon^(1 + alpha)."""
+        """Exponent alpha of the ladder: its smallest epsilon is epsilon^(1 + alpha)."""
 
     extra_names = (Q_VALUE, MAX_Q, CORE_STATE)
 
     @abstractmethod
     def network(self) -> RecurrentDuelingQNetwork:
-        """The network with fresh parameters: `SequenceInputs` to Q-values `[B, L, num_actions]`
-        and the core's state after the last step; its `core.core_size` says how large that is."""
+        """The network with newly initialised parameters. It maps `SequenceInputs` to Q-values
+        `[B, L, num_actions]` and the recurrent state after the last step, `[B, core.core_size]`."""
 
     @abstractmethod
     def td_error(self, batch: Sequences, q: Tensor, target_q: Tensor) -> Any:
-        """TD errors of the steps that are learned from.
+        """TD errors of the U = `unroll_length` trained steps.
 
         Args:
-            batch: on the learner's device, without its burn-in.
-            q: `[B, L - burn_in, num_actions]`, of the online network; gradients flow through it.
-            target_q: the same of the target network.
+            batch: sequences on the learner's device, without the burn-in steps.
+            q: `[B, L - burn_in, num_actions]`, values of the online network, with gradients.
+            target_q: `[B, L - burn_in, num_actions]`, values of the target network.
 
         Returns:
-            `[B, U]` errors, target minus prediction, and `[B, U] bool`, the steps that count, of
-            the U = `unroll_length` steps; as a third, if any, tensors that are logged by name.
+            Errors `[B, U]`, target minus prediction; `[B, U] bool`, the steps that count; and
+            optionally metrics by name (0-dimensional tensors).
         """
 
     def loss(self, batch: Sequences, online: nn.Module, target: nn.Module | None) -> Loss:
-        """Squared loss of the TD errors, summed over steps; priorities by `priority_eta`."""
+        """Squared loss of the TD errors, summed over steps; priorities use `priority_eta`."""
         assert target is not None
         q = self.q_values(online, batch)
         with torch.no_grad():
@@ -102,7 +104,7 @@ class SequenceQAlgorithm(SequenceAlgorithm):
         )
 
     def q_values(self, network: nn.Module, batch: Sequences) -> Tensor:
-        """Q-values `[B, L - burn_in, A]`; the steps before only bring the state up to date."""
+        """Q-values `[B, L - burn_in, A]`; the burn-in steps only update the recurrent state."""
         inputs, burn_in = learning_inputs(batch), self.config.burn_in
         core_state = inputs.core_state
         if burn_in:
@@ -127,7 +129,11 @@ class SequenceQAlgorithm(SequenceAlgorithm):
 
 
 class RecurrentQPolicy(Policy):
-    """Chooses actions by their values, with memory."""
+    """Chooses actions by the Q-values of a recurrent network.
+
+    Args:
+        network: maps `SequenceInputs` to Q-values and the next recurrent state.
+    """
 
     def __init__(self, network: Any) -> None:
         self.network = network.eval()

@@ -1,4 +1,4 @@
-"""Target networks: they follow the network that is trained, by copies or by averages."""
+"""Target networks, updated by periodic copies or by moving averages."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import nn
 
 
 class TargetNetwork:
-    """A network that follows another one.
+    """A target network and the online network that it is updated from.
 
     Args:
-        online: the network that is trained.
-        target: another one of its kind; it starts as a copy and is never trained itself.
-        period: updates between two steps towards the online network.
-        rate: tau, of such a step: target += tau * (online - target); 1 copies.
+        online: the trained network.
+        target: a second network of the same architecture; it starts as a copy of `online`.
+        period: learner updates between two updates of the target network.
+        rate: tau in target += tau * (online - target); 1: copy.
     """
 
     def __init__(
@@ -27,7 +27,7 @@ class TargetNetwork:
 
     @torch.no_grad()
     def follow(self, updates: int) -> None:
-        """Take a step towards the online network where a period ends with this update."""
+        """Update the target network if `updates` is a multiple of the period."""
         if updates % self._period:
             return
         if self._rate == 1.0:

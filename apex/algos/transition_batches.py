@@ -1,4 +1,4 @@
-"""Items and batches of algorithms that learn from n-step transitions."""
+"""Base class of algorithms that learn from n-step transitions: items and batches."""
 
 from __future__ import annotations
 
@@ -20,55 +20,55 @@ from apex.data.schema import LEARNER_STEP, Array, Arrays, Column, FramesColumn, 
 from apex.errors import CorruptItemsError
 
 Q_VALUE, MAX_Q = "q_value", "max_q"
-"""A policy's extras: the value of the action that it took, and that of the one it holds best."""
+"""Extra outputs of a policy, `[E]` each: the value of the chosen action, and the largest value."""
 
 
 class TransitionAlgorithm(Algorithm):
-    """An algorithm whose items are n-step transitions, of images or of vectors."""
+    """An algorithm whose items are n-step transitions of image or vector observations."""
 
     class Config(OptimizerConfig, frozen=True):
-        """The part of an `[algorithm]` section about transitions and their weights."""
+        """The part of an `[algorithm]` section about transitions and their sampling weights."""
 
         n_step: PositiveInt = 3
-        """Rewards of a transition."""
+        """Environment steps whose rewards are summed in one transition."""
         discount: UnitFloat = 0.99
-        """gamma."""
+        """Discount factor gamma per environment step."""
         importance_sampling_exponent: UnitFloat = 0.4
-        """beta: how far the learner makes up for what prioritized sampling favours; 0: not at
-        all."""
+        """beta: how far importance weights correct the bias of prioritized sampling; 0: not at
+        all, 1: fully."""
         target_update_period: PositiveInt = 2500
-        """Learner steps between two copies of the online to the target network."""
+        """Learner steps between copies of the online network to the target network."""
         conv: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = (
             (32, 8, 4),
             (64, 4, 2),
             (64, 3, 1),
         )
-        """Output channels, kernel and stride of each convolution; unused without images."""
+        """Output channels, kernel size and stride (pixels) of each convolution; unused without
+        images."""
         standardize_frames: bool = False
-        """Each stack of frames gets mean 0 and variance 1; otherwise it is scaled by 1/255. Unused
-        without images."""
+        """Normalise each stack of frames to mean 0 and variance 1 instead of scaling it by 1/255.
+        Unused without images."""
 
     config: Any
 
     extra_names: ClassVar[Sequence[str]] = (Q_VALUE, MAX_Q)
-    """The policy's extras that initial priorities are computed from."""
+    """The policy's extra outputs that initial priorities are computed from."""
     extra_columns: Sequence[Column] = ()
-    """The policy's extras that items hold, as they are where the transition begins: the `extras`
-    of a batch."""
+    """The policy's extra outputs at a transition's first observation that are stored in the item;
+    they become the `extras` of a batch."""
 
     def initial_priorities(
         self, columns: Arrays, first: Mapping[str, Array], bootstrap: Mapping[str, Array]
     ) -> npt.NDArray[np.float64]:
-        """|TD error| from the values that the actor computed when it acted, `[M]`.
+        """Absolute TD errors `[M]` from the values that the actor computed when it acted.
 
-        The actor has no target network, so the bootstrap value is that of its own best action
-        (Horgan et al., 2018, section 3: "priorities computed from the actors' own value
-        estimates").
+        The actor has no target network, so it bootstraps from its own largest value (Horgan et
+        al., 2018, section 3).
 
         Args:
-            columns: of M items, `[M, ...]` each.
-            first, bootstrap: the policy's extras at their first and at their bootstrap
-                observation, `[M]` each.
+            columns: the columns of M items, `[M, ...]` each.
+            first, bootstrap: the policy's extra outputs at the items' first and bootstrap
+                observations, `[M]` each.
         """
         target = columns["n_step_return"] + columns["discount"] * bootstrap[MAX_Q]
         priorities: npt.NDArray[np.float64] = np.abs(target - first[Q_VALUE]).astype(np.float64)
@@ -106,8 +106,8 @@ class TransitionAlgorithm(Algorithm):
         """A batch of the items, on the CPU.
 
         Raises:
-            CorruptItemsError: an item's action is not one of the environment's, or it has too few
-                frames.
+            CorruptItemsError: an item has an action that the environment does not take, or too
+                few frames.
         """
         self._check(items)
         columns = {name: torch.from_numpy(array) for name, array in items.columns.items()}
@@ -124,10 +124,10 @@ class TransitionAlgorithm(Algorithm):
         )
 
     def _stacks(self, items: Items) -> tuple[Tensor, Tensor]:
-        """`[B, stack, ...]`: the first frames of each item, and the last of those that bootstrap.
+        """The first and the bootstrap frame stacks of each item, `[B, stack, ...]` each.
 
-        All begin at the same frame but those of episodes that were cut within n steps. A view
-        spares the copy of half a batch.
+        If every item that bootstraps has n steps, the stacks are views, which saves copying half
+        of the batch. Fewer steps before a bootstrap occur only where an episode was truncated.
         """
         assert items.frames is not None and items.frame_count is not None
         stack, n_step = self.spec.frame_stack, self.config.n_step
@@ -139,13 +139,13 @@ class TransitionAlgorithm(Algorithm):
         return frames[:, :stack], torch.from_numpy(gathered)
 
     def _check(self, items: Items) -> None:
-        """What the schema cannot say: an actor may have sent it all the same."""
+        """Check what the schema does not: the range of actions and the number of frames."""
         bad = self.spec.bad_actions(items.columns["action"])
         if items.frame_count is not None:
             bad |= items.frame_count <= self.spec.frame_stack
         if bad.any():
             raise CorruptItemsError(
                 f"expected {self.spec.actions_text} and more than {self.spec.frame_stack} frames "
-                "of each item",
+                "in each item",
                 items.item_ids[bad].tolist(),
             )

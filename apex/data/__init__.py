@@ -1,1 +1,1 @@
-"""The data that processes exchange: schemas, chunks, bytes."""
+"""The data that processes exchange: schemas, chunks of items, and their encoding as bytes."""

@@ -1,4 +1,4 @@
-"""Named arrays as declared raw buffers: what messages and records of the insert log consist of."""
+"""Encode named arrays as declarations and raw buffers, for messages and insert log records."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from apex.data.schema import Array, Arrays
 from apex.errors import DecodeError
 
-MAX_BUFFERS = 64
+MAX_BUFFERS, MAX_RANK = 64, 8
 DTYPES = frozenset({"uint8", "int32", "int64", "float32", "float64"})
 
 Frame: TypeAlias = bytes | memoryview
 
 
 class Buffer(msgspec.Struct, frozen=True, array_like=True):
-    """Declares one buffer frame: its name, NumPy dtype (little-endian) and shape."""
+    """Declaration of one buffer: its name, NumPy dtype (little-endian) and shape."""
 
     name: str
     dtype: str
@@ -27,22 +27,30 @@ class Buffer(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def nbytes(self) -> int:
-        """Length of the frame. Raises `DecodeError` for a dtype or shape that is not allowed."""
+        """Length of the buffer in bytes. Raises `DecodeError` for an invalid dtype or shape."""
         if self.dtype not in DTYPES:
-            raise DecodeError(f"buffer '{self.name}': dtype '{self.dtype}' is not allowed")
-        if any(size < 0 for size in self.shape) or len(self.shape) > 8:
-            raise DecodeError(f"buffer '{self.name}': bad shape {self.shape}")
+            raise DecodeError(
+                f"buffer '{self.name}': dtype '{self.dtype}' is not one of "
+                f"{', '.join(sorted(DTYPES))}"
+            )
+        if any(size < 0 for size in self.shape) or len(self.shape) > MAX_RANK:
+            raise DecodeError(
+                f"buffer '{self.name}': expected at most {MAX_RANK} sizes of at least 0 as its "
+                f"shape, got {self.shape}"
+            )
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 def declare(arrays: Mapping[str, Array]) -> tuple[tuple[Buffer, ...], list[Frame]]:
-    """Declarations and raw bytes of arrays.
+    """Encode arrays as declarations and raw bytes.
 
     Args:
-        arrays: C-contiguous or not, of a dtype in `DTYPES`; opaque bytes are uint8 of rank 1.
+        arrays: arrays by name, of a dtype in `DTYPES`, contiguous or not; opaque bytes are uint8
+            of rank 1.
 
     Returns:
-        One declaration and one frame each; frames are views of the arrays' memory.
+        One declaration and one frame for each array. Frames of C-contiguous arrays are views of
+        their memory.
     """
     contiguous = {
         name: np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
@@ -55,15 +63,18 @@ def declare(arrays: Mapping[str, Array]) -> tuple[tuple[Buffer, ...], list[Frame
 
 
 def restore(declared: Sequence[Buffer], frames: Sequence[Frame]) -> Arrays:
-    """Arrays from what `declare` gave, as views of the frames.
+    """Decode the results of `declare` to arrays, which are views of the frames.
 
-    Nothing of a declaration is believed until it has been checked.
+    The declarations are untrusted and validated here.
 
     Raises:
-        DecodeError: declarations and frames do not agree.
+        DecodeError: a declaration is invalid or does not match its frame.
     """
     if len(declared) > MAX_BUFFERS or len(frames) != len(declared):
-        raise DecodeError(f"{len(declared)} buffers declared, {len(frames)} received")
+        raise DecodeError(
+            f"expected at most {MAX_BUFFERS} buffers, as many as declared; got {len(declared)} "
+            f"declarations and {len(frames)} buffers"
+        )
     arrays = {buffer.name: _array(buffer, frame) for buffer, frame in zip(declared, frames)}
     if len(arrays) != len(declared):
         raise DecodeError("two buffers have the same name")
@@ -73,8 +84,8 @@ def restore(declared: Sequence[Buffer], frames: Sequence[Frame]) -> Arrays:
 def _array(buffer: Buffer, frame: Frame) -> Array:
     if buffer.nbytes != len(frame):
         raise DecodeError(
-            f"buffer '{buffer.name}': {buffer.dtype} {buffer.shape} takes {buffer.nbytes} bytes, "
-            f"got {len(frame)}"
+            f"buffer '{buffer.name}': expected {buffer.nbytes} bytes for {buffer.dtype} "
+            f"{buffer.shape}, got {len(frame)}"
         )
     dtype = np.dtype(buffer.dtype).newbyteorder("<")
     try:

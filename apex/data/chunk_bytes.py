@@ -1,4 +1,4 @@
-"""Chunks and samples as named buffers of a message, and back."""
+"""Convert chunks and samples to the named buffers of a message, and back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def chunk_to_arrays(chunk: Chunk) -> Arrays:
 
 
 def chunk_from_arrays(arrays: Arrays) -> Chunk:
-    """The chunk of an `Insert`, not checked against a schema yet. Raises `SchemaError`."""
+    """The chunk of an `Insert`; call `Chunk.check` to validate it. Raises `SchemaError`."""
     return Chunk(
         columns=_columns(arrays),
         priorities=_take(arrays, "priorities", "float64"),
@@ -69,6 +69,6 @@ def _frames(arrays: Arrays) -> FrameRanges | None:
 def _take(arrays: Arrays, name: str, dtype: str) -> Array:
     array = arrays.get(name)
     if array is None or array.dtype != dtype or array.ndim != 1:
-        got = "nothing" if array is None else f"{array.dtype} {array.shape}"
+        got = "no such buffer" if array is None else f"{array.dtype} {array.shape}"
         raise SchemaError(f"buffer '{name}': expected {dtype} of rank 1, got {got}")
     return array

@@ -1,8 +1,8 @@
-"""Image observations: compressed once by the actor that made them, decompressed once to learn.
+"""Compression of image observations: once in the actor; decompressed once in the learner.
 
-A frame is kept as one data block of the LZ4 frame format: its size in four bytes, little-endian,
-then a raw LZ4 block. Blocks that lie side by side, with a header before and an end mark behind,
-are one LZ4 frame, so a whole batch is decompressed by one call, without the interpreter's lock.
+A frame is stored as one data block of the LZ4 frame format: its size in four bytes, little-endian,
+then a raw LZ4 block. Consecutive blocks between a header and an end mark are one LZ4 frame, so a
+single call decompresses a whole batch, without holding the interpreter lock.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BLOCK_SIZES = {
 
 
 def compress(frame: npt.NDArray[np.uint8]) -> bytes:
-    """One frame as a data block of the LZ4 frame format."""
+    """Compress one frame to a data block of the LZ4 frame format."""
     block: bytes = lz4.block.compress(np.ascontiguousarray(frame), store_size=False)
     return len(block).to_bytes(BLOCK_HEADER, "little") + block
 
@@ -40,29 +40,29 @@ def _zeros(size: int) -> bytes:
 
 @cache
 def _header(size: int, frames: int) -> bytes:
-    """Opens an LZ4 frame of `frames` independent blocks that hold `size` bytes each."""
+    """The header of an LZ4 frame of `frames` independent blocks of `size` bytes each."""
     bound = frame_block_bound(size) - BLOCK_HEADER
     block_size = next((name for limit, name in BLOCK_SIZES.items() if bound <= limit), None)
     if block_size is None:
-        raise SchemaError(f"frames: expected frames of less than 4 MiB, got {size} bytes")
-    opened: bytes = lz4.frame.compress_begin(
+        raise SchemaError(f"frames: expected less than 4 MiB per frame, got {size} bytes")
+    header: bytes = lz4.frame.compress_begin(
         lz4.frame.create_compression_context(),
         block_size=block_size,
         block_linked=False,
         source_size=size * frames,
     )
-    return opened
+    return header
 
 
 def decompress(samples: Samples, schema: Schema) -> Items:
     """Decompress the frames of a batch.
 
     Raises:
-        SchemaError: the samples do not fit the schema.
-        CorruptItemsError: a frame is corrupt or has another size than the schema says.
+        SchemaError: the samples do not match the schema.
+        CorruptItemsError: a frame is corrupt or does not have the schema's size.
     """
+    # Copy the arrays: views would keep the whole received message in memory.
     ids, probabilities = samples.item_ids.copy(), samples.probabilities.copy()
-    # Copies: the received arrays keep the whole message in memory.
     columns = {name: array.copy() for name, array in samples.columns.items()}
     if samples.frames is None or schema.frames is None:
         return Items(ids, probabilities, columns)
@@ -77,7 +77,7 @@ def decompress(samples: Samples, schema: Schema) -> Items:
 
 
 def _corrupt_rows(ranges: FrameRanges, spec: FramesColumn) -> list[int]:
-    """The items that cannot be decompressed, tried one by one."""
+    """Rows of the items that cannot be decompressed, found by trying each one."""
     rows = np.arange(len(ranges.frame_count))
     corrupt = []
     for row in rows:
@@ -89,17 +89,17 @@ def _corrupt_rows(ranges: FrameRanges, spec: FramesColumn) -> list[int]:
 
 
 def lz4_frame(ranges: FrameRanges, spec: FramesColumn) -> bytes:
-    """One LZ4 frame of `[B, max_frames, *shape]`: each row its padding, its frames, then zeros."""
-    size, most = spec.frame_bytes, spec.max_frames
+    """One LZ4 frame of `[B, max_frames, *shape]`: each row is padding, frames, then zeros."""
+    size, max_frames = spec.frame_bytes, spec.max_frames
     blob, zeros = memoryview(ranges.blob), _zeros(spec.frame_bytes)
     edges = [0, *np.cumsum(ranges.frame_lengths, dtype=np.int64).tolist()]
-    parts: list[bytes | memoryview] = [_header(size, most * len(ranges.frame_count))]
+    parts: list[bytes | memoryview] = [_header(size, max_frames * len(ranges.frame_count))]
     rows = zip(ranges.first_frame.tolist(), ranges.frame_count.tolist(), ranges.pad_count.tolist())
     for first, count, pad in rows:
         parts += (
             zeros * pad,
             blob[edges[first] : edges[first + count]],
-            zeros * (most - pad - count),
+            zeros * (max_frames - pad - count),
         )
     parts.append(END_MARK)
     return b"".join(parts)
@@ -108,11 +108,11 @@ def lz4_frame(ranges: FrameRanges, spec: FramesColumn) -> bytes:
 def _decompress_ranges(ranges: FrameRanges, spec: FramesColumn) -> npt.NDArray[np.uint8]:
     """`[B, max_frames, *shape] uint8`. Raises `SchemaError`."""
     count = spec.max_frames * len(ranges.frame_count)
-    expected = f"frames: expected {spec.frame_bytes} bytes in each of {count} frames"
+    expected = f"frames: expected {count} frames of {spec.frame_bytes} bytes each"
     try:
         raw = lz4.frame.decompress(lz4_frame(ranges, spec), return_bytearray=True)
     except RuntimeError as error:
-        raise SchemaError(f"{expected}, one is corrupt or of another size: {error}") from None
+        raise SchemaError(f"{expected}; one is corrupt or has another size: {error}") from None
     if len(raw) != spec.frame_bytes * count:
-        raise SchemaError(f"{expected}, got {len(raw)} bytes in all")
+        raise SchemaError(f"{expected}, got {len(raw)} bytes in total")
     return np.frombuffer(raw, dtype=np.uint8).reshape(-1, spec.max_frames, *spec.shape)

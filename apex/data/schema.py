@@ -1,4 +1,4 @@
-"""Schema of an item: its columns and its frames."""
+"""Schema of an item: its columns and frames."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ Array: TypeAlias = npt.NDArray[Any]
 Arrays: TypeAlias = dict[str, Array]
 
 LEARNER_STEP = "learner_step"
-"""The one column that every schema has: the learner step of the parameters that acted."""
+"""Name of the column that every schema has: the learner step of the parameters that acted."""
 
 ITEM_OVERHEAD_BYTES = 100
-"""Of one item in the table, beside its columns and frames."""
+"""Estimated bytes of one item in the table besides its columns and frames."""
 COMPRESSED_SHARE = 0.27
-"""Compressed size of a frame, as a share of its pixels: the worst of the games measured."""
+"""Estimated compressed size of a frame as a fraction of its bytes: the largest measured in any
+game."""
 
 COLUMN_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
 
 
 class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One array column of an item: each item holds one array of `shape` and `dtype`."""
+    """One column of an item: an array of `shape` and `dtype`."""
 
     name: str
     dtype: str
@@ -37,8 +38,8 @@ class FramesColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The image observations of an item: up to `max_frames` consecutive uint8 frames.
 
     Args:
-        shape: of one frame.
-        max_frames: most frames of an item, its padding included.
+        shape: shape of one frame.
+        max_frames: maximum frames of an item, including padding.
     """
 
     shape: tuple[int, ...]
@@ -46,12 +47,12 @@ class FramesColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one frame when decompressed."""
+        """Uncompressed bytes of one frame."""
         return int(np.prod(self.shape, dtype=np.int64))
 
 
 class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What an item of the table consists of; the replay server knows no more than this."""
+    """The columns and frames of an item: all that the replay server knows about items."""
 
     columns: tuple[Column, ...]
     frames: FramesColumn | None = None
@@ -59,9 +60,9 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         names = [column.name for column in self.columns]
         if len(set(names)) != len(names):
-            raise SchemaError(f"schema: column names must differ, got {names}")
+            raise SchemaError(f"schema: column names must be unique, got {names}")
         if LEARNER_STEP not in names:
-            raise SchemaError(f"schema: the column '{LEARNER_STEP}' (int64) is required")
+            raise SchemaError(f"schema: the column '{LEARNER_STEP}' (int64) is missing")
         for column in self.columns:
             if column.dtype not in COLUMN_DTYPES:
                 raise SchemaError(
@@ -71,7 +72,7 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits that differ when anything in the schema differs."""
+        """A digest of the schema, 16 hexadecimal digits."""
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:16]
 
     @property
@@ -85,7 +86,7 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return ITEM_OVERHEAD_BYTES + columns + frame
 
     def check_columns(self, columns: Arrays, rows: int) -> None:
-        """Raise `SchemaError` unless `columns` are exactly the schema's, with `rows` items each."""
+        """Raise `SchemaError` unless `columns` match the schema, with `rows` items each."""
         expected = {column.name for column in self.columns}
         if columns.keys() != expected:
             raise SchemaError(
@@ -99,4 +100,4 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                     f"got {array.dtype} {array.shape}"
                 )
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise SchemaError(f"column '{column.name}' has a value that is not finite")
+                raise SchemaError(f"column '{column.name}' contains NaN or infinity")

@@ -1,1 +1,1 @@
-"""The machine: files, hardware, how a process uses them."""
+"""The machine: files, hardware, and settings of the process."""

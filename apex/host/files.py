@@ -1,4 +1,4 @@
-"""Files that survive a crash: atomic replacement and locks that die with their holder."""
+"""Crash-safe files: synced writes, atomic replacement, and file locks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from apex.errors import UsageError
 
 
 def fsync_path(path: Path) -> None:
-    """Bring a file, or the names inside a directory, to the disk. Raises `OSError`."""
+    """Sync a file, or the entries of a directory, to the disk. Raises `OSError`."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -23,7 +23,7 @@ def fsync_path(path: Path) -> None:
 
 
 def write_synced(path: Path, *parts: bytes | memoryview) -> None:
-    """Write `parts`, joined, to `path` and wait until they are on the disk."""
+    """Write `parts`, concatenated, to `path` and sync them to the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
     with open(descriptor, "wb") as file:
         file.writelines(parts)
@@ -32,7 +32,12 @@ def write_synced(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def replace_file(path: Path, *parts: bytes | memoryview) -> None:
-    """Put `parts`, joined, at `path` so that a reader sees the old content or the new one whole."""
+    """Atomically replace the file at `path`: readers see the old or the new content, never a mix.
+
+    Args:
+        path: the file to create or replace.
+        parts: the new content, concatenated.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write_synced(temporary, *parts)
@@ -43,7 +48,11 @@ def replace_file(path: Path, *parts: bytes | memoryview) -> None:
 
 
 def overwrite_file(path: Path, data: bytes) -> None:
-    """Write over what is there, which a kill can leave half done. Raises `OSError`."""
+    """Overwrite a file in place, not atomically: a kill can leave it half written.
+
+    Raises:
+        OSError: the file does not exist or cannot be written.
+    """
     with path.open("r+b", buffering=0) as file:
         file.write(data)
         file.truncate()
@@ -53,9 +62,9 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 
 
 def replace_directory(new: Path, path: Path) -> None:
-    """Put a directory at `path`; what was there lies at `new` then, or is gone.
+    """Move the directory `new` to `path`, atomically where the file system can (renameat2).
 
-    The two change places at once, but on file systems that cannot (renameat2). Raises `OSError`.
+    A previous directory at `path` is then at `new`, or removed. Raises `OSError`.
     """
     if not path.exists():
         new.rename(path)
@@ -66,51 +75,52 @@ def replace_directory(new: Path, path: Path) -> None:
         remove(aside)
 
 
-def _exchange(one: Path, other: Path) -> bool:
-    names = os.fsencode(one), os.fsencode(other)
+def _exchange(first: Path, second: Path) -> bool:
+    names = os.fsencode(first), os.fsencode(second)
     libc = ctypes.CDLL(None)
-    done: int = libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE)
-    return done == 0
+    result: int = libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE)
+    return result == 0
 
 
 def check_output(path: Path, endings: tuple[str, ...]) -> None:
-    """Raise `UsageError` unless a file of one of these kinds can lie at `path`."""
+    """Raise `UsageError` unless `path` is usable for an output file with one of these endings."""
     if path.suffix not in endings:
-        raise UsageError(f"{path}: expected a file that ends in {' or '.join(endings)}")
+        raise UsageError(f"{path}: expected a file name that ends in {' or '.join(endings)}")
     if path.is_dir():
         raise UsageError(f"{path} is a directory")
     if not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is no directory")
+        raise UsageError(f"{path.parent} is not a directory")
 
 
 def writer_problem(path: Path) -> str | None:
-    """Why others than this user and root may have written `path`; None if they cannot have."""
-    for one, expected in ((path.parent, stat.S_ISDIR), (path, stat.S_ISREG)):
-        status = one.lstat()
-        if not expected(status.st_mode):
-            return f"{one} is a link or nothing that belongs there"
+    """Check that only this user and root can have written `path`; returns the problem or None."""
+    checks = ((path.parent, stat.S_ISDIR, "directory"), (path, stat.S_ISREG, "regular file"))
+    for checked, is_expected, kind in checks:
+        status = checked.lstat()
+        if not is_expected(status.st_mode):
+            return f"{checked} is not a {kind} (or it is a link)"
         if status.st_uid not in (os.getuid(), 0):
-            return f"{one} belongs to user {status.st_uid}"
+            return f"{checked} belongs to another user (id {status.st_uid})"
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            return f"{one} can be written by others (chmod go-w)"
+            return f"{checked} is writable by other users (chmod go-w)"
     return None
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that it holds, if it is there."""
+    """Remove a file, or a directory with its contents, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
 
-TRIES, TRY_AGAIN_S = 100, 0.002
+ATTEMPTS, RETRY_S = 100, 0.002
 
 
 class FileLock:
-    """An exclusive lock on a file that the kernel drops when its holder ends, however it ends.
+    """An exclusive lock on a file. The kernel releases it when the holding process ends.
 
-    The file may carry a text that others read, such as the holder's process id.
+    The file can hold a text for other processes, such as the holder's process id.
     """
 
     def __init__(self, path: Path) -> None:
@@ -118,16 +128,16 @@ class FileLock:
         self._descriptor: int | None = None
 
     def acquire(self) -> bool:
-        """Take the lock; False when another process has it.
+        """Take the lock; returns False if another process holds it.
 
-        One that only looks (`is_locked`) holds it for microseconds: hence a few tries.
+        `is_locked` holds the lock for microseconds to check it, so a few attempts are made.
         """
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        for _ in range(TRIES):
+        for _ in range(ATTEMPTS):
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                time.sleep(TRY_AGAIN_S)
+                time.sleep(RETRY_S)
             else:
                 self._descriptor = descriptor
                 return True
@@ -141,7 +151,7 @@ class FileLock:
         os.ftruncate(self._descriptor, len(text.encode()))
 
     def release(self) -> None:
-        """Give the lock back; the file stays."""
+        """Release the lock; the file stays."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

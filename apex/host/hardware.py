@@ -1,4 +1,4 @@
-"""What this machine offers a process: cores by affinity and quota, memory, a GPU."""
+"""The machine's resources for this process: cores, memory, threads and GPUs."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import NamedTuple
 
 
 class Machine(NamedTuple):
-    """What a machine offers to this process."""
+    """The resources that this process may use."""
 
     cores: int
     memory_bytes: int
     has_gpu: bool
     cpu: str
-    """The model of its cores, for people."""
+    """CPU model, for display."""
     gpus: tuple[str, ...]
-    """The models of its GPUs, for people."""
+    """GPU models, for display."""
 
 
 def this_machine() -> Machine:
-    """Look at the machine that this process runs on."""
+    """The machine that this process runs on."""
     return Machine(cores(), memory_bytes(), has_gpu(), cpu_model(), tuple(gpu_models()))
 
 
 def cpu_model() -> str:
-    """The model of the cores by `/proc/cpuinfo`, or else the architecture."""
+    """The CPU model from `/proc/cpuinfo`, or the architecture if it names none."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.machine())
 
 
 def cores() -> int:
-    """Whole cores that this process may use, by CPU affinity and the cgroup's quota."""
+    """Number of cores that this process may use: CPU affinity and cgroup quota, rounded down."""
     available = len(os.sched_getaffinity(0))
     for quota_file in _cgroup_files("cpu.max"):
         quota, _, period = quota_file.read_text().strip().partition(" ")
@@ -48,7 +48,7 @@ def cores() -> int:
 
 
 def memory_bytes() -> int:
-    """Bytes of memory that this process may use, by the machine and the cgroup's limit."""
+    """Bytes of memory that this process may use: the machine's memory or the cgroup's limit."""
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for limit_file in _cgroup_files("memory.max"):
         limit = limit_file.read_text().strip()
@@ -58,8 +58,8 @@ def memory_bytes() -> int:
 
 
 def available_memory_bytes() -> int:
-    """Bytes that are free now or that the kernel would give back, by machine and cgroup."""
-    import psutil  # takes a tenth of a second, and only the doctor asks
+    """Bytes of memory that are free or reclaimable now, on the machine and in the cgroup."""
+    import psutil  # imported late: it takes 0.1 s, and only `apex doctor` needs it
 
     available = int(psutil.virtual_memory().available)
     for limit_file in _cgroup_files("memory.max"):
@@ -76,7 +76,7 @@ def available_memory_bytes() -> int:
 
 
 def _named_number(text: str, name: str) -> int:
-    """The number that stands behind a name in a file of such lines; 0 where it is not."""
+    """The number after `name` in a text with one name and number per line; 0 if it is missing."""
     for line in text.splitlines():
         words = line.split()
         if words and words[0] == name:
@@ -85,7 +85,7 @@ def _named_number(text: str, name: str) -> int:
 
 
 def tasks_left() -> int | None:
-    """Threads that this process's cgroup still lets begin; None where it sets no limit."""
+    """Number of threads that the cgroup still allows to start; None if it has no limit."""
     found = [
         (limit_file.read_text().strip(), (limit_file.parent / "pids.current").read_text())
         for limit_file in _cgroup_files("pids.max")
@@ -93,17 +93,17 @@ def tasks_left() -> int | None:
     limit_v1, used_v1 = _v1_text("pids", "pids.max"), _v1_text("pids", "pids.current")
     if limit_v1 is not None and used_v1 is not None:
         found.append((limit_v1.strip(), used_v1))
-    return min((int(most) - int(used) for most, used in found if most != "max"), default=None)
+    return min((int(limit) - int(used) for limit, used in found if limit != "max"), default=None)
 
 
 def has_gpu() -> bool:
-    """Whether a CUDA device is there, asked of the driver (importing torch takes seconds)."""
+    """Whether the driver reports a CUDA device. Avoids importing torch, which takes seconds."""
     driver = _cuda_driver()
     return driver is not None and _gpu_count(driver) > 0
 
 
 def gpu_models() -> list[str]:
-    """The model of each CUDA device, asked of the driver."""
+    """The model of each CUDA device that the driver reports."""
     driver, names = _cuda_driver(), []
     for index in range(0 if driver is None else _gpu_count(driver)):
         device, name = ctypes.c_int(0), ctypes.create_string_buffer(256)
@@ -117,7 +117,7 @@ def gpu_models() -> list[str]:
 
 
 def _cuda_driver() -> ctypes.CDLL | None:
-    """The initialised driver; None where there is none, or this process must not see its GPUs."""
+    """The initialised driver; None without one or if CUDA_VISIBLE_DEVICES hides all GPUs."""
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return None
     driver = _cuda_library()
@@ -138,7 +138,7 @@ def _gpu_count(driver: ctypes.CDLL) -> int:
 
 
 def _v1(controller: str, name: str) -> int | None:
-    """A number about this process's cgroup of version 1, if there is one."""
+    """A number in a file of this process's version 1 cgroup; None if there is none."""
     try:
         return int(_v1_text(controller, name) or "")
     except ValueError:
@@ -146,7 +146,7 @@ def _v1(controller: str, name: str) -> int | None:
 
 
 def _v1_text(controller: str, name: str) -> str | None:
-    """A file of this process's cgroup of version 1, if there is one."""
+    """The text of a file of this process's version 1 cgroup; None if there is none."""
     try:
         entries = Path("/proc/self/cgroup").read_text().splitlines()
         for _, controllers, path in (entry.split(":", 2) for entry in entries):
@@ -160,7 +160,7 @@ def _v1_text(controller: str, name: str) -> str | None:
 
 
 def _cgroup_files(name: str) -> list[Path]:
-    """The file `name` of this process's cgroup (version 2) and of each of its ancestors."""
+    """The files `name` of this process's version 2 cgroup and of its ancestors."""
     try:
         entries = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Where apex is installed, and where a run's sockets are."""
+"""Paths of apex's installation and of a run's socket directory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from apex.errors import EndpointError
 
 
 def install_root() -> Path:
-    """Holds `bin/` and `deploy/`: the checkout, or `share/apex-suite` of the environment."""
+    """The directory with `bin/` and `deploy/`: the checkout, or the environment's share/apex-suite."""
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "deploy").is_dir():
         return checkout
@@ -21,27 +21,27 @@ def install_root() -> Path:
 
 
 def socket_directory(run_directory: Path) -> Path:
-    """Make the run's private (0700) directory of sockets and return it."""
+    """Create the run's private (mode 0700) socket directory and return its path."""
     path = socket_directory_path(run_directory)
     for folder in (path.parent, path):
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
             status = folder.lstat()
             if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-                raise FileExistsError("it is not a directory of your own")
+                raise FileExistsError("it is not a directory that you own")
             folder.chmod(0o700)
         except OSError as error:
             raise EndpointError(
-                f"{folder}: cannot be the directory of sockets ({error}); remove what is there"
+                f"{folder}: cannot be used as the socket directory ({error}); remove or rename it"
             ) from None
     return path
 
 
 def socket_directory_path(run_directory: Path) -> Path:
-    """Where the run's directory of sockets lies, or would lie.
+    """Path of the run's socket directory, which may not exist yet.
 
-    It lies under `$XDG_RUNTIME_DIR` or the temporary directory, since a run's own path may be
-    longer than a socket's may be; its name is a digest of the run's path.
+    It is under `$XDG_RUNTIME_DIR` or the temporary directory, because a run's own path can exceed
+    the length limit of socket paths. Its name is a digest of the run's path.
     """
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     base = Path(runtime) if runtime and Path(runtime).is_dir() else Path(tempfile.gettempdir())

@@ -1,1 +1,1 @@
-"""Neural networks: `torsos` see observations, `cores` remember, and each whole one has a file."""
+"""Neural networks, one file each, built from torsos (encoders) and recurrent cores."""

@@ -1,4 +1,4 @@
-"""A policy and a value on one torso, with or without memory."""
+"""Actor-critic network: a policy and a value head on one torso, recurrent or not."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class ActorCriticNetwork(SequenceNetwork):
     """Logits of a softmax policy and a state value (Espeholt et al., 2018, figure 3).
 
     Args:
-        spec: of the environment; its actions are discrete.
-        layers: below the heads.
+        spec: specification of an environment with discrete actions.
+        layers: the layers below the heads.
     """
 
     def __init__(self, spec: EnvSpec, layers: Layers) -> None:
@@ -23,6 +23,6 @@ class ActorCriticNetwork(SequenceNetwork):
         self.value = nn.Linear(self.core.out_features, 1)
 
     def forward(self, inputs: SequenceInputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits `[B, L, A]`, values `[B, L]`, and the core's state after the last step."""
+        """Logits `[B, L, A]`, values `[B, L]`, and the recurrent state after the last step."""
         features, core_state = self.features(inputs)
         return self.policy(features), self.value(features).squeeze(-1), core_state

@@ -1,4 +1,4 @@
-"""A deterministic actor and its critic, each with a torso of its own."""
+"""A deterministic actor and its critic, with separate torsos."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from apex.networks.torsos import ConvLayers, mlp, torso
 
 @dataclass(frozen=True)
 class DeterministicLayers:
-    """What a `DeterministicNetwork` is made of.
+    """The layers of a `DeterministicNetwork`.
 
     Args:
-        conv: convolutions, for environments with frames.
-        actor_hidden, critic_hidden: widths of the fully connected layers, at least one each.
-        standardize: gives each stack of frames mean 0 and variance 1.
+        conv: the convolutions, for environments with frames.
+        actor_hidden, critic_hidden: units in each fully connected layer; at least one layer each.
+        standardize: normalise each stack of frames to mean 0 and variance 1.
     """
 
     conv: ConvLayers
@@ -30,27 +30,28 @@ class DeterministicLayers:
 
 
 def _head(in_features: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
-    """A first layer with layer normalisation and tanh, others with ReLU, and a linear last one.
+    """A first layer with layer normalisation and tanh, further ReLU layers, and a linear output.
 
-    The last one begins near 0: actions in the middle of their range, values without a view.
+    The output layer is initialised near 0: initial actions are near the middle of their range and
+    initial values near 0.
     """
     first, *rest = hidden
-    later, features = mlp(first, rest)
+    relu_layers, features = mlp(first, rest)
     last = nn.Linear(features, outputs)
     nn.init.uniform_(last.weight, -3e-3, 3e-3)
     nn.init.zeros_(last.bias)
     return nn.Sequential(
-        nn.Linear(in_features, first), nn.LayerNorm(first), nn.Tanh(), *later, last
+        nn.Linear(in_features, first), nn.LayerNorm(first), nn.Tanh(), *relu_layers, last
     )
 
 
 class DeterministicActor(nn.Module):
-    """From observations to actions between -1 and 1."""
+    """Maps observations to actions in [-1, 1]."""
 
-    def __init__(self, spec: EnvSpec, layers: DeterministicLayers, num_numbers: int) -> None:
+    def __init__(self, spec: EnvSpec, layers: DeterministicLayers, action_size: int) -> None:
         super().__init__()
         self.torso = torso(spec, layers.conv, layers.standardize)
-        self.head = _head(self.torso.out_features, layers.actor_hidden, num_numbers)
+        self.head = _head(self.torso.out_features, layers.actor_hidden, action_size)
 
     def forward(self, observations: Tensor) -> Tensor:
         """`[B, *policy_shape]` to `[B, A]`."""
@@ -59,12 +60,12 @@ class DeterministicActor(nn.Module):
 
 
 class Critic(nn.Module):
-    """From observations and actions between -1 and 1 to values."""
+    """Maps observations and actions in [-1, 1] to Q-values."""
 
-    def __init__(self, spec: EnvSpec, layers: DeterministicLayers, num_numbers: int) -> None:
+    def __init__(self, spec: EnvSpec, layers: DeterministicLayers, action_size: int) -> None:
         super().__init__()
         self.torso = torso(spec, layers.conv, layers.standardize)
-        self.head = _head(self.torso.out_features + num_numbers, layers.critic_hidden, 1)
+        self.head = _head(self.torso.out_features + action_size, layers.critic_hidden, 1)
 
     def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
         """`[B, *policy_shape]` and `[B, A]` to `[B]`."""
@@ -74,14 +75,14 @@ class Critic(nn.Module):
 
 
 class DeterministicNetwork(nn.Module):
-    """The actor and the critic; inside, each of an action's A numbers lies between -1 and 1.
+    """An actor and a critic. Inside, actions are flat vectors of A numbers in [-1, 1].
 
-    Horgan et al., 2018, appendix D, has tanh after the first layer; the layer normalisation
-    before it and the separate torsos are those of Barth-Maron et al., 2018.
+    The tanh after the first layer is from Horgan et al., 2018, appendix D; the layer normalisation
+    before it and the separate torsos are from Barth-Maron et al., 2018.
 
     Args:
-        spec: of the environment; its actions are continuous.
-        layers: of both.
+        spec: specification of an environment with continuous actions.
+        layers: the layers of both networks.
     """
 
     low: Tensor
@@ -91,18 +92,18 @@ class DeterministicNetwork(nn.Module):
         super().__init__()
         assert spec.action_bounds is not None
         self._action_shape = spec.action_bounds.shape
-        num_numbers = math.prod(self._action_shape)
-        self.actor = DeterministicActor(spec, layers, num_numbers)
-        self.critic = Critic(spec, layers, num_numbers)
+        action_size = math.prod(self._action_shape)
+        self.actor = DeterministicActor(spec, layers, action_size)
+        self.critic = Critic(spec, layers, action_size)
         for name in ("low", "high"):
             bound = torch.tensor(getattr(spec.action_bounds, name), dtype=torch.float32)
             self.register_buffer(name, bound, persistent=False)
 
     def to_environment(self, actions: Tensor) -> Tensor:
-        """Actions between -1 and 1, `[B, A]`, as the environment takes them."""
+        """Scale actions `[B, A]` in [-1, 1] to the environment's bounds, `[B, *action shape]`."""
         scaled = self.low + (actions + 1.0) * 0.5 * (self.high - self.low)
         return torch.clamp(scaled, self.low, self.high).view(-1, *self._action_shape)
 
     def from_environment(self, actions: Tensor) -> Tensor:
-        """Actions as the environment takes them, `[B, *action shape]`, between -1 and 1."""
+        """Scale the environment's actions `[B, *action shape]` to [-1, 1], `[B, A]`."""
         return (actions.flatten(1) - self.low) / (self.high - self.low) * 2.0 - 1.0

@@ -1,4 +1,4 @@
-"""The dueling Q-network."""
+"""Dueling Q-network."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from apex.ops.double_q_learning import dueling_values
 
 
 class DuelingQNetwork(nn.Module):
-    """Q-values by a shared torso and two streams (Wang et al., 2016).
+    """Q-values from a shared torso, a value stream and an advantage stream (Wang et al., 2016).
 
     Args:
-        spec: of the environment; its actions are discrete.
-        conv: convolutions, for environments with frames.
-        hidden: widths of the layers that both streams share.
-        stream_hidden: widths of the layers that each stream has of its own.
-        standardize: gives each stack of frames mean 0 and variance 1.
+        spec: specification of an environment with discrete actions.
+        conv: the convolutions, for environments with frames.
+        hidden: units in each fully connected layer shared by both streams.
+        stream_hidden: units in each fully connected layer of one stream.
+        standardize: normalise each stack of frames to mean 0 and variance 1.
     """
 
     def __init__(
@@ -39,6 +39,6 @@ class DuelingQNetwork(nn.Module):
         self.advantage.append(nn.Linear(advantage_features, spec.num_actions))
 
     def forward(self, observations: Tensor) -> Tensor:
-        """`[B, *policy_shape]` to `[B, num_actions]`."""
+        """Q-values `[B, num_actions]` of observations `[B, *policy_shape]`."""
         features = self.shared(self.torso(observations))
         return dueling_values(self.value(features), self.advantage(features))

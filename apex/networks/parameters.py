@@ -1,4 +1,4 @@
-"""Parameters as bytes: safetensors, of a network and back."""
+"""Encode a network's parameters as safetensors bytes, and decode them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apex.errors import CheckpointError
 
 LENGTH_BYTES = 8
-"""Of the header's length, which stands first."""
+"""Size of the first field, the header's length."""
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -24,11 +24,11 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-"""By their names in safetensors."""
+"""torch dtypes by their safetensors names."""
 
 
-class _Described(msgspec.Struct, frozen=True):
-    """A tensor, as the header describes it."""
+class _TensorEntry(msgspec.Struct, frozen=True):
+    """The header's entry of one tensor."""
 
     dtype: str
     shape: tuple[Annotated[int, msgspec.Meta(ge=0)], ...]
@@ -47,15 +47,16 @@ def encode(network: nn.Module) -> bytes:
 
 
 def decode(data: bytes | memoryview) -> dict[str, Tensor]:
-    """Tensors by name; where the bytes can be written to, they are views of them.
+    """Decode tensors by name. They are views of `data` if it is writable, else of a copy.
 
-    An actor only copies them into its network: safetensors' own copies would cost as much again.
+    safetensors' own decoder would copy every tensor, although an actor only copies them into its
+    network.
 
     Raises:
         CheckpointError: the bytes are corrupt.
     """
     view = memoryview(data)
-    if view.readonly:  # torch wants tensors that can be written to
+    if view.readonly:  # torch tensors need writable memory
         view = memoryview(bytearray(view))
     try:
         begin = LENGTH_BYTES + int.from_bytes(view[:LENGTH_BYTES], "little")
@@ -63,18 +64,21 @@ def decode(data: bytes | memoryview) -> dict[str, Tensor]:
         header.pop("__metadata__", None)
         body = view[begin:]
         return {
-            name: _tensor(msgspec.json.decode(described, type=_Described), body)
-            for name, described in header.items()
+            name: _tensor(msgspec.json.decode(entry, type=_TensorEntry), body)
+            for name, entry in header.items()
         }
     except (msgspec.MsgspecError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"parameters: {type(error).__name__}: {error}") from None
 
 
-def _tensor(described: _Described, body: memoryview) -> Tensor:
-    begin, end = described.data_offsets
-    dtype, count = DTYPES[described.dtype], math.prod(described.shape)
+def _tensor(entry: _TensorEntry, body: memoryview) -> Tensor:
+    begin, end = entry.data_offsets
+    dtype, count = DTYPES[entry.dtype], math.prod(entry.shape)
     if not 0 <= begin <= end <= len(body) or end - begin != count * dtype.itemsize:
-        raise ValueError(f"{described} does not fit {len(body)} bytes")
+        raise ValueError(
+            f"{entry.dtype} {entry.shape} at bytes {begin} to {end} does not fit the data, which "
+            f"has {len(body)} bytes"
+        )
     if not count:
-        return torch.empty(described.shape, dtype=dtype)
-    return torch.frombuffer(body, dtype=dtype, count=count, offset=begin).view(described.shape)
+        return torch.empty(entry.shape, dtype=dtype)
+    return torch.frombuffer(body, dtype=dtype, count=count, offset=begin).view(entry.shape)

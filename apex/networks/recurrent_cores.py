@@ -1,4 +1,4 @@
-"""Recurrent cores: what networks for sequences remember from step to step."""
+"""Recurrent cores of networks for sequences, and the inputs of these networks."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor, nn
 
 
 class SequenceInputs(NamedTuple):
-    """What a network for sequences sees: B sequences of L steps."""
+    """Inputs of a network for sequences: B sequences of L steps."""
 
     observations: Tensor
     """`[B, L, *policy_shape]`."""
     last_actions: Tensor
-    """`[B, L] int64`, of the step before; 0 where an episode begins."""
+    """`[B, L] int64`, the previous step's action; 0 where an episode begins."""
     last_rewards: Tensor
-    """`[B, L]`, of the step before; 0 where an episode begins."""
+    """`[B, L]`, the previous step's reward; 0 where an episode begins."""
     is_first: Tensor
-    """`[B, L] bool`: an episode begins, and nothing before it is remembered."""
+    """`[B, L] bool`: an episode begins at this step; the recurrent state is reset to 0."""
     core_state: Tensor
-    """`[B, core_size]`, before the first step."""
+    """`[B, core_size]`, the recurrent state before the first step."""
     episode_edges: tuple[int, ...] = ()
-    """Steps at which an episode begins in any of the sequences, rising."""
+    """Steps at which an episode begins in any of the sequences, in ascending order."""
 
     def part(self, begin: int, end: int | None, core_state: Tensor) -> SequenceInputs:
-        """Some of the steps, with the state before them."""
+        """The steps `begin` to `end` (exclusive), with the recurrent state before them."""
         stop = self.is_first.shape[1] if end is None else end
         return SequenceInputs(
             self.observations[:, begin:end],
@@ -39,7 +39,7 @@ class SequenceInputs(NamedTuple):
 
 
 class FeedForwardCore(nn.Module):
-    """Remembers nothing."""
+    """A core without recurrent state."""
 
     core_size = 0
 
@@ -48,17 +48,17 @@ class FeedForwardCore(nn.Module):
         self.out_features = in_features
 
     def forward(self, features: Tensor, inputs: SequenceInputs) -> tuple[Tensor, Tensor]:
-        """The features as they are."""
+        """Return the features unchanged."""
         return features, inputs.core_state
 
 
 class LSTMCore(nn.Module):
-    """An LSTM over features, last actions and last rewards.
+    """An LSTM over features, last actions (one-hot) and last rewards.
 
     Args:
-        in_features: of each step.
-        num_actions: last actions are one-hot.
-        width: of the LSTM; its two states are one after the other in `core_state`.
+        in_features: features of each step.
+        num_actions: number of discrete actions.
+        width: units of the LSTM. `core_state` is its hidden state followed by its cell state.
     """
 
     def __init__(self, in_features: int, num_actions: int, width: int) -> None:
@@ -69,9 +69,10 @@ class LSTMCore(nn.Module):
         self.core_size = 2 * width
 
     def forward(self, features: Tensor, inputs: SequenceInputs) -> tuple[Tensor, Tensor]:
-        """`[B, L, in_features]` to `[B, L, width]`, and the state after the last step.
+        """Outputs `[B, L, width]` of features `[B, L, in_features]`, and the final state.
 
-        Steps between two beginnings of episodes, anywhere in the batch, are one call.
+        The steps are split where an episode begins in any of the sequences; each part is one call
+        of the LSTM.
         """
         numbers = torch.arange(self._num_actions, device=features.device)
         actions = (inputs.last_actions.unsqueeze(-1) == numbers).to(features.dtype)
@@ -90,5 +91,5 @@ class LSTMCore(nn.Module):
 
 
 def make_core(in_features: int, num_actions: int, lstm: int) -> FeedForwardCore | LSTMCore:
-    """An LSTM of that width, or with 0 a core without memory."""
+    """An `LSTMCore` with `lstm` units; 0: a `FeedForwardCore`."""
     return LSTMCore(in_features, num_actions, lstm) if lstm else FeedForwardCore(in_features)

@@ -1,4 +1,4 @@
-"""The dueling Q-network with memory."""
+"""Recurrent dueling Q-network."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class RecurrentDuelingQNetwork(SequenceNetwork):
     """Q-values of each step of sequences (Kapturowski et al., 2019, section 2.3).
 
     Args:
-        spec: of the environment; its actions are discrete.
-        layers: below the heads.
-        stream_hidden: widths of the layers that each dueling stream has of its own.
+        spec: specification of an environment with discrete actions.
+        layers: the layers below the dueling streams.
+        stream_hidden: units in each fully connected layer of one dueling stream.
     """
 
     def __init__(self, spec: EnvSpec, layers: Layers, stream_hidden: Sequence[int]) -> None:
@@ -30,7 +30,7 @@ class RecurrentDuelingQNetwork(SequenceNetwork):
         self.advantage.append(nn.Linear(advantage_features, spec.num_actions))
 
     def forward(self, inputs: SequenceInputs) -> tuple[Tensor, Tensor]:
-        """Q-values `[B, L, A]`, and the core's state after the last step."""
+        """Q-values `[B, L, A]`, and the recurrent state after the last step."""
         features, core_state = self.features(inputs)
         flat = features.flatten(0, 1)
         q_values = dueling_values(self.value(flat), self.advantage(flat))

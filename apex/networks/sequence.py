@@ -1,4 +1,4 @@
-"""The part of a network for sequences below its heads."""
+"""Base class of networks for sequences: all layers below the heads."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from apex.networks.torsos import ConvLayers, mlp, torso
 
 @dataclass(frozen=True)
 class Layers:
-    """What a `SequenceNetwork` is made of.
+    """The layers of a `SequenceNetwork`.
 
     Args:
-        conv: convolutions, for environments with frames.
-        residual: channels of a residual network's sections, instead of `conv`.
-        hidden: widths of the layers after the torso.
-        lstm: width of the LSTM after those; 0: none.
-        standardize: gives each stack of frames mean 0 and variance 1.
+        conv: the convolutions, for environments with frames.
+        residual: channels of each section of a residual network, used instead of `conv`.
+        hidden: units in each fully connected layer after the torso.
+        lstm: units of the LSTM after those layers; 0: no LSTM.
+        standardize: normalise each stack of frames to mean 0 and variance 1.
     """
 
     conv: ConvLayers
@@ -32,11 +32,11 @@ class Layers:
 
 
 class SequenceNetwork(nn.Module):
-    """A torso for each step and a core from step to step, with or without memory.
+    """A torso and fully connected layers for each step, and a core across steps.
 
     Args:
-        spec: of the environment; its actions are discrete.
-        layers: below the heads.
+        spec: specification of an environment with discrete actions.
+        layers: the layers.
     """
 
     def __init__(self, spec: EnvSpec, layers: Layers) -> None:
@@ -46,8 +46,8 @@ class SequenceNetwork(nn.Module):
         self.core = make_core(features, spec.num_actions, layers.lstm)
 
     def features(self, inputs: SequenceInputs) -> tuple[Tensor, Tensor]:
-        """What the heads see, `[B, L, core.out_features]`, and the core's state after the last
-        step."""
+        """Inputs of the heads, `[B, L, core.out_features]`, and the recurrent state after the last
+        step, `[B, core_size]`."""
         observations = inputs.observations
         features = self.shared(self.torso(observations.flatten(0, 1)))
         output: tuple[Tensor, Tensor] = self.core(

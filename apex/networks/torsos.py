@@ -1,4 +1,4 @@
-"""Torsos: from observations to features."""
+"""Torsos: encoders from observations to features."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ ConvLayers = Sequence[tuple[int, int, int]]
 
 
 class ImageTorso(nn.Module):
-    """Stacked uint8 frames, scaled here and nowhere else, through convolutions.
+    """Convolutions over stacked uint8 frames. Only this class scales frames to floats.
 
     Args:
-        spec: of an environment with frames, `[S, H, W]`, `[S, H, W, C]` or `[S, C, H, W]`.
+        spec: specification of an environment with frames; an observation is `[S, H, W]`,
+            `[S, H, W, C]` or `[S, C, H, W]`.
         layers: the convolutions, each followed by a ReLU.
-        residual: channels of the sections of a residual network; where there are any, instead of
-            `layers`.
-        standardize: gives each stack of frames mean 0 and variance 1, instead of a factor of
-            1/255. Large steps of the optimizer shake the response to a bright background by more
-            than a ball adds to it.
+        residual: channels of each section of a residual network; if not empty, it is used instead
+            of `layers`.
+        standardize: normalise each stack of frames to mean 0 and variance 1 instead of scaling it
+            by 1/255. Without it, large optimizer steps can change the response to a bright
+            background by more than a small object, such as a ball, contributes.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class ImageTorso(nn.Module):
         return shape[:2] if self._channels_last else shape[-2:]
 
     def forward(self, frames: Tensor) -> Tensor:
-        """`[B, S, ...] uint8` to `[B, out_features]`."""
+        """Features `[B, out_features]` of frames `[B, S, ...] uint8`."""
         if self._channels_last:
             frames = frames.movedim(-1, 2)
         image = frames.flatten(1, -3).contiguous(memory_format=torch.channels_last).float()
@@ -67,23 +68,23 @@ class ImageTorso(nn.Module):
 def _convolutions(
     channels: int, size: tuple[int, ...], layers: ConvLayers
 ) -> tuple[nn.Sequential, int, tuple[int, ...]]:
-    """Convolutions with ReLU, and the channels and pixels that come out."""
+    """Convolutions with ReLU, and the channels and size (pixels) of their output."""
     modules: list[nn.Module] = []
-    pixels = size
+    out_size = size
     for out_channels, kernel, stride in layers:
         modules += [nn.Conv2d(channels, out_channels, kernel, stride), nn.ReLU()]
         channels = out_channels
-        pixels = tuple((edge - kernel) // stride + 1 for edge in pixels)
-        if min(pixels) < 1:
+        out_size = tuple((edge - kernel) // stride + 1 for edge in out_size)
+        if min(out_size) < 1:
             raise ConfigError(
-                f"algorithm.conv: frames of {size} pixels are too small for the layers "
-                f"{list(layers)}; take smaller ones, such as algorithm.conv = [[32, 3, 1]]"
+                f"algorithm.conv: frames of {size} pixels are too small for the convolutions "
+                f"{list(layers)}; use smaller kernels, such as algorithm.conv = [[32, 3, 1]]"
             )
-    return nn.Sequential(*modules), channels, pixels
+    return nn.Sequential(*modules), channels, out_size
 
 
 def _standardized(image: Tensor) -> Tensor:
-    """`[B, C, H, W]` in memory order channels-last, each image with mean 0 and variance 1."""
+    """Normalise each image to mean 0 and variance 1; `[B, C, H, W]`, memory is channels-last."""
     pixels = image.permute(0, 2, 3, 1)
     return nn.functional.layer_norm(pixels, pixels.shape[1:]).permute(0, 3, 1, 2)
 
@@ -97,16 +98,16 @@ class ResidualBlock(nn.Module):
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """`[B, C, H, W]` to the same."""
+        """Map `[B, C, H, W]` to the same shape."""
         inner: Tensor = self.second(torch.relu(self.first(torch.relu(features))))
         return features + inner
 
 
 def residual_layers(channels: int, sections: Sequence[int]) -> nn.Sequential:
-    """Sections of a convolution, a pool that halves each edge, and two residual blocks.
+    """Sections of a convolution, a max-pool that halves height and width, and two residual blocks.
 
-    With three sections these are the 15 convolutions of IMPALA's deep network (Espeholt et al.,
-    2018, figure 3).
+    Three sections are the 15 convolutions of IMPALA's deep network (Espeholt et al., 2018,
+    figure 3).
     """
     modules: list[nn.Module] = []
     for width in sections:
@@ -121,7 +122,7 @@ def residual_layers(channels: int, sections: Sequence[int]) -> nn.Sequential:
 
 
 class VectorTorso(nn.Module):
-    """Observations that are no images, flattened; uint8 ones (RAM) are scaled by 1/255."""
+    """Flattens observations that are not images; uint8 ones (RAM) are scaled by 1/255."""
 
     def __init__(self, spec: EnvSpec) -> None:
         super().__init__()
@@ -129,18 +130,18 @@ class VectorTorso(nn.Module):
         self.out_features = math.prod(spec.observation_shape)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """`[B, ...]` to `[B, out_features]`."""
+        """Flatten `[B, ...]` to `[B, out_features]`."""
         return observations.flatten(1).float() * self._scale
 
 
 def torso(
     spec: EnvSpec, conv: ConvLayers, standardize: bool = False, residual: Sequence[int] = ()
 ) -> ImageTorso | VectorTorso:
-    """The torso for an environment: of images where it has frames, else of vectors.
+    """Make the torso for an environment: for images if it has frames, else for vectors.
 
     Args:
-        spec: of the environment.
-        conv, standardize, residual: as `ImageTorso` takes them; unused without images.
+        spec: specification of the environment.
+        conv, standardize, residual: arguments of `ImageTorso`; unused without frames.
     """
     if spec.frame_stack:
         return ImageTorso(spec, conv, standardize, residual)
@@ -148,7 +149,7 @@ def torso(
 
 
 def mlp(in_features: int, hidden: Sequence[int]) -> tuple[nn.Sequential, int]:
-    """Fully connected layers with ReLU, and how many features come out."""
+    """Fully connected layers with ReLU, and the number of their output features."""
     layers: list[nn.Module] = []
     for width in hidden:
         layers += [nn.Linear(in_features, width), nn.ReLU()]

@@ -1,5 +1,5 @@
 """Equations: pure functions on tensors, one equation each, with its source.
 
-`_tm1` marks what belongs to the step at which an action was chosen, `_t` what belongs to the
-bootstrap step. Every function works row by row on a batch of size B.
+The suffix `_tm1` marks values at the step where the action was chosen, `_t` values at the
+bootstrap step. B is the batch size; every result is per row.
 """

@@ -9,19 +9,19 @@ from torch import Tensor
 def deterministic_policy_gradient_loss(
     actions: Tensor, value_gradients: Tensor, clip: float
 ) -> Tensor:
-    """A loss whose gradient by the actions is -clip(dQ/da), so that descending it ascends Q.
+    """A loss whose gradient with respect to the actions is -clip(dQ/da).
 
-    Silver et al., 2014, equation 9; clipped element by element as in Horgan et al., 2018,
-    appendix D. No step leads beyond the bounds: one that did would press a tanh into saturation,
-    from which it hardly comes back.
+    Silver et al., 2014, equation 9; clipped elementwise as in Horgan et al., 2018, appendix D. The
+    gradient also never points beyond the action bounds, as that would drive the tanh into
+    saturation, from which it rarely recovers.
 
     Args:
-        actions: `[B, A]`, the policy's own, between -1 and 1; gradients flow into these alone.
+        actions: `[B, A]`, the policy's actions in [-1, 1]; gradients flow only into these.
         value_gradients: `[B, A]`, dQ(s, a)/da at these actions.
         clip: largest magnitude of an element.
 
     Returns:
-        `[B]`.
+        `[B]` losses.
     """
     assert actions.shape == value_gradients.shape and actions.ndim == 2
     step = value_gradients.clamp(-clip, clip)
@@ -35,7 +35,7 @@ def td_error(q_tm1: Tensor, g_t: Tensor, discount_t: Tensor, q_t: Tensor) -> Ten
     Lillicrap et al., 2016, equation 4; n-step as in Horgan et al., 2018, section 3.
 
     Args:
-        q_tm1: `[B]`, values of the actions taken; gradients flow into these alone.
+        q_tm1: `[B]`, values of the actions taken; gradients flow only into these.
         g_t: `[B]`, n-step returns.
         discount_t: `[B]`, gamma^n, or 0 after a termination.
         q_t: `[B]`, target values at the bootstrap observation.

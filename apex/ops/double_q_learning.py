@@ -20,8 +20,8 @@ def double_q_td_error(
     et al., 2016, equation 4; n-step as in Horgan et al., 2018, section 3).
 
     Args:
-        q_tm1: `[B, A]`, online values at the first observation; gradients flow into these alone.
-        a_tm1: `[B] int64`.
+        q_tm1: `[B, A]`, online values at the first observation; gradients flow only into these.
+        a_tm1: `[B] int64`, the actions taken.
         g_t: `[B]`, n-step returns.
         discount_t: `[B]`, gamma^n, or 0 after a termination.
         q_t_target: `[B, A]`, target values at the bootstrap observation.
@@ -48,19 +48,19 @@ def importance_weights(probabilities: Tensor, exponent: float) -> Tensor:
         exponent: beta.
 
     Returns:
-        `[B]` in (0, 1].
+        `[B]` weights in (0, 1].
     """
     assert probabilities.ndim == 1
     return (probabilities / probabilities.min()).pow(-exponent)
 
 
 def squared_loss(td_errors: Tensor) -> Tensor:
-    """delta^2 / 2, per item: `[B]` to `[B]`."""
+    """delta^2 / 2 of each TD error; `[B]` to `[B]`."""
     return 0.5 * td_errors.square()
 
 
 def huber_loss(td_errors: Tensor) -> Tensor:
-    """delta^2 / 2 where |delta| <= 1, else |delta| - 1/2, per item: `[B]` to `[B]`."""
+    """delta^2 / 2 if |delta| <= 1, else |delta| - 1/2, of each TD error; `[B]` to `[B]`."""
     absolute = td_errors.abs()
     return torch.where(absolute <= 1.0, 0.5 * td_errors.square(), absolute - 0.5)
 
@@ -70,7 +70,10 @@ def dueling_values(state_value: Tensor, advantages: Tensor) -> Tensor:
 
     Args:
         state_value: `[B, 1]`.
-        advantages: `[B, A]`; the mean is taken in each row.
+        advantages: `[B, A]`.
+
+    Returns:
+        `[B, A]` action values.
     """
     assert state_value.shape == (len(advantages), 1)
     return state_value + advantages - advantages.mean(dim=1, keepdim=True)
@@ -79,20 +82,20 @@ def dueling_values(state_value: Tensor, advantages: Tensor) -> Tensor:
 def n_step_targets(
     rewards: Tensor, discounts: Tensor, is_last: Tensor, values: Tensor, n: int
 ) -> Tensor:
-    """G_t = sum_{k < n} gamma^k r_{t+k} + gamma^n V(x_{t+n}) for each t of sequences.
+    """G_t = sum_{k < n} gamma^k r_{t+k} + gamma^n V(x_{t+n}) for each step t of sequences.
 
-    At the final observation of a truncated episode nothing was done: sums that reach it end there
-    with its V(x).
+    The final observation of a truncated episode has no action: sums that reach it end there with
+    its V(x).
 
     Args:
         rewards: `[B, L]`.
         discounts: `[B, L]`, gamma, or 0 where the episode was terminated.
         is_last: `[B, L] bool`, the final observations of truncated episodes.
         values: `[B, L]`, V(x).
-        n: rewards in each target.
+        n: number of rewards in each target.
 
     Returns:
-        `[B, L - n]`.
+        `[B, L - n]` targets.
     """
     assert rewards.shape == discounts.shape == is_last.shape == values.shape
     targets = values
@@ -108,11 +111,11 @@ def sequence_priorities(td_errors: Tensor, learned: Tensor, eta: float) -> Tenso
 
     Args:
         td_errors: `[B, T]`.
-        learned: `[B, T] bool`, the steps that count; 0 where there are none.
-        eta: share of the maximum.
+        learned: `[B, T] bool`, the steps that count.
+        eta: weight of the maximum.
 
     Returns:
-        `[B]`.
+        `[B]` priorities; 0 for a sequence in which no step counts.
     """
     absolute = td_errors.abs() * learned
     mean = absolute.sum(dim=1) / learned.sum(dim=1).clamp(min=1)

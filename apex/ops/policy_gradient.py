@@ -14,10 +14,10 @@ def policy_gradient_loss(logits: Tensor, actions: Tensor, advantages: Tensor) ->
     Args:
         logits: `[..., N]`.
         actions: `[...] int64`.
-        advantages: `[...]`, taken as constants.
+        advantages: `[...]`, treated as constants.
 
     Returns:
-        `[...]`.
+        `[...]` losses.
     """
     assert logits.shape[:-1] == actions.shape == advantages.shape
     return -advantages.detach() * log_probability(logits, actions)

@@ -1,4 +1,4 @@
-"""Optimizers that torch does not have in the form that the papers used."""
+"""RMSProp in TensorFlow's form, which the papers used and torch does not have."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from torch import Tensor
 
 
 class RMSProp(torch.optim.Optimizer):
-    """theta -= lr * g / sqrt(E[g^2] - E[g]^2 + epsilon), without E[g]^2 where it is not centered.
+    """theta -= lr * g / sqrt(E[g^2] - E[g]^2 + epsilon); without E[g]^2 if not centered.
 
-    The form of TensorFlow (`tf.compat.v1.train.RMSPropOptimizer`), with which Ape-X (centered) and
-    IMPALA (not centered) were trained; Graves, 2013, equations 38 to 41, has the same formula.
-    `torch.optim.RMSprop` differs from it twice, and small gradients then make steps that are
-    hundreds of times longer:
+    This is TensorFlow's form (`tf.compat.v1.train.RMSPropOptimizer`), with which Ape-X (centered)
+    and IMPALA (not centered) were trained; Graves, 2013, equations 38 to 41, has the same formula.
+    `torch.optim.RMSprop` differs in two ways, which make steps of small gradients hundreds of
+    times longer:
 
-    - epsilon is inside the root; torch adds it outside, where the papers' value (1.5e-7) is small.
-    - E[g^2] is 1 before the first step; torch's is 0, so that its first steps are of the learning
-      rate's size however small the gradient. E[g] is 0 in both.
+    - It adds epsilon outside the square root, where the papers' value (1.5e-7) has little effect;
+      here epsilon is inside.
+    - It initialises E[g^2] to 0, so its first steps have the size of the learning rate however
+      small the gradient is; here E[g^2] starts at 1. E[g] starts at 0 in both.
 
     Args:
-        params: to optimize.
-        lr: learning rate, a tensor without dimensions on their device.
-        decay: of both moving averages.
+        params: the parameters to optimize.
+        lr: learning rate, a 0-dimensional tensor on the parameters' device.
+        decay: decay of both moving averages per step.
         epsilon: added to the variance.
-        centered: whether the mean's square is taken off the mean square.
+        centered: subtract the squared mean from the mean square.
     """
 
     found_inf: Tensor | None = None
-    """Without dimensions: 1 where the next step is to be skipped, else 0; None: 0. The name and
-    meaning are those of torch's fused optimizers."""
+    """0-dimensional; 1: skip the next step, 0 or None: take it. Name and meaning are those of
+    torch's fused optimizers."""
 
     def __init__(
         self,
@@ -65,7 +66,7 @@ class RMSProp(torch.optim.Optimizer):
             if group["centered"] and "mean" not in state:
                 state["mean"] = torch.zeros_like(parameter)
         decay, rest, rate = group["decay"], 1.0 - group["decay"], group["lr"]
-        if self.found_inf is not None:  # the averages stay, and gradients of zero move nothing
+        if self.found_inf is not None:  # to skip: keep the averages and set the gradients to zero
             skip, zero = self.found_inf > 0, self.found_inf.new_zeros(())
             decay = torch.where(skip, 1.0, decay)
             for gradient in gradients:
@@ -85,5 +86,5 @@ class RMSProp(torch.optim.Optimizer):
         else:
             scale = torch._foreach_add(squares, group["epsilon"])
         torch._foreach_sqrt_(scale)
-        torch._foreach_div_(scale, rate)  # infinite at a rate of 0, which moves nothing
+        torch._foreach_div_(scale, rate)  # infinite if the rate is 0: the step is then 0
         torch._foreach_addcdiv_(parameters, gradients, scale, -1.0)

@@ -9,24 +9,24 @@ from torch import Tensor
 
 
 class VTrace(NamedTuple):
-    """What V-trace gives, `[B, T]` each, without gradients."""
+    """Results of V-trace, `[B, T]` each, without gradients."""
 
     targets: Tensor
-    """v_s, towards which values are learned."""
+    """v_s, the targets of the value function."""
     advantages: Tensor
-    """rho_s (r_s + gamma_s v_{s+1} - V(x_s)), by which the policy is learned."""
+    """rho_s (r_s + gamma_s v_{s+1} - V(x_s)), the advantages in the policy gradient."""
 
 
 def importance_ratios(behaviour_logits: Tensor, target_logits: Tensor, actions: Tensor) -> Tensor:
     """pi(a|x) / mu(a|x) of softmax policies.
 
     Args:
-        behaviour_logits: `[..., A]`, of mu, which acted.
-        target_logits: `[..., A]`, of pi, which learns.
+        behaviour_logits: `[..., A]`, logits of mu, the behaviour policy.
+        target_logits: `[..., A]`, logits of pi, the learned policy.
         actions: `[...] int64`.
 
     Returns:
-        `[...]`.
+        `[...]` ratios.
     """
     assert behaviour_logits.shape == target_logits.shape and actions.dtype == torch.int64
     log_pi, log_mu = (
@@ -57,29 +57,29 @@ def vtrace(
     With delta_t V = rho_t (r_t + gamma_t V(x_{t+1}) - V(x_t)), rho_t = min(rho_clip, ratio_t) and
     c_t = min(c_clip, ratio_t): equation 1, by the recursion of remark 1.
 
-    At the final observation of a truncated episode nothing was done: its v is V(x) itself, so that
-    the episode's steps bootstrap from there and nothing of the next episode reaches them.
+    The final observation of a truncated episode has no action: its v is V(x), so the episode's
+    steps bootstrap from it and are independent of the next episode.
 
     Args:
         ratios: `[B, T]`, pi(a|x) / mu(a|x).
         rewards: `[B, T]`.
         discounts: `[B, T]`, gamma, or 0 where the episode was terminated.
-        values: `[B, T + 1]`, V(x), the last one for the bootstrap.
+        values: `[B, T + 1]`, V(x); the last one is the bootstrap value.
         is_last: `[B, T] bool`, the final observations of truncated episodes.
-        rho_clip: rho-bar; decides which policy's value is learned.
+        rho_clip: rho-bar; determines which policy's value function is learned.
         c_clip: c-bar; at most `rho_clip`.
     """
     assert ratios.shape == rewards.shape == discounts.shape == is_last.shape
     assert values.shape == (len(ratios), ratios.shape[1] + 1) and is_last.dtype == torch.bool
     with torch.no_grad():
-        done = ~is_last
-        rhos = ratios.clamp(max=rho_clip) * done
-        carried = discounts * ratios.clamp(max=c_clip) * done
+        has_action = ~is_last
+        rhos = ratios.clamp(max=rho_clip) * has_action
+        traces = discounts * ratios.clamp(max=c_clip) * has_action
         deltas = rhos * (rewards + discounts * values[:, 1:] - values[:, :-1])
         correction = torch.zeros_like(values[:, 0])
         corrections = []
         for t in reversed(range(ratios.shape[1])):
-            correction = deltas[:, t] + carried[:, t] * correction
+            correction = deltas[:, t] + traces[:, t] * correction
             corrections.append(correction)
         targets = values[:, :-1] + torch.stack(corrections[::-1], dim=1)
         next_targets = torch.cat([targets[:, 1:], values[:, -1:]], dim=1)

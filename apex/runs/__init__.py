@@ -1,1 +1,1 @@
-"""A run's directory and its checkpoints."""
+"""A run's directory: its files, checkpoints and recorded metrics."""

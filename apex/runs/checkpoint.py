@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, verified when read, the newest good one found.
+"""Checkpoints: written atomically, verified when read.
 
 A checkpoint is a directory `step_NNNNNNNNNN` (or `best_NNNNNNNNNN`) with
 
@@ -31,18 +31,18 @@ PARAMETERS, LEARNER, MANIFEST = "parameters.safetensors", "learner.pt", "manifes
 
 
 class ActorRecord(msgspec.Struct, frozen=True):
-    """What of an actor must outlive the learner, lest its steps be counted twice."""
+    """An actor's step count, saved so that a restarted learner does not count steps twice."""
 
     epoch: int
     incarnation: int
-    """No other start in that slot has it."""
+    """Number of this start of the actor, unique within its slot."""
     slot: int
     env_steps: int
-    """Counted so far, of this epoch."""
+    """Environment steps of this epoch that are counted so far."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a checkpoint is of, enough to act with it and to go on from it."""
+    """Description of a checkpoint, sufficient to act with it and to resume from it."""
 
     learner_step: int
     param_version: int
@@ -52,11 +52,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The run's configuration as plain values."""
     env: EnvSpec
     mean_return: float | None = None
-    """Of the evaluation that made it the best one."""
+    """Mean return of the evaluation; set only in a `best` checkpoint."""
     best_return: float | None = None
-    """The best evaluation of the run so far."""
+    """Largest mean return of the run's evaluations so far."""
     actors: dict[str, ActorRecord] = {}
-    """What each actor has in `env_steps`."""
+    """Each actor's part of `env_steps`, by actor id."""
     sha256: dict[str, str] = {}
 
 
@@ -68,23 +68,24 @@ class Checkpoint:
     manifest: Manifest
 
     def parameters(self) -> bytes:
-        """The published network, as `apex.networks.parameters.decode` reads it."""
+        """The published network's parameters, for `apex.networks.parameters.decode`."""
         return (self.path / PARAMETERS).read_bytes()
 
     def learner_state(self) -> dict[str, Any]:
-        """What `Learner.state_dict` gave, and the RNG.
+        """The result of `Learner.state_dict`, and the RNG state.
 
         Raises:
-            CheckpointError: the checkpoint has parameters only, or others may have written it.
+            CheckpointError: the checkpoint has only parameters, or another user may have written
+                it.
         """
         path = self.path / LEARNER
         if LEARNER not in self.manifest.sha256:
-            raise CheckpointError(f"{self.path} holds parameters only; it cannot be resumed from")
+            raise CheckpointError(f"{self.path} has parameters only; it cannot be resumed from")
         problem = writer_problem(path)
         if problem is not None:
             raise CheckpointError(
-                f"{self.path} is not resumed from, since {problem}: look at where it comes from, "
-                "then copy it (cp -r) and restart"
+                f"{self.path}: refusing to resume from it, since {problem}. Check where it comes "
+                "from; if you trust it, copy it (cp -r) and restart"
             )
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         return state
@@ -100,7 +101,7 @@ def save(
     """Write a checkpoint to a temporary directory, sync it, and rename it into place.
 
     Raises:
-        OSError: the disk is full or the like; nothing is left behind then.
+        OSError: it cannot be written, for example because the disk is full; nothing remains.
     """
     final = folder / f"{prefix}_{manifest.learner_step:010d}"
     temporary = folder / f".{final.name}.{os.getpid()}.tmp"
@@ -127,10 +128,11 @@ def save(
 
 
 def save_best(folder: Path, manifest: Manifest, parameters: bytes | memoryview) -> Path:
-    """Write the checkpoint of the best evaluation; it replaces the one before.
+    """Write the checkpoint of the best evaluation and remove the previous one.
 
     Raises:
-        OSError: the disk is full or the like; the one before stays then.
+        OSError: it cannot be written, for example because the disk is full; the previous one
+            stays.
     """
     kept = save(folder, "best", manifest, parameters)
     for path in all_paths(folder, "best"):
@@ -150,42 +152,42 @@ def load(path: Path) -> Checkpoint:
         manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
         if not {PARAMETERS} <= manifest.sha256.keys() <= {PARAMETERS, LEARNER}:
             raise CheckpointError(
-                f"{path}: no checkpoint ({MANIFEST} has no SHA-256 of {PARAMETERS}, or of more "
-                f"than that and {LEARNER})"
+                f"{path}: not a valid checkpoint ({MANIFEST} must have the SHA-256 of "
+                f"{PARAMETERS}, and of no other file than {LEARNER})"
             )
         for name, digest in manifest.sha256.items():
             if hashlib.sha256((path / name).read_bytes()).hexdigest() != digest:
                 raise CheckpointError(f"{path}: {name} is corrupt (its SHA-256 does not match)")
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: no checkpoint ({error.filename} is missing)") from None
+        raise CheckpointError(f"{path}: not a checkpoint ({error.filename} is missing)") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
-        raise CheckpointError(f"{path}: no checkpoint ({error})") from None
+        raise CheckpointError(f"{path}: not a valid checkpoint ({error})") from None
     return Checkpoint(path, manifest)
 
 
 def all_paths(folder: Path, prefix: str) -> list[Path]:
-    """Paths of checkpoints with a prefix, newest step first."""
+    """Paths of the checkpoints with a prefix, latest step first."""
     return sorted(folder.glob(f"{prefix}_*"), reverse=True)
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The newest good checkpoint; bad ones are named in the log and passed over."""
-    return next(_good(folder, "step"), None)
+    """The newest valid checkpoint; invalid ones are logged and skipped."""
+    return next(_valid(folder, "step"), None)
 
 
 def best(folder: Path) -> Checkpoint | None:
-    """The checkpoint of the best evaluation: of two, one of which a kill left, the better."""
+    """The checkpoint of the best evaluation. If a kill has left two, the better one."""
     return max(
-        _good(folder, "best"), key=lambda found: found.manifest.mean_return or 0.0, default=None
+        _valid(folder, "best"), key=lambda found: found.manifest.mean_return or 0.0, default=None
     )
 
 
-def _good(folder: Path, prefix: str) -> Iterator[Checkpoint]:
+def _valid(folder: Path, prefix: str) -> Iterator[Checkpoint]:
     for path in all_paths(folder, prefix):
         try:
             yield load(path)
         except CheckpointError as error:
-            log.error("passed over: %s", error)
+            log.error("skipped a checkpoint: %s", error)
 
 
 def _step(path: Path, prefix: str) -> int:
@@ -193,7 +195,7 @@ def _step(path: Path, prefix: str) -> int:
 
 
 def remove_from(folder: Path, prefix: str, learner_step: int) -> None:
-    """Remove the checkpoints of `learner_step` and later ones."""
+    """Remove the checkpoints of step `learner_step` and later."""
     for path in all_paths(folder, prefix):
         if _step(path, prefix) >= learner_step:
             log.error("removed %s: its parameters diverged", path.name)
@@ -201,13 +203,13 @@ def remove_from(folder: Path, prefix: str, learner_step: int) -> None:
 
 
 def prune(folder: Path, prefix: str, keep: int, newest_step: int) -> None:
-    """Remove all but the newest `keep` checkpoints, and what interrupted writes left.
+    """Remove all but the newest `keep` checkpoints, and the remains of interrupted writes.
 
-    Those of steps above `newest_step` are no good, or training would have gone on from them; they
-    stay until it has passed them.
+    Checkpoints above `newest_step` are invalid, else training would have resumed from them. They
+    are not counted and stay until training has reached their step.
     """
-    passed = [path for path in all_paths(folder, prefix) if _step(path, prefix) <= newest_step]
-    for path in passed[keep:]:
+    counted = [path for path in all_paths(folder, prefix) if _step(path, prefix) <= newest_step]
+    for path in counted[keep:]:
         remove(path)
     _remove_interrupted(folder, prefix)
 
@@ -222,7 +224,7 @@ def find(path: Path) -> Checkpoint:
     """The checkpoint at `path`, or the best (else the newest) one of the run at `path`.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is no valid checkpoint.
     """
     if not path.exists():
         raise CheckpointError(f"{path}: no such run or checkpoint")

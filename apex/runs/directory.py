@@ -1,4 +1,4 @@
-"""A run's directory: what lies where in it, how it is made, and how the newest is found."""
+"""A run's directory: its layout, how it is created, and how to find the newest run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from apex.wire.endpoints import Endpoints
 
 
 class RunFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What `apex run` found out once: the run's identity, its environment, its table's schema."""
+    """The fixed properties of a run: its id, its environment and its table's schema."""
 
     run_id: str
     env: EnvSpec
@@ -35,8 +35,8 @@ class RunDirectory:
 
     Args:
         path: the directory.
-        config: the configuration, if it does not lie in the directory.
-        endpoints: the endpoints file, if it does not lie in the directory.
+        config: the configuration file; None: `config.toml` in the directory.
+        endpoints: the endpoints file; None: `endpoints.toml` in the directory.
     """
 
     def __init__(
@@ -69,17 +69,17 @@ class RunDirectory:
             return msgspec.json.decode(self.schema_file.read_bytes(), type=RunFacts)
         except FileNotFoundError:
             raise RunError(
-                f"{self.schema_file}: no such file; `apex run` makes a run's directory "
-                "(`apex run --engine none` makes it and starts nothing)"
+                f"{self.schema_file}: no such file; create the run's directory with `apex run` "
+                "(or with `apex run --engine none`, which starts no daemons)"
             ) from None
         except msgspec.MsgspecError as error:
-            raise RunError(f"{self.schema_file}: {error}; make a new run") from None
+            raise RunError(f"{self.schema_file} is not valid: {error}; start a new run") from None
 
     def check_kept(self, config: Config) -> RunFacts:
-        """The facts of a run whose parts can all be made again from its configuration.
+        """The facts of a run, after checking that its configuration is enough to start it.
 
         Args:
-            config: the run's.
+            config: the run's configuration.
 
         Raises:
             RunError: the environment or the algorithm came from a script.
@@ -88,8 +88,8 @@ class RunDirectory:
         for part in (facts.env.env_id, str(config.algorithm["name"])):
             if part.startswith(FACTORY):
                 raise RunError(
-                    f"{self.path} has {part.removeprefix(FACTORY)} of a script, which is not "
-                    "kept; only the script can start such a run"
+                    f"{self.path} uses {part.removeprefix(FACTORY)} from a script, which the run "
+                    "does not store; only the script can start this run"
                 )
         return facts
 
@@ -99,15 +99,15 @@ class RunDirectory:
         return self.schema_file.is_file() and self.config_file.is_file()
 
     def lock_file(self, daemon: str) -> Path:
-        """Held by a living daemon of that name; its text is the daemon's process id."""
+        """The file that a running daemon locks; its text is the daemon's process id."""
         return self.daemons / f"{daemon}.lock"
 
     def crash_file(self, daemon: str) -> Path:
-        """How a daemon's last start ended (`apex/daemons/restart_backoff.py`)."""
+        """The record of a daemon's last start (`apex/daemons/restart_backoff.py`)."""
         return self.daemons / f"{daemon}.json"
 
     def pid(self, daemon: str) -> int | None:
-        """Process id of a daemon, or None while it is down."""
+        """Process id of a daemon; None if it is not running."""
         path = self.lock_file(daemon)
         if not is_locked(path):
             return None
@@ -115,7 +115,7 @@ class RunDirectory:
         return int(text) if text.isdigit() else None
 
     def living(self) -> dict[str, int]:
-        """Process id of every living daemon by name, attached actors included."""
+        """Process ids of all running daemons by name, including attached actors."""
         found = {}
         for path in sorted(self.daemons.glob("*.lock")):
             pid = self.pid(path.stem)
@@ -124,23 +124,26 @@ class RunDirectory:
         return found
 
     def outcome(self) -> str | None:
-        """Why the run ended, when it came to its end by itself."""
+        """Why the run ended by itself; None if it did not."""
         try:
             return str(json.loads(self.outcome_file.read_bytes())["reason"])
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None
 
     def write_outcome(self, reason: str) -> None:
-        """Write down why the run has come to its end. Raises `OSError`."""
+        """Record why the run ended by itself. Raises `OSError`."""
         replace_file(self.outcome_file, json.dumps({"reason": reason}).encode())
 
     def check_unused(self) -> None:
-        """Raise `RunError` unless the directory is empty or not there."""
+        """Raise `RunError` unless the directory is empty or does not exist."""
         if self.path.is_file():
             raise RunError(f"{self.path} is a file; choose another --run DIR")
+        if self.exists:
+            raise RunError(
+                f"{self.path} holds a run; continue it with --resume or choose another --run DIR"
+            )
         if self.path.exists() and any(self.path.iterdir()):
-            what = "holds a run; --resume goes on with it" if self.exists else "is not empty"
-            raise RunError(f"{self.path} {what}; choose another --run DIR")
+            raise RunError(f"{self.path} is not empty; choose another --run DIR")
 
     def create(
         self,
@@ -150,18 +153,18 @@ class RunDirectory:
         schema: Schema,
         more: Mapping[str, bytes],
     ) -> RunFacts:
-        """Make the directory of a new run.
+        """Create the directory of a new run.
 
         Args:
-            config: as the run shall have it.
-            endpoints: not resolved yet.
-            env: what is known of its environment.
-            schema: of its items.
-            more: files that it gets too: contents by name.
+            config: the run's configuration.
+            endpoints: the run's endpoints, not resolved yet.
+            env: specification of its environment.
+            schema: schema of its items.
+            more: contents of additional files by name.
 
         Raises:
             EndpointError: the endpoints cannot be resolved.
-            RunError: as `check_unused`.
+            RunError: the directory is already in use.
         """
         self.check_unused()
         resolved = addresses.resolve(endpoints, self.path)
@@ -185,12 +188,12 @@ class RunDirectory:
 
 
 def runs_root() -> Path:
-    """Where runs are made and looked for: `$APEX_RUNS` or `runs/` in the current directory."""
+    """The directory of all runs: `$APEX_RUNS`, or `runs/` in the current directory."""
     return Path(os.environ.get("APEX_RUNS", "runs"))
 
 
 def new_run_path(name: str) -> Path:
-    """A path under `runs_root()` for a run that starts now."""
+    """An unused path under `runs_root()`, with the name and the current time."""
     base = runs_root() / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     path, suffix = base, 1
     while path.exists():
@@ -214,15 +217,17 @@ def _find_runs() -> Iterator[RunDirectory]:
 
 
 def find_run(path: Path | None) -> RunDirectory:
-    """The run at `path`, or the newest one.
+    """The run at `path`; None: the newest run.
 
     Raises:
-        RunError: there is none.
+        RunError: there is no such run.
     """
     if path is not None:
         run = RunDirectory(path)
         if not run.exists:
-            raise RunError(f"{path} is no run's directory (no config.toml and schema.json in it)")
+            raise RunError(
+                f"{path} is not a run's directory: it has no config.toml or no schema.json"
+            )
         return run
     runs = all_runs()
     if not runs:

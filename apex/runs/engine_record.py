@@ -1,4 +1,4 @@
-"""`engine.json` of a run: which process keeps its daemons alive."""
+"""A run's `engine.json`: the process that starts and restarts its daemons."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ EngineName = Literal["supervisor", "local"]
 
 
 class EngineRecord(msgspec.Struct, frozen=True):
-    """The run's engine, as `engine.json` in its directory names it."""
+    """The contents of `engine.json`."""
 
     engine: EngineName
     pid: int
     started_ticks: int
-    """Start time of that process since boot, so that a reused process id is told apart."""
+    """Start time of that process in clock ticks since boot, to detect a reused process id."""
     supervisor_socket: str = ""
     supervisor_password: str = ""
 
 
 def started_ticks(pid: int) -> int | None:
-    """When a process started, in clock ticks since boot; None when it is gone or a zombie."""
+    """Start time of a process in clock ticks since boot; None if it has ended or is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -33,7 +33,7 @@ def started_ticks(pid: int) -> int | None:
 
 
 def living_engine(run: RunDirectory) -> EngineRecord | None:
-    """The engine that runs this run's daemons now, if any."""
+    """The run's engine if its process is running, else None."""
     try:
         record = msgspec.json.decode(run.engine_file.read_bytes(), type=EngineRecord)
     except (FileNotFoundError, msgspec.MsgspecError):

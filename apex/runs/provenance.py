@@ -1,14 +1,14 @@
-"""`run.json` of a run: which code, command and machine made it.
+"""A run's `run.json`: the code, command and machine that created it.
 
-    created       when (UTC)
-    preset        the preset that it was made from; empty: a file, or defaults
-    commands      the command that made it, and one for each --resume
-    versions      of apex, Python and the packages that apex needs
+    created       time of creation (UTC)
+    preset        the preset used; empty: a configuration file or the defaults
+    commands      the command that created the run, and one for each --resume
+    versions      versions of apex, Python and the packages that apex requires
     code          commit of the clone that apex runs from, and whether files differ from it
-    hardware      cores, memory, model of the cores and of the GPUs
+    hardware      cores, memory (bytes), CPU and GPU models, operating system
 
-Where files of the clone differ from the commit, `run.diff` beside it says how (`git apply` takes
-it), unless that is longer than 1 MB.
+If files of the clone differ from the commit, `run.diff` next to it has the differences (for
+`git apply`), unless they are longer than 1 MB.
 """
 
 from __future__ import annotations
@@ -33,24 +33,25 @@ from apex.runs.directory import RunDirectory
 log = logging.getLogger("apex.runs.provenance")
 
 CLONE = Path(__file__).resolve().parents[2]
-"""The clone that apex runs from; not one where apex was installed from a wheel."""
+"""The clone that apex runs from; not a clone if apex was installed from a wheel."""
 DISTRIBUTION = "apex-suite"
-OF_DEVELOPERS = re.compile(r"extra == .(dev|docs)\b")
-"""Requirements that no run needs."""
+DEVELOPER_EXTRAS = re.compile(r"extra == .(dev|docs)\b")
+"""Marks requirements that only development needs."""
 MAX_DIFF_BYTES = 1_000_000
 GIT_TIMEOUT_S = 10.0
 
 
 class Command(msgspec.Struct, frozen=True):
-    """A command that made a run or went on with it."""
+    """A command that created or resumed a run."""
 
     time: str
+    """UTC, such as `2026-01-31T12:00:00Z`."""
     arguments: list[str]
-    """As the interpreter got them."""
+    """The interpreter's arguments (`sys.orig_argv`)."""
     directory: str
-    """In which it was given."""
+    """The working directory."""
     commit: str
-    """Of apex's clone, with a `+` where files differ from it; empty: apex runs from no clone."""
+    """Commit of apex's clone, with a `+` if files differ from it; empty if there is no clone."""
 
 
 class Code(msgspec.Struct, frozen=True):
@@ -58,13 +59,13 @@ class Code(msgspec.Struct, frozen=True):
 
     commit: str
     dirty: bool
-    """Whether files differ from the commit; new files that git does not track are not counted."""
+    """Whether tracked files differ from the commit."""
     diff_sha256: str
-    """Of `git diff HEAD --binary`; empty: nothing differs."""
+    """SHA-256 of `git diff HEAD --binary`; empty if nothing differs."""
 
 
 class Hardware(msgspec.Struct, frozen=True):
-    """The machine that a run was made on."""
+    """The machine that a run was created on."""
 
     cores: int
     memory_bytes: int
@@ -74,7 +75,7 @@ class Hardware(msgspec.Struct, frozen=True):
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """What `run.json` holds."""
+    """The contents of `run.json`."""
 
     created: str
     preset: str
@@ -85,14 +86,14 @@ class Origin(msgspec.Struct, frozen=True):
 
 
 def files_of_new_run(machine: Machine, preset: str) -> dict[str, bytes]:
-    """Make `run.json`, and `run.diff` where there is one, for a run that this process makes.
+    """The contents of `run.json`, and of `run.diff` if files differ, for a new run.
 
     Args:
-        machine: that it is made on.
-        preset: that it is made from; empty if none.
+        machine: the machine that creates the run.
+        preset: the preset used; empty if none.
 
     Returns:
-        The files' contents by name.
+        Contents by file name.
     """
     code, diff = clone_state(CLONE)
     command = _this_command(code)
@@ -105,7 +106,7 @@ def files_of_new_run(machine: Machine, preset: str) -> dict[str, bytes]:
 
 
 def add_command(run: RunDirectory) -> None:
-    """Note this process's command in a run that it resumes; runs of older versions have no file."""
+    """Add this process's command to the `run.json` of a resumed run, if the run has that file."""
     origin = read(run)
     if origin is not None:
         command = _this_command(clone_state(CLONE)[0])
@@ -114,13 +115,13 @@ def add_command(run: RunDirectory) -> None:
 
 
 def read(run: RunDirectory) -> Origin | None:
-    """What a run's `run.json` says; None where it is missing or not readable."""
+    """Read a run's `run.json`; None if it is missing or invalid."""
     try:
         return msgspec.json.decode(run.origin_file.read_bytes(), type=Origin)
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError) as error:
-        log.warning("%s: %s", run.origin_file, error)
+        log.warning("cannot read %s: %s", run.origin_file, error)
         return None
 
 
@@ -135,16 +136,16 @@ def _this_command(code: Code | None) -> Command:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, apex, and those packages that apex needs and that are installed."""
+    """Versions of Python, apex, and the installed packages that apex requires."""
     found = {"python": platform.python_version()}
     try:
         own = metadata.distribution(DISTRIBUTION)
-    except metadata.PackageNotFoundError:  # apex is on the path, but not installed
+    except metadata.PackageNotFoundError:  # apex is on the path but not installed
         return found
     found["apex"] = own.version
     for requirement in own.requires or ():
         name = re.match(r"[\w.-]+", requirement)
-        if name is not None and not OF_DEVELOPERS.search(requirement):
+        if name is not None and not DEVELOPER_EXTRAS.search(requirement):
             try:
                 found[name.group()] = metadata.version(name.group())
             except metadata.PackageNotFoundError:
@@ -153,21 +154,21 @@ def versions() -> dict[str, str]:
 
 
 def clone_state(root: Path) -> tuple[Code | None, bytes]:
-    """The state of the git clone at `root`, and how its files differ from the commit."""
+    """The state of the git clone at `root` and its diff to the commit; None if it is no clone."""
     if not (root / ".git").exists():
         return None, b""
     try:
         commit = _git(root, "rev-parse", "HEAD").decode().strip()
         diff = _git(root, "diff", "HEAD", "--binary", "--no-color", "--no-ext-diff")
-    except (OSError, subprocess.SubprocessError) as error:  # no git, or a clone of another user
-        log.info("no commit in run.json: %s", error)
+    except (OSError, subprocess.SubprocessError) as error:  # no git, or another user's clone
+        log.info("run.json will have no commit, since git failed: %s", error)
         return None, b""
     digest = hashlib.sha256(diff).hexdigest() if diff else ""
     return Code(commit, bool(diff), digest), diff
 
 
 def _git(root: Path, *arguments: str) -> bytes:
-    """What git prints. Raises `OSError` and `subprocess.SubprocessError`."""
+    """The output of a git command. Raises `OSError` and `subprocess.SubprocessError`."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     return subprocess.run(
         ["git", "-C", str(root), *arguments],

@@ -1,4 +1,4 @@
-"""Read the metrics that a run's daemons have recorded."""
+"""Read the metrics files of a run."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from apex.data.schema import Array
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines and the older one before it; broken lines are left out."""
+    """Read a rotated file of JSON lines, oldest first; invalid lines are skipped."""
     texts = [text for _, text in older_and_newer(path)]
     found = [_record(line) for text in texts for line in text.splitlines()]
     return [record for record in found if record is not None]
 
 
 def older_and_newer(path: Path) -> list[tuple[Path, str]]:
-    """Read a file that is rotated, and the older one (`.1`) before it, where they are there.
+    """Read the older file (`.1`) of a rotated file, then the file itself, if they exist.
 
     Returns:
-        Path and text of each; no line is missing or there twice, even if a rotation comes between.
+        Path and text of each. A rotation during the call neither loses nor duplicates lines.
     """
     older = path.with_name(f"{path.name}.1")
     while True:
@@ -41,7 +41,7 @@ def older_and_newer(path: Path) -> list[tuple[Path, str]]:
 
 
 def _record(line: str) -> dict[str, Any] | None:
-    """One record; None for a line that a kill or a full disk cut off."""
+    """Parse one record; None for a line that a kill or a full disk cut off."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -50,14 +50,14 @@ def _record(line: str) -> dict[str, Any] | None:
 
 
 def columns(records: Sequence[dict[str, Any]]) -> dict[str, Array]:
-    """Turn records into one array for each key.
+    """Convert records to one array for each key.
 
     Args:
-        records: R of them, whose keys may differ.
+        records: R records, whose keys may differ.
 
     Returns:
-        Arrays `[R]`: float64 where all values are numbers, with NaN for one that is null or
-        missing; else objects, with None for it.
+        Arrays `[R]` by key. If all values are numbers, float64 with NaN for null or missing
+        values; else objects with None for them.
     """
     names = dict.fromkeys(name for record in records for name in record)
     return {name: _column([record.get(name) for record in records]) for name in names}

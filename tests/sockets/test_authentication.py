@@ -317,9 +317,9 @@ def test_tcp_beyond_loopback_needs_keys(tmp_path, folder):
 def test_socket_in_a_folder_that_others_can_write_to_is_refused_by_both_sides(tmp_path):
     tmp_path.chmod(0o1777)
     endpoint = Endpoint("replay.insert", f"ipc://{tmp_path}/s")
-    with pytest.raises(EndpointError, match="a directory of your own"):
+    with pytest.raises(EndpointError, match="a directory that you own"):
         sockets.bound_router(endpoint)
-    with pytest.raises(EndpointError, match="a directory of your own"):
+    with pytest.raises(EndpointError, match="a directory that you own"):
         sockets.connected_dealer(endpoint, "actor")
     tmp_path.chmod(0o700)
     client, monitor = sockets.connected_dealer(endpoint, "actor")

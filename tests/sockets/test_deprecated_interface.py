@@ -59,7 +59,7 @@ def len_of(named: tuple[str, bytes]) -> tuple[int, bytes]:
 @pytest.mark.parametrize(
     ("name", "kind", "said"),
     [
-        ("munchausen", "Munchausen", "exploration takes one argument now"),
+        ("munchausen", "Munchausen", "exploration must take one argument"),
         ("own_network", "WideDQN", "ApexDQNConfig is now apex.api.ApexDQN.Config"),
     ],
 )

@@ -387,7 +387,7 @@ def test_schema_of_another_n_step_is_refused():
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"name": "apex_dqm"}, "no 'apex_dqm'; there are: apex_dqn"),
+        ({"name": "apex_dqm"}, "unknown algorithm 'apex_dqm'; expected one of apex_dqn"),
         ({"name": "apex_dqn", "n_stepp": 3}, "algorithm.n_stepp: unknown key; did you mean"),
         ({"name": "apex_dqn", "n_step": 0}, "algorithm.n_step"),
         ({"name": "apex_dqn", "discount": "0.9"}, "algorithm.discount"),

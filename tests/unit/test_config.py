@@ -159,7 +159,9 @@ def test_number_out_of_range_is_named_beside_its_range():
     )
     with pytest.raises(ConfigError) as error:
         make_algorithm({"name": "apex_dqn", "epsilon": 2.5}, env_spec((4,), "float32"))
-    assert str(error.value) == ("algorithm.epsilon: Expected `float` <= 1.0, got 2.5 (of apex_dqn)")
+    assert str(error.value) == (
+        "algorithm.epsilon: Expected `float` <= 1.0, got 2.5 (algorithm apex_dqn)"
+    )
 
 
 def test_range_limits_are_accepted():

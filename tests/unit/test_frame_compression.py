@@ -75,7 +75,7 @@ def test_frame_is_its_size_in_four_bytes_and_a_raw_lz4_block():
 def test_malformed_frame_is_an_error(bad):
     blocks = [frame_compression.compress(np.full((6, 6), k, dtype=np.uint8)) for k in range(5)]
     blocks[3] = bad
-    with pytest.raises(SchemaError, match="36 bytes in each of 15 frames"):
+    with pytest.raises(SchemaError, match="15 frames of 36 bytes each"):
         frame_compression.decompress(samples(blocks), schema((6, 6)))
 
 
