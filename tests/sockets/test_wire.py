@@ -175,7 +175,7 @@ def test_stranger_is_refused_with_a_code(desk, changes, code):
 def test_operator_needs_no_schema_but_the_right_run(desk):
     assert desk.ready(hello("operator", "operator", schema_hash="")).ready
     other = desk.connect(hello("operator", "operator", run_id="other"))
-    with pytest.raises(RefusedError, match="this is run run, not other"):
+    with pytest.raises(RefusedError, match="expected run run, got other"):
         desk.until(lambda: other.ready)
 
 
