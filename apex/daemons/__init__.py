@@ -1,1 +1,1 @@
-"""The long-running processes."""
+"""The daemons: long-running processes of a run, and what they share."""

@@ -1,8 +1,8 @@
-"""The kinds of daemon: when a run has each, how it is started and ended, and what it needs.
+"""Catalog of the daemon kinds: when a run has each, how it starts and stops, what it needs.
 
-From this list come the supervisord programs, what the launcher starts, the names of processes,
-the doctor's budgets, the rows of a status, and the table of daemons in ARCHITECTURE.md. A new
-daemon is a package of its own and one entry here.
+The supervisord programs, the launcher, the names of processes, the doctor's budgets, the rows of
+a status and the table of daemons in ARCHITECTURE.md are derived from it. A new daemon needs a
+package and an entry here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Value = TypeVar("Value")
 
 
 def always(value: Value) -> Callable[[Config], Value]:
-    """The same value for every configuration."""
+    """Return a function that gives the same value for every configuration."""
     return lambda config: value
 
 
@@ -30,40 +30,40 @@ class DaemonSpec:
     """One kind of daemon."""
 
     kind: str
-    """Its name, and that of its executable in `bin/`; numbered ones are `KIND_NNN`."""
+    """Name of the kind and of its executable in `bin/`; numbered processes are `KIND_NNN`."""
     body: str
-    """The function that it runs, as `module:function`; only its own process imports it."""
+    """The function that the daemon runs, as `module:function`; only its process imports it."""
     start_order: int
-    """Lower ones are started first and ended last; those of one number end together."""
+    """Lower numbers start first and stop last; those with the same number stop together."""
     enabled: Callable[[Config], bool] | None = None
-    """Whether a run has it; None: every run has it."""
+    """Whether a run has this daemon; None: every run does."""
     count: Callable[[Config], int] | None = None
-    """How many a run has, each with a number in its name; None: one, without a number."""
+    """How many processes a run has, numbered by name; None: one, without a number."""
     stop_timeout_s: float = 10.0
-    """Seconds that it may take to drain before its engine kills it."""
+    """Seconds to drain before the engine kills the process."""
     takes_extensions: bool = True
-    """Whether its body also takes the environment and algorithm that a script brought."""
+    """Whether the body takes the environment and algorithm that a script passes in."""
     role: Role | None = None
-    """How it introduces itself at the endpoints of others; None: it connects to none."""
+    """Role in which it connects to endpoints; None: it connects to none."""
     binds: tuple[str, ...] = ()
     """Endpoints that it serves."""
     status_endpoint: str | None = None
-    """The one of them that answers STATUS."""
+    """The endpoint of `binds` that answers STATUS."""
     healthy_states: tuple[str, ...] = ("running",)
-    """States of its row in a status in which it does its work."""
+    """States in `apex status` that count as healthy."""
     connects: Callable[[Config], tuple[str, ...]]
-    """Endpoints of others that it uses."""
+    """Endpoints of other daemons to which it connects."""
     torch: Callable[[Config], Torch]
     """Whether it imports torch, and where it computes."""
     own_threads: tuple[str, ...] = ()
-    """Threads of its own code; without one of them the daemon is not whole and ends."""
+    """Essential threads; when one of them crashes, the process ends."""
     threads: Callable[[Config], int]
-    """Threads of the process at most, without those of NumPy's algebra: measured, rounded up."""
+    """Maximum threads of the process without those of BLAS; measured and rounded up."""
     memory_bytes: Callable[[Config], float]
-    """Resident memory of the process, without table, batches and parameters: measured."""
+    """Resident bytes of the process without table, batches and parameters; measured."""
 
     def names(self, config: Config) -> list[str]:
-        """The names of all processes of this kind that a run's engine keeps alive."""
+        """Names of all processes of this kind that a run's engine keeps alive."""
         if self.enabled is not None and not self.enabled(config):
             return []
         if self.count is None:
@@ -71,15 +71,15 @@ class DaemonSpec:
         return [self.name(index) for index in range(self.count(config))]
 
     def name(self, index: int) -> str:
-        """The name of a numbered process: `actor_003` for 3."""
+        """Name of a numbered process: `actor_003` for 3."""
         return f"{self.kind}_{index:03d}"
 
     def index(self, name: str) -> int:
-        """The number in a name: 3 for `actor_003`."""
+        """Number in a process's name: 3 for `actor_003`."""
         return int(name.removeprefix(f"{self.kind}_"))
 
     def load_body(self) -> Callable[..., Any]:
-        """Import the body."""
+        """Import and return the body."""
         module, _, function = self.body.partition(":")
         body: Callable[..., Any] = getattr(importlib.import_module(module), function)
         return body
@@ -101,7 +101,7 @@ LEARNER = DaemonSpec(
     kind="learner",
     body="apex.daemons.learner.daemon:body",
     start_order=2,
-    stop_timeout_s=40.0,  # it writes its last checkpoint
+    stop_timeout_s=40.0,  # to write the last checkpoint
     role="learner",
     binds=("learner.params",),
     status_endpoint="learner.params",
@@ -110,7 +110,7 @@ LEARNER = DaemonSpec(
     torch=always("yes"),
     own_threads=("params-server", "prefetch"),
     threads=lambda config: 14 + config.learner.decode_threads + config.learner.torch_threads,
-    # 320 to 600 MB were measured, most where torch keeps what sequences freed.
+    # Measured: 320 to 600 MB, the most with sequences, whose freed memory torch keeps.
     memory_bytes=always(650e6),
 )
 INFERENCE = DaemonSpec(
@@ -151,26 +151,30 @@ ACTOR = DaemonSpec(
     ),
     torch=lambda config: "never" if config.central else "yes, on the CPU",
     threads=lambda config: 9 + config.actor.torch_threads,
-    # With eight Atari environments and no torch: 65 MB.
+    # Measured without torch, with eight Atari environments: 65 MB.
     memory_bytes=lambda config: 80e6 if config.central else ACTOR_BYTES,
 )
 
 CATALOG = (REPLAY, LEARNER, INFERENCE, EVALUATOR, ACTOR)
-"""Every kind, in the order in which they are started."""
+"""All kinds, in start order."""
 
 
 def daemon_names(config: Config) -> list[str]:
-    """The daemons that an engine keeps alive, in the order in which it starts them."""
+    """Names of the daemons that an engine keeps alive, in start order."""
     return [name for spec in CATALOG for name in spec.names(config)]
 
 
 def spec_of(name: str) -> DaemonSpec:
-    """The kind of a daemon by its name; also of an attached actor, which no engine knows."""
+    """Return the kind of a daemon from its name; attached actors included.
+
+    Raises:
+        ValueError: the name belongs to no kind.
+    """
     for spec in CATALOG:
         if name == spec.kind or (spec.count is not None and name.startswith(f"{spec.kind}_")):
             return spec
-    raise ValueError(f"'{name}' is not a daemon of apex: expected one of {_kinds()}")
+    raise ValueError(f"expected the name of a daemon ({_example_names()}), got '{name}'")
 
 
-def _kinds() -> str:
+def _example_names() -> str:
     return ", ".join(spec.kind if spec.count is None else spec.name(0) for spec in CATALOG)

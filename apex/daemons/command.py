@@ -14,7 +14,7 @@ from apex.runs.directory import RunDirectory
 
 
 def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options by which every executable is told its run."""
+    """Add the options that name the run to a command."""
     path = click.Path(path_type=Path)
     for option in (
         click.option("--run", type=path, help="The run's directory."),
@@ -34,19 +34,19 @@ def run_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_from_options(run: Path | None, config: Path | None, endpoints: Path | None) -> RunDirectory:
-    """The run that the options of `run_options` name.
+    """Return the run that the options of `run_options` name.
 
     Raises:
         UsageError: neither --run nor --config was given.
     """
     if run is None and config is None:
-        raise UsageError("expected --run DIR, or --config FILE of a prepared run")
+        raise UsageError("expected --run DIR, or --config FILE in a prepared run's directory")
     directory = run if run is not None else config.parent  # type: ignore[union-attr]
     return RunDirectory(directory, config=config, endpoints=endpoints)
 
 
 def daemon_command(name: str, body: Callable[[Service], None], help_text: str) -> click.Command:
-    """The click command of a daemon that exists once in a suite."""
+    """Create the click command of a daemon that a suite has once."""
 
     @click.command(name=name, help=help_text)
     @run_options

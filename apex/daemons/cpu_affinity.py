@@ -1,7 +1,7 @@
 """Pin the training thread to dedicated CPU cores.
 
-The kernel moves threads between cores when others wake up. A training thread that shares its
-core with the threads that bring it batches, and with actors, waits for them many times a second.
+The kernel moves threads between cores when other threads wake up. A training thread that shares
+a core with actors and prefetching threads waits for them many times a second.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from apex.runs.directory import RunDirectory
 log = logging.getLogger("apex.daemons.cpu_affinity")
 
 LEARNER_CORES = "APEX_LEARNER_CORES"
-"""Environment variable by which an engine tells its learner."""
+"""Environment variable in which an engine passes the reserved cores to its learner."""
 
 _held: list[FileLock] = []
-"""Of this process; the kernel drops them when it ends."""
+"""Locks of the cores that this process has reserved; the kernel releases them at its exit."""
 
 
 def reserve(run: RunDirectory, config: Config) -> None:
-    """Reserve cores for the learner, and keep this process and its children to come off them.
+    """Reserve cores for the learner, and bar this process and its later children from them.
 
-    None are reserved where `learner.pin` is off, under a CPU quota, where no other core would be
-    left, or where other runs of this user have them.
+    No core is reserved when `learner.pin` is off, under a CPU quota, when no other core would
+    remain, or when too few are free because other runs of this user have reserved them.
     """
     os.environ.pop(LEARNER_CORES, None)
     available = sorted(os.sched_getaffinity(0))
@@ -51,7 +51,7 @@ def reserve(run: RunDirectory, config: Config) -> None:
 
 
 def take() -> None:
-    """Move the calling thread, and the threads it starts, to the cores reserved for it, if any."""
+    """Move the calling thread and threads that it starts later to the reserved cores, if any."""
     cores = _reserved()
     if not cores:
         return
@@ -59,13 +59,13 @@ def take() -> None:
     try:
         os.sched_setaffinity(0, cores)
     except OSError as error:
-        log.warning("core %s cannot be used, training shares: %s", named, error)
+        log.warning("cannot pin training to core %s, sharing cores instead: %s", named, error)
     else:
-        log.info("training on core %s alone", named)
+        log.info("training is pinned to core %s, which no other daemon uses", named)
 
 
 def of_run() -> int:
-    """Cores that this run has, its learner's included, as seen by a process that keeps off them."""
+    """Number of cores of this run, including those reserved for its learner."""
     return hardware.cores() + len(_reserved())
 
 

@@ -1,4 +1,4 @@
-"""Log lines of a daemon."""
+"""Log format of the daemons."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from apex.host.escaping import printable
 
 
 class EventFormatter(logging.Formatter):
-    """One event a line: time, level, process, text. Each line of a traceback is a line too."""
+    """Formats an event as one line: time, level, process, message."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
         self._process = process
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and one for each of a traceback; what a peer says stays within its line."""
+        """Format an event; a traceback adds lines, and control characters are escaped."""
         lines = [record.getMessage()]
         if record.exc_info:
             lines += self.formatException(record.exc_info).split("\n")
@@ -27,7 +27,7 @@ class EventFormatter(logging.Formatter):
 
 
 def log_to_stderr(process: str) -> None:
-    """Send the log of this process to stderr."""
+    """Log to stderr, warnings included."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(EventFormatter(process))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

@@ -1,4 +1,4 @@
-"""Figures of a process over time: rates over a window, and files that people and tools read."""
+"""Metrics of a process: rates over a time window, JSON lines and TensorBoard files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RATE_WINDOW_S = 10.0
 
 
 class Rate:
-    """Events per second, as a mean over the last `window_s` seconds; any thread may ask."""
+    """Events per second, averaged over the last `window_s` seconds. Thread-safe."""
 
     def __init__(
         self, window_s: float = RATE_WINDOW_S, clock: Callable[[], float] = time.monotonic
@@ -35,7 +35,7 @@ class Rate:
         self._lock = threading.Lock()
 
     def add(self, count: float) -> None:
-        """Count events now."""
+        """Count `count` events now."""
         with self._lock:
             self._add(count, self._clock())
 
@@ -47,7 +47,7 @@ class Rate:
             self._bins.append((now, count))
 
     def per_second(self) -> float:
-        """The mean rate; since the start, while that is less than a window ago."""
+        """Return the mean rate over the window, or since the start while that is shorter."""
         with self._lock:
             return self._per_second(self._clock())
 
@@ -59,20 +59,20 @@ class Rate:
 
 
 class JsonLines:
-    """An append-only file of JSON objects, one a line; past `max_bytes` it begins a new one.
+    """An append-only file of JSON objects, one per line, that is rotated past `max_bytes`.
 
-    One older file is kept beside it with the ending `.1`.
+    Rotation keeps one older file, with the suffix `.1`.
     """
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._path = path
         self._max_bytes = max_bytes
         self._file = path.open("a", encoding="utf-8")
-        if _ends_within_a_line(path):
+        if _ends_with_partial_line(path):
             self._file.write("\n")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record; a full disk costs the record, not the process."""
+        """Append one record; when the disk is full, the record is lost and a warning logged."""
         try:
             self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
@@ -84,15 +84,15 @@ class JsonLines:
             log.warning("metrics: cannot write %s: %s", self._path, error)
 
     def close(self) -> None:
-        """Close the file; what a full disk does not take is lost."""
+        """Close the file; data that a full disk refuses is lost."""
         try:
             self._file.close()
         except OSError as error:
             log.warning("metrics: cannot write %s: %s", self._path, error)
 
 
-def _ends_within_a_line(path: Path) -> bool:
-    """Whether a full disk or a kill cut the last line off."""
+def _ends_with_partial_line(path: Path) -> bool:
+    """Return whether the last line lacks its end, after a full disk or a kill."""
     with path.open("rb") as file:
         if file.seek(0, os.SEEK_END) == 0:
             return False
@@ -101,12 +101,12 @@ def _ends_within_a_line(path: Path) -> bool:
 
 
 class MetricsLog:
-    """A process's metrics: JSON lines always, TensorBoard files where `tensorboard` is set.
+    """Writes a process's metrics as JSON lines and, with `tensorboard`, as event files.
 
     Args:
         directory: the run's `metrics/`.
         process: the daemon's name, such as `actor_003`.
-        max_mb: bound of each file, in megabytes.
+        max_mb: maximum size of each file in megabytes.
         tensorboard: also write event files to `metrics/tensorboard/PROCESS`.
         clock: seconds since the epoch.
     """
@@ -127,12 +127,12 @@ class MetricsLog:
         self._clock = clock
 
     def write(self, values: Mapping[str, Any], *, step: int) -> None:
-        """Write one record of figures.
+        """Write one record.
 
         Args:
-            values: numbers, or plain values that only the JSON lines get; a number that is
-                not finite is written as null.
-            step: x-value of TensorBoard, in the process's own unit.
+            values: metrics by name; values that are not numbers go only to the JSON lines, and
+                a number that is not finite is written as null.
+            step: x-value in TensorBoard; its unit depends on the process.
         """
         now = self._clock()
         finite = {key: _finite(value) for key, value in values.items()}
@@ -153,10 +153,10 @@ def _finite(value: Any) -> Any:
 
 
 class EventFiles:
-    """TensorBoard event files; together they take at most twice `max_bytes`.
+    """TensorBoard event files of at most twice `max_bytes` in total.
 
-    A record is written at once and not synced: a disk that is slow holds nobody up. When the disk
-    refuses one, the files are given up.
+    Records are written immediately and not synced, so that a slow disk does not block the
+    process. After a write error no more are written.
     """
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
@@ -184,20 +184,20 @@ class EventFiles:
         except OSError as error:
             self.close()
             self._file = None
-            log.error("TensorBoard files are no longer written: %s", error)
+            log.error("TensorBoard files: cannot write, stopped writing them: %s", error)
 
     def _new_file(self) -> FileIO:
-        """Begin a file, as TensorBoard names them, and drop older ones beyond the bound."""
+        """Create a file with a name that TensorBoard recognises, and delete the oldest ones."""
         from tensorboardX.proto.event_pb2 import Event
 
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
         self._file = (self._directory / name).open("ab", buffering=0)
         self._append(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
-        self._drop_older()
+        self._delete_oldest()
         return self._file
 
     def _append(self, event: bytes) -> None:
-        """Write one record: length and data, each with its checksum. Raises `OSError`."""
+        """Write one record: length and data, each followed by its checksum. Raises `OSError`."""
         from tensorboardX.record_writer import masked_crc32c
 
         assert self._file is not None
@@ -207,8 +207,8 @@ class EventFiles:
         if self._file.write(record) < len(record):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _drop_older(self) -> None:
-        """Drop the oldest files while together they exceed the bound of two."""
+    def _delete_oldest(self) -> None:
+        """Delete the oldest files while the total exceeds twice `max_bytes`."""
         files = sorted(self._directory.glob("events.*"), key=lambda path: path.stat().st_mtime)
         while sum(path.stat().st_size for path in files) > 2 * self._max_bytes:
             files.pop(0).unlink()

@@ -1,4 +1,4 @@
-"""Ask a running daemon, as an operator."""
+"""Send requests to running daemons in the operator role."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ASK_TIMEOUT_S = 2.0
 
 
 def operator_client(run: RunDirectory, endpoint: str) -> Client:
-    """A connection of this process as an operator."""
+    """Connect to an endpoint in the operator role."""
     from apex.wire.client import Client
     from apex.wire.messages import Hello
 
@@ -35,10 +35,10 @@ def operator_client(run: RunDirectory, endpoint: str) -> Client:
 
 
 def request(run: RunDirectory, endpoint: str, message: Message, timeout_s: float) -> AnyMessage:
-    """What a daemon answers to an operator.
+    """Send a message to a daemon and return its reply.
 
     Raises:
-        ApexError: it does not answer in time, or refuses.
+        ApexError: the daemon does not reply within `timeout_s` seconds, or refuses.
     """
     client = operator_client(run, endpoint)
     try:
@@ -48,11 +48,19 @@ def request(run: RunDirectory, endpoint: str, message: Message, timeout_s: float
 
 
 def ask(run: RunDirectory, endpoint: str, report: type[Answer]) -> Answer | None:
-    """A daemon's answer to STATUS, or None when it does not answer.
+    """Request a daemon's status.
+
+    Args:
+        run: the run.
+        endpoint: name of the daemon's endpoint, such as `replay.sample`.
+        report: type of its reply.
+
+    Returns:
+        The status, or None when the daemon does not reply in time.
 
     Raises:
-        DecodeError: the answer is not such a report.
-        RefusedError: the daemon refuses to answer, such as one of another version.
+        DecodeError: the reply does not have the type `report`.
+        RefusedError: the daemon refuses, for example because its version differs.
     """
     from apex.wire.messages import Status, StatusReply
 

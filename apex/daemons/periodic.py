@@ -1,4 +1,4 @@
-"""Something that is done now and then: when it is due."""
+"""Timer for periodic work."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 
 class Every:
-    """Says once in each period that something is due.
+    """A timer that is due once per period.
 
     Args:
-        period_s: seconds from one time to the next.
-        clock: seconds, monotonic.
-        at_once: due now; else after the first period.
+        period_s: period in seconds.
+        clock: monotonic time in seconds.
+        at_once: whether it is due immediately; otherwise after the first period.
     """
 
     def __init__(
@@ -27,12 +27,12 @@ class Every:
         self._next = clock() + (0.0 if at_once else period_s)
 
     def due(self) -> bool:
-        """Whether it is due; the next period begins when it is."""
+        """Return whether the timer is due; if so, the next period begins."""
         if self._clock() < self._next:
             return False
         self.restart()
         return True
 
     def restart(self) -> None:
-        """Begin a period now."""
+        """Begin a new period now."""
         self._next = self._clock() + self._period

@@ -16,33 +16,38 @@ from apex.host.files import overwrite_file, replace_file
 log = logging.getLogger("apex")
 
 SHORT_LIFE_S = 20.0
-"""A daemon that ends uncleanly before this age is in a crash loop."""
+"""A crash of a daemon younger than this counts towards a crash loop."""
 MAX_OUT_OF_MEMORY = 3
+"""Consecutive crashes out of memory, at any age, after which a daemon gives up."""
 MAX_DELAY_S = 30.0
-WORDLESS = "it was killed, or ended without a word"
+UNKNOWN_ERROR = "it was killed, or exited without an error message"
 
 
 class CrashRecord(msgspec.Struct):
     """One start of a daemon, and how it ended."""
 
     started: float
+    """Seconds since the Unix epoch."""
     epoch: int = 0
+    """Number of the start; increases with each start."""
     crashes: int = 0
-    """In a row, each within `SHORT_LIFE_S` of its start or out of memory, before this start."""
+    """Consecutive crashes before this start, each within `SHORT_LIFE_S` or out of memory."""
     memory_crashes: int = 0
-    """In a row, out of memory."""
+    """How many of the most recent crashes were consecutively out of memory."""
     clean: bool = False
-    error: str = WORDLESS
-    """Of the crash before this start, or of this start's end."""
+    """Whether this start ended without a crash."""
+    error: str = UNKNOWN_ERROR
+    """Error of the crash before this start or, at its end, of this start."""
     code: int = 0
+    """Exit code of this start."""
     gave_up: bool = False
-    """No engine starts it again."""
+    """Whether the engine does not restart the daemon."""
     starts: int = 0
-    """In this run, before this one."""
+    """Starts in this run before this one."""
 
 
 def read(path: Path) -> CrashRecord | None:
-    """The record at `path`, if there is a good one."""
+    """Read the record at `path`; None when it is missing or invalid."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=CrashRecord)
     except (OSError, msgspec.MsgspecError):
@@ -50,43 +55,45 @@ def read(path: Path) -> CrashRecord | None:
 
 
 def age_s(path: Path) -> float:
-    """Seconds that the daemon of a record has lived, as far as it has told; 0 without a record."""
+    """Seconds that a daemon has run, as of its last update of the record; 0 without a record."""
     record = read(path)
     return 0.0 if record is None else path.stat().st_mtime - record.started
 
 
-def loops(path: Path) -> bool:
-    """Whether the start of a record may be one more of a crash loop."""
+def in_crash_loop(path: Path) -> bool:
+    """Return whether the recorded start follows several crashes and is young itself."""
     record = read(path)
     return record is not None and record.crashes > 1 and age_s(path) < SHORT_LIFE_S
 
 
 class CrashHistory:
-    """A daemon's own record, in a file; its time of change minus `started` is the daemon's age.
+    """Reads and writes a daemon's crash record.
+
+    The file's modification time minus `started` is the daemon's age.
 
     Args:
-        path: of the file.
-        most: crashes in a row.
+        path: the record's file.
+        max_crashes: consecutive crashes after which the daemon gives up.
         wall_clock_ns: nanoseconds since 1970.
     """
 
     def __init__(
-        self, path: Path, most: int, wall_clock_ns: Callable[[], int] = time.time_ns
+        self, path: Path, max_crashes: int, wall_clock_ns: Callable[[], int] = time.time_ns
     ) -> None:
         self._wall_clock_ns = wall_clock_ns
         self._path = path
-        self._most = most
+        self._max_crashes = max_crashes
         self._last = read(path)
-        last_epoch = self._last.epoch + 1 if self._last else 0
+        min_epoch = self._last.epoch + 1 if self._last else 0
         self.starts = self._last.starts + 1 if self._last else 0
-        """Of this daemon in this run, before this one."""
+        """How often this daemon was started in this run before."""
         now_ns = wall_clock_ns()
-        self._record = CrashRecord(now_ns / 1e9, max(now_ns, last_epoch), starts=self.starts)
-        self._began = time.monotonic()
+        self._record = CrashRecord(now_ns / 1e9, max(now_ns, min_epoch), starts=self.starts)
+        self._started_at = time.monotonic()
         self.crashes, self._memory_crashes = self._count()
 
     def _count(self) -> tuple[int, int]:
-        """Crashes in a row, and how many of the last ones were for want of memory."""
+        """Count consecutive crashes, and how many of the latest were out of memory."""
         last = self._last
         if last is None or last.clean:
             return 0, 0
@@ -96,55 +103,59 @@ class CrashHistory:
 
     @property
     def epoch(self) -> int:
-        """Of this start; a later start's is higher, whatever the clock does."""
+        """Number of this start; a later start has a higher one, even if the clock is set back."""
         return self._record.epoch
 
     @property
     def restarted(self) -> bool:
-        """Whether there was a start before."""
+        """Whether there was an earlier start."""
         return self._last is not None
 
     @property
     def last_error(self) -> str:
-        """Why the start before ended."""
+        """Error with which the previous start ended."""
         return self._last.error if self._last is not None else ""
 
     @property
     def too_many(self) -> bool:
-        """Whether another try is not worth it."""
-        return self.crashes >= self._most or self._memory_crashes >= MAX_OUT_OF_MEMORY
+        """Whether the daemon should give up."""
+        return self.crashes >= self._max_crashes or self._memory_crashes >= MAX_OUT_OF_MEMORY
 
     @property
     def delay_s(self) -> float:
-        """Before this start begins its work."""
+        """Seconds to wait before the work begins."""
         return min(MAX_DELAY_S, 2.0 ** (self.crashes - 2)) if self.crashes > 1 else 0.0
 
-    def began(self) -> None:
-        """Write down that this start begins, now."""
-        self._record.started, self._began = self._wall_clock_ns() / 1e9, time.monotonic()
+    def record_start(self) -> None:
+        """Write a record of a start now."""
+        now_s = self._wall_clock_ns() / 1e9
+        self._record.started, self._started_at = now_s, time.monotonic()
         self._record.crashes = self.crashes
         self._record.memory_crashes = self._memory_crashes
         if self.crashes:
             self._record.error = self.last_error
         self._write()
 
-    def breathe(self) -> None:
-        """Write down that it still lives, and for how long, whatever the wall clock does."""
-        age_at = self._record.started + time.monotonic() - self._began
+    def record_age(self) -> None:
+        """Update the file's modification time, from which the age follows.
+
+        It is computed from the monotonic clock, so that changes of the wall clock do not matter.
+        """
+        modified_at = self._record.started + time.monotonic() - self._started_at
         try:
-            os.utime(self._path, (age_at, age_at))
+            os.utime(self._path, (modified_at, modified_at))
         except OSError:
             pass
 
-    def failed(self, error: str, code: ExitCode) -> None:
-        """Write down how it ends."""
+    def record_failure(self, error: str, code: ExitCode) -> None:
+        """Write the error and exit code with which the daemon ends."""
         self._record.error, self._record.code = error, code
         self._record.gave_up = code in NOT_RESTARTED
         self._record.clean = code in NOT_RESTARTED
         self._write()
 
-    def ended(self) -> None:
-        """Write down that it ends as it was meant to."""
+    def record_clean_exit(self) -> None:
+        """Write that the daemon ends without an error."""
         self._record.clean, self._record.crashes = True, 0
         self._write()
 
@@ -154,7 +165,7 @@ class CrashHistory:
             replace_file(self._path, data)
         except OSError as error:
             try:
-                overwrite_file(self._path, data)  # a full disk has room where the last one lies
+                overwrite_file(self._path, data)  # on a full disk the old file's blocks are free
             except OSError:
                 log.warning("cannot write %s: %s", self._path, error)
-        self.breathe()
+        self.record_age()

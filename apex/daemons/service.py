@@ -1,4 +1,4 @@
-"""What every daemon does: take its name, handle signals, run its body, exit with a code."""
+"""The life of a daemon process: lock its name, handle signals, run its body, exit with a code."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from apex.wire.sockets import terminate_context
 log = logging.getLogger("apex")
 
 ENGINE_PID = "APEX_ENGINE_PID"
-"""Environment variable by which an engine tells its children its own process id."""
+"""Environment variable in which an engine passes its process id to its children."""
 
-TURN_S = 60.0
-"""Longer than an engine waits for all daemons that it ends before any other one."""
+ENGINE_STOP_TIMEOUT_S = 60.0
+"""Longer than an engine takes to stop all daemons that it stops before a given one."""
 PR_SET_PDEATHSIG = 1
 COMMON_THREADS = ("watchdog", "gate")
-"""Threads that every daemon has, besides those of its kind; a library's may be lost."""
+"""Essential threads of every daemon, besides its kind's own; a library's thread may crash."""
 
 
 class Service:
-    """A running daemon, as its body sees it.
+    """The process-level services that a daemon's body uses.
 
     Args:
         run: the run's directory.
-        name: the daemon's name, such as `actor_003`; only one of that name lives at a time.
+        name: the daemon's name, such as `actor_003`; one process of that name runs at a time.
 
     Raises:
-        ApexError: the run's files cannot be used, or the name is taken.
+        ApexError: the run's files cannot be used, or a daemon of this name is running.
     """
 
     def __init__(self, run: RunDirectory, name: str) -> None:
@@ -62,34 +62,39 @@ class Service:
         self._stop = threading.Event()
         self._signals = 0
         self._signalled = threading.Event()
-        self._lock = self._take_name()
+        self._lock = self._lock_name()
         self._crashes = CrashHistory(run.crash_file(name), self.config.run.max_crashes)
         self._watchdog = Watchdog(
-            self.config.run.watchdog_s, self._crashes.breathe, self._crashes.failed
+            self.config.run.watchdog_s, self._crashes.record_age, self._crashes.record_failure
         )
         self.epoch = self._crashes.epoch
-        """This start of the daemon; a later start's is higher, whatever the clock does."""
+        """Number of this start of the daemon; a later start has a higher one, even if the clock
+        is set back."""
         self.starts = self._crashes.starts
-        """Of this daemon in this run, before this one."""
+        """How often this daemon was started in this run before."""
         self.restarted = self._crashes.restarted
-        """Whether this run had this daemon before."""
+        """Whether this daemon was started in this run before."""
 
-    def _take_name(self) -> FileLock:
-        for folder in (self.run.daemons, self.run.metrics):  # another host has but three files
+    def _lock_name(self) -> FileLock:
+        for folder in (
+            self.run.daemons,
+            self.run.metrics,
+        ):  # another host has only three of the files
             folder.mkdir(exist_ok=True)
         lock = FileLock(self.run.lock_file(self.name))
         if not lock.acquire():
             raise RunError(
-                f"{self.name} of {self.run.path} runs already (pid {self.run.pid(self.name)})"
+                f"{self.name} of {self.run.path} is already running "
+                f"(pid {self.run.pid(self.name)}); stop it first"
             )
         try:
             lock.write(str(os.getpid()))
-        except OSError as error:  # a full disk: work goes on, only its process id is not told
+        except OSError as error:  # a full disk: the daemon works without its pid in the file
             log.warning("cannot write %s: %s", lock.path, error)
         return lock
 
     def hello(self) -> Hello:
-        """How this daemon greets at an endpoint."""
+        """The HELLO that this daemon sends to endpoints."""
         assert self.spec.role is not None, f"{self.name} connects to no endpoint"
         return Hello(
             role=self.spec.role,
@@ -110,28 +115,32 @@ class Service:
         self._stop.set()
 
     def wait(self, seconds: float) -> bool:
-        """Wait, or return True at once when the daemon is asked to stop."""
+        """Wait up to `seconds`; return True as soon as the daemon is asked to stop."""
         return self._stop.wait(seconds)
 
     def end_engine(self) -> None:
-        """Have the engine, if there is one, end the run, and wait for this daemon's turn.
+        """Tell the engine, if any, to end the run, and wait until it signals this daemon.
 
-        An engine would take an exit of its own accord for a crash.
+        An engine would treat an exit without its signal as a crash.
         """
         if not self.supervised:
             return
         with suppress(ProcessLookupError):
             os.kill(int(os.environ[ENGINE_PID]), signal.SIGTERM)
-        deadline = time.monotonic() + TURN_S
+        deadline = time.monotonic() + ENGINE_STOP_TIMEOUT_S
         while not self._signalled.wait(0.1) and time.monotonic() < deadline:
             self.beat()
 
     def beat(self) -> None:
-        """Tell the watchdog that the work loop makes progress, or waits for a good reason."""
+        """Tell the watchdog that the work loop makes progress, or waits as it should."""
         self._watchdog.beat()
 
     def install_signals(self) -> None:
-        """SIGTERM and SIGINT drain, a second one ends at once; SIGUSR1 dumps all stacks."""
+        """Install signal handlers.
+
+        SIGTERM and SIGINT drain the daemon, a second one ends it at once; SIGUSR1 dumps all
+        stacks.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         faulthandler.enable()
@@ -142,71 +151,75 @@ class Service:
         self._signalled.set()
         if self._signals > 1:
             os._exit(128 + number)
-        log.info("%s: draining; a second signal ends at once", signal.Signals(number).name)
+        log.info("%s: stopping; a second signal exits at once", signal.Signals(number).name)
         self.stop()
 
     def join_engine(self) -> None:
-        """Under an engine: a session of this process's own, and SIGTERM when the engine dies.
+        """Under an engine: start a new session, and request SIGTERM when the engine dies.
 
-        A terminal's Ctrl-C then reaches the engine alone, and a kernel that groups tasks by
-        session weighs each daemon by itself (docs/LEARNING.md).
+        Ctrl-C in a terminal then reaches only the engine, and a kernel that groups tasks by
+        session schedules each daemon as a separate group (docs/LEARNING.md).
 
         Raises:
-            RunError: the engine is dead already.
+            RunError: the engine has died already.
         """
         if not self.supervised:
             return
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != int(os.environ[ENGINE_PID]):
-            raise RunError("the engine that started this process is gone")
-        _lead_session()
+            raise RunError("the engine that started this process has exited")
+        _start_session()
 
     def start_watchdog(self) -> None:
-        """Start the thread that ends the process when its work loop stands still."""
+        """Start the thread that ends the process when its work loop hangs."""
         self._watchdog.start()
 
     def delay_after_crashes(self) -> None:
-        """Back off when the last starts ended badly within seconds.
+        """Wait when the last starts crashed within seconds.
 
         Raises:
-            GaveUpError: it happened too often in a row.
+            GaveUpError: too many crashes in a row.
         """
         history = self._crashes
         if history.too_many:
             raise GaveUpError(
-                f"crashed {history.crashes} times in a row, giving up; the last time: "
-                f"{history.last_error}. Its log says more; `apex actor restart`, or `apex stop` "
-                "and `apex run --resume`, tries again"
+                f"crashed {history.crashes} times in a row, giving up; last error: "
+                f"{history.last_error}. See its log; to try again: `apex actor restart`, or "
+                "`apex stop` and `apex run --resume`"
             )
-        history.began()  # a death while it waits counts too
+        history.record_start()  # a crash during the wait counts too
         if history.delay_s:
             log.warning("crash %d in a row, starting in %.0f s", history.crashes, history.delay_s)
             self.wait(history.delay_s)
-        history.began()
+        history.record_start()
 
     def failed(self, error: str, code: ExitCode) -> None:
-        """Record how this start ends; `apex status` shows it."""
-        self._crashes.failed(error, code)
+        """Record the error with which this start ends; `apex status` shows it."""
+        self._crashes.record_failure(error, code)
 
     def mark_clean(self) -> None:
-        """Record that this start ended as it was meant to."""
-        self._crashes.ended()
+        """Record that this start ended without an error."""
+        self._crashes.record_clean_exit()
 
 
-def _lead_session() -> None:
-    """Begin a session; supervisord makes each child lead a group, and no leader may begin one."""
+def _start_session() -> None:
+    """Start a new session, unless this process leads one.
+
+    supervisord makes each child a process group leader, and a leader cannot start a session:
+    leave the group first.
+    """
     if os.getsid(0) == os.getpid():
         return
-    with suppress(PermissionError):  # the engine is just dying, and SIGTERM is under way
+    with suppress(PermissionError):  # the engine is dying, and SIGTERM will follow
         os.setpgid(0, os.getpgid(os.getppid()))
         os.setsid()
 
 
 def serve(run: RunDirectory, name: str, body: Callable[[Service], None]) -> NoReturn:
-    """Run a daemon's body until it returns, then end the process.
+    """Run a daemon's body until it returns, then exit the process.
 
-    The process ends without the interpreter's own tidying up, which with torch in memory takes
-    seconds: files are closed by then, and what is under way on the wire is waited for.
+    The exit skips the interpreter's cleanup, which takes seconds with torch in memory. By then
+    files are closed and queued messages are sent.
     """
     code = _run(run, name, body)
     terminate_context()
@@ -216,7 +229,7 @@ def serve(run: RunDirectory, name: str, body: Callable[[Service], None]) -> NoRe
 
 
 def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
-    """Run a daemon's body; each error that apex raises on purpose becomes one line and its code."""
+    """Run a daemon's body; log an `ApexError` as one line and return its exit code."""
     log_to_stderr(name)
     service: Service | None = None
     try:
@@ -248,7 +261,7 @@ def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
 
 
 def _end_with_thread(service: Service, crash: threading.ExceptHookArgs) -> None:
-    """A daemon that has lost one of its own threads is no longer whole: end it."""
+    """End the process when one of its essential threads has crashed."""
     name = crash.thread.name if crash.thread else "unknown"
     log.error("thread '%s' crashed", name, exc_info=crash.exc_value)
     if name in (*COMMON_THREADS, *service.spec.own_threads):

@@ -1,4 +1,4 @@
-"""End a process whose work loop stands still."""
+"""Watchdog thread: end a process whose work loop hangs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ log = logging.getLogger("apex.daemons.watchdog")
 
 
 class Watchdog:
-    """A thread that counts its own wake-ups since the work loop's last beat.
+    """A thread that ends the process when the work loop's beats stop.
 
-    It does not look at the clock, so that a stopped and continued process (SIGSTOP, a suspended
-    machine) is not taken for a hung one.
+    It counts its own wake-ups instead of reading the clock, so that a process that was stopped
+    and continued (SIGSTOP, a suspended machine) is not mistaken for a hung one.
 
     Args:
-        limit_s: seconds without a beat after which the process ends with `ExitCode.HANG`.
-        each_second: called with each wake-up.
-        on_hang: called with the reason before the process ends.
+        limit_s: seconds without a beat after which the process exits with `ExitCode.HANG`.
+        each_second: called at each wake-up.
+        on_hang: called with the reason before the process exits.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Watchdog:
         self._beats = 0
 
     def beat(self) -> None:
-        """The work loop makes progress, or waits for a good reason."""
+        """Report that the work loop makes progress, or waits as it should."""
         self._beats += 1
 
     def start(self) -> None:
@@ -53,7 +53,7 @@ class Watchdog:
             idle_s = idle_s + 1.0 if self._beats == seen else 0.0
             seen = self._beats
             if idle_s >= self._limit:
-                log.error("work loop stood still for %.0f s: dumping stacks, exiting", idle_s)
+                log.error("work loop hung for %.0f s: dumping stacks, exiting", idle_s)
                 faulthandler.dump_traceback(all_threads=True)
-                self._on_hang(f"its work loop stood still for {idle_s:.0f} s", ExitCode.HANG)
+                self._on_hang(f"its work loop hung for {idle_s:.0f} s", ExitCode.HANG)
                 os._exit(ExitCode.HANG)

@@ -13,7 +13,7 @@ from apex.errors import EndpointError
 
 
 def install_root() -> Path:
-    """The directory with `bin/` and `deploy/`: the checkout, or the environment's share/apex-suite."""
+    """The directory with `bin/` and `deploy/`: checkout, or the environment's share/apex-suite."""
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / "deploy").is_dir():
         return checkout

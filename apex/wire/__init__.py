@@ -1,5 +1,6 @@
-"""The wire: typed messages over ZeroMQ ROUTER/DEALER. The only package that imports zmq.
+"""Typed messages over ZeroMQ ROUTER/DEALER sockets. The only package that imports zmq.
 
-`messages` says what there is to say, `codec` turns it into frames and back, `sockets` makes
-sockets safe, `server` and `client` keep the conversation. PROTOCOL.md describes it for people.
+`messages` defines the messages, `codec` converts them to frames and back, `sockets` creates
+sockets with safe options, and `server` and `client` implement the conversation. PROTOCOL.md is
+the specification.
 """

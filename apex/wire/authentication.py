@@ -1,8 +1,8 @@
-"""Who may connect: each handshake is judged by one thread of this process (ZAP, ZeroMQ RFC 27).
+"""Authentication of connections: one thread per process answers ZAP requests (ZeroMQ RFC 27).
 
-Every endpoint has a domain of its own and is bound with ZAP_ENFORCE_DOMAIN, so that without this
-thread nobody gets in. On ipc the boundary is the user id that the kernel tells; on tcp it is a
-CURVE key; on loopback without keys (`insecure_loopback`) there is none.
+Each endpoint has its own ZAP domain and is bound with ZAP_ENFORCE_DOMAIN, so that without this
+thread every connection is refused. On ipc the kernel's user id of the peer decides, on tcp its
+CURVE key; on loopback without keys (`insecure_loopback`) every connection is accepted.
 """
 
 from __future__ import annotations
@@ -28,56 +28,56 @@ ADDRESS = "inproc://zeromq.zap.01"
 THREAD = "gate"
 RELOAD_S = 1.0
 ANYONE = "local"
-"""User of connections that have no key."""
+"""ZAP user id of connections without a key."""
 
 
 class Policy(Protocol):
-    """Who may connect to one endpoint."""
+    """Decides who may connect to one endpoint."""
 
     def admit(self, address: str, mechanism: str, credentials: list[bytes]) -> str | None:
-        """The user that connects; None: nobody who may."""
+        """Return the user id of a peer that may connect, or None when it may not."""
         ...
 
     def refusal(self, user: str, role: Role) -> str | None:
-        """Why a connected user may not speak in this role now; None if it may."""
+        """Return why a connected user may not act in this role now, or None when it may."""
         ...
 
 
 class SameUser:
-    """On a unix socket: processes of this user, and root's."""
+    """Policy of unix sockets: processes of this user and of root may connect."""
 
     def __init__(self, uid: int) -> None:
         self._uids = {uid, 0}
 
     def admit(self, address: str, mechanism: str, credentials: list[bytes]) -> str | None:
-        """libzmq appends `:uid:gid:pid` of the peer, by SO_PEERCRED, to the address."""
+        """Admit by user id; libzmq appends the peer's `:uid:gid:pid` (SO_PEERCRED) to `address`."""
         parts = address.rsplit(":", 3)
         known = mechanism == "NULL" and len(parts) == 4 and parts[1].isdigit()
         return ANYONE if known and int(parts[1]) in self._uids else None
 
     def refusal(self, user: str, role: Role) -> str | None:
-        """Any role: the user id is the boundary."""
+        """Allow every role: the user id was checked at the handshake."""
         return None
 
 
 class Anyone:
-    """On loopback, where the endpoints file says so."""
+    """Policy of loopback addresses with `insecure_loopback`: every process may connect."""
 
     def admit(self, address: str, mechanism: str, credentials: list[bytes]) -> str | None:
-        """Everyone who reaches the port."""
+        """Admit every peer."""
         return ANYONE if mechanism == "NULL" else None
 
     def refusal(self, user: str, role: Role) -> str | None:
-        """Any role."""
+        """Allow every role."""
         return None
 
 
 class KeyHolders:
-    """On tcp: holders of a key in `authorized/`, each in its key's role.
+    """Policy of tcp with keys: holders of a key in `authorized/` may connect, in the key's role.
 
     Args:
-        folder: of the keys; read again at most once a second.
-        clock: seconds, monotonic.
+        folder: the key folder; it is read again at most once a second.
+        clock: monotonic time in seconds.
     """
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
@@ -88,7 +88,7 @@ class KeyHolders:
         self._keys: dict[str, Key] = {}
 
     def admit(self, address: str, mechanism: str, credentials: list[bytes]) -> str | None:
-        """The holder of an authorized key; libzmq has seen that the secret half is there."""
+        """Admit the holder of an authorized key; libzmq has verified the secret key."""
         if mechanism != "CURVE" or len(credentials) != 1:
             return None
         public = z85.encode(credentials[0]).decode()
@@ -97,7 +97,7 @@ class KeyHolders:
             return public if public in self._keys else None
 
     def refusal(self, user: str, role: Role) -> str | None:
-        """A revoked key, or one of another role."""
+        """Refuse a revoked key and a key for another role."""
         with self._lock:
             self._read()
             key = self._keys.get(user)
@@ -117,20 +117,22 @@ class KeyHolders:
         except FileNotFoundError:
             self._keys = {}
         except OSError as error:
-            log.error("%s: %s; who was let in stays so", self._folder, error)
+            log.error(
+                "%s: cannot be read (%s); the keys read before stay valid", self._folder, error
+            )
 
 
 class Gate:
-    """The thread that answers libzmq's question at each handshake.
+    """A thread that answers libzmq's ZAP request for each handshake.
 
     Args:
-        context: whose sockets it watches over.
+        context: the context whose sockets it protects.
     """
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
         self._policies: dict[str, Policy] = {}
         self.refused: Counter[str] = Counter()
-        """Handshakes, by the endpoint's name."""
+        """Refused handshakes by endpoint name."""
         self._socket = context.socket(zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.bind(ADDRESS)
@@ -139,14 +141,14 @@ class Gate:
         self._thread.start()
 
     def guard(self, socket: zmq.Socket[bytes], name: str, policy: Policy) -> None:
-        """Let only those in whom `policy` admits; before the socket is bound."""
+        """Admit only the peers that `policy` admits; call it before binding the socket."""
         domain = f"{name}/{len(self._policies)}"
         self._policies[domain] = policy
         socket.setsockopt(zmq.ZAP_DOMAIN, domain.encode())
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
     def close(self) -> None:
-        """End the thread: no handshake succeeds any more."""
+        """Stop the thread; every later handshake fails."""
         if not self._stopped:
             self._stopped = True
             os.eventfd_write(self._stop, 1)
@@ -177,4 +179,9 @@ class Gate:
     def _refuse(self, name: str, address: str) -> None:
         self.refused[name] += 1
         if self.refused[name] in (1, 10, 100, 1000):
-            log.warning("%s: refused a stranger (%dx), last %r", name, self.refused[name], address)
+            log.warning(
+                "%s: refused an unauthorized connection (%d so far), last from %r",
+                name,
+                self.refused[name],
+                address,
+            )

@@ -1,4 +1,4 @@
-"""The connecting side of an endpoint: a DEALER that greets again after every reconnect."""
+"""Client side of an endpoint: a DEALER socket that says HELLO after every reconnect."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ FATAL_CODES = frozenset(
         "future_epoch",
     }
 )
-"""Refusals that a resend cannot mend."""
+"""Errors that sending again cannot resolve."""
 
 
 class Client:
-    """Talks to one endpoint and survives its server's restarts.
+    """A connection to one endpoint that survives restarts of the server.
 
-    The client is `ready` between a `Welcome` and the loss of the connection. A `Welcome` is
-    handed to the caller like any message: what is still unanswered then must be sent again.
+    The client is `ready` from a `Welcome` until the connection is lost. `receive` returns each
+    `Welcome` like any other message: the caller must then resend its unanswered messages.
 
     Args:
         endpoint: where to connect.
         hello: sent at the start of every connection.
-        clock: seconds, monotonic.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
@@ -61,24 +61,24 @@ class Client:
         self._clock = clock
         self._level = logging.DEBUG if hello.role == "operator" else logging.INFO
         self._socket, self._monitor = connected_dealer(endpoint, hello.role)
-        log.log(self._level, "%s: waiting for it at %s", self.name, endpoint.address)
+        log.log(self._level, "%s: connecting to %s", self.name, endpoint.address)
 
     def pollables(self) -> list[zmq.Socket[bytes] | int]:
         """See `apex.wire.sockets.Pollable`."""
         return [self._socket, self._monitor]
 
     def receive(self) -> list[Received]:
-        """All that has arrived; never waits.
+        """Return all messages that have arrived; never blocks.
 
         Raises:
-            RefusedError: the server will not have this client.
+            RefusedError: the server refuses this client.
         """
         self._watch_connection()
         received: list[Received] = []
         while _readable(self._socket):
             try:
                 frames = self._next_frames()
-            except zmq.Again:  # the connection has gone, and what it had brought
+            except zmq.Again:  # the connection was lost, and its unread messages with it
                 break
             try:
                 item = decode(frames)
@@ -96,7 +96,7 @@ class Client:
         return received
 
     def _next_frames(self) -> list[Frame]:
-        """The frames of one message: its header, and views of its buffers. Raises `zmq.Again`."""
+        """Return the frames of one message: header, then buffers as views. Raises `zmq.Again`."""
         frames: list[Frame] = [self._socket.recv(zmq.NOBLOCK)]
         while self._socket.getsockopt(zmq.RCVMORE):
             frames.append(self._socket.recv(copy=False).buffer)
@@ -110,7 +110,7 @@ class Client:
                 continue
             self._connected = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             if self.ready and not self._connected:
-                log.info("%s: connection lost, waiting for it", self.name)
+                log.info("%s: connection lost, reconnecting", self.name)
             self.ready = False
             self._hello_sent = float("-inf")
         if self._connected and not self.ready and self._clock() - self._hello_sent > HELLO_RETRY_S:
@@ -118,18 +118,18 @@ class Client:
             self._transmit(self.hello, None)
 
     def _on_handshake_failure(self, event: int) -> None:
-        """libzmq tries again, but for a refusal by the gate."""
+        """Raise when the server has refused the key or user; libzmq retries other failures."""
         if event == zmq.EVENT_HANDSHAKE_FAILED_AUTH:
             raise RefusedError(
-                f"{self.name} did not let this process in: its key is not in authorized/, or it "
-                "runs as another user",
+                f"{self.name} refused the connection: this process runs as another user than the "
+                "server, or its key is not in the server's authorized/ (see `apex keys new`)",
                 "not_authorized",
             )
         if not self._handshake_failed:
             self._handshake_failed = True
             log.warning(
-                "%s: the other side broke the handshake off, trying again; with keys: is "
-                "server.public that of the server's server.secret?",
+                "%s: the handshake failed, retrying. If the endpoint uses keys, check that "
+                "server.public belongs to the server's server.secret",
                 self.name,
             )
 
@@ -143,7 +143,11 @@ class Client:
             log.warning("%s: %s: %s", self.name, error.code, error.detail)
 
     def send(self, message: Message, arrays: Mapping[str, Array] | None = None) -> bool:
-        """Send if the server is there and reads; False otherwise. Never waits."""
+        """Send a message; never blocks.
+
+        Returns:
+            False when the client is not `ready` or the server does not read its messages.
+        """
         return self.ready and self._transmit(message, arrays)
 
     def _transmit(self, message: Message, arrays: Mapping[str, Array] | None) -> bool:
@@ -154,11 +158,11 @@ class Client:
         return True
 
     def request(self, message: Message, timeout_s: float) -> Received:
-        """Send one message and wait for its answer; for operators, who do one thing at a time.
+        """Send one message and wait for its reply; only for clients with one request at a time.
 
         Raises:
-            PeerTimeoutError: no answer within `timeout_s` seconds.
-            RefusedError: the answer is an error.
+            PeerTimeoutError: no reply within `timeout_s` seconds.
+            RefusedError: the reply is an error.
         """
         deadline = self._clock() + timeout_s
         sent = False
@@ -177,7 +181,7 @@ class Client:
         raise PeerTimeoutError(f"{self.name}: no answer within {timeout_s:g} s")
 
     def close(self) -> None:
-        """Close, after what is under way has been sent (at most one second)."""
+        """Close the connection after sending queued messages, which takes at most one second."""
         if self._socket.closed:
             return
         self._socket.disable_monitor()
@@ -186,7 +190,7 @@ class Client:
 
 
 def _readable(socket: zmq.Socket[bytes]) -> bool:
-    """Whether a whole message is there; an actor asks at each step, and a poller costs more."""
+    """Whether a complete message has arrived; cheaper than a poller, since actors call it often."""
     events = socket.get(zmq.EVENTS)
     assert isinstance(events, int)
     return bool(events & zmq.POLLIN)

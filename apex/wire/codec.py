@@ -1,4 +1,4 @@
-"""Messages to frames and back: one msgpack header, then one raw buffer for each declared array."""
+"""Encode messages as frames and decode them: a msgpack header, then one raw buffer per array."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MAX_HEADER_BYTES = 1024 * 1024
 
 
 class _Envelope(msgspec.Struct, frozen=True):
-    """What every protocol version has in common: which version it is."""
+    """The part of a header that is the same in every protocol version: the version number."""
 
     protocol: int
 
@@ -38,8 +38,8 @@ def encode(message: Message, arrays: Mapping[str, Array] | None = None) -> list[
     """Encode a header and its arrays.
 
     Args:
-        message: the header; its `buffers` are declared here.
-        arrays: as `apex.data.array_bytes.declare` takes them.
+        message: the header; this function fills in its `buffers`.
+        arrays: arrays by buffer name; see `apex.data.array_bytes.declare`.
 
     Returns:
         The frames to send; buffer frames are views of the arrays' memory.
@@ -51,22 +51,24 @@ def encode(message: Message, arrays: Mapping[str, Array] | None = None) -> list[
 
 
 def decode(frames: Sequence[Frame]) -> Received:
-    """Decode frames, believing nothing that the header declares until it has been checked.
+    """Decode frames from an untrusted peer; every declaration in the header is checked first.
 
     Raises:
-        DecodeError: with the code `malformed` or `protocol_version`.
+        DecodeError: the frames are invalid; the code is `malformed` or `protocol_version`.
     """
     if not frames:
         raise DecodeError("expected at least a header frame, got none")
     header = frames[0]
     if len(header) > MAX_HEADER_BYTES:
-        raise DecodeError(f"header of {len(header)} bytes, at most {MAX_HEADER_BYTES} are allowed")
+        raise DecodeError(
+            f"expected a header of at most {MAX_HEADER_BYTES} bytes, got {len(header)}"
+        )
     try:
         version = _envelope_decoder.decode(header).protocol
         if version != PROTOCOL_VERSION:
             raise DecodeError(
-                f"protocol version {version}, this side speaks {PROTOCOL_VERSION}; "
-                "run the same apex on both sides",
+                f"expected protocol version {PROTOCOL_VERSION}, got {version}; "
+                "install the same version of apex on both sides",
                 code="protocol_version",
             )
         message = _decoder.decode(header)

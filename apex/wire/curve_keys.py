@@ -1,14 +1,14 @@
-"""CURVE keys: files that say who may connect over tcp, and in which role.
+"""CURVE keys: create, read and revoke the key files that control who may connect over tcp.
 
-A folder of keys holds
+A key folder contains
 
-    server.secret           of the daemons that bind
-    server.public           what those who connect know them by
-    ROLE.secret             of whoever connects from here in this role
-    authorized/NAME.public  who is let in, and in which role
+    server.secret           key pair of the daemons that bind endpoints
+    server.public           by which clients recognise those daemons
+    ROLE.secret             key pair of a client of this host with that role
+    authorized/NAME.public  a client that may connect, and its role
 
-A secret file is its owner's alone (0600). Another host gets a folder with `server.public` and
-one secret of its own; removing `authorized/NAME.public` revokes a key.
+Only its owner may read a secret file (mode 0600). Another host gets a folder with
+`server.public` and a secret for its role; removing `authorized/NAME.public` revokes a key.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SERVER: Final = "server"
 
 
 class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One key pair, or its public half. Keys are Z85 text of 40 characters."""
+    """A key pair, or only its public key. Keys are Z85 strings of 40 characters."""
 
     name: str
     role: KeyRole
@@ -46,32 +46,40 @@ class Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def public_half(self) -> Key:
-        """What others may know."""
+        """The key without its secret, which others may read."""
         return msgspec.structs.replace(self, secret="")
 
 
 def new_key(name: str, role: KeyRole) -> Key:
-    """A new pair. Raises `UsageError` for a name that is no file's."""
+    """Create a key pair. Raises `UsageError` for a name that cannot be a file name."""
     if not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(
-            f"a key's name has letters, digits, '_', '.' and '-', at most 64; got {name!r}"
+            "expected a key name of at most 64 letters, digits, '_', '.' and '-', a letter or "
+            f"digit first; got {name!r}"
         )
     public, secret = zmq.curve_keypair()
     return Key(name, role, public.decode(), secret.decode())
 
 
 def make_folder(folder: Path) -> list[Key]:
-    """Make a folder with the server's key and one for each role; gives those that were made.
+    """Create a key folder with a key for the server and one for each role.
+
+    Returns:
+        The created keys.
 
     Raises:
-        UsageError: there are keys already, or others can write to the folder.
-        OSError: the folder cannot be made or written.
+        UsageError: the folder has keys already, or other users can write to it.
+        OSError: the folder cannot be created or written.
     """
     if (folder / "server.secret").exists():
-        raise UsageError(f"{folder} has keys already; add one with --role, or name another folder")
+        raise UsageError(
+            f"{folder} already has keys; add a key with --role, or choose another folder"
+        )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise UsageError(f"{folder} can be written by others; name a new folder, or chmod go-w it")
+        raise UsageError(
+            f"other users can write to {folder}; run chmod go-w on it, or choose a new folder"
+        )
     (folder / "authorized").mkdir(mode=0o700, exist_ok=True)
     _keep_from_git(folder)
     server = new_key(SERVER, SERVER)
@@ -87,20 +95,26 @@ def make_folder(folder: Path) -> list[Key]:
 
 
 def add_key(folder: Path, name: str, role: Role, target: Path) -> Key:
-    """Let in one more: its secret goes into the folder `target`, ready for another host.
+    """Create and authorize one more key.
+
+    Args:
+        folder: the server's key folder.
+        name: of the new key.
+        role: in which its holder may connect.
+        target: folder for the secret and `server.public`, to be copied to another host.
 
     Raises:
-        UsageError: the name or the secret's place is taken, or `folder` has no keys.
+        UsageError: the name is taken, `target` has a secret for the role, or `folder` has no keys.
         OSError: a file cannot be written.
     """
     server = read_key(folder / "server.public")
     authorized = folder / "authorized" / f"{name}.public"
     key = new_key(name, role)
     if authorized.exists():
-        raise UsageError(f"{authorized} is there already; choose another name or revoke it first")
+        raise UsageError(f"{authorized} already exists; choose another name or revoke that key")
     secret = target / f"{role}.secret"
     if secret.exists():
-        raise UsageError(f"{secret} is there already; name another folder for the new key")
+        raise UsageError(f"{secret} already exists; choose another folder for the new key")
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     _keep_from_git(target)
     _write(target / "server.public", server)
@@ -110,18 +124,24 @@ def add_key(folder: Path, name: str, role: Role, target: Path) -> Key:
 
 
 def revoke(folder: Path, name: str) -> None:
-    """Let a key in no longer; what it sends is refused within seconds. Raises `UsageError`."""
+    """Revoke a key; its open connections are refused within seconds.
+
+    Raises:
+        UsageError: no authorized key has this name.
+    """
     if (
         not re.fullmatch(NAME_PATTERN, name)
         or not (folder / "authorized" / f"{name}.public").exists()
     ):
         known = ", ".join(sorted(key.name for key in authorized_keys(folder).values()))
-        raise UsageError(f"{folder / 'authorized'} has no key {name!r}; it has {known or 'none'}")
+        raise UsageError(
+            f"no key {name!r} in {folder / 'authorized'}; expected one of: {known or '(no keys)'}"
+        )
     (folder / "authorized" / f"{name}.public").unlink()
 
 
 def _keep_from_git(folder: Path) -> None:
-    """Secrets in a checkout are soon published ones."""
+    """Make git ignore the folder, so that secrets in a checkout are not published."""
     (folder / ".gitignore").write_text("*\n")
 
 
@@ -137,40 +157,46 @@ def _write(path: Path, key: Key) -> None:
 
 
 def read_key(path: Path) -> Key:
-    """Read a public key. Raises `EndpointError`."""
+    """Read a key file. Raises `EndpointError`."""
     try:
         key = msgspec.convert(read_toml(path), Key)
     except (ConfigError, msgspec.ValidationError) as error:
         raise EndpointError(
-            f"key {path}: {error}; `apex keys new {path.parent}` makes a folder of keys"
+            f"key {path}: {error}; `apex keys new {path.parent}` creates a key folder"
         ) from None
     if any(len(text) != 40 for text in (key.public, *filter(None, [key.secret]))):
-        raise EndpointError(f"key {path}: a key is Z85 text of 40 characters")
+        raise EndpointError(f"key {path}: expected a key of 40 characters (Z85)")
     return key
 
 
 def read_secret(path: Path) -> Key:
-    """Read a key pair whose file nobody else can read.
+    """Read a key pair from a file that only this user can read.
 
     Raises:
-        EndpointError: it is missing, another's, open to others, or no pair.
+        EndpointError: the file is missing, belongs to another user, is readable by others, or
+            has no secret key.
     """
     check_private(path)
     key = read_key(path)
     if not key.secret:
-        raise EndpointError(f"key {path} is only a public half; the secret one is needed here")
+        raise EndpointError(f"key {path}: expected a key pair, got only a public key")
     return key
 
 
 def client_keys(folder: Path, role: Role) -> tuple[Key, Key]:
-    """The key of whoever connects in a role, and the server's public half.
+    """Read the keys with which a client of a role connects.
+
+    Returns:
+        The client's key pair and the server's public key.
 
     Raises:
-        EndpointError: one is missing or cannot be used, or the key is for another role.
+        EndpointError: a key is missing or cannot be used, or the pair is for another role.
     """
     own = read_secret(folder / f"{role}.secret")
     if own.role != role:
-        raise EndpointError(f"key {folder / role}.secret is for the role '{own.role}'")
+        raise EndpointError(
+            f"key {folder / role}.secret: expected the role '{role}', got '{own.role}'"
+        )
     server = read_key(folder / "server.public")
     problem = writer_problem(folder / "server.public")
     if problem is not None:
@@ -184,28 +210,32 @@ def check_private(path: Path) -> None:
         status = path.lstat()
     except OSError as error:
         raise EndpointError(
-            f"key {path}: {error.strerror}; `apex keys new {path.parent}` makes a folder of keys"
+            f"key {path}: {error.strerror}; `apex keys new {path.parent}` creates a key folder"
         ) from None
     if not stat.S_ISREG(status.st_mode):
-        raise EndpointError(f"key {path} is no plain file (a link?); put the key itself there")
+        raise EndpointError(
+            f"key {path}: expected a regular file (a link, perhaps?); put the key itself there"
+        )
     if status.st_uid != os.getuid():
-        raise EndpointError(f"key {path} belongs to user {status.st_uid}, not to you")
+        raise EndpointError(
+            f"key {path} belongs to user {status.st_uid}; expected user {os.getuid()} (chown it)"
+        )
     if status.st_mode & 0o077:
         raise EndpointError(
-            f"key {path} can be read by others (mode {status.st_mode & 0o777:04o}): "
-            f"chmod 600 {path}, and make a new key if others may have read it"
+            f"key {path} can be read by other users (mode {status.st_mode & 0o777:04o}): run "
+            f"chmod 600 {path}, and create a new key if others may have read it"
         )
 
 
 def authorized_keys(folder: Path, earlier: Mapping[str, Key] = {}) -> dict[str, Key]:
-    """Who is let in, by public key; a file that is no key is named in the log and passed over.
+    """Read the authorized keys, by public key; invalid files are skipped with a warning.
 
     Args:
-        folder: of the keys.
-        earlier: what was found before; holds for a file that cannot be read just now.
+        folder: the key folder.
+        earlier: result of an earlier call; its key is used for a file that cannot be read now.
 
     Raises:
-        OSError: the folder cannot be read now, which says nothing about who is let in.
+        OSError: the folder cannot be read; earlier results remain valid.
     """
     found: dict[str, Key] = {}
     authorized = folder / "authorized"
@@ -217,7 +247,7 @@ def authorized_keys(folder: Path, earlier: Mapping[str, Key] = {}) -> dict[str, 
             path.read_bytes()
             problem = writer_problem(path)
             if problem is not None:
-                raise EndpointError(f"key {path} is passed over: {problem}")
+                raise EndpointError(f"key {path} is ignored: {problem}")
             key = read_key(path)
         except FileNotFoundError:
             continue

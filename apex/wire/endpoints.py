@@ -1,4 +1,4 @@
-"""Addresses of the daemons: read from an endpoints file and resolved."""
+"""Addresses of the daemons: read, check and resolve an endpoints file."""
 
 from __future__ import annotations
 
@@ -20,62 +20,63 @@ IPC_MAX_BYTES = 107
 """Longest path of a unix socket on Linux, in bytes."""
 
 SOCKETS = "{sockets}"
-"""Placeholder in an endpoints file for the run's own private directory of sockets."""
+"""Placeholder in an endpoints file for the run's private socket directory."""
 
 
 class ReplayEndpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the replay server binds."""
+    """Addresses that the replay server binds."""
 
     insert: str
     sample: str
 
 
 class LearnerEndpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the learner binds."""
+    """Address that the learner binds."""
 
     params: str
 
 
 class InferenceEndpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the inference server binds."""
+    """Address that the inference server binds."""
 
     act: str
 
 
 class Endpoint(NamedTuple):
-    """One address, and what guards it."""
+    """One address and its keys."""
 
     name: str
     """Such as `replay.insert`."""
     address: str
     keys: Path | None = None
-    """The folder of keys, for tcp (`apex/wire/curve_keys.py`)."""
+    """The key folder, for tcp (`apex/wire/curve_keys.py`)."""
 
 
 class Endpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Every address of a suite."""
+    """All addresses of a suite."""
 
     replay: ReplayEndpoints
     learner: LearnerEndpoints
     inference: InferenceEndpoints | None = None
-    """Needed by runs whose actors do not decide themselves."""
+    """Required with `actor.inference = "central"`."""
     insecure_loopback: bool = False
+    """Accept every user of this machine on loopback addresses without keys."""
     keys: str = ""
-    """The folder of keys; a relative path is taken from the endpoints file."""
+    """The key folder; a relative path is relative to the endpoints file."""
 
     def of(self, name: str) -> Endpoint:
-        """One of them by its name. Raises `EndpointError` where the file has none."""
+        """Return an endpoint by name. Raises `EndpointError` when the file does not have it."""
         address = self.addresses().get(name)
         if address is None:
             raise EndpointError(
-                f'endpoints: no {name}; actor.inference = "central" needs it, '
-                "deploy/endpoints.toml shows how"
+                f'endpoints: {name} is missing; actor.inference = "central" needs it, '
+                "see deploy/endpoints.toml for an example"
             )
         guarded = self.keys and address.startswith("tcp://")
         return Endpoint(name, address, Path(self.keys) if guarded else None)
 
     def addresses(self) -> dict[str, str]:
-        """Address by name, such as `replay.insert`."""
+        """The addresses by endpoint name, such as `replay.insert`."""
         found = {
             "replay.insert": self.replay.insert,
             "replay.sample": self.replay.sample,
@@ -85,15 +86,15 @@ class Endpoints(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def default_file() -> Path:
-    """`deploy/endpoints.toml` of the checkout or of the installed distribution."""
+    """Path of `deploy/endpoints.toml` in the checkout or the installed distribution."""
     return install_root() / "deploy" / "endpoints.toml"
 
 
 def load(path: Path | None = None) -> Endpoints:
-    """Read an endpoints file and check each of its addresses.
+    """Read an endpoints file and check its addresses.
 
     Args:
-        path: of the file; by default the one that is installed (`default_file`).
+        path: the file; `default_file()` when None.
 
     Raises:
         EndpointError: the file or a key is missing, or an address cannot be used.
@@ -103,8 +104,8 @@ def load(path: Path | None = None) -> Endpoints:
         raw = read_toml(path)
     except ConfigError as error:
         raise EndpointError(
-            f"endpoints file {error}; `apex run` writes one into the run's directory, "
-            "and deploy/endpoints.toml is the model for your own"
+            f"endpoints file {error}; `apex run` writes one into the run directory, "
+            "and deploy/endpoints.toml is a template for your own"
         ) from None
     return _convert(raw, path)
 
@@ -143,12 +144,13 @@ def _check_all(endpoints: Endpoints) -> None:
 def _check_ipc(name: str, path: str) -> None:
     if not path.startswith(("/", SOCKETS)):
         raise EndpointError(
-            f"{name}: an ipc path must be absolute or begin with {SOCKETS}, got '{path}'"
+            f"{name}: expected an absolute ipc path, or one that begins with {SOCKETS}; "
+            f"got '{path}'"
         )
     if len(os.fsencode(path)) > IPC_MAX_BYTES:
         raise EndpointError(
-            f"{name}: the ipc path has {len(os.fsencode(path))} bytes, Linux allows "
-            f"{IPC_MAX_BYTES}; choose a shorter one (or set XDG_RUNTIME_DIR): {path}"
+            f"{name}: expected an ipc path of at most {IPC_MAX_BYTES} bytes (the limit of Linux), "
+            f"got {len(os.fsencode(path))}; choose a shorter one or set XDG_RUNTIME_DIR: {path}"
         )
 
 
@@ -168,23 +170,23 @@ def _check_tcp(name: str, address: str, rest: str, endpoints: Endpoints) -> None
         return
     if not loopback:
         raise EndpointError(
-            f"{name} = '{address}': tcp beyond loopback needs keys; make them with "
-            '`apex keys new DIR` and say keys = "DIR" at the top of the endpoints file'
+            f"{name} = '{address}': tcp beyond loopback needs keys; create them with "
+            '`apex keys new DIR` and set keys = "DIR" at the top of the endpoints file'
         )
     if not endpoints.insecure_loopback:
         raise EndpointError(
-            f"{name} = '{address}': tcp on loopback without keys lets every user of this machine "
-            'in; make keys with `apex keys new DIR` and say keys = "DIR" at the top of the '
-            "endpoints file, or accept that with insecure_loopback = true"
+            f"{name} = '{address}': without keys every user of this machine can connect over tcp "
+            'on loopback; create keys with `apex keys new DIR` and set keys = "DIR" at the top of '
+            "the endpoints file, or set insecure_loopback = true to accept the risk"
         )
 
 
 def resolve(endpoints: Endpoints, run_directory: Path) -> Endpoints:
-    """Fill in what differs from run to run: the directory of sockets and free tcp ports.
+    """Replace the placeholders of an endpoints file: the socket directory and free tcp ports.
 
     Raises:
-        EndpointError: the directory cannot be made, an address got too long or is not this
-            machine's.
+        EndpointError: the directory cannot be created, or an address is too long or does not
+            belong to this machine.
     """
     addresses = endpoints.addresses()
     if any(SOCKETS in address for address in addresses.values()):
@@ -202,7 +204,7 @@ def resolve(endpoints: Endpoints, run_directory: Path) -> Endpoints:
 
 
 def _with_ports(addresses: dict[str, str]) -> dict[str, str]:
-    """The addresses with a free port for each `*`, all different: held until all are found."""
+    """Replace each port `*` by a free one; all are held until the end, so that they differ."""
     resolved = dict(addresses)
     with ExitStack() as held:
         for name, address in addresses.items():
@@ -214,13 +216,13 @@ def _with_ports(addresses: dict[str, str]) -> dict[str, str]:
                     probe.bind((host.strip("[]"), 0))
                 except OSError as error:
                     raise EndpointError(
-                        f"{name} = '{address}': this machine cannot listen there: {error.strerror}"
+                        f"{name} = '{address}': cannot listen on this address: {error.strerror}"
                     ) from None
                 resolved[name] = f"tcp://{host}:{probe.getsockname()[1]}"
     return resolved
 
 
 def dump(endpoints: Endpoints) -> str:
-    """The endpoints as TOML."""
+    """Format the endpoints as TOML."""
     table = msgspec.to_builtins(endpoints)
     return tomli_w.dumps({name: value for name, value in table.items() if value is not None})

@@ -1,4 +1,4 @@
-"""Every message of the protocol as a typed struct; PROTOCOL.md describes each of them."""
+"""The messages of the protocol as typed structs; PROTOCOL.md describes each of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_COUNT = 2**53
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
 
 NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z"
-"""Names stand in logs and file names."""
+"""Restrictive, because names appear in log lines and file names."""
 
 Role: TypeAlias = Literal["actor", "inference", "learner", "evaluator", "operator"]
 
@@ -34,14 +34,14 @@ Phase: TypeAlias = Literal[
 class Message(
     msgspec.Struct, frozen=True, kw_only=True, tag_field="type", forbid_unknown_fields=True
 ):
-    """Base of all headers. `buffers` is filled in by the codec."""
+    """Base class of all headers. The codec fills in `buffers`."""
 
     protocol: int = PROTOCOL_VERSION
     buffers: tuple[Buffer, ...] = ()
 
 
 class Hello(Message, frozen=True, tag="hello"):
-    """The first message on a connection: who speaks, for which run, with which data."""
+    """The first message on a connection: the sender's role, name, run and data schema."""
 
     role: Role
     name: Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
@@ -52,7 +52,10 @@ class Hello(Message, frozen=True, tag="hello"):
 
     @property
     def member(self) -> str:
-        """In a server's books; an evaluator that calls itself `actor_000` is not that actor."""
+        """Key of this member in a server: its name, with the role in front unless it is an actor.
+
+        An evaluator that is named `actor_000` therefore differs from the actor of that name.
+        """
         return self.name if self.role == "actor" else f"{self.role}:{self.name}"
 
 
@@ -68,74 +71,74 @@ class Welcome(Message, frozen=True, tag="welcome"):
 
 
 class Error(Message, frozen=True, tag="error"):
-    """The answer to a message that was refused."""
+    """The reply to a refused message."""
 
     code: str
     detail: str
 
 
 class Insert(Message, frozen=True, tag="insert"):
-    """One chunk of items; sequence numbers rise by one within a producer's epoch."""
+    """One chunk of items; `seq` increases by one with each insert of a producer's epoch."""
 
     seq: int
 
 
 class InsertAck(Message, frozen=True, tag="insert_ack"):
-    """The chunk `seq` is in the table, and so is every earlier one."""
+    """Acknowledges the chunk `seq` and every earlier one: all of them are in the table."""
 
     seq: int
     credits: int
     volatile_seq: int = -1
-    """Those above it outlive the server; of the others some do not."""
+    """Acknowledged inserts above this number are durable; some of the others may not be."""
 
 
 class Sample(Message, frozen=True, tag="sample"):
-    """Asks for one batch; answered when the rate limiter allows it."""
+    """Requests one batch; answered when the rate limiter allows it."""
 
     request_id: int
     batch_size: int
 
 
 class SampleReply(Message, frozen=True, tag="samples"):
-    """One batch, as declared by the schema."""
+    """One batch of items; the schema declares its buffers."""
 
     request_id: int
     table_items: int
 
 
 class UpdatePriorities(Message, frozen=True, tag="update_priorities"):
-    """New priorities by item id; not answered, stale ones are counted."""
+    """New priorities by item id. Has no reply; ids that left the table are counted."""
 
 
 class Act(Message, frozen=True, tag="act"):
-    """What an actor's environments gave; asks what they shall do."""
+    """An actor's newest observations and rewards; requests the next actions."""
 
     seq: Count
-    """Rises by one; the same again asks for the same answer again."""
+    """Increases by one with each request; a repeated number requests the same answer again."""
     begins: bool
-    """Episodes begin everywhere; what went before is cut."""
+    """Whether episodes begin in all environments; unfinished episodes are truncated."""
     slot: Count
     incarnation: Count
 
 
 class Actions(Message, frozen=True, tag="actions"):
-    """The answer to `Act`: the buffer `actions`."""
+    """The reply to `Act`, with the buffer `actions`."""
 
     seq: int
 
 
 class Leave(Message, frozen=True, tag="leave"):
-    """The actor ends: what it has made is complete. Not answered."""
+    """The actor exits; its unfinished episodes are truncated. Has no reply."""
 
 
 class GetParams(Message, frozen=True, tag="get_params"):
-    """Asks for parameters newer than a version (-1: any)."""
+    """Requests parameters newer than a version (-1: any)."""
 
     newer_than: int
 
 
 class Params(Message, frozen=True, tag="params"):
-    """A publication: safetensors bytes in the buffer `parameters`, with where they stand."""
+    """A publication: safetensors bytes in the buffer `parameters`, and counters of that moment."""
 
     param_version: int
     learner_step: int
@@ -149,7 +152,7 @@ class NotModified(Message, frozen=True, tag="not_modified"):
 
 
 class Heartbeat(Message, frozen=True, tag="heartbeat"):
-    """A sign of life from a work loop, every second, with its counters since its epoch."""
+    """Sent every second by a work loop, with its counters since the start of the process."""
 
     phase: Phase
     param_version: int = -1
@@ -161,39 +164,39 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
 
 
 class HeartbeatAck(Message, frozen=True, tag="heartbeat_ack"):
-    """The answer to a heartbeat, with the learner step of the newest publication."""
+    """The reply to a heartbeat, with the learner step of the newest publication."""
 
     learner_step: int
 
 
 class EvaluationReport(Message, frozen=True, tag="evaluation"):
-    """Returns of one evaluation, one for each whole episode."""
+    """The returns of one evaluation, one per complete episode."""
 
     returns: tuple[float, ...]
 
 
 class Ack(Message, frozen=True, tag="ack"):
-    """The message was taken."""
+    """The message was accepted."""
 
 
 class Status(Message, frozen=True, tag="status"):
-    """Asks a daemon how it is."""
+    """Requests a daemon's status."""
 
 
 class StatusReply(Message, frozen=True, tag="status_reply"):
-    """How a daemon is: a map of plain values."""
+    """A daemon's status: a map of plain values."""
 
     status: dict[str, Any]
 
 
 class Snapshot(Message, frozen=True, tag="snapshot"):
-    """Asks a daemon to bring all that it knows to the disk now."""
+    """Requests that a daemon write its whole state to disk now."""
 
     snapshot_id: int = 0
 
 
 class SnapshotReply(Message, frozen=True, tag="snapshot_reply"):
-    """What is on the disk now: a map of plain values."""
+    """What a snapshot has written to disk: a map of plain values."""
 
     snapshot_id: int
     saved: dict[str, Any]

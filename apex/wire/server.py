@@ -1,4 +1,4 @@
-"""The serving side of an endpoint: a ROUTER that knows its peers and refuses everything else."""
+"""Server side of an endpoint: a ROUTER socket that accepts only known peers and valid messages."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from apex.wire.sockets import bound_router
 log = logging.getLogger("apex.wire")
 
 PEER_SILENCE_S = 120.0
-"""Seconds after which a silent peer is forgotten; it is asked for a HELLO when it comes back."""
+"""Seconds after which a silent peer is forgotten; it must then say HELLO again."""
 SWEEP_S = 1.0
-MAX_MESSAGES_A_TURN = 64
+MAX_MESSAGES_PER_CALL = 64
 EPOCH_LEAD_NS = 3600 * 10**9
-"""How far the clock of another host may be ahead."""
+"""Nanoseconds by which the clock of another host may be ahead."""
 
 
 @dataclass
 class Peer:
-    """One greeted connection."""
+    """A connection whose HELLO was accepted."""
 
     identity: bytes
     hello: Hello
     last_seen: float
     user: str
-    """As the gate has let it in."""
+    """User id that the gate gave the connection."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """A message from a greeted peer whose role may send it."""
+    """A message from a known peer whose role may send it."""
 
     peer: Peer
     message: AnyMessage
@@ -53,15 +53,15 @@ Permissions = Mapping[Role, tuple[type[Message], ...]]
 
 @dataclass
 class Server:
-    """Binds one endpoint and keeps the conversation with its peers.
+    """Binds one endpoint and checks every message of its peers.
 
     Args:
-        endpoint: where to bind, and what guards it.
-        run_id: HELLOs of another run are refused.
-        schema_hash: HELLOs with another schema are refused; operators may leave it empty.
-        permissions: which messages each role may send here.
-        on_hello: called with a new peer; gives the `Welcome`, or raises `RefusedError`.
-        clock: seconds, monotonic.
+        endpoint: the address to bind, and its keys.
+        run_id: a HELLO of another run is refused.
+        schema_hash: a HELLO with another schema is refused; operators may leave theirs empty.
+        permissions: the messages that each role may send here.
+        on_hello: called with a new peer; returns its `Welcome`, or raises `RefusedError`.
+        clock: monotonic time in seconds.
     """
 
     endpoint: Endpoint
@@ -73,7 +73,7 @@ class Server:
     name: str = field(init=False)
     peers: dict[bytes, Peer] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
-    """Messages that were refused, and replies that were dropped, by reason."""
+    """Count of refused messages by error code, and of dropped replies as `reply_dropped`."""
 
     def __post_init__(self) -> None:
         self.instance = time.time_ns()
@@ -86,9 +86,9 @@ class Server:
         return [self._socket]
 
     def receive(self) -> Iterator[Request]:
-        """The requests that have arrived, at most `MAX_MESSAGES_A_TURN`; never waits."""
+        """Yield the requests that have arrived, at most `MAX_MESSAGES_PER_CALL`; never blocks."""
         self._sweep()
-        for _ in range(MAX_MESSAGES_A_TURN):
+        for _ in range(MAX_MESSAGES_PER_CALL):
             try:
                 sender = self._socket.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
@@ -126,22 +126,26 @@ class Server:
             return self.refuse(identity, "not_authorized", refusal)
         if hello.run_id != self.run_id:
             return self.refuse(
-                identity, "wrong_run", f"this is run {self.run_id}, not {hello.run_id}"
+                identity,
+                "wrong_run",
+                f"expected run {self.run_id}, got {hello.run_id}: use the files of one run",
             )
         if hello.role not in self.permissions:
-            return self.refuse(identity, "not_permitted", f"no role '{hello.role}' at {self.name}")
+            return self.refuse(
+                identity, "not_permitted", f"{self.name} does not accept the role '{hello.role}'"
+            )
         if hello.role != "operator" and hello.schema_hash != self.schema_hash:
             return self.refuse(
                 identity,
                 "wrong_schema",
-                f"{self.name} has schema {self.schema_hash}, {hello.name} came with "
-                f"{hello.schema_hash}: was it started with another configuration?",
+                f"{self.name} expected schema {self.schema_hash}, got {hello.schema_hash} from "
+                f"{hello.name}: start it with this run's configuration",
             )
         if self.endpoint.keys and hello.epoch > time.time_ns() + EPOCH_LEAD_NS:
             return self.refuse(
                 identity,
-                "future_epoch",  # which would keep out all later starts of that name
-                f"{hello.name} says that it was started an hour from now or later: set the clocks",
+                "future_epoch",  # accepting it would refuse all later starts of that name
+                f"the epoch of {hello.name} is over an hour ahead: synchronise both hosts' clocks",
             )
         try:
             welcome = self.on_hello(peer)
@@ -151,7 +155,7 @@ class Server:
         self.peers[identity] = peer
         self.send(identity, welcome)
         if hello.role != "operator":
-            log.info("%s: %s (pid %d) is here", self.name, hello.name, hello.pid)
+            log.info("%s: %s (pid %d) connected", self.name, hello.name, hello.pid)
 
     def _forget_older_connections(self, hello: Hello) -> None:
         for identity, peer in list(self.peers.items()):
@@ -159,16 +163,26 @@ class Server:
                 del self.peers[identity]
 
     def refuse(self, identity: bytes, code: str, detail: str) -> None:
-        """Count a refusal and tell the peer."""
+        """Count a refusal and send the peer an `Error`."""
         self.refused[code] += 1
         if code != "hello_required" and self.refused[code] in (1, 10, 100, 1000):
-            log.warning("%s: refused (%s, %dx): %s", self.name, code, self.refused[code], detail)
+            log.warning(
+                "%s: refused a message (%s, %d so far): %s",
+                self.name,
+                code,
+                self.refused[code],
+                detail,
+            )
         self.send(identity, Error(code=code, detail=detail))
 
     def send(
         self, identity: bytes, message: Message, arrays: Mapping[str, Array] | None = None
     ) -> bool:
-        """Send without ever waiting; False when the peer is gone or does not read (counted)."""
+        """Send a message; never blocks.
+
+        Returns:
+            False when the peer is gone or does not read, which is counted in `refused`.
+        """
         try:
             self._socket.send_multipart(
                 [identity, *encode(message, arrays)], zmq.NOBLOCK, copy=not arrays
@@ -193,7 +207,7 @@ class Server:
                 self.refuse(identity, "not_authorized", f"{peer.hello.name}: {refusal}")
 
     def close(self) -> None:
-        """Unbind, after the replies that are under way."""
+        """Unbind the endpoint after sending queued replies."""
         self._socket.close()
         if self._lock is not None:
             path = self.endpoint.address[len("ipc://") :]

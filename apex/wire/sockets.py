@@ -1,4 +1,4 @@
-"""Sockets with every option that keeps a daemon alive, set in this one place."""
+"""Create ZeroMQ sockets with the options and access control that every daemon needs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ log = logging.getLogger("apex.wire")
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
 MAX_REQUEST_BYTES = {"learner.params": 2**20, "replay.sample": 2**21}
-"""Of one frame that an endpoint takes; `replay.insert` takes `MAX_FRAME_BYTES`."""
+"""Largest frame in bytes that an endpoint accepts; others accept `MAX_FRAME_BYTES`."""
 SEND_HIGH_WATER = 64
-"""Messages that may wait for one peer; our streams have at most a few dozen in flight."""
+"""Messages queued for one peer at most; apex has at most a few dozen in flight."""
 HANDSHAKE_FAILURES = (
     zmq.EVENT_HANDSHAKE_FAILED_AUTH
     | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -32,40 +32,40 @@ HANDSHAKE_FAILURES = (
 )
 
 
-class _Process(NamedTuple):
-    """What there is once in a process."""
+class _ProcessState(NamedTuple):
+    """The ZeroMQ objects that exist once per process."""
 
     pid: int
     context: zmq.Context[zmq.Socket[bytes]]
     gate: Gate
 
 
-_process: _Process | None = None
+_process_state: _ProcessState | None = None
 
 
-def _own() -> _Process:
-    """Of this process, made after the fork: a child never uses its parent's."""
-    global _process
-    if _process is None or _process.pid != os.getpid():
+def _get_process_state() -> _ProcessState:
+    """Return this process's state; after a fork the child creates its own."""
+    global _process_state
+    if _process_state is None or _process_state.pid != os.getpid():
         _raise_file_limit()
         context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         context.set(zmq.MAX_SOCKETS, 4096)
-        _process = _Process(os.getpid(), context, Gate(context))
-    return _process
+        _process_state = _ProcessState(os.getpid(), context, Gate(context))
+    return _process_state
 
 
 def context() -> zmq.Context[zmq.Socket[bytes]]:
-    """The context of this process."""
-    return _own().context
+    """The ZeroMQ context of this process."""
+    return _get_process_state().context
 
 
 def gate() -> Gate:
-    """Judges who connects to the endpoints of this process."""
-    return _own().gate
+    """The gate that authenticates connections to the endpoints of this process."""
+    return _get_process_state().gate
 
 
 class Connections(NamedTuple):
-    """What a process's connections take."""
+    """Resources that a process's connections use."""
 
     open_files: int
     max_open_files: int
@@ -74,24 +74,27 @@ class Connections(NamedTuple):
 
 
 def connections() -> Connections:
-    """Open files of this process, most of them connections, of how many; strangers kept out."""
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    """Count this process's open files (mostly connections), their limit and refused handshakes."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     try:
         opened = len(os.listdir("/proc/self/fd"))
-    except OSError:  # not one more can be opened
-        opened = most
-    return Connections(opened, most, sum(gate().refused.values()))
+    except OSError:  # the limit is reached: listing needs a file descriptor too
+        opened = limit
+    return Connections(opened, limit, sum(gate().refused.values()))
 
 
 def terminate_context() -> None:
-    """Wait until the closed sockets' last messages are sent (at most their LINGER)."""
-    if _process is not None and _process.pid == os.getpid():
-        _process.gate.close()
-        _process.context.destroy(linger=1000)
+    """Close all sockets, waiting until their last messages are sent (at most their LINGER)."""
+    if _process_state is not None and _process_state.pid == os.getpid():
+        _process_state.gate.close()
+        _process_state.context.destroy(linger=1000)
 
 
 def _raise_file_limit() -> None:
-    """Beyond the limit nobody new gets in: libzmq spins on tcp, and aborts the process on ipc."""
+    """Raise the limit of open files to 65536 where allowed.
+
+    At the limit libzmq accepts no connection: it spins on tcp and aborts the process on ipc.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 65536 if hard == resource.RLIM_INFINITY else min(65536, hard)
     if soft < wanted:
@@ -112,17 +115,17 @@ def _configure(socket: zmq.Socket[bytes], address: str) -> None:
 
 
 class Bound(NamedTuple):
-    """A ROUTER at its address."""
+    """A ROUTER socket that is bound to its address."""
 
     socket: zmq.Socket[bytes]
     policy: Policy
-    """Who may speak there."""
+    """Decides who may connect."""
     lock: FileLock | None
-    """Keeps a second server away from an ipc path."""
+    """Prevents a second server from binding the same ipc path."""
 
 
 def bound_router(endpoint: Endpoint) -> Bound:
-    """A ROUTER bound to an endpoint.
+    """Create a ROUTER socket and bind it to an endpoint.
 
     Raises:
         EndpointError: the address is in use or cannot be bound, or a key cannot be used.
@@ -147,8 +150,8 @@ def bound_router(endpoint: Endpoint) -> Bound:
             lock.release()
         if error.errno == zmq.EADDRINUSE:
             raise EndpointError(
-                f"{name}: {address} is in use by another program; end it, or choose another "
-                "port in the endpoints file (port * takes a free one)"
+                f"{name}: {address} is in use by another program; stop that program, or choose "
+                "another port in the endpoints file (port * takes a free one)"
             ) from None
         raise EndpointError(f"{name}: cannot bind {address}: {error}") from None
     return Bound(socket, policy, lock)
@@ -160,7 +163,7 @@ def _policy(endpoint: Endpoint) -> Policy:
     if endpoint.keys is not None:
         return KeyHolders(endpoint.keys)
     log.warning(
-        "%s: every user of this machine may connect to %s (insecure_loopback)",
+        "%s: every user of this machine can connect to %s (insecure_loopback = true)",
         endpoint.name,
         endpoint.address,
     )
@@ -168,7 +171,7 @@ def _policy(endpoint: Endpoint) -> Policy:
 
 
 def _prepare_ipc(name: str, path: Path) -> FileLock:
-    """Take the lock of an ipc path, then remove the socket that an ended process left there."""
+    """Lock an ipc path, then remove the socket file that an earlier process left there."""
     lock = FileLock(path.with_name(path.name + ".lock"))
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -178,33 +181,34 @@ def _prepare_ipc(name: str, path: Path) -> FileLock:
         raise EndpointError(f"{name}: cannot use {path}: {error}") from None
     if not taken:
         raise EndpointError(
-            f"{name}: another process serves {path}; stop that suite first (apex stop)"
+            f"{name}: another process serves {path}; stop that run first (`apex stop`)"
         )
     if path.exists() or path.is_symlink():
         if not stat.S_ISSOCK(path.lstat().st_mode):
             lock.release()
-            raise EndpointError(f"{name}: {path} is there and is no socket; remove it")
+            raise EndpointError(f"{name}: {path} exists and is not a socket; remove it")
         path.unlink()
     return lock
 
 
 def _check_folder(name: str, path: Path) -> None:
-    """Raise `EndpointError` where others could put a socket of theirs in this one's place."""
+    """Raise `EndpointError` when other users could replace the socket with their own."""
     try:
         status = path.parent.lstat()
     except OSError:
-        return  # not there yet: the server makes it
+        return  # does not exist yet: the server creates it
     if status.st_uid not in (os.getuid(), 0) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise EndpointError(
-            f"{name}: others can write to {path.parent}; let the socket lie in a directory of "
-            "your own (mode 0700)"
+            f"{name}: other users can write to {path.parent}; put the socket into a directory "
+            "of your own (mode 0700)"
         )
 
 
 def connected_dealer(endpoint: Endpoint, role: Role) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes]]:
-    """A DEALER that connects to an endpoint, now or when somebody binds it, and its monitor.
+    """Create a DEALER socket that connects to an endpoint, and its monitor socket.
 
-    The monitor is there before the connection, which may stand within microseconds.
+    The endpoint need not be bound yet. The monitor is created first, because a connection may be
+    established within microseconds.
 
     Raises:
         EndpointError: the key of this role cannot be used.
@@ -228,15 +232,15 @@ def connected_dealer(endpoint: Endpoint, role: Role) -> tuple[zmq.Socket[bytes],
 
 
 class Pollable(Protocol):
-    """What a `Poller` can wait for."""
+    """An object that a `Poller` can wait for."""
 
     def pollables(self) -> list[zmq.Socket[bytes] | int]:
-        """Sockets and file descriptors that become readable when there is something to do."""
+        """Sockets and file descriptors that become readable when there is work to do."""
         ...
 
 
 class Waker:
-    """Lets one thread wake another that waits in a `Poller`."""
+    """Wakes a thread that waits in a `Poller`, from another thread."""
 
     def __init__(self) -> None:
         self._descriptor = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -246,7 +250,7 @@ class Waker:
         os.eventfd_write(self._descriptor, 1)
 
     def clear(self) -> None:
-        """Forget the wake-ups so far; the woken thread calls this."""
+        """Reset the waker; called by the thread that was woken."""
         try:
             os.eventfd_read(self._descriptor)
         except BlockingIOError:
@@ -260,7 +264,7 @@ class Waker:
 
 
 class Poller:
-    """Waits until one of several servers, clients or wakers has something to do."""
+    """Waits until one of several servers, clients or wakers has work to do."""
 
     def __init__(self, *sources: Pollable) -> None:
         self._poller = zmq.Poller()
@@ -269,5 +273,5 @@ class Poller:
                 self._poller.register(pollable, zmq.POLLIN)
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait up to `timeout_s` seconds; whether there is something to do."""
+        """Wait up to `timeout_s` seconds; return whether there is work to do."""
         return bool(self._poller.poll(max(0, int(timeout_s * 1000))))

@@ -86,7 +86,7 @@ def test_key_admits_its_own_role_only(stack, folder, name):
     guarded.until(client, lambda: client.ready)
     # The holder of the actor's key claims to be an operator.
     (folder / "operator.secret").write_bytes((folder / "actor.secret").read_bytes())
-    with pytest.raises(EndpointError, match="is for the role 'actor'"):
+    with pytest.raises(EndpointError, match="expected the role 'operator', got 'actor'"):
         guarded.connect(folder, "operator")
     forged = (folder / "operator.secret").read_text().replace('role = "actor"', 'role = "operator"')
     (folder / "operator.secret").write_text(forged)
@@ -222,41 +222,41 @@ def test_secret_files_are_private_and_checked(folder, tmp_path):
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / ".gitignore").read_text() == "*\n"
     (folder / "actor.secret").chmod(0o640)
-    with pytest.raises(EndpointError, match=r"can be read by others .*chmod 600"):
+    with pytest.raises(EndpointError, match=r"can be read by other users .*chmod 600"):
         curve_keys.client_keys(folder, "actor")
     (folder / "actor.secret").unlink()
     with pytest.raises(EndpointError, match="apex keys new"):
         curve_keys.client_keys(folder, "actor")
     (folder / "actor.secret").symlink_to(folder / "learner.secret")
-    with pytest.raises(EndpointError, match="no plain file"):
+    with pytest.raises(EndpointError, match="expected a regular file"):
         curve_keys.client_keys(folder, "actor")
     (folder / "server.secret").write_text("nonsense = 1\n")
     with pytest.raises(EndpointError, match=r"server\.secret"):
         sockets.bound_router(tcp_endpoint(folder))
-    with pytest.raises(UsageError, match="keys already"):
+    with pytest.raises(UsageError, match="already has keys"):
         curve_keys.make_folder(folder)
     for name in ("../evil", "", "a/b", "a" * 65, ".hidden"):
         with pytest.raises(UsageError, match="name"):
             curve_keys.add_key(folder, name, "actor", tmp_path / "out")
-    with pytest.raises(UsageError, match="it has actor, evaluator, inference, learner, operator"):
+    with pytest.raises(UsageError, match="one of: actor, evaluator, inference, learner, operator"):
         curve_keys.revoke(folder, "nobody")
 
 
 def test_keys_are_never_overwritten(folder, tmp_path):
     secret = (folder / "actor.secret").read_bytes()
-    with pytest.raises(UsageError, match=r"actor\.secret is there already; name another folder"):
+    with pytest.raises(UsageError, match=r"actor\.secret already exists; choose another folder"):
         curve_keys.add_key(folder, "far", "actor", folder)
     assert (folder / "actor.secret").read_bytes() == secret
     assert not (folder / "authorized" / "far.public").exists()
     curve_keys.add_key(folder, "far", "actor", tmp_path / "far")
-    with pytest.raises(UsageError, match="name another folder"):
+    with pytest.raises(UsageError, match="choose another folder"):
         curve_keys.add_key(folder, "farther", "actor", tmp_path / "far")
 
 
 def test_make_folder_refuses_a_writable_folder_and_keeps_the_mode_of_others(tmp_path):
     (tmp_path / "open").mkdir()
     (tmp_path / "open").chmod(0o777)
-    with pytest.raises(UsageError, match="others; name a new folder"):
+    with pytest.raises(UsageError, match=r"other users can write to .* choose a new folder"):
         curve_keys.make_folder(tmp_path / "open")
     assert list((tmp_path / "open").iterdir()) == []
     (tmp_path / "readable").mkdir()
@@ -301,7 +301,7 @@ def test_tcp_beyond_loopback_needs_keys(tmp_path, folder):
         '[learner]\nparams = "tcp://10.1.2.3:7003"\n'
     )
     file.write_text(text)
-    with pytest.raises(EndpointError, match="needs keys; make them with `apex keys new DIR`"):
+    with pytest.raises(EndpointError, match="needs keys; create them with `apex keys new DIR`"):
         load(file)
     file.write_text("insecure_loopback = true\n" + text)
     with pytest.raises(EndpointError, match="needs keys"):
@@ -310,7 +310,7 @@ def test_tcp_beyond_loopback_needs_keys(tmp_path, folder):
     endpoint = load(file).of("replay.sample")
     assert endpoint == Endpoint("replay.sample", "tcp://10.1.2.3:7002", folder)
     file.write_text('keys = "keys"\n' + text.replace("10.1.2.3:7001", "192.0.2.1:*"))
-    with pytest.raises(EndpointError, match="this machine cannot listen there"):
+    with pytest.raises(EndpointError, match="cannot listen on this address"):
         resolve(load(file), tmp_path)
 
 

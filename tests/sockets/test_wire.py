@@ -175,7 +175,7 @@ def test_wrong_greeting_is_refused_with_a_code(connections, changes, code):
 def test_operator_needs_no_schema_but_the_right_run(connections):
     assert connections.ready(hello("operator", "operator", schema_hash="")).ready
     other = connections.connect(hello("operator", "operator", run_id="other"))
-    with pytest.raises(RefusedError, match="this is run run, not other"):
+    with pytest.raises(RefusedError, match="expected run run, got other"):
         connections.until(lambda: other.ready)
 
 

@@ -1,1 +1,1 @@
-"""The actor: environments, and who decides for them."""
+"""The actor: steps environments, with local or central inference."""

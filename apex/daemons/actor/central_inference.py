@@ -1,4 +1,4 @@
-"""Inference in another process: the actor steps environments, and needs no torch."""
+"""Central inference: the inference server chooses this actor's actions. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from apex.wire.messages import Phase
 
 
 class CentralInference:
-    """Asks the inference server what to do; what comes of it is that server's to insert.
+    """Requests actions from the inference server, which also inserts the resulting items.
 
     Args:
-        service: of the actor.
+        service: the actor's.
     """
 
     learner_step = 0
@@ -29,56 +29,56 @@ class CentralInference:
 
     @property
     def client(self) -> Client:
-        """The connection whose messages `poll` takes."""
+        """The connection that `poll` reads."""
         return self._act.client
 
     @property
     def ready(self) -> bool:
-        """Whether the server is there."""
+        """Whether the server is connected."""
         return self._act.client.ready
 
     def start(self, slot: int, incarnation: int) -> str:
-        """Take a place on the exploration ladder; says how it explores."""
+        """Set slot and incarnation; returns a description of the exploration."""
         self._act.start(slot, incarnation)
-        return "as the inference server decides"
+        return "exploration by the inference server"
 
     def begin(self, observations: Array) -> None:
-        """Episodes begin everywhere."""
+        """Begin episodes in all environments."""
         self._act.begin(observations)
 
     def decide(self) -> Array:
-        """The actions for what was observed last."""
+        """Return the actions for the latest observations."""
         return self._act.take()
 
     def observe(self, result: StepResult) -> None:
-        """Tell what a step gave."""
+        """Send the result of a step."""
         self._act.observe(result)
 
     def cut(self) -> None:
-        """The environments have failed; the server hears of it when episodes begin again."""
+        """Do nothing: after a failure the next `begin` tells the server to truncate."""
 
     @property
     def waiting(self) -> Phase | None:
-        """What the next step waits for."""
+        """What the next step waits for, or None."""
         if self._act.answered:
             return None
         return "waiting_for_actions" if self._act.client.ready else "waiting_for_peer"
 
     def poll(self, publication: Publication | None) -> None:
-        """Take what has arrived; never waits."""
+        """Process received messages; never blocks."""
         self._act.poll()
 
     def finish(self) -> None:
-        """Say that this actor ends."""
+        """Tell the server that this actor exits."""
         self._act.leave()
 
     @property
     def drained(self) -> bool:
-        """Whether nothing is left that could still be handed over: nothing ever is."""
+        """Always True: this process has no items to deliver."""
         return True
 
     def metrics(self) -> dict[str, Any]:
-        """Figures of its own."""
+        """Metrics of inference, for the actor's metrics file."""
         return {"asked": self._act.asked}
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The actor daemon: steps environments, and does what its inference decides."""
+"""The actor daemon: steps environments with the actions that its inference chooses."""
 
 from __future__ import annotations
 
@@ -42,48 +42,48 @@ METRICS_PERIOD_S = 10.0
 
 
 class Inference(Decider, Protocol):
-    """Decides for an actor and takes what comes of it, in this process or in another."""
+    """Chooses an actor's actions and processes the results, in this process or in another."""
 
     @property
     def client(self) -> Client:
-        """The connection whose messages `poll` takes."""
+        """The connection that `poll` reads."""
 
     @property
     def ready(self) -> bool:
-        """Whether it can start."""
+        """Whether `start` may be called."""
 
     @property
     def waiting(self) -> Phase | None:
-        """What the next step waits for."""
+        """What the next step waits for, or None."""
 
     @property
     def drained(self) -> bool:
-        """Whether nothing is left that could still be handed over."""
+        """Whether there are no items left that could still be delivered."""
 
     def start(self, slot: int, incarnation: int) -> str:
-        """Take the actor's place on the exploration ladder; says how it explores."""
+        """Set slot and incarnation; returns a description of the exploration."""
 
     def poll(self, publication: Publication | None) -> None:
-        """Take what has arrived, and newer parameters where there are any."""
+        """Process received messages, and load `publication` if there is one."""
 
     def finish(self) -> None:
-        """Hand over what is complete, for an orderly end."""
+        """Submit all complete items, before an orderly exit."""
 
     def metrics(self) -> dict[str, Any]:
-        """Figures of its own."""
+        """Metrics of inference, for the actor's metrics file."""
 
     def close(self) -> None:
-        """Close its connection."""
+        """Close the connection."""
 
 
 def preload(run: RunDirectory) -> None:
-    """Import what this run's actors need before a watchdog looks: torch takes seconds."""
-    with suppress(ApexError):  # who serves says what is wrong
+    """Import an actor's modules before the watchdog starts: torch takes seconds."""
+    with suppress(ApexError):  # `serve` reports the error
         _inference_of(run.config())
 
 
 def _inference_of(config: Config) -> Callable[[Service, Extensions, LearnerClient], Inference]:
-    """The inference that the configuration asks for; only a local one imports torch."""
+    """Return a constructor of the configured inference; only local inference imports torch."""
     if config.central:
         from apex.daemons.actor.central_inference import CentralInference
 
@@ -97,11 +97,11 @@ class ActorDaemon:
     """Steps environments until it is asked to stop.
 
     Args:
-        service: of the daemon.
-        extensions: what a script brought.
-        learner: the connection to the learner; of its own unless given, as the two below.
-        inference: decides.
-        poller: waits for messages of both.
+        service: the daemon's.
+        extensions: environment and algorithm of a script.
+        learner: the connection to the learner; None: create one, as for the two below.
+        inference: chooses the actions.
+        poller: waits for messages on both connections.
     """
 
     def __init__(
@@ -131,10 +131,10 @@ class ActorDaemon:
         self._attached = service.spec.index(service.name) >= self._config.actor.count
         self._loop: ActingLoop | None = None
         self._begin: Callable[[Environments], None] | None = None
-        """Begins episodes, once the learner has given this actor its place."""
+        """Begins episodes; None until the learner has assigned a slot."""
         self._phase: Phase = "starting"
         self._rate, self._wait_rate = Rate(), Rate()
-        # tensorboardX imports torch, which an actor of central inference does without.
+        # tensorboardX imports torch, which an actor with central inference avoids.
         self._metrics = MetricsLog(
             service.run.metrics,
             service.name,
@@ -144,11 +144,11 @@ class ActorDaemon:
         self._metrics_due = Every(METRICS_PERIOD_S)
 
     def run(self) -> None:
-        """Act until the end."""
+        """Step environments until the service is asked to stop, then drain."""
         try:
             self._wait_for_peers()
             while not self._service.stopping:
-                self._turn()
+                self._step()
             self._drain()
         finally:
             close(self._environments)
@@ -157,7 +157,7 @@ class ActorDaemon:
             self._metrics.close()
 
     def _wait_for_peers(self) -> None:
-        """Wait for a slot on the exploration ladder and for inference, then start."""
+        """Wait for a slot from the learner and for inference, then start."""
         log.info("waiting for the learner at %s", self._service.endpoints.learner.params)
         self._phase = "waiting_for_peer"
         while not self._service.stopping and self._begin is None:
@@ -168,9 +168,9 @@ class ActorDaemon:
 
     def _start(self, slot: int, incarnation: int) -> None:
         config, num_envs = self._config, self._config.actor.num_envs
-        explores = self._inference.start(slot, incarnation)
+        exploration = self._inference.start(slot, incarnation)
         os.nice(config.actor.nice)
-        log.info("stepping %d environments in slot %d, %s", num_envs, slot, explores)
+        log.info("stepping %d environments in slot %d, %s", num_envs, slot, exploration)
 
         def begin(environments: Environments) -> None:
             seed = environments_seed(config.run.seed, slot, incarnation, self._recreation.faults)
@@ -185,22 +185,22 @@ class ActorDaemon:
         try:
             begin(self._environments)
         except EnvFaultError as error:
-            self._fault(error)
+            self._on_fault(error)
 
     def _recreate(self, begin: Callable[[Environments], None]) -> None:
-        """Wait, or make the environments again when it is time."""
+        """Recreate the failed environments when that is due; otherwise wait."""
         self._phase = "recreating"
         self._wait_a_moment()
         made = self._recreation.attempt(begin)
         if made is not None:
             self._environments = made
 
-    def _fault(self, error: EnvFaultError) -> None:
-        """The environments have failed: they are closed, since new ones may need what they hold."""
+    def _on_fault(self, error: EnvFaultError) -> None:
+        """Close failed environments, whose resources new ones may need, and schedule new ones."""
         close(self._environments)
         self._recreation.fault(error)
 
-    def _turn(self) -> None:
+    def _step(self) -> None:
         assert self._begin is not None
         self._poll()
         if self._recreation.due is not None or self._loop is None:
@@ -216,7 +216,7 @@ class ActorDaemon:
         try:
             self._loop.step()
         except EnvFaultError as error:
-            self._fault(error)
+            self._on_fault(error)
             return
         self._rate.add(self._loop.env_steps - before)
 
@@ -227,13 +227,15 @@ class ActorDaemon:
         self._poll()
 
     def _poll(self) -> None:
-        """Take what has arrived, and say that this actor is alive."""
+        """Process received messages, and send heartbeats and metrics when they are due."""
         self._service.beat()
         self._inference.poll(self._learner.poll())
         self._learner.heartbeat(self._heartbeat)
         patience_s = self._config.actor.learner_patience_s
         if self._attached and time.monotonic() - self._learner.last_contact > patience_s:
-            raise PeerTimeoutError(f"the learner was away for {patience_s:g} s")
+            raise PeerTimeoutError(
+                f"no message from the learner for {patience_s:g} s (actor.learner_patience_s)"
+            )
         if self._metrics_due.due():
             self._write_metrics()
 
@@ -269,7 +271,7 @@ class ActorDaemon:
         )
 
     def _drain(self) -> None:
-        """Hand over what is complete, wait briefly for its acknowledgement, and say goodbye."""
+        """Submit complete items, wait briefly for their acknowledgement, send a last heartbeat."""
         self._write_metrics()
         self._inference.finish()
         deadline = time.monotonic() + DRAIN_S
@@ -280,7 +282,7 @@ class ActorDaemon:
 
 
 def body(service: Service, extensions: Extensions = NONE) -> None:
-    """Act until asked to stop."""
+    """Run an actor until it is asked to stop."""
     ActorDaemon(service, extensions).run()
 
 
@@ -288,7 +290,7 @@ def body(service: Service, extensions: Extensions = NONE) -> None:
 @run_options
 @click.option("--index", type=click.IntRange(0, 99_999), required=True, help="N of actor_N.")
 def main(run: Path | None, config: Path | None, endpoints: Path | None, index: int) -> None:
-    """See `--help`."""
+    """Entry point of `bin/actor`."""
     try:
         directory = run_from_options(run, config, endpoints)
     except UsageError as error:

@@ -1,4 +1,4 @@
-"""Inference in the actor's own process: its policy, its items, and their way to replay."""
+"""Local inference: choose actions in the actor's process and insert its items into replay."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from apex.wire.messages import Phase
 
 
 class LocalInference:
-    """Decides by a policy of the actor's own, and inserts what comes of it.
+    """Chooses actions with a policy in this process, and inserts the resulting items.
 
     Args:
-        service: of the actor.
-        extensions: what a script brought.
-        learner: asked for parameters; its publications come by `poll`.
-        replay: takes the items; a connection of its own unless given.
+        service: the actor's.
+        extensions: environment and algorithm of a script.
+        learner: used to request parameters; `poll` receives them.
+        replay: used to insert items; None: create a connection.
     """
 
     def __init__(
@@ -51,45 +51,46 @@ class LocalInference:
         self._decider: LocalDecider | None = None
         self._backlog = Backlog(self._replay)
         self._steps_to_refresh = 0
+        """Environment steps until the next request for parameters."""
         self.learner_step = 0
-        """Of the parameters that act."""
+        """Learner step of the parameters in use."""
 
     @property
     def client(self) -> Client:
-        """The connection whose messages `poll` takes."""
+        """The connection that `poll` reads."""
         return self._replay.client
 
     @property
     def agent(self) -> Agent:
-        """What acts, from `start` on."""
+        """The agent, which exists after `start`."""
         assert self._decider is not None
         return self._decider.agent
 
     @property
     def ready(self) -> bool:
-        """Whether there are parameters to act with."""
+        """Whether parameters have been received."""
         if self._learner.param_version < 0:
             self._learner.ask_for_params()
         return self._learner.param_version >= 0
 
     def start(self, slot: int, incarnation: int) -> str:
-        """Take a place on the exploration ladder; says how it explores."""
+        """Create the agent of a slot and incarnation; returns a description of its exploration."""
         agent = make_agent(self._algorithm, self._config, self._policy.core_size, slot, incarnation)
         self._decider = LocalDecider(self._policy, agent, self.learner_step)
         return agent.exploration.describe() if agent.exploration else "greedy"
 
     def begin(self, observations: Array) -> None:
-        """Episodes begin everywhere."""
+        """Begin episodes in all environments."""
         assert self._decider is not None
         self._decider.begin(observations)
 
     def decide(self) -> Array:
-        """The actions for what was observed last."""
+        """Return the actions for the latest observations."""
         assert self._decider is not None
         return self._decider.decide()
 
     def observe(self, result: StepResult) -> None:
-        """Take what a step gave; its items wait for their way to replay."""
+        """Process the result of a step; complete items join the backlog."""
         assert self._decider is not None
         self._decider.observe(result)
         self._backlog.put(self._decider.agent.take_chunks())
@@ -99,20 +100,20 @@ class LocalInference:
             self._learner.ask_for_params()
 
     def cut(self) -> None:
-        """The environments have failed."""
+        """Truncate all episodes after the environments have failed."""
         assert self._decider is not None
         self._decider.cut()
         self._backlog.put(self._decider.agent.take_chunks())
 
     @property
     def waiting(self) -> Phase | None:
-        """What the next step waits for."""
+        """What the next step waits for, or None."""
         if len(self._backlog) <= self._config.actor.num_envs:
             return None
         return "waiting_for_credit" if self._replay.client.ready else "waiting_for_peer"
 
     def poll(self, publication: Publication | None) -> None:
-        """Take what has arrived and send what may be sent; never waits."""
+        """Load new parameters, process replies of replay and send its backlog; never blocks."""
         if publication is not None:
             self._policy.load(parameters.decode(publication.data))
             self.learner_step = publication.learner_step
@@ -121,17 +122,17 @@ class LocalInference:
         self._backlog.send()
 
     def finish(self) -> None:
-        """Hand over what is complete, for an orderly end."""
+        """Add all complete items to the backlog, before an orderly exit."""
         if self._decider is not None:
             self._backlog.put(self._decider.agent.flush())
 
     @property
     def drained(self) -> bool:
-        """Whether nothing is left that could still be handed over."""
+        """Whether there are no items left that could still be delivered."""
         return self._backlog.drained
 
     def metrics(self) -> dict[str, Any]:
-        """Figures of its own."""
+        """Metrics of inference, for the actor's metrics file."""
         return {
             "learner_step": self.learner_step,
             "param_staleness": max(0, self._learner.learner_step - self.learner_step),

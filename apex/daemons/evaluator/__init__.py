@@ -1,1 +1,1 @@
-"""The evaluator: greedy episodes with the newest parameters."""
+"""The evaluator: plays greedy episodes with the newest parameters."""

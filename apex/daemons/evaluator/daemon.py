@@ -1,4 +1,4 @@
-"""The evaluator daemon: greedy whole episodes with the newest parameters; the learning curve."""
+"""The evaluator daemon: plays greedy episodes with the newest parameters for the learning curve."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ WAIT_S = 0.2
 
 
 class EvaluatorDaemon:
-    """Evaluates the newest parameters, again and again.
+    """Evaluates the newest parameters periodically.
 
     Args:
-        service: of the daemon.
-        extensions: what a script brought.
-        clock: seconds, monotonic.
+        service: the daemon's.
+        extensions: environment and algorithm of a script.
+        clock: monotonic time in seconds.
         cpu_clock: CPU seconds of this process.
-        learner: the connection to the learner; of its own unless given, as the poller.
-        poller: waits for its messages.
+        learner: the connection to the learner; None: create one, as for the poller.
+        poller: waits for messages of the learner.
     """
 
     def __init__(
@@ -72,8 +72,8 @@ class EvaluatorDaemon:
             lambda: make_environments(env, num_envs, extensions.make_env), clock
         )
         self._environments = self._recreation.first(made_before=service.restarted)
-        self._unplayed: Publication | None = None
-        """What was being played when the environments failed."""
+        self._interrupted: Publication | None = None
+        """Parameters whose evaluation a failure of the environments has interrupted."""
         self._learner = learner or LearnerClient(
             service.endpoints.of("learner.params"), service.hello()
         )
@@ -82,27 +82,29 @@ class EvaluatorDaemon:
             service.run.metrics, service.name, service.config.run.metrics_max_mb, tensorboard=True
         )
         best = checkpoint.best(service.run.checkpoints)
-        self._kept = best.manifest.mean_return if best is not None else None
-        """Of the best checkpoint."""
-        self._best = self._kept
-        """Of all evaluations, also of one whose checkpoint the disk did not take."""
+        self._saved_return = best.manifest.mean_return if best is not None else None
+        """Mean return of the best checkpoint."""
+        self._best_return = self._saved_return
+        """Best mean return of all evaluations, even if its checkpoint could not be written."""
         self._untrained = not service.restarted and not service.config.run.init_from
-        self._due = clock()
+        """Whether only untrained parameters have been seen; delays the first evaluation."""
+        self._next_at = clock()
+        """When to request parameters for the next evaluation."""
         self._count = 0
 
     def run(self) -> None:
-        """Evaluate until the end."""
+        """Evaluate until the service is asked to stop."""
         log.info("waiting for the learner at %s", self._service.endpoints.learner.params)
         try:
             while not self._service.stopping:
                 if self._recreation.due is not None:
                     self._recreate()
                     continue
-                publication = self._poll("idle") or self._unplayed
-                if publication is not None and self._says_something(publication):
+                publication = self._poll("idle") or self._interrupted
+                if publication is not None and self._is_worth_evaluating(publication):
                     self._try_to_evaluate(publication)
                     continue
-                if self._clock() >= self._due:
+                if self._clock() >= self._next_at:
                     self._learner.ask_for_params()
                 self._poller.wait(WAIT_S)
         finally:
@@ -115,18 +117,18 @@ class EvaluatorDaemon:
         self._metrics.close()
 
     def _try_to_evaluate(self, publication: Publication) -> None:
-        """Evaluate; what a failing environment cuts short is played again from its beginning."""
+        """Evaluate; when the environments fail, the evaluation is repeated with new ones."""
         try:
-            self._unplayed = None
+            self._interrupted = None
             self.evaluate(publication)
         except EnvFaultError as error:
-            self._unplayed = publication
+            self._interrupted = publication
             close(self._environments)
             self._recreation.fault(error)
 
     def _recreate(self) -> None:
-        """Wait, or make the environments again when it is time."""
-        self._unplayed = self._poll("recreating") or self._unplayed
+        """Recreate the failed environments when that is due; otherwise wait."""
+        self._interrupted = self._poll("recreating") or self._interrupted
         self._learner.ask_for_params()
         made = self._recreation.attempt(lambda environments: None)
         if made is None:
@@ -134,13 +136,13 @@ class EvaluatorDaemon:
             return
         self._environments = made
 
-    def _says_something(self, publication: Publication) -> bool:
-        """Whether parameters are worth an evaluation; not in the first `period_s` of learning."""
+    def _is_worth_evaluating(self, publication: Publication) -> bool:
+        """Return False for untrained parameters and in the first `period_s` of training."""
         if publication.learner_step == 0:
             return False
         if self._untrained:
             self._untrained = False
-            self._due = self._clock() + self._config.evaluator.period_s
+            self._next_at = self._clock() + self._config.evaluator.period_s
             return False
         return True
 
@@ -150,7 +152,7 @@ class EvaluatorDaemon:
         return self._learner.poll()
 
     def evaluate(self, publication: Publication) -> None:
-        """Play whole episodes with published parameters, and report what came of it."""
+        """Play complete episodes with published parameters, and report their returns."""
         assert self._environments is not None
         config = self._config.evaluator
         started, cpu_started = self._clock(), self._cpu_clock()
@@ -167,7 +169,7 @@ class EvaluatorDaemon:
             return
         self._count += 1
         cpu_s = self._cpu_clock() - cpu_started
-        self._due = started + max(
+        self._next_at = started + max(
             config.period_s, cpu_s / (config.max_share * cpu_affinity.of_run())
         )
         self._report(publication, returns, self._clock() - started, cpu_s)
@@ -181,7 +183,7 @@ class EvaluatorDaemon:
     ) -> None:
         mean = float(np.mean(returns))
         log.info(
-            "learner step %d: mean return %.2f of %d episodes (%.1f to %.1f) in %.0f s",
+            "learner step %d: mean return %.2f over %d episodes (%.1f to %.1f) in %.0f s",
             publication.learner_step,
             mean,
             len(returns),
@@ -189,17 +191,19 @@ class EvaluatorDaemon:
             max(returns),
             seconds,
         )
-        self._best = mean if self._best is None else max(mean, self._best)
-        better = self._kept is None or mean > self._kept
+        self._best_return = mean if self._best_return is None else max(mean, self._best_return)
+        better = self._saved_return is None or mean > self._saved_return
         if better and keep_best(self._service.run, publication, mean):
-            self._kept = mean
+            self._saved_return = mean
         self._learner.report(EvaluationReport(returns=tuple(returns)))
         values = evaluation_values(publication, returns, seconds, cpu_s)
-        self._metrics.write({**values, "best_mean_return": self._best}, step=publication.env_steps)
+        self._metrics.write(
+            {**values, "best_mean_return": self._best_return}, step=publication.env_steps
+        )
 
 
 def body(service: Service, extensions: Extensions = NONE) -> None:
-    """Evaluate until asked to stop."""
+    """Run the evaluator until it is asked to stop."""
     os.nice(service.config.evaluator.nice)
     process_tuning.set_up(threads=1)
     EvaluatorDaemon(service, extensions).run()

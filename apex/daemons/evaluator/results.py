@@ -1,4 +1,4 @@
-"""What is kept of an evaluation: its figures, and the best checkpoint."""
+"""Results of an evaluation: its metrics and the best checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ log = logging.getLogger("apex.evaluator")
 def evaluation_values(
     publication: Publication, returns: Sequence[float], seconds: float, cpu_s: float
 ) -> dict[str, float]:
-    """What is kept of one evaluation; its x-values are those of the parameters that it played."""
+    """Return the metrics of one evaluation, with the counters of the parameters that it played.
+
+    Args:
+        publication: the evaluated parameters.
+        returns: one per episode.
+        seconds: duration of the evaluation.
+        cpu_s: its CPU time in seconds.
+    """
     return {
         "mean_return": float(np.mean(returns)),
         "std_return": float(np.std(returns)),
@@ -36,7 +43,7 @@ def evaluation_values(
 
 
 def keep_best(run: RunDirectory, publication: Publication, mean_return: float) -> bool:
-    """Write the best checkpoint, in place of the one before; False when the disk refuses it."""
+    """Replace the best checkpoint; returns False when it cannot be written."""
     manifest = Manifest(
         learner_step=publication.learner_step,
         param_version=publication.param_version,
@@ -50,6 +57,6 @@ def keep_best(run: RunDirectory, publication: Publication, mean_return: float) -
     try:
         checkpoint.save_best(run.checkpoints, manifest, publication.data)
     except OSError as error:
-        log.error("the best checkpoint was not kept: %s", error)
+        log.error("cannot write the best checkpoint: %s", error)
         return False
     return True

@@ -1,1 +1,1 @@
-"""The inference server, which decides for all actors."""
+"""The inference server: chooses the actions of all actors."""

@@ -1,4 +1,4 @@
-"""How an actor asks the inference server what its environments shall do. No torch."""
+"""Client of the inference server: requests the actions of one actor. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from apex.wire.endpoints import Endpoint
 from apex.wire.messages import Act, Actions, Error, Hello, Leave, Welcome
 
 RESEND_S = 2.0
-"""Seconds without an answer after which a request is sent again on a living connection."""
+"""Seconds without a reply after which a request is sent again on an open connection."""
 FLAGS = ("terminated", "truncated", "life_lost")
 
 
 def result_to_arrays(result: StepResult) -> Arrays:
-    """The buffers of an `Act` that tells what a step gave."""
+    """Return the buffers of an `Act` for the result of a step."""
     flags = {name: getattr(result, name).astype(np.uint8) for name in FLAGS}
     return {"observations": result.observations, "rewards": result.rewards, **flags}
 
 
 class ActClient:
-    """One actor's connection to `inference.act`: one question at a time, asked until answered.
+    """One actor's connection to `inference.act`, with one request at a time.
 
-    Where the server does not know how these environments came to be where they are, since it was
-    started again or has forgotten them, it begins with their last observations.
+    A request is repeated until it is answered. When the server has lost this actor's state, after
+    a restart or a long silence, the open request is sent as the beginning of episodes, with the
+    last observations.
 
     Args:
         endpoint: `inference.act`.
-        hello: of the actor.
-        spec: of its environments.
-        clock: seconds, monotonic.
+        hello: the actor's.
+        spec: the environments' specification.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
@@ -49,81 +50,85 @@ class ActClient:
         self._spec = spec
         self._clock = clock
         self._instance: int | None = None
-        self._place = (0, 0)
+        self._slot, self._incarnation = 0, 0
         self._seq = -1
-        self._question: tuple[bool, Arrays] | None = None
+        self._request: tuple[bool, Arrays] | None = None
+        """`begins` and the buffers of the unanswered request."""
         self._ended: Array = np.zeros(0, dtype=np.bool_)
+        """Environments whose last observation is the end of an episode."""
         self._actions: Array | None = None
-        self._sent = float("-inf")
+        self._sent_at = float("-inf")
         self.asked = 0
+        """Requests so far, without repetitions."""
 
     def start(self, slot: int, incarnation: int) -> None:
-        """Take a place on the exploration ladder."""
-        self._place = (slot, incarnation)
+        """Set slot and incarnation, from which the server derives the exploration."""
+        self._slot, self._incarnation = slot, incarnation
 
     @property
     def answered(self) -> bool:
-        """Whether `take` has actions to give."""
+        """Whether the actions have arrived."""
         return self._actions is not None
 
     def begin(self, observations: Array) -> None:
-        """Episodes begin everywhere, `[E, *observation_shape]`."""
+        """Begin episodes in all environments, with `observations` `[E, *observation_shape]`."""
         self._ended = np.zeros(len(observations), dtype=np.bool_)
-        self._ask(begins=True, arrays={"observations": observations})
+        self._send_new(begins=True, arrays={"observations": observations})
 
     def observe(self, result: StepResult) -> None:
-        """What a step gave."""
+        """Send the result of a step, and request the next actions."""
         self._ended = (result.terminated | result.truncated) & ~self._ended
-        self._ask(begins=False, arrays=result_to_arrays(result))
+        self._send_new(begins=False, arrays=result_to_arrays(result))
 
     def take(self) -> Array:
-        """The actions `[E, *action shape]` for what was observed last; once."""
+        """Return the actions `[E, *action shape]` for the latest observations, once."""
         actions, self._actions = self._actions, None
         assert actions is not None
         return actions
 
     def poll(self) -> None:
-        """Take what has arrived; never waits. Raises `RefusedError`."""
+        """Process received messages; never blocks. Raises `RefusedError`."""
         for received in self.client.receive():
             message = received.message
-            if isinstance(message, Actions) and message.seq == self._seq and self._question:
+            if isinstance(message, Actions) and message.seq == self._seq and self._request:
                 self._actions = _actions(received.arrays, self._spec.no_actions(len(self._ended)))
-                self._question = None
+                self._request = None
             elif isinstance(message, Welcome):
                 if message.instance != self._instance:
                     self._instance = message.instance
-                    self._ask_again()
+                    self._make_request_begin()
                 self._send()
             elif isinstance(message, Error) and message.code == "unknown_agent":
-                self._ask_again()
+                self._make_request_begin()
                 self._send()
-        if self._question is not None and self._clock() - self._sent > RESEND_S:
+        if self._request is not None and self._clock() - self._sent_at > RESEND_S:
             self._send()
 
-    def _ask(self, *, begins: bool, arrays: Arrays) -> None:
+    def _send_new(self, *, begins: bool, arrays: Arrays) -> None:
         self._seq += 1
         self.asked += 1
-        self._question = (begins, arrays)
+        self._request = (begins, arrays)
         self._actions = None
         self._send()
 
-    def _ask_again(self) -> None:
-        """Turn the open question into a beginning."""
-        if self._question is not None:
-            observations = self._question[1]["observations"]
+    def _make_request_begin(self) -> None:
+        """Change the unanswered request into one that begins episodes."""
+        if self._request is not None:
+            observations = self._request[1]["observations"]
             arrays = {"observations": observations, "ended": self._ended.astype(np.uint8)}
-            self._question = (True, arrays)
+            self._request = (True, arrays)
 
     def _send(self) -> None:
-        if self._question is not None:
-            begins, arrays = self._question
-            slot, incarnation = self._place
-            message = Act(seq=self._seq, begins=begins, slot=slot, incarnation=incarnation)
+        if self._request is not None:
+            begins, arrays = self._request
+            message = Act(
+                seq=self._seq, begins=begins, slot=self._slot, incarnation=self._incarnation
+            )
             if self.client.send(message, arrays):
-                self._sent = self._clock()
+                self._sent_at = self._clock()
 
     def leave(self) -> None:
-        """Say that this actor ends."""
+        """Tell the server that this actor exits."""
         self.client.send(Leave())
 
     def close(self) -> None:
@@ -131,8 +136,11 @@ class ActClient:
         self.client.close()
 
 
-def _actions(arrays: Arrays, like: Array) -> Array:
+def _actions(arrays: Arrays, expected: Array) -> Array:
     actions = arrays.get("actions")
-    if actions is None or actions.dtype != like.dtype or actions.shape != like.shape:
-        raise SchemaError(f"inference.act: expected actions {like.dtype} {like.shape}")
+    if actions is None or actions.dtype != expected.dtype or actions.shape != expected.shape:
+        found = "no such buffer" if actions is None else f"{actions.dtype} {actions.shape}"
+        raise SchemaError(
+            f"inference.act: expected actions {expected.dtype} {expected.shape}, got {found}"
+        )
     return actions

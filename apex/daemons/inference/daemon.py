@@ -1,4 +1,4 @@
-"""The inference daemon: decides for all actors (SEED RL, Espeholt et al., 2019, 1910.06591)."""
+"""The inference daemon: chooses the actions of all actors (SEED RL, Espeholt et al., 2019)."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ log = logging.getLogger("apex.inference")
 
 IDLE_WAIT_S = 0.1
 REFRESH_S = 0.05
-"""Seconds between two asks for newer parameters."""
+"""Seconds between two requests for newer parameters."""
 DRAIN_S = 3.0
 METRICS_PERIOD_S = 10.0
 
 
 class InferenceDaemon:
-    """Decides for the environments of all actors and inserts what comes of it.
+    """Chooses actions for the environments of all actors, and inserts the resulting items.
 
     Args:
-        service: of the daemon.
-        algorithm: gives policy, exploration and items.
-        learner: the connection to the learner; of its own unless given, as the two below.
-        replay: takes the items.
-        poller: waits for messages of all.
+        service: the daemon's.
+        algorithm: provides the policy, the exploration and the items.
+        learner: the connection to the learner; None: create one, as for the two below.
+        replay: receives the items.
+        poller: waits for messages of all connections.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class InferenceDaemon:
         self._refresh_due = Every(REFRESH_S, at_once=True)
         self._batches, self._decided, self._busy = Rate(), Rate(), Rate()
         self._largest = 0
-        """Environments of the largest batch since the last metrics."""
+        """Environments in the largest batch since metrics were last written."""
         self._metrics = MetricsLog(
             service.run.metrics, service.name, config.run.metrics_max_mb, tensorboard=True
         )
@@ -84,8 +84,8 @@ class InferenceDaemon:
         self._total = 0
 
     def run(self) -> None:
-        """Decide until asked to stop."""
-        log.info("on %s; waiting for the learner's parameters", self._policy.device)
+        """Serve until the service is asked to stop."""
+        log.info("inference on %s; waiting for the learner's parameters", self._policy.device)
         os.nice(self._service.config.inference.nice)
         try:
             while not self._service.stopping:
@@ -99,13 +99,13 @@ class InferenceDaemon:
 
     @property
     def _blocked(self) -> bool:
-        """Whether nothing may be decided: no parameters yet, or replay does not keep up."""
+        """Whether no batch may be decided: parameters are missing, or replay is too slow."""
         return self._learner.param_version < 0 or len(self._backlog) > self._acts.agents + 1
 
     def _turn(self) -> None:
         wait_s = IDLE_WAIT_S if self._blocked else self._acts.wait_s(IDLE_WAIT_S)
         self._poll(wait_s)
-        if not self._blocked and self._acts.asking and self._acts.wait_s(1.0) == 0.0:
+        if not self._blocked and self._acts.waiting_envs and self._acts.wait_s(1.0) == 0.0:
             started = time.monotonic()
             size = self._acts.decide(self._policy, self._learner_step)
             self._busy.add(time.monotonic() - started)
@@ -115,7 +115,7 @@ class InferenceDaemon:
             self._largest = max(self._largest, size)
 
     def _poll(self, wait_s: float) -> None:
-        """Wait for messages, take those that are there, and hand on what is complete."""
+        """Wait for messages, process them, and send complete chunks to replay."""
         self._service.beat()
         self._poller.wait(wait_s)
         self._acts.receive()
@@ -126,7 +126,7 @@ class InferenceDaemon:
             self._write_metrics()
 
     def _refresh(self) -> None:
-        """Take newer parameters, and ask for the next ones."""
+        """Load newer parameters if they have arrived, and request the next ones."""
         publication = self._learner.poll()
         if publication is not None:
             self._policy.load(parameters.decode(publication.data))
@@ -135,7 +135,7 @@ class InferenceDaemon:
             self._learner.ask_for_params()
 
     def _drain(self) -> None:
-        """Hand over what is complete, and wait briefly for its acknowledgement."""
+        """Send all complete items to replay, and wait briefly for their acknowledgement."""
         self._write_metrics()
         self._backlog.put(self._acts.flush())
         deadline = time.monotonic() + DRAIN_S
@@ -143,7 +143,7 @@ class InferenceDaemon:
             self._poll(IDLE_WAIT_S)
 
     def status(self) -> InferenceReport:
-        """How the server is."""
+        """The server's status."""
         batches = self._batches.per_second()
         return InferenceReport(
             state="waiting" if self._learner.param_version < 0 else "running",
@@ -163,15 +163,15 @@ class InferenceDaemon:
         )
 
     def _write_metrics(self) -> None:
-        left_out = ("pid", "device", "state")
+        excluded = ("pid", "device", "state")
         status = to_wire(self.status())
-        values = {key: value for key, value in status.items() if key not in left_out}
+        values = {key: value for key, value in status.items() if key not in excluded}
         self._metrics.write({**values, "batch_max": self._largest}, step=self._total)
         self._largest = 0
 
 
 def body(service: Service, extensions: Extensions = NONE) -> None:
-    """Decide until asked to stop."""
+    """Run the inference server until it is asked to stop."""
     process_tuning.set_up(service.config.inference.torch_threads)
     facts = service.facts
     algorithm = make_algorithm(service.config.algorithm, facts.env, extensions.algorithm)

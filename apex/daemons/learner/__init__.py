@@ -1,1 +1,1 @@
-"""The learner: training, parameters, membership."""
+"""The learner: trains, publishes parameters and tracks the members of a run."""

@@ -1,4 +1,4 @@
-"""A checkpoint of the learner and the replay server's contents on the disk, of one moment."""
+"""Snapshots of a run: a learner checkpoint and the replay server's contents at one moment."""
 
 from __future__ import annotations
 
@@ -7,72 +7,73 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from apex.daemons.learner.parameter_server import ParamsServer, SnapshotAsker
+from apex.daemons.learner.parameter_server import ParamsServer, SnapshotRequester
 from apex.daemons.learner.prefetcher import Prefetcher
 
 REPLAY_SNAPSHOT_S = 30.0
 
 
 class _Snapshot(NamedTuple):
-    """One that is under way."""
+    """A snapshot in progress."""
 
     number: int
-    askers: list[SnapshotAsker]
+    requesters: list[SnapshotRequester]
     checkpoint: Path | None
     learner_step: int
     deadline: float
-    """Until which the replay server's answer is waited for."""
+    """Time until which to wait for the replay server's reply."""
 
 
 class Snapshots:
-    """Takes snapshots, one at a time, and tells who asked when all is there.
+    """Takes snapshots, one at a time, and replies to their requesters.
 
     Args:
-        save: writes a checkpoint; None when the disk refuses it.
+        save: writes a checkpoint; returns None when the disk refuses it.
     """
 
     def __init__(self, save: Callable[[], Path | None]) -> None:
         self._save = save
-        self._asked = threading.Event()
+        self._requested = threading.Event()
         self._count = 0
-        self._taken: _Snapshot | None = None
+        self._in_progress: _Snapshot | None = None
 
     @property
-    def asked(self) -> bool:
-        """Whether an operator waits for one that has not begun."""
-        return self._asked.is_set()
+    def requested(self) -> bool:
+        """Whether an operator has requested a snapshot that has not begun."""
+        return self._requested.is_set()
 
-    def ask(self) -> None:
-        """An operator wants one; any thread may call it."""
-        self._asked.set()
+    def request(self) -> None:
+        """Request a snapshot. Thread-safe."""
+        self._requested.set()
 
     def take(
         self, server: ParamsServer, prefetcher: Prefetcher, learner_step: int, now: float
     ) -> None:
-        """Write a checkpoint, and have the replay server bring its contents to the disk."""
-        self._asked.clear()
-        askers = server.snapshot_begins()
-        if self._taken is not None:
-            askers += self._taken.askers  # they get this newer one
+        """Write a checkpoint, and ask the replay server to write its contents to disk."""
+        self._requested.clear()
+        requesters = server.take_snapshot_requesters()
+        if self._in_progress is not None:
+            requesters += self._in_progress.requesters  # they get this newer snapshot instead
         self._count += 1
         prefetcher.snapshot(self._count)
         deadline = now + REPLAY_SNAPSHOT_S
-        self._taken = _Snapshot(self._count, askers, self._save(), learner_step, deadline)
+        self._in_progress = _Snapshot(self._count, requesters, self._save(), learner_step, deadline)
 
     def answer(self, server: ParamsServer, prefetcher: Prefetcher, now: float) -> None:
-        """Tell who asked what is there, once the replay server has answered or is given up."""
-        taken, answer = self._taken, prefetcher.saved
-        if taken is None:
+        """Reply to the requesters once the replay server has replied or the deadline is over."""
+        snapshot, reply = self._in_progress, prefetcher.saved
+        if snapshot is None:
             return
-        answered = answer is not None and answer.snapshot_id == taken.number
-        if not answered and now < taken.deadline:
+        replied = reply is not None and reply.snapshot_id == snapshot.number
+        if not replied and now < snapshot.deadline:
             return
-        self._taken = None
-        server.snapshot_taken(
-            taken.askers,
+        self._in_progress = None
+        checkpoint = snapshot.checkpoint
+        server.reply_to_snapshot(
+            snapshot.requesters,
             {
-                "checkpoint": taken.checkpoint.name if taken.checkpoint is not None else None,
-                "learner_step": taken.learner_step,
-                "replay": answer.saved if answer is not None and answered else None,
+                "checkpoint": checkpoint.name if checkpoint is not None else None,
+                "learner_step": snapshot.learner_step,
+                "replay": reply.saved if reply is not None and replied else None,
             },
         )

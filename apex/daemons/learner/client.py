@@ -1,4 +1,4 @@
-"""How actors and evaluators talk to the learner: parameters, heartbeats, evaluations."""
+"""Client of the learner: requests parameters, sends heartbeats and evaluations."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class LearnerClient:
 
     Args:
         endpoint: `learner.params`.
-        hello: of the member.
-        clock: seconds, monotonic.
+        hello: the member's.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
@@ -44,41 +44,44 @@ class LearnerClient:
         self.client = Client(endpoint, hello)
         self.welcome: Welcome | None = None
         self.param_version = -1
-        """Of the newest publication received."""
+        """Version of the newest publication received; -1: none."""
         self.learner_step = 0
-        """Of the learner, as it last said."""
+        """Learner step in the last heartbeat's acknowledgement."""
         self.last_contact = clock()
-        """When the learner last said anything, on the given clock."""
+        """Time of the last message from the learner, on `clock`."""
         self._clock = clock
-        self._asked = float("-inf")
-        self._beaten = float("-inf")
+        self._params_asked_at = float("-inf")
+        """Time of the open request for parameters; -inf: none is open."""
+        self._heartbeat_at = float("-inf")
         self._publication: Publication | None = None
         self._reports: list[EvaluationReport] = []
 
     def poll(self) -> Publication | None:
-        """Take what has arrived; gives a publication that is newer than the last one."""
+        """Process received messages; returns a newer publication if one has arrived."""
         for received in self.client.receive():
             message = received.message
             self.last_contact = self._clock()
             if isinstance(message, Welcome):
                 self.welcome = message
-                self._asked = float("-inf")
+                self._params_asked_at = float("-inf")
                 self._send_reports()
             elif isinstance(message, HeartbeatAck):
                 self.learner_step = message.learner_step
             elif isinstance(message, NotModified):
-                self._asked = float("-inf")
+                self._params_asked_at = float("-inf")
             elif isinstance(message, Ack) and self._reports:
                 self._reports.pop(0)
             elif isinstance(message, Params):
-                self._asked = float("-inf")
-                self._take(message, received.arrays["parameters"].data)
+                self._params_asked_at = float("-inf")
+                self._on_params(message, received.arrays["parameters"].data)
         publication, self._publication = self._publication, None
         return publication
 
-    def _take(self, message: Params, data: memoryview) -> None:
+    def _on_params(self, message: Params, data: memoryview) -> None:
         if zlib_ng.crc32(data) != message.crc32:
-            log.warning("parameters %d: bad checksum, asking again", message.param_version)
+            log.warning(
+                "parameters %d: wrong checksum, requesting them again", message.param_version
+            )
             return
         if message.param_version <= self.param_version:
             return
@@ -93,25 +96,25 @@ class LearnerClient:
         )
 
     def ask_for_params(self) -> None:
-        """Ask for newer parameters than the last ones, unless an answer is still awaited."""
+        """Request newer parameters, unless a request is open."""
         now = self._clock()
-        if now - self._asked > ASK_AGAIN_S and self.client.send(
+        if now - self._params_asked_at > ASK_AGAIN_S and self.client.send(
             GetParams(newer_than=self.param_version)
         ):
-            self._asked = now
+            self._params_asked_at = now
 
     def heartbeat(self, make: Callable[[], Heartbeat]) -> None:
         """Send a heartbeat when one is due."""
         now = self._clock()
-        if now - self._beaten >= HEARTBEAT_PERIOD_S and self.client.send(make()):
-            self._beaten = now
+        if now - self._heartbeat_at >= HEARTBEAT_PERIOD_S and self.client.send(make()):
+            self._heartbeat_at = now
 
     def leave(self, heartbeat: Heartbeat) -> None:
         """Send the last heartbeat."""
         self.client.send(heartbeat)
 
     def report(self, report: EvaluationReport) -> None:
-        """Send an evaluation; it is sent again until the learner has taken it."""
+        """Send an evaluation, and again after each reconnect until it is acknowledged."""
         self._reports.append(report)
         self.client.send(report)
 

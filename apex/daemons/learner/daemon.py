@@ -1,4 +1,4 @@
-"""The learner daemon: batches in, priorities and parameters out, until the run is at its end."""
+"""The learner daemon: trains on batches of the replay server until the run ends."""
 
 from __future__ import annotations
 
@@ -28,20 +28,23 @@ from apex.plugins import NONE, Extensions
 log = logging.getLogger("apex.learner")
 
 BATCH_WAIT_S = 0.2
-END_LOOK_S = 1.0
-"""Between two looks at whether the run is at its end."""
+END_CHECK_PERIOD_S = 1.0
+"""Seconds between two checks of whether the run has reached its end."""
 SWITCH_INTERVAL_S = 1e-4
-"""After which a thread that brings batches gives the interpreter's lock back to training; with
-Python's own 5 ms a small network made 11 % fewer updates."""
+"""Thread switch interval: how long a prefetching thread may hold the GIL while training waits.
+
+With Python's default of 5 ms a small network made 11 % fewer updates.
+"""
 
 
 class LearnerDaemon:
-    """Drives a trainer with the batches of the replay server.
+    """Runs a trainer on the batches of the replay server.
+
 
     Args:
-        service: of the daemon.
-        algorithm: gives the learner and makes batches.
-        prefetcher: brings batches; by default one with its own connection to replay.
+        service: the daemon's.
+        algorithm: provides the learner and the batches' format.
+        prefetcher: provides the batches; None: one with its own connection to replay.
     """
 
     def __init__(
@@ -68,7 +71,7 @@ class LearnerDaemon:
             starts=service.starts,
             status=self.status,
             on_evaluation=self._trainer.evaluated,
-            on_snapshot=self._snapshots.ask,
+            on_snapshot=self._snapshots.request,
         )
         self._server.membership.best_return = resumed.best_return if resumed else None
         self._prefetcher = prefetcher or Prefetcher(
@@ -83,7 +86,7 @@ class LearnerDaemon:
 
     @property
     def membership(self) -> Membership:
-        """The book of actors and evaluators."""
+        """The registry of actors and evaluators."""
         return self._server.membership
 
     def _connect(self) -> SampleClient:
@@ -94,9 +97,9 @@ class LearnerDaemon:
         )
 
     def run(self) -> None:
-        """Train until the end."""
+        """Train until the service is asked to stop or the run ends."""
         log.info(
-            "learning on %s; waiting for replay to hold %d items",
+            "training on %s; waiting until replay has %d items",
             self._device,
             self._config.replay.min_size,
         )
@@ -113,36 +116,36 @@ class LearnerDaemon:
 
     def _loop(self) -> None:
         config, trainer = self._config.learner, self._trainer
-        end = Every(END_LOOK_S, at_once=True)
+        end = Every(END_CHECK_PERIOD_S, at_once=True)
         metrics, checkpoint = Every(config.metrics_period_s), Every(config.checkpoint_period_s)
         while not self._service.stopping and trainer.outcome is None:
-            self._turn()
+            self._update_or_wait()
             if metrics.due():
                 self._write_metrics()
             if end.due():
                 trainer.check_end()
             now = time.monotonic()
-            if checkpoint.due() or self._snapshots.asked:
+            if checkpoint.due() or self._snapshots.requested:
                 checkpoint.restart()
                 self._snapshots.take(self._server, self._prefetcher, trainer.learner_step, now)
             self._snapshots.answer(self._server, self._prefetcher, now)
 
-    def _turn(self) -> None:
-        """One update, or a short wait for a batch."""
+    def _update_or_wait(self) -> None:
+        """Make one update, or wait briefly for a batch."""
         self._service.beat()
-        waited = time.monotonic()
+        wait_started = time.monotonic()
         batch = self._prefetcher.get(BATCH_WAIT_S)
-        self._wait_rate.add(time.monotonic() - waited)
+        self._wait_rate.add(time.monotonic() - wait_started)
         if batch is None:
             return
         if self._state == "waiting":
             self._state = "training"
-            log.info("first batch: training from learner step %d", self._trainer.learner_step)
+            log.info("received the first batch: training from step %d", self._trainer.learner_step)
         self._trainer.update(batch)
         self._update_rate.add(1)
 
     def close(self, orderly: bool) -> None:
-        """End; with a checkpoint only where no exception may have left a broken state."""
+        """Stop; when `orderly`, with a checkpoint: an exception may have left an invalid state."""
         self._state = "draining"
         if orderly:
             self._trainer.save()
@@ -154,15 +157,15 @@ class LearnerDaemon:
             self._end_run(self._trainer.outcome)
 
     def _end_run(self, outcome: str) -> None:
-        """Write why the run has ended, and end the engine."""
+        """Write why the run ended, and stop the engine."""
         try:
             self._service.run.write_outcome(outcome)
         except OSError as error:
-            log.error("the outcome was not written: %s", error)
+            log.error("cannot write the run's outcome: %s", error)
         self._service.end_engine()
 
     def status(self) -> LearnerReport:
-        """How the learner is."""
+        """The learner's status."""
         trainer, metrics = self._trainer, self._trainer.metrics
         newest, rate = trainer.board.newest(), metrics.get("learning_rate")
         updates_per_s = self._update_rate.per_second()
@@ -203,7 +206,7 @@ class LearnerDaemon:
             step=trainer.learner_step,
         )
         log.info(
-            "learner step %d, %.1f updates/s, waits for data %.0f %%",
+            "learner step %d, %.1f updates/s, waiting for data %.0f %% of the time",
             trainer.learner_step,
             status.updates_per_s,
             100 * (status.data_wait_fraction or 0.0),
@@ -211,7 +214,7 @@ class LearnerDaemon:
 
 
 def body(service: Service, extensions: Extensions = NONE) -> None:
-    """Train until asked to stop or the run is at its end."""
+    """Run the learner until it is asked to stop or the run ends."""
     facts = service.facts
     algorithm = make_algorithm(service.config.algorithm, facts.env, extensions.algorithm)
     check_schema(algorithm, facts.schema)

@@ -1,4 +1,4 @@
-"""Batches on their way to a GPU, and results on their way back, while it trains."""
+"""Copy batches to a GPU and results back, asynchronously to training."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from apex.errors import DeviceMemoryError
 
 
 def transfer_to(device: torch.device) -> Callable[[Any], Any]:
-    """Brings batches to a device; on the CPU they are there already."""
+    """Return a function that moves batches to a device; on the CPU it does nothing."""
     return Transfer(device) if device.type == "cuda" else lambda batch: batch
 
 
 class Transfer:
-    """Moves batches to a device from pinned memory, on the threads that prepare them.
+    """Moves batches to a GPU through pinned memory, on the threads that prepare them.
 
-    A batch is there when the call returns, so the training loop waits for no copy; as many copies
-    are under way as there are threads.
+    The copy is complete when the call returns, so the training loop never waits for one. Several
+    threads may copy at the same time.
 
     Args:
         device: a CUDA device.
@@ -35,7 +35,7 @@ class Transfer:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: Any) -> Any:
-        """The batch on the device."""
+        """Return a copy of the batch on the device."""
         with torch.cuda.stream(self._stream):
             moved = copied(batch, self._copy)
             done = self._stream.record_event()
@@ -47,22 +47,22 @@ class Transfer:
             pinned = tensor.pin_memory()
         except RuntimeError as error:
             raise DeviceMemoryError(
-                f"no pinned memory for a batch: {error} Lower learner.batch_size or "
+                f"cannot allocate pinned memory for a batch: {error} Lower learner.batch_size or "
                 "learner.prefetch, or raise the limit of locked memory"
             ) from None
         moved = pinned.to(self._device, non_blocking=True)
-        # It is freed when the training stream has read it, not when this one has written it.
+        # Free the memory only after the training stream has read it, not once this one wrote it.
         moved.record_stream(torch.cuda.default_stream(self._device))
         return moved
 
 
 def copied(batch: Any, copy: Callable[[Tensor], Tensor]) -> Any:
-    """A batch of copies; tensors that overlap, as views of one, are copied as that one.
+    """Copy a batch; overlapping views of one tensor stay views of one copy.
 
-    The two observations of a transition share all but n of their frames.
+    The two observations of a transition, for example, share all but n of their frames.
 
     Args:
-        batch: as `map_tensors` takes it.
+        batch: any structure that `map_tensors` accepts.
         copy: copies a contiguous tensor.
     """
     viewed: dict[tuple[int, torch.dtype], int] = defaultdict(int)
@@ -87,10 +87,10 @@ def copied(batch: Any, copy: Callable[[Tensor], Tensor]) -> Any:
 
 
 class HostCopy:
-    """A tensor's numbers on their way to the host.
+    """An asynchronous copy of a tensor to the host, as float64.
 
     Args:
-        tensor: on any device; the copy follows what is under way there, and nothing waits for it.
+        tensor: on any device; the copy starts after the work queued there, without blocking.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -105,7 +105,7 @@ class HostCopy:
         self._event.record()
 
     def read(self) -> npt.NDArray[np.float64]:
-        """The numbers; waits until they are there."""
+        """Return the values; blocks until the copy is complete."""
         if self._event is not None:
             self._event.synchronize()
         return self._tensor.numpy()

@@ -1,4 +1,4 @@
-"""Who is alive: actors and evaluators by their heartbeats, their slots, and all steps they made."""
+"""Membership: actors and evaluators by heartbeat, their slots, and the total environment steps."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SUSPECT_S = 3.0
 GONE_S = 30.0
 """Seconds of silence after which a member is gone and its slot is free."""
 MAX_MEMBERS = 10_000
-INCARNATIONS_A_START = 2**20
-"""More than a slot is ever given between two starts of the learner."""
+INCARNATIONS_PER_START = 2**20
+"""More incarnations than a slot ever gets between two starts of the learner."""
 
 
 @dataclass
 class Member:
-    """An actor or evaluator that has said HELLO."""
+    """An actor or evaluator whose HELLO was accepted."""
 
     hello: Hello
     slot: int
@@ -38,24 +38,24 @@ class Member:
 Entry = TypeVar("Entry")
 
 
-def _put_last(book: dict[str, Entry], name: str, entry: Entry) -> None:
-    book.pop(name, None)
-    book[name] = entry
+def _put_last(entries: dict[str, Entry], name: str, entry: Entry) -> None:
+    entries.pop(name, None)
+    entries[name] = entry
 
 
 class Membership:
-    """The book of members.
+    """Registry of the members of a run.
 
     Args:
-        num_actors: configured actors; `actor_NNN` below that number has slot NNN of the epsilon
+        num_actors: number of configured actors; `actor_NNN` below it has slot NNN of the epsilon
             ladder, any other actor the lowest free slot from that number on.
-        instance: of the server, for its `Welcome`.
-        env_steps: made before this start of the learner.
-        records: of the actors, as of then.
-        clock: seconds, monotonic.
-        starts: of the learner in this run, before this one: what it gave out then, `records` may
-            not say.
-        max_members: names that are known at once; one more, and the oldest is forgotten.
+        instance: the server's, for its `Welcome`.
+        env_steps: environment steps before this start of the learner.
+        records: the actors' records at that time.
+        clock: monotonic time in seconds.
+        starts: starts of the learner in this run before this one; keeps incarnations unique,
+            since `records` may lack those that were assigned after the last checkpoint.
+        max_members: most names that are known at once; beyond it the oldest is forgotten.
     """
 
     def __init__(
@@ -78,31 +78,32 @@ class Membership:
         self.env_steps = env_steps
         """Environment steps of all actors, since the run's first start."""
         self.records = dict(records or {})
-        """By name, an evaluator's with its role before it; of those that greeted last."""
+        """Records by `Hello.member`, in the order of the members' last HELLO."""
         self.best_return: float | None = None
-        self._first_incarnation = starts * INCARNATIONS_A_START
+        self._first_incarnation = starts * INCARNATIONS_PER_START
         self._next_incarnation: dict[int, int] = {}
-        """Of each slot."""
+        """Next incarnation by slot."""
         for record in self.records.values():
             before = self._next_incarnation.get(record.slot, self._first_incarnation)
             self._next_incarnation[record.slot] = max(before, record.incarnation + 1)
 
     def greet(self, hello: Hello) -> Welcome:
-        """Admit a member; one that comes back keeps its slot.
+        """Admit a member; one that reconnects keeps its slot if that is free.
 
         Raises:
-            RefusedError: a later start of the same name is here.
+            RefusedError: a later start of the same name is known.
         """
         key = hello.member
         known, record = self._members.get(key), self.records.get(key)
         if known is not None and known.hello.epoch > hello.epoch:
             raise RefusedError(
-                f"{hello.name} was started again since; this older process must end", "superseded"
+                f"a newer process of {hello.name} has connected; this older one must exit",
+                "superseded",
             )
         slot = known.slot if known else self._assign_slot(hello, record.slot if record else -1)
         if record is None or record.epoch != hello.epoch:
             record = ActorRecord(hello.epoch, self._take_incarnation(slot), slot, 0)
-        elif record.slot != slot:  # it was silent, and another has its slot
+        elif record.slot != slot:  # it was silent, and its slot was given to another
             incarnation = self._take_incarnation(slot)
             record = msgspec.structs.replace(record, slot=slot, incarnation=incarnation)
         heartbeat = known.heartbeat if known and known.hello.epoch == hello.epoch else None
@@ -112,20 +113,20 @@ class Membership:
         return Welcome(instance=self._instance, slot=slot, incarnation=record.incarnation)
 
     def _take_incarnation(self, slot: int) -> int:
-        """A number that no start in this slot has had: seeds are made of both."""
+        """Return an incarnation that is unique in its slot; seeds depend on both."""
         incarnation = self._next_incarnation.get(slot, self._first_incarnation)
         self._next_incarnation[slot] = incarnation + 1
         return incarnation
 
     def _forget_first(self) -> None:
-        """Forget those that greeted first of too many; names are free, memory is not."""
+        """Forget the members with the oldest HELLO beyond `max_members`, to bound memory."""
         while len(self.records) > self._max_members:
             first = next(iter(self.records))
             del self.records[first]
             self._members.pop(first, None)
 
-    def _assign_slot(self, hello: Hello, before: int) -> int:
-        """The configured slot, the one it had before if that is free, or the lowest free one."""
+    def _assign_slot(self, hello: Hello, previous: int) -> int:
+        """Return the configured slot, else the previous one if free, else the lowest free one."""
         if hello.role != "actor":
             return -1
         configured = re.fullmatch(r"actor_(\d+)", hello.name)
@@ -133,8 +134,8 @@ class Membership:
             return int(configured[1])
         self._forget_gone()
         taken = {member.slot for member in self._members.values()}
-        if before >= self._num_actors and before not in taken:
-            return before
+        if previous >= self._num_actors and previous not in taken:
+            return previous
         slot = self._num_actors
         while slot in taken:
             slot += 1
@@ -146,12 +147,12 @@ class Membership:
                 del self._members[name]
 
     def heartbeat(self, hello: Hello, heartbeat: Heartbeat) -> None:
-        """Take a heartbeat; an actor's steps since the last one are added to all steps."""
+        """Record a heartbeat, and add an actor's new steps to the total."""
         key = hello.member
         member, record = self._members[key], self.records[key]
         if hello.role == "actor":
-            made = max(0, heartbeat.env_steps - record.env_steps)
-            self.env_steps = min(self.env_steps + made, MAX_COUNT)
+            new_steps = max(0, heartbeat.env_steps - record.env_steps)
+            self.env_steps = min(self.env_steps + new_steps, MAX_COUNT)
         counted = max(heartbeat.env_steps, record.env_steps)
         self.records[key] = msgspec.structs.replace(record, env_steps=counted)
         member.heartbeat = heartbeat
@@ -160,20 +161,21 @@ class Membership:
             del self._members[key]
 
     def knows(self, hello: Hello) -> bool:
-        """Whether the member has greeted and was not forgotten since."""
+        """Return whether this start of the member was admitted and is not forgotten."""
         member = self._members.get(hello.member)
         return member is not None and member.hello.epoch == hello.epoch
 
     def evaluation(self, report: EvaluationReport) -> float:
-        """Take an evaluation; gives its mean return."""
-        mean = math.fsum(r / len(report.returns) for r in report.returns)  # of finite ones: finite
+        """Record an evaluation; returns its mean return."""
+        # Dividing first keeps the mean of finite returns finite.
+        mean = math.fsum(r / len(report.returns) for r in report.returns)
         self._evaluations += len(report.returns)
         self._last_evaluation = mean
         self.best_return = mean if self.best_return is None else max(self.best_return, mean)
         return mean
 
     def actors(self) -> tuple[ActorReport, ...]:
-        """One row for each actor that is not gone, by slot."""
+        """Status rows of the actors, by slot; actors without a configured slot vanish when gone."""
         self._forget_gone()
         rows = [self._row(m) for m in self._members.values() if m.hello.role == "actor"]
         return tuple(sorted(rows, key=lambda row: row.slot or 0))
@@ -201,7 +203,7 @@ class Membership:
         )
 
     def evaluator(self) -> EvaluationsReport:
-        """What the evaluations so far said, and what the evaluator does now."""
+        """Results of the evaluations so far, and the evaluator's current phase."""
         beats = [m.heartbeat for m in self._members.values() if m.hello.role == "evaluator"]
         newest = beats[-1] if beats else None
         return EvaluationsReport(

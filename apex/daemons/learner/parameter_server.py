@@ -1,4 +1,4 @@
-"""Serves parameters and membership at `learner.params`, from a thread of its own."""
+"""The endpoint `learner.params`: serves parameters and membership from its own thread."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ from apex.wire.sockets import Poller, Waker, connections
 log = logging.getLogger("apex.learner")
 
 
-class SnapshotAsker(NamedTuple):
-    """Who waits for a snapshot."""
+class SnapshotRequester(NamedTuple):
+    """A peer that waits for a snapshot."""
 
     identity: bytes
     snapshot_id: int
 
 
 class ParamsServer:
-    """Answers actors, evaluators and operators while the training thread trains.
+    """Serves actors, evaluators and operators from its own thread, beside the training thread.
 
     Args:
-        endpoints: where to bind.
-        facts: of the run.
-        num_actors: configured actors.
-        env_steps: made before this start.
-        records: of the actors, as of then.
+        endpoints: addresses of the run.
+        facts: the run's.
+        num_actors: number of configured actors.
+        env_steps: environment steps before this start.
+        records: the actors' records at that time.
         board: where the training thread publishes.
-        starts: of the learner in this run, before this one.
-        status: the learner's own part of STATUS; called on the serving thread.
-        on_evaluation: called with each evaluation's mean return, on the serving thread.
-        on_snapshot: called when one asks for a snapshot, on the serving thread; the learner says
-            `snapshot_taken` when it is there.
+        starts: starts of the learner in this run before this one.
+        status: returns the learner's part of STATUS; called on the serving thread.
+        on_evaluation: called on the serving thread with the mean return of each evaluation.
+        on_snapshot: called on the serving thread when a peer requests a snapshot; the learner
+            then calls `take_snapshot_requesters` and, at the end, `reply_to_snapshot`.
     """
 
     def __init__(
@@ -96,14 +96,15 @@ class ParamsServer:
         self._status = status
         self._on_evaluation = on_evaluation
         self._on_snapshot = on_snapshot
-        self._snapshot_askers: list[SnapshotAsker] = []
-        self._snapshots: SimpleQueue[tuple[list[SnapshotAsker], dict[str, Any]]] = SimpleQueue()
+        self._requesters: list[SnapshotRequester] = []
+        self._snapshots: SimpleQueue[tuple[list[SnapshotRequester], dict[str, Any]]] = SimpleQueue()
+        """Finished snapshots whose requesters have no reply yet."""
         self._waker = Waker()
         self._closing = False
         self._thread = threading.Thread(target=self._serve, name="params-server", daemon=True)
 
     def start(self) -> None:
-        """Begin to answer."""
+        """Start the serving thread."""
         self._thread.start()
 
     def _greet(self, hello: Hello) -> Welcome:
@@ -119,10 +120,10 @@ class ParamsServer:
             return self.membership.env_steps
 
     def counted(self) -> tuple[int, dict[str, ActorRecord], float | None]:
-        """All environment steps, what each actor has in them, and the best evaluation."""
+        """Environment steps of all actors, the actors' records, and the best mean return."""
         with self._lock:
-            book = self.membership
-            return book.env_steps, dict(book.records), book.best_return
+            members = self.membership
+            return members.env_steps, dict(members.records), members.best_return
 
     def _serve(self) -> None:
         poller = Poller(self._server, self._waker)
@@ -130,22 +131,28 @@ class ParamsServer:
             poller.wait(1.0)
             self._waker.clear()
             for request in self._server.receive():
-                self._take(request)
-            self._answer_snapshots()
+                self._handle(request)
+            self._reply_to_snapshots()
         self._server.close()
 
-    def _take(self, request: Request) -> None:
+    def _handle(self, request: Request) -> None:
         message, identity = request.message, request.peer.identity
         if isinstance(message, GetParams):
             self._send_params(identity, message.newer_than)
         elif isinstance(message, Heartbeat):
             if not np.isfinite([message.env_steps_per_s, message.mean_return or 0.0]).all():
-                self._server.refuse(identity, "bad_request", "a heartbeat has finite values")
+                self._server.refuse(
+                    identity,
+                    "bad_request",
+                    "heartbeat: expected finite values, got NaN or infinity",
+                )
                 return
-            self._take_heartbeat(request, message)
+            self._on_heartbeat(request, message)
         elif isinstance(message, EvaluationReport):
             if not message.returns or not np.isfinite(message.returns).all():
-                self._server.refuse(identity, "bad_request", "an evaluation has finite returns")
+                self._server.refuse(
+                    identity, "bad_request", "evaluation: expected one or more finite returns"
+                )
                 return
             with self._lock:
                 mean = self.membership.evaluation(message)
@@ -155,35 +162,35 @@ class ParamsServer:
             self._server.send(identity, StatusReply(status=to_wire(self.status())))
         elif isinstance(message, Snapshot):
             with self._lock:
-                self._snapshot_askers.append(SnapshotAsker(identity, message.snapshot_id))
+                self._requesters.append(SnapshotRequester(identity, message.snapshot_id))
             self._on_snapshot()
 
-    def snapshot_begins(self) -> list[SnapshotAsker]:
-        """Who has asked for a snapshot until now; any thread may call it."""
+    def take_snapshot_requesters(self) -> list[SnapshotRequester]:
+        """Remove and return the peers that have requested a snapshot. Thread-safe."""
         with self._lock:
-            askers, self._snapshot_askers = self._snapshot_askers, []
-        return askers
+            requesters, self._requesters = self._requesters, []
+        return requesters
 
-    def snapshot_taken(self, askers: list[SnapshotAsker], saved: dict[str, Any]) -> None:
-        """Tell those who asked; any thread may call it."""
-        self._snapshots.put((askers, saved))
+    def reply_to_snapshot(self, requesters: list[SnapshotRequester], saved: dict[str, Any]) -> None:
+        """Send a finished snapshot's reply to its requesters. Thread-safe."""
+        self._snapshots.put((requesters, saved))
         self._waker.wake()
 
-    def _answer_snapshots(self) -> None:
+    def _reply_to_snapshots(self) -> None:
         while not self._snapshots.empty():
-            askers, saved = self._snapshots.get()
-            for asker in askers:
-                reply = SnapshotReply(snapshot_id=asker.snapshot_id, saved=saved)
-                self._server.send(asker.identity, reply)
+            requesters, saved = self._snapshots.get()
+            for requester in requesters:
+                reply = SnapshotReply(snapshot_id=requester.snapshot_id, saved=saved)
+                self._server.send(requester.identity, reply)
 
-    def _take_heartbeat(self, request: Request, message: Heartbeat) -> None:
+    def _on_heartbeat(self, request: Request, message: Heartbeat) -> None:
         newest, hello = self._board.newest(), request.peer.hello
         with self._lock:
             known = self.membership.knows(hello)
             if known:
                 self.membership.heartbeat(hello, message)
         if not known:
-            self._server.refuse(request.peer.identity, "hello_required", "say HELLO again")
+            self._server.refuse(request.peer.identity, "hello_required", "send HELLO again")
             return
         learner_step = newest.learner_step if newest else 0
         self._server.send(request.peer.identity, HeartbeatAck(learner_step=learner_step))
@@ -206,7 +213,7 @@ class ParamsServer:
         )
 
     def status(self) -> LearnerAnswer:
-        """The whole answer to STATUS."""
+        """The complete reply to STATUS."""
         refused = sum(self._server.refused.values())
         with self._lock:
             return LearnerAnswer(
@@ -217,7 +224,7 @@ class ParamsServer:
             )
 
     def close(self) -> None:
-        """End the thread and unbind."""
+        """Stop the thread and unbind the endpoint."""
         self._closing = True
         self._waker.wake()
         if self._thread.is_alive():

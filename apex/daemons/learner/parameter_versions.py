@@ -1,4 +1,4 @@
-"""Publications of parameters: what travels with them, and versions that never go back. No torch."""
+"""Publications of parameters, with version numbers that never decrease. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from apex.host.files import replace_file
 
 log = logging.getLogger("apex.learner")
 
-VERSIONS_A_BLOCK = 1000
+VERSIONS_PER_BLOCK = 1000
 UNKNOWN_VERSIONS = 10**9
-"""More than are ever given between two checkpoints."""
+"""More versions than are ever assigned between two checkpoints."""
 
 
 @dataclass(frozen=True)
 class Publication:
-    """One version of the parameters, encoded once.
+    """One version of the parameters, already encoded.
 
     Args:
-        param_version: rises with each publication, also across the learner's restarts.
-        learner_step: updates that made these parameters.
-        env_steps: of all actors when they were published.
-        train_s: seconds of training when they were published.
-        data: safetensors bytes.
-        crc32: of the data.
+        param_version: increases with each publication, also across the learner's restarts.
+        learner_step: number of updates of these parameters.
+        env_steps: environment steps of all actors at the publication.
+        train_s: seconds of training at the publication.
+        data: the parameters as safetensors bytes.
+        crc32: checksum of `data`.
     """
 
     param_version: int
@@ -38,11 +38,11 @@ class Publication:
 
 
 class VersionCounter:
-    """Gives versions that rise across restarts: they are reserved on disk a block at a time.
+    """Assigns versions that increase across restarts, reserving them on disk in blocks.
 
     Args:
-        path: holds the first version that has not been reserved.
-        known: a version that was given before, of a checkpoint; -1: none.
+        path: file with the first version that has not been reserved.
+        known: a version of an earlier start, from a checkpoint; -1: none.
     """
 
     def __init__(self, path: Path, known: int = -1) -> None:
@@ -50,17 +50,19 @@ class VersionCounter:
         try:
             self._next = int(path.read_text()) if path.exists() else 0
         except (ValueError, OSError) as error:
-            log.error("%s cannot be read: %s", path, error)
+            log.error("cannot read %s: %s", path, error)
             self._next = 0
         if self._next <= known:
             self._next = known + UNKNOWN_VERSIONS
-            log.error("%s is lost or damaged: versions go on from %d", path, self._next)
+            log.error(
+                "%s is lost or damaged: parameter versions continue from %d", path, self._next
+            )
         self._reserved = self._next
 
     def take(self) -> int:
-        """The next version."""
+        """Return the next version. Raises `OSError` when none can be reserved."""
         if self._next >= self._reserved:
-            reserved = self._reserved + VERSIONS_A_BLOCK
+            reserved = self._reserved + VERSIONS_PER_BLOCK
             replace_file(self._path, str(reserved).encode())
             self._reserved = reserved
         version, self._next = self._next, self._next + 1
@@ -68,7 +70,7 @@ class VersionCounter:
 
 
 class PublicationBoard:
-    """Where the training thread puts the newest publication and the serving thread takes it."""
+    """Passes the newest publication from the training thread to the serving thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

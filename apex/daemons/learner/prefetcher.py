@@ -1,4 +1,4 @@
-"""Brings batches to the training loop: asked for ahead, decompressed and collated on threads."""
+"""Prefetch batches for training: request them ahead, decompress and collate them on threads."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ WAIT_S = 0.2
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch that is ready for `Learner.update`."""
+    """A batch that is ready for `Trainer.update`."""
 
     item_ids: npt.NDArray[np.int64]
     learner_steps: npt.NDArray[np.int64]
     data: Any
-    """What `Algorithm.collate` made of the items, where it is learned from."""
+    """Result of `Algorithm.collate`, on the learner's device."""
     corrupt_ids: list[int]
-    """Of items that were left out."""
+    """Ids of corrupt items, which the batch does not have."""
 
 
 def prepare(samples: Samples, schema: Schema, collate: Callable[[Items], Any]) -> Batch:
-    """Decompress and collate the items that are whole.
+    """Decompress and collate samples; corrupt items are left out.
 
     Raises:
-        CorruptItemsError: none is.
+        CorruptItemsError: all items are corrupt.
         SchemaError: the samples do not fit the schema.
     """
     corrupt: list[int] = []
@@ -53,27 +53,27 @@ def prepare(samples: Samples, schema: Schema, collate: Callable[[Items], Any]) -
             data = collate(items)
         except CorruptItemsError as error:
             corrupt += error.item_ids
-            whole = ~np.isin(samples.item_ids, corrupt)
-            if whole.all() or not whole.any():
+            intact = ~np.isin(samples.item_ids, corrupt)
+            if intact.all() or not intact.any():
                 raise CorruptItemsError(str(error), corrupt) from None
-            log.warning("left %d items out of a batch: %s", (~whole).sum(), error)
-            samples = samples.take(whole)
+            log.warning("removed %d corrupt items from a batch: %s", (~intact).sum(), error)
+            samples = samples.take(intact)
         else:
             return Batch(items.item_ids, items.columns[LEARNER_STEP], data, corrupt)
 
 
 class Prefetcher:
-    """Keeps `depth` batches requested, in decompression or ready.
+    """Keeps `depth` batches requested, being decompressed or ready.
 
     One thread owns the connection; `threads` others decompress (LZ4 releases the GIL).
 
     Args:
-        connect: makes the client, on the thread that will own it.
-        schema: of the items.
-        collate: makes a batch of items.
-        depth: batches on their way or ready.
-        threads: for decompression.
-        transfer: moves a batch to where it is learned from.
+        connect: creates the client; called on the thread that owns it.
+        schema: the items' schema.
+        collate: makes a batch from items.
+        depth: number of batches that are requested, being decompressed or ready.
+        threads: number of decompression threads.
+        transfer: moves a batch to the learner's device.
     """
 
     def __init__(
@@ -98,23 +98,23 @@ class Prefetcher:
         self.table_items = 0
         self.dropped_batches = 0
         self.corrupt_items = 0
-        """That were sampled and not learned from, each as often as it was."""
-        self._snapshot_wanted: int | None = None
+        """Sampled items that could not be learned from; an item counts each time."""
+        self._requested_snapshot: int | None = None
         self.saved: SnapshotReply | None = None
-        """The replay server's newest answer to `snapshot`."""
+        """The replay server's newest reply to `snapshot`."""
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
         self._thread.start()
 
     @property
     def ready(self) -> int:
-        """Batches that have arrived and were not taken yet."""
+        """Number of batches that have arrived and were not taken yet."""
         return self._ready.qsize()
 
     def get(self, timeout_s: float) -> Batch | None:
-        """The next batch, or None when there is none within `timeout_s` seconds.
+        """Return the next batch, or None when none arrives within `timeout_s` seconds.
 
         Raises:
-            ApexError: the replay server will not serve this learner.
+            ApexError: the replay server refuses this learner.
         """
         if self._error is not None:
             raise self._error
@@ -133,7 +133,7 @@ class Prefetcher:
         return batch
 
     def reject(self, item_ids: Sequence[int]) -> None:
-        """Give items that cannot be learned from priority 0: by priority none is sampled again."""
+        """Count corrupt items and set their priority to 0, so that they are not sampled again."""
         if item_ids:
             self.corrupt_items += len(item_ids)
             self.put_priorities(np.array(item_ids, dtype=np.int64), np.zeros(len(item_ids)))
@@ -141,12 +141,12 @@ class Prefetcher:
     def put_priorities(
         self, item_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]
     ) -> None:
-        """Send new priorities with the next wake-up: `[B]` each."""
+        """Queue new priorities, `[B]` each; they are sent at the next wake-up."""
         self._priorities.append((item_ids, priorities))
 
     def snapshot(self, snapshot_id: int) -> None:
-        """Ask the replay server to bring its contents to the disk."""
-        self._snapshot_wanted = snapshot_id
+        """Ask the replay server to write its contents to disk."""
+        self._requested_snapshot = snapshot_id
         self._waker.wake()
 
     def _run(self) -> None:
@@ -162,9 +162,9 @@ class Prefetcher:
                     )
                 self.table_items = client.table_items
                 self.saved = client.saved
-                wanted, self._snapshot_wanted = self._snapshot_wanted, None
-                if wanted is not None and not client.snapshot(wanted):
-                    self._snapshot_wanted = self._snapshot_wanted or wanted
+                requested, self._requested_snapshot = self._requested_snapshot, None
+                if requested is not None and not client.snapshot(requested):
+                    self._requested_snapshot = self._requested_snapshot or requested
                 self._send_priorities(client)
                 client.ask(max(0, self._depth - client.in_flight - self._ready.qsize()))
             self._send_priorities(client)
@@ -178,7 +178,7 @@ class Prefetcher:
             client.update_priorities(*self._priorities.popleft())
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads and close the connection."""
         self._closing = True
         self._waker.wake()
         self._thread.join(timeout=5.0)

@@ -1,7 +1,7 @@
-"""The trainer: updates, publications, checkpoints, divergence, and the end of a run.
+"""The trainer: updates, publications, checkpoints, rollback after divergence, end of a run.
 
-It has no sockets and no threads. The learner's daemon drives it with batches that come over the
-wire, `apex run --serial` with batches from a table in the same process.
+It has no sockets and no threads. The learner daemon passes it batches from the replay server,
+`apex run --serial` batches from a table in the same process.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ log = logging.getLogger("apex.learner")
 
 
 class Counts(Protocol):
-    """What is counted outside of the trainer."""
+    """Counters that are kept outside of the trainer."""
 
     @property
     def env_steps(self) -> int:
         """Environment steps of all actors, since the run's first start."""
 
     def counted(self) -> tuple[int, dict[str, ActorRecord], float | None]:
-        """These steps, what each actor has in them, and the best mean return."""
+        """Environment steps of all actors, the actors' records, and the best mean return."""
 
 
 class Priorities(Protocol):
-    """Where new priorities go."""
+    """Receiver of new priorities."""
 
     def put_priorities(
         self, item_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]
@@ -60,33 +60,33 @@ class Priorities(Protocol):
         """Set priorities: `[B]` each."""
 
     def reject(self, item_ids: Sequence[int]) -> None:
-        """Count items that cannot be learned from, and give them priority 0."""
+        """Count items that cannot be learned from, and set their priority to 0."""
 
 
 class _Pending(NamedTuple):
-    """An update whose results have not been looked at."""
+    """An update whose results have not been read."""
 
     learner_step: int
-    """Before it."""
+    """Learner step before the update."""
     batch: Batch
     priorities: HostCopy
     metrics: Mapping[str, Any]
 
 
 def begin_training(config: Config) -> torch.device:
-    """Seed torch and take the threads and the device of a learner; returns the device."""
+    """Set torch's seed and the learner's threads; returns the learner's device."""
     process_tuning.set_up(config.learner.torch_threads)
     torch.manual_seed(config.run.seed)
     return process_tuning.pick_device(config.learner.device)
 
 
 class Trainer:
-    """Trains a learner, and keeps what a run must not lose.
+    """Trains a learner, publishes its parameters and writes its checkpoints.
 
     Args:
         run: the run.
-        learner: with fresh parameters; goes on from the run's newest good checkpoint.
-        clock: seconds, monotonic.
+        learner: a new learner; it resumes from the run's newest valid checkpoint, if any.
+        clock: monotonic time in seconds.
 
     Raises:
         ConfigError: a checkpoint does not fit the configuration.
@@ -102,59 +102,60 @@ class Trainer:
         self._learner, self._clock = learner, clock
         self._counts: Counts
         self._priorities: Priorities
-        # A GPU's results are looked at while the next update runs.
+        # On a GPU an update's results are read while the next update runs.
         self._lag = 1 if learner.device.type == "cuda" else 0
         self._pending: deque[_Pending] = deque()
-        self._unproven: Publication | None = None
-        """Published when the loss of an update from its parameters has shown them to be finite."""
+        self._unverified: Publication | None = None
+        """Parameters to publish once a finite loss of the next update has verified them."""
         self.board = PublicationBoard()
         self.learner_step = 0
         self.rollbacks = 0
         self.alarm: str | None = None
         self.outcome: str | None = None
-        """Why the run is at its end."""
+        """Why the run has ended; None while it has not."""
         self.metrics: Mapping[str, Any] = {}
-        """Of the last update."""
+        """Metrics of the last update."""
         self.item_staleness = 0.0
-        """Mean learner steps between an item and its update, of the last batch."""
-        self._earlier_s = 0.0
+        """Mean over the last batch of the learner steps between an item and its update."""
+        self._resumed_s = 0.0
+        """Seconds of training before this start."""
         self._started = clock()
         self.resumed = self._restore()
-        """Manifest of the checkpoint that training goes on from."""
+        """Manifest of the checkpoint from which training has resumed, if any."""
         known = self.resumed.param_version if self.resumed else -1
         self._versions = VersionCounter(run.checkpoints / "param_version", known)
 
     def begin(self, counts: Counts, priorities: Priorities) -> None:
-        """Publish what training begins with.
+        """Publish the first parameters.
 
         Args:
-            counts: what is counted elsewhere, by any thread.
-            priorities: takes the new priorities.
+            counts: counters that are kept elsewhere, possibly by another thread.
+            priorities: receives the new priorities.
         """
         self._counts, self._priorities = counts, priorities
         self.publish()
 
     @property
     def train_s(self) -> float:
-        """Seconds of training, resumed ones included."""
-        return self._earlier_s + self._clock() - self._started
+        """Seconds of training, including those before a resume."""
+        return self._resumed_s + self._clock() - self._started
 
     def _restore(self) -> Manifest | None:
-        """Go on from the newest good checkpoint, if there is one; returns its manifest."""
+        """Resume from the newest valid checkpoint, if any; returns its manifest."""
         found = checkpoint.newest(self._run.checkpoints)
         if found is None:
             self._initialise()
             return None
         self._load(found)
         manifest = found.manifest
-        self._earlier_s = manifest.train_s
-        kept = self._config.replay.durability != "off"
+        self._resumed_s = manifest.train_s
+        durable = self._config.replay.durability != "off"
         log.info(
             "resumed from %s at learner step %d, %d env steps; replay %s",
             found.path.name,
             self.learner_step,
             manifest.env_steps,
-            "brings its contents back" if kept else "starts empty (replay.durability)",
+            "restores its contents" if durable else 'starts empty (replay.durability = "off")',
         )
         return manifest
 
@@ -165,28 +166,30 @@ class Trainer:
         try:
             self._learner.load_parameters(parameters.decode(source.parameters()))
         except RuntimeError as error:
-            raise ConfigError(f"run.init_from: {source.path} does not fit: {error}") from None
+            raise ConfigError(
+                f"run.init_from: {source.path} does not fit the [algorithm] section: {error}"
+            ) from None
         log.info("parameters initialised from %s", source.path)
 
     def _load(self, found: Checkpoint) -> None:
-        """Take networks, optimizers, RNG and step of a checkpoint. Raises `ConfigError`."""
+        """Load networks, optimizers, RNG and step of a checkpoint. Raises `ConfigError`."""
         state = found.learner_state()
         try:
             self._learner.load_state_dict(state["learner"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise ConfigError(
-                f"{found.path} does not fit the [algorithm] section: {error}; undo the change of "
-                "its network or optimizer, or start a new run with --init-from"
+                f"{found.path} does not fit the [algorithm] section: {error}; revert the change "
+                "of its network or optimizer, or start a new run with --init-from"
             ) from None
         torch.set_rng_state(state["rng"])
         self.learner_step = found.manifest.learner_step
 
     def update(self, batch: Batch) -> None:
-        """Learn from a batch, then look at what came of it.
+        """Make one update from a batch, and process the results that are due.
 
         Raises:
-            ConfigError: the learner gave something else than a priority for each item.
-            DivergedError: the run diverged, and there is nothing left to go back to.
+            ConfigError: the learner did not return one priority per item.
+            DivergedError: the run diverged and cannot be rolled back.
         """
         progress = Progress(self.learner_step, self._counts.env_steps)
         update = self._learner.learn(batch.data, progress)
@@ -194,83 +197,89 @@ class Trainer:
         copy = HostCopy(update.priorities)
         self._pending.append(_Pending(self.learner_step, batch, copy, update.metrics))
         self.learner_step += 1
-        if not self._settle(self._lag):
+        if not self._process_pending(self._lag):
             return
         if self.learner_step % self._config.learner.publish_period == 0:
-            self._unproven = self._publication()
+            self._unverified = self._publication()
 
-    def _settle(self, left: int = 0) -> bool:
-        """Look at results until so many are left; returns whether training goes on from here."""
-        while len(self._pending) > left:
-            if not self._look_at(self._pending.popleft()):
+    def _process_pending(self, keep: int = 0) -> bool:
+        """Process results until `keep` updates are pending; returns False after a rollback."""
+        while len(self._pending) > keep:
+            if not self._process(self._pending.popleft()):
                 return False
         return True
 
-    def _look_at(self, update: _Pending) -> bool:
+    def _process(self, update: _Pending) -> bool:
+        """Check and distribute an update's results; returns False after a rollback."""
         priorities, item_ids = update.priorities.read(), update.batch.item_ids
         self.metrics = update.metrics
         good = good_priorities(priorities)
         if not good.all() and (not good.any() or not self._learner.is_finite()):
-            self._go_back(update.learner_step)
+            self._roll_back(update.learner_step)
             return False
         if not good.all():
-            log.warning("%d items have values from which no network learns", (~good).sum())
+            log.warning(
+                "%d items give an invalid priority (not finite or too large) although the "
+                "network is finite: they are not sampled again",
+                (~good).sum(),
+            )
             self._priorities.reject(item_ids[~good].tolist())
-        if self._unproven is not None and self._unproven.learner_step <= update.learner_step:
-            self.board.put(self._unproven)
-            self._unproven = None
+        if self._unverified is not None and self._unverified.learner_step <= update.learner_step:
+            self.board.put(self._unverified)
+            self._unverified = None
         if self._config.replay.selector == "prioritized":
             self._priorities.put_priorities(item_ids[good], priorities[good])
         age = np.maximum(update.learner_step - update.batch.learner_steps, 0)
         self.item_staleness = float(age.mean())
         return True
 
-    def _go_back(self, learner_step: int) -> None:
-        """The loss is not finite: go on from the last good checkpoint, once.
+    def _roll_back(self, learner_step: int) -> None:
+        """Roll back to the last valid checkpoint after a loss that is not finite, once per start.
 
-        Nothing of the diverged network is published or saved.
+        Parameters of the diverged network are neither published nor saved.
 
         Raises:
-            DivergedError: it happened before, or there is no checkpoint yet.
+            DivergedError: the run was rolled back before, or there is no checkpoint yet.
         """
-        # A checkpoint of this very step has the parameters that gave this loss.
+        # A checkpoint of this same step has the parameters that gave this loss.
         folder = self._run.checkpoints
         checkpoint.remove_from(folder, "step", learner_step)
         found = checkpoint.newest(folder)
         what = f"the loss at learner step {learner_step} is not finite"
         if self.rollbacks or found is None:
-            state = "again, after going back once" if self.rollbacks else "before any checkpoint"
+            state = "again, after one rollback" if self.rollbacks else "before any checkpoint"
             raise DivergedError(
-                f"{what}, {state}; published parameters and checkpoints are from before it. Lower "
-                "algorithm.learning_rate or algorithm.max_gradient_norm, then `apex run --resume`"
+                f"{what}, {state}; published parameters and checkpoints are older and finite. "
+                "Lower algorithm.learning_rate or algorithm.max_gradient_norm, then run "
+                "`apex run --resume`"
             )
         self.rollbacks += 1
         self._pending.clear()
         self._load(found)
-        self._unproven = None
-        log.error("%s: back to %s, once", what, found.path.name)
+        self._unverified = None
+        log.error("%s: rolled back to %s; a second time ends the run", what, found.path.name)
         self.publish()
 
     def publish(self) -> None:
-        """Publish the parameters as they are: fresh ones, or those of a checkpoint."""
+        """Publish the current parameters unverified: new ones, or those of a checkpoint."""
         publication = self._publication()
         if publication is not None:
             self.board.put(publication)
 
     def _publication(self) -> Publication | None:
-        """The parameters of now, to be published; None when no version can be had."""
+        """Encode the current parameters; None when no version can be reserved on disk."""
         try:
             version = self._versions.take()
         except OSError as error:
-            log.error("not published, training goes on: %s", error)
+            log.error("cannot publish parameters, training continues: %s", error)
             return None
         data = parameters.encode(self._learner.network)
         env_steps, crc32 = self._counts.env_steps, zlib_ng.crc32(data)
         return Publication(version, self.learner_step, env_steps, self.train_s, data, crc32)
 
     def save(self) -> Path | None:
-        """Write a checkpoint; None, with an alarm, when the disk refuses it."""
-        self._settle()
+        """Write a checkpoint; returns None and sets the alarm when it cannot be written."""
+        self._process_pending()
         folder = self._run.checkpoints
         state = {"learner": self._learner.state_dict(), "rng": torch.get_rng_state()}
         try:
@@ -279,11 +288,15 @@ class Trainer:
             keep = self._config.learner.keep_checkpoints
             checkpoint.prune(folder, "step", keep, self.learner_step)
         except OSError as error:
-            log.error("no checkpoint at step %d, training goes on: %s", self.learner_step, error)
-            self.alarm = f"no checkpoint at step {self.learner_step}: {error}"
+            log.error(
+                "cannot write the checkpoint of step %d, training continues: %s",
+                self.learner_step,
+                error,
+            )
+            self.alarm = f"cannot write the checkpoint of step {self.learner_step}: {error}"
             return None
         self.alarm = None
-        log.info("checkpoint %s", path.name)
+        log.info("wrote checkpoint %s", path.name)
         return path
 
     def _manifest(self) -> Manifest:
@@ -301,14 +314,14 @@ class Trainer:
         )
 
     def evaluated(self, mean_return: float) -> None:
-        """Take an evaluation's mean return; any thread may call it."""
+        """End the run if an evaluation's mean return reaches `run.until_return`. Thread-safe."""
         target = self._config.run.until_return
         log.info("evaluation: mean return %.2f", mean_return)
         if target is not None and mean_return >= target:
             self.finish(f"an evaluation reached {mean_return:.2f} (until_return = {target:g})")
 
     def check_end(self) -> None:
-        """See whether the run is at its end by steps or hours."""
+        """End the run if it has reached `run.max_env_steps` or `run.max_hours`."""
         limits, env_steps = self._config.run, self._counts.env_steps
         if limits.max_env_steps and env_steps >= limits.max_env_steps:
             self.finish(f"{env_steps} env steps (max_env_steps = {limits.max_env_steps})")
@@ -316,7 +329,7 @@ class Trainer:
             self.finish(f"{self.train_s / 3600:.2f} hours (max_hours = {limits.max_hours:g})")
 
     def finish(self, reason: str) -> None:
-        """The run is at its end, for the first reason that is given; any thread may call it."""
+        """End the run; the first reason given is kept. Thread-safe."""
         if self.outcome is None:
             self.outcome = reason
             log.info("the run ends: %s", reason)

@@ -1,1 +1,1 @@
-"""The replay server and its clients."""
+"""The replay server, its endpoints and its clients."""

@@ -1,4 +1,4 @@
-"""Chunks that are complete and on their way to replay, at the pace that its credits allow."""
+"""Queue of complete chunks that are sent to replay as its credits allow."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from apex.data.chunks import Chunk
 
 
 class Backlog:
-    """Chunks that wait for credit; whoever fills it stops to act while it is long.
+    """Chunks that wait for credit; the owner stops acting while the queue is long.
 
     Args:
         client: the connection to replay.
@@ -28,13 +28,13 @@ class Backlog:
         self._chunks.extend(chunks)
 
     def send(self) -> None:
-        """Take acknowledgements and insert what credit there is for; never waits."""
+        """Process acknowledgements and insert chunks while there is credit; never blocks."""
         self._client.poll()
         while self._chunks and self._client.has_credit:
             self._client.insert(self._chunks.popleft())
 
     @property
     def drained(self) -> bool:
-        """Whether nothing is left that could still be handed over."""
-        left = self._chunks or self._client.unacknowledged
-        return not left or not self._client.client.ready
+        """Whether all chunks are acknowledged, or cannot be sent without a connection."""
+        unfinished = self._chunks or self._client.unacknowledged
+        return not unfinished or not self._client.client.ready

@@ -1,4 +1,4 @@
-"""The two ways to talk to a replay server: producers insert, the learner samples."""
+"""Clients of the replay server: `InsertClient` for producers, `SampleClient` for the learner."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from apex.wire.messages import (
 log = logging.getLogger("apex.replay")
 
 RESEND_S = 10.0
-"""Seconds without an answer after which a request is sent again on a living connection."""
+"""Seconds without a reply after which a request is sent again on an open connection."""
 
 
-ASK_AFTER_ERROR_S = 1.0
+RETRY_AFTER_ERROR_S = 1.0
 
 
 class InsertClient:
@@ -43,10 +43,10 @@ class InsertClient:
 
     Args:
         endpoint: `replay.insert`.
-        hello: names the producer and its epoch.
-        clock: seconds, monotonic.
-        on_acknowledged: called with the number of each insert that the server has, in order, and
-            whether it outlives the server.
+        hello: the producer's name and epoch.
+        clock: monotonic time in seconds.
+        on_acknowledged: called with the number of each acknowledged insert, in order, and whether
+            it is durable.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class InsertClient:
 
     @property
     def unacknowledged(self) -> int:
-        """Chunks sent or to be sent whose acknowledgement is missing."""
+        """Number of chunks without an acknowledgement, including those to be sent again."""
         return len(self._unacknowledged)
 
     @property
@@ -76,7 +76,7 @@ class InsertClient:
         return self.client.ready and len(self._unacknowledged) < self._credits
 
     def insert(self, chunk: Chunk) -> None:
-        """Insert a chunk; the caller has looked at `has_credit`."""
+        """Insert a chunk; call it only when `has_credit`."""
         seq, self._next_seq = self._next_seq, self._next_seq + 1
         if not self._unacknowledged:
             self._last_progress = self._clock()
@@ -85,22 +85,22 @@ class InsertClient:
         self.client.send(Insert(seq=seq), self._unacknowledged[seq])
 
     def poll(self) -> None:
-        """Take the answers that have arrived; never waits. Raises `RefusedError`."""
+        """Process received replies; never blocks. Raises `RefusedError`."""
         for received in self.client.receive():
             message = received.message
             if isinstance(message, InsertAck):
-                self._acknowledged(message.seq, message.volatile_seq)
+                self._on_ack(message.seq, message.volatile_seq)
                 self._credits = message.credits
             elif isinstance(message, Welcome):
                 self._credits = message.credits
-                self._acknowledged(message.last_seq, message.volatile_seq)
+                self._on_ack(message.last_seq, message.volatile_seq)
                 self._resend()
         if self._unacknowledged and self._clock() - self._last_progress > RESEND_S:
             self._resend()
 
-    def _acknowledged(self, last: int, volatile_seq: int) -> None:
+    def _on_ack(self, last_seq: int, volatile_seq: int) -> None:
         self._last_progress = self._clock()
-        while self._unacknowledged and next(iter(self._unacknowledged)) <= last:
+        while self._unacknowledged and next(iter(self._unacknowledged)) <= last_seq:
             seq, _ = self._unacknowledged.popitem(last=False)
             self._on_acknowledged(seq, seq > volatile_seq)
 
@@ -115,13 +115,13 @@ class InsertClient:
 
 
 class SampleClient:
-    """Pulls batches ahead of their use, and returns priorities.
+    """Requests batches ahead of their use, and sends new priorities.
 
     Args:
         endpoint: `replay.sample`.
-        hello: of the learner.
+        hello: the learner's.
         batch_size: items in one batch.
-        clock: seconds, monotonic.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
@@ -135,34 +135,35 @@ class SampleClient:
         self._batch_size = batch_size
         self._clock = clock
         self._next_id = 0
-        self._asked: dict[int, float] = {}
-        self._not_before = float("-inf")
+        self._requested_at: dict[int, float] = {}
+        """Time of each unanswered request, by request id."""
+        self._ask_not_before = float("-inf")
         self.table_items = 0
         self.dropped_batches = 0
         self.saved: SnapshotReply | None = None
-        """The newest answer to `snapshot`."""
+        """The newest reply to `snapshot`."""
 
     @property
     def in_flight(self) -> int:
-        """Batches asked for that have not come."""
-        return len(self._asked)
+        """Number of requested batches that have not arrived."""
+        return len(self._requested_at)
 
     def ask(self, count: int) -> None:
-        """Ask for `count` more batches; without a connection they are asked for later."""
-        if self._clock() < self._not_before:
+        """Request `count` more batches; without a connection or just after an error, none."""
+        if self._clock() < self._ask_not_before:
             return
         for _ in range(count):
             request_id, self._next_id = self._next_id, self._next_id + 1
             if self.client.send(Sample(request_id=request_id, batch_size=self._batch_size)):
-                self._asked[request_id] = self._clock()
+                self._requested_at[request_id] = self._clock()
 
     def poll(self) -> list[Samples]:
-        """The batches that have arrived; never waits. Raises `RefusedError`."""
+        """Return the batches that have arrived; never blocks. Raises `RefusedError`."""
         batches: list[Samples] = []
         for received in self.client.receive():
             message = received.message
             if isinstance(message, SampleReply):
-                if self._asked.pop(message.request_id, None) is None:
+                if self._requested_at.pop(message.request_id, None) is None:
                     continue
                 self.table_items = message.table_items
                 try:
@@ -173,29 +174,29 @@ class SampleClient:
             elif isinstance(message, SnapshotReply):
                 self.saved = message
             elif isinstance(message, Welcome | Error):
-                # What was asked before will not come; the caller asks again.
-                self._asked.clear()
+                # Earlier requests will not be answered; the caller asks again.
+                self._requested_at.clear()
                 if isinstance(message, Error):
-                    self._not_before = self._clock() + ASK_AFTER_ERROR_S
-        self._ask_again()
+                    self._ask_not_before = self._clock() + RETRY_AFTER_ERROR_S
+        self._resend()
         return batches
 
-    def _ask_again(self) -> None:
-        """Repeat requests whose answers may have been dropped; the server knows those it has."""
+    def _resend(self) -> None:
+        """Repeat requests whose replies may be lost; the server ignores those that still wait."""
         now = self._clock()
-        for request_id, asked in self._asked.items():
-            if now - asked > RESEND_S:
+        for request_id, requested_at in self._requested_at.items():
+            if now - requested_at > RESEND_S:
                 self.client.send(Sample(request_id=request_id, batch_size=self._batch_size))
-                self._asked[request_id] = now
+                self._requested_at[request_id] = now
 
     def snapshot(self, snapshot_id: int) -> bool:
-        """Ask the server to bring its contents to the disk; False without a connection."""
+        """Ask the server to write its contents to disk; returns False without a connection."""
         return self.client.send(Snapshot(snapshot_id=snapshot_id))
 
     def update_priorities(
         self, item_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]
     ) -> None:
-        """Send new priorities, `[B]` each; lost with a lost connection, which does no harm."""
+        """Send new priorities, `[B]` each; without a connection they are dropped, which is safe."""
         self.client.send(UpdatePriorities(), {"item_ids": item_ids, "priorities": priorities})
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The replay server: gives one table to the wire. Imports neither torch nor gymnasium."""
+"""The replay daemon: serves one table. Imports neither torch nor gymnasium."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class ReplayServer:
     """Serves a table at `replay.insert` and `replay.sample`, from one thread.
 
     Args:
-        config: of the run.
-        endpoints: where to bind.
-        facts: of the run.
-        folder: where the contents are kept, and an earlier server's found.
-        starts: of a replay server in this run, before this one; after the first the state is
-            `recovering` until the table is full enough to be sampled again.
-        clock_ns: nanoseconds since the epoch. Item ids begin there, so that those of a table that
-            was lost with its server, which a learner may still hold, never name items of this one.
-        progress: called often while an earlier server's contents are read.
+        config: the run's.
+        endpoints: addresses of the run.
+        facts: the run's.
+        folder: directory of the insert log; the contents of an earlier server are restored from it.
+        starts: starts of the replay server in this run before this one; with one or more the
+            state is `recovering` until the table has enough items to be sampled.
+        clock_ns: nanoseconds since the Unix epoch, used as the first item id: a learner may still
+            hold ids of an earlier table, which must not refer to items of this one.
+        progress: called often while an earlier server's contents are restored.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class ReplayServer:
         clock_ns: Callable[[], int] = time.time_ns,
         progress: Callable[[], None] = lambda: None,
     ) -> None:
-        self._keeper = DurableTable(
+        self._durable = DurableTable(
             folder,
             config.replay,
             facts,
@@ -64,39 +64,39 @@ class ReplayServer:
             clock_ns=clock_ns,
             progress=progress,
         )
-        self.table = self._keeper.table
-        self._restarted = starts > 0
-        self.inserts = InsertEndpoint(endpoints.of("replay.insert"), facts, self._keeper)
+        self.table = self._durable.table
+        self._recovering = starts > 0
+        self.inserts = InsertEndpoint(endpoints.of("replay.insert"), facts, self._durable)
         """The endpoint of producers."""
         self.samples = SampleEndpoint(
-            endpoints.of("replay.sample"), facts, self._keeper, self.status
+            endpoints.of("replay.sample"), facts, self._durable, self.status
         )
-        """The endpoint of the learner and of operators."""
+        """The endpoint of the learner and operators."""
         self._poller = Poller(self.inserts.server, self.samples.server)
 
     def turn(self, wait_s: float = IDLE_WAIT_S) -> None:
-        """Wait for messages, take those that are there, and do what the limiter allows."""
+        """Wait for messages, receive them, and do the work that the rate limiter allows."""
         self._poller.wait(wait_s)
         self.inserts.receive()
         self.samples.receive()
         progress = True
-        while progress:  # each may let the other go on
+        while progress:  # inserts may allow samples, and the reverse
             progress = self.inserts.work() | self.samples.work()
         self.inserts.acknowledge()
-        self._keeper.tick()
+        self._durable.tick()
 
     @property
     def _state(self) -> str:
-        """`recovering` while a server that was started again has too few items to sample.
+        """`recovering` while a restarted server has too few items to be sampled.
 
-        A queue that is served as fast as it is filled never holds many.
+        A served batch ends it too: a queue that is sampled as fast as it is filled stays short.
         """
-        few = len(self.table) < self.table.limiter.min_size
-        self._restarted &= few and not self.samples.served
-        return "recovering" if self._restarted else "running"
+        too_few = len(self.table) < self.table.limiter.min_size
+        self._recovering &= too_few and not self.samples.served
+        return "recovering" if self._recovering else "running"
 
     def status(self) -> ReplayReport:
-        """How the server is."""
+        """The server's status."""
         refused = self.inserts.server.refused + self.samples.server.refused
         return ReplayReport(
             state=self._state,
@@ -114,25 +114,25 @@ class ReplayServer:
             refused=sum(refused.values()) + self.table.counters.refused_priorities,
             refused_by=dict(refused),
             **asdict(self.table.counters),
-            **self._keeper.status()._asdict(),
+            **self._durable.status()._asdict(),
             **connections()._asdict(),
         )
 
     def close(self) -> None:
-        """Send what is under way, unbind, and save the contents."""
+        """Send queued replies, unbind the endpoints, and save the table's contents."""
         self.inserts.server.close()
         self.samples.server.close()
-        self._keeper.close()
+        self._durable.close()
 
 
 def body(service: Service) -> None:
-    """Serve until asked to stop."""
+    """Run the replay server until it is asked to stop."""
     config = service.config
 
     def progress() -> None:
         service.beat()
         if service.stopping:
-            raise StopAskedError("asked to stop while the insert log was read; it is whole")
+            raise StopAskedError("asked to stop while reading the insert log; the log is unchanged")
 
     server = ReplayServer(
         config,

@@ -1,4 +1,4 @@
-"""The endpoint `replay.insert`: producers, what they have sent, and its acknowledgement."""
+"""The endpoint `replay.insert`: takes the chunks of producers and acknowledges them."""
 
 from __future__ import annotations
 
@@ -19,26 +19,29 @@ from apex.wire.server import Peer, Request, Server
 log = logging.getLogger("apex.replay")
 
 CREDITS = 4
-"""Unacknowledged inserts that one producer may have; bounds what waits here."""
+"""Unacknowledged inserts that one producer may have; bounds the queue of waiting inserts."""
 
 
 MAX_PENDING = 4096
-"""Inserts of all producers together that wait for the limiter."""
+"""Inserts of all producers that may wait for the rate limiter."""
 MAX_PRODUCERS = 10_000
-"""Of which it is known what they have inserted; a forgotten one begins again when it greets."""
+"""Producers whose last insert is remembered; a forgotten one starts again with its next HELLO."""
 
 
 @dataclass
 class _Producer:
-    """Whose inserts have been taken, up to which sequence number."""
+    """A producer and the number of its last accepted insert."""
 
     name: str
     epoch: int
     identity: bytes
     last_seq: int = -1
     settled: bool = False
-    """From its first insert since the server's start on: before that the server may have lost
-    inserts that it had acknowledged, without a log or on a full disk."""
+    """Whether it has sent an insert since the server's start.
+
+    Its first insert may leave a gap: without a log, or with a full disk, an earlier server may
+    have lost inserts that it had acknowledged.
+    """
 
 
 @dataclass
@@ -60,20 +63,20 @@ class _Acknowledgement:
 
 
 class InsertEndpoint:
-    """Takes each insert once, in its turn, and acknowledges it when it is in the table.
+    """Takes each insert once, in order, and acknowledges it when it is in the table.
 
-    What the rate limiter does not allow yet waits in a queue, and the sender with it: a producer
-    has at most `CREDITS` unacknowledged inserts.
+    Inserts that the rate limiter does not allow yet wait in a queue. This also stops their
+    sender, since a producer may have at most `CREDITS` unacknowledged inserts.
 
     Args:
-        endpoint: where to bind.
-        facts: of the run.
-        keeper: of the table.
+        endpoint: the address to bind.
+        facts: the run's.
+        durable: the table and its log.
     """
 
-    def __init__(self, endpoint: Endpoint, facts: RunFacts, keeper: DurableTable) -> None:
-        self._keeper = keeper
-        self._table = keeper.table
+    def __init__(self, endpoint: Endpoint, facts: RunFacts, durable: DurableTable) -> None:
+        self._durable = durable
+        self._table = durable.table
         self.server = Server(
             endpoint,
             facts.run_id,
@@ -83,31 +86,31 @@ class InsertEndpoint:
         )
         self._producers = {
             name: _Producer(name, mark.epoch, b"", mark.seq)
-            for name, mark in keeper.producers.items()
+            for name, mark in durable.producers.items()
         }
         self._pending: deque[_PendingInsert] = deque()
         self._acknowledgements: list[_Acknowledgement] = []
         self.rate = Rate()
-        """Items in a second."""
+        """Inserted items per second."""
         self.duplicates = 0
 
     @property
     def waiting(self) -> int:
-        """Inserts that the limiter does not allow yet."""
+        """Number of inserts that wait for the rate limiter."""
         return len(self._pending)
 
     @property
     def producers(self) -> int:
-        """Producers that are known, gone ones included."""
+        """Number of known producers, including disconnected ones."""
         return len(self._producers)
 
     def receive(self) -> None:
-        """Take the inserts that have arrived."""
+        """Check and queue the inserts that have arrived."""
         for request in self.server.receive():
-            self._take(request)
+            self._enqueue(request)
 
     def work(self) -> bool:
-        """Insert what the limiter allows; whether it allowed anything."""
+        """Insert the chunks that the rate limiter allows; returns whether there was one."""
         progress = False
         while self._pending and self._table.can_insert(len(self._pending[0])):
             self._insert(self._pending.popleft())
@@ -115,21 +118,22 @@ class InsertEndpoint:
         return progress
 
     def acknowledge(self) -> None:
-        """Acknowledge what `work` has inserted, all by one commit."""
+        """Commit the chunks that `work` has inserted to the log, all at once; acknowledge them."""
         if not self._acknowledgements:
             return
-        committed = self._keeper.commit()
-        for one in self._acknowledgements:
-            self._acknowledge(one.producer, one.seq, volatile=not (one.logged and committed))
+        committed = self._durable.commit()
+        for ack in self._acknowledgements:
+            self._acknowledge(ack.producer, ack.seq, volatile=not (ack.logged and committed))
         self._acknowledgements.clear()
 
     def _welcome(self, peer: Peer) -> Welcome:
-        """Greet a producer; of two with one name the later start holds it."""
+        """Admit a producer; of two processes with one name the later start is kept."""
         hello = peer.hello
         known = self._producers.get(hello.member)
         if known is not None and known.epoch > hello.epoch:
             raise RefusedError(
-                f"{hello.name} was started again since; this older process must end", "superseded"
+                f"a newer process of {hello.name} has connected; this older one must exit",
+                "superseded",
             )
         if known is None or known.epoch < hello.epoch:
             known = _Producer(hello.member, hello.epoch, peer.identity)
@@ -140,40 +144,48 @@ class InsertEndpoint:
             instance=self.server.instance,
             credits=CREDITS,
             last_seq=known.last_seq - self._waiting(known),
-            volatile_seq=self._keeper.volatile_seq(known.name, known.epoch),
+            volatile_seq=self._durable.volatile_seq(known.name, known.epoch),
         )
 
     def _remember(self, producer: _Producer) -> None:
-        """Keep the producers that greeted last; names are free, memory is not."""
+        """Move a producer to the end, and forget those with the oldest HELLO, to bound memory."""
         self._producers[producer.name] = self._producers.pop(producer.name)
         while len(self._producers) > MAX_PRODUCERS:
             oldest = next(iter(self._producers))
             del self._producers[oldest]
-            self._keeper.producers.pop(oldest, None)
+            self._durable.producers.pop(oldest, None)
 
     def _waiting(self, producer: _Producer) -> int:
         return sum(pending.producer is producer for pending in self._pending)
 
-    def _take(self, request: Request) -> None:
+    def _enqueue(self, request: Request) -> None:
         message, identity = request.message, request.peer.identity
         assert isinstance(message, Insert)
         producer = self._producers.get(request.peer.hello.member)
         if producer is None:
-            self.server.refuse(identity, "hello_required", "say HELLO again")
+            self.server.refuse(identity, "hello_required", "send HELLO again")
             return
         if message.seq <= producer.last_seq:
             self.duplicates += 1
             if not self._waiting(producer):
                 self._acknowledge(producer, message.seq)
             return
-        if not producer.settled:  # from here on there is no gap, also if this one gets no room
+        if not producer.settled:  # later gaps are refused, even if this insert gets no credit
             producer.last_seq, producer.settled = message.seq - 1, True
-        here = sum(pending.identity == identity for pending in self._pending)
-        if max(here, self._waiting(producer)) >= CREDITS or len(self._pending) >= MAX_PENDING:
-            self.server.refuse(identity, "no_credit", "more unacknowledged inserts than credits")
+        same_peer = sum(pending.identity == identity for pending in self._pending)
+        if max(same_peer, self._waiting(producer)) >= CREDITS or len(self._pending) >= MAX_PENDING:
+            self.server.refuse(
+                identity,
+                "no_credit",
+                f"too many inserts wait: {self._waiting(producer)} of this producer (at most "
+                f"{CREDITS}), {len(self._pending)} in all (at most {MAX_PENDING}); resend later",
+            )
             return
         if message.seq != producer.last_seq + 1:
-            detail = f"got insert {message.seq} after {producer.last_seq}; send those between first"
+            detail = (
+                f"expected insert {producer.last_seq + 1}, got {message.seq}; send the missing "
+                "ones first"
+            )
             self.server.refuse(identity, "sequence_gap", detail)
             return
         producer.last_seq = message.seq
@@ -181,17 +193,17 @@ class InsertEndpoint:
         self._pending.append(_PendingInsert(producer, identity, message.seq, chunk))
 
     def _checked_chunk(self, request: Request, seq: int) -> Chunk | None:
-        """The chunk of an insert, or None when it is refused.
+        """Return the chunk of an insert, or None when it is refused.
 
-        A refused chunk takes its turn in the queue and is acknowledged like any other: sent
-        again it would only be refused again.
+        A refused insert is queued and acknowledged like any other, so that its sender does not
+        send it again.
         """
         try:
             chunk = chunk_from_arrays(request.arrays)
             if len(chunk) > self._table.max_chunk:
                 raise SchemaError(
-                    f"a chunk of {len(chunk)} items, at most {self._table.max_chunk} fit the "
-                    "table's capacity and its limiter's tolerance"
+                    f"expected a chunk of at most {self._table.max_chunk} items (the limit of "
+                    f"capacity and rate limiter), got {len(chunk)}"
                 )
             chunk.check(self._table.schema)
         except SchemaError as error:
@@ -200,7 +212,7 @@ class InsertEndpoint:
         return chunk
 
     def _acknowledge(self, producer: _Producer, seq: int, *, volatile: bool = False) -> None:
-        volatile_seq = self._keeper.volatile_seq(producer.name, producer.epoch)
+        volatile_seq = self._durable.volatile_seq(producer.name, producer.epoch)
         if volatile:
             volatile_seq = max(seq, volatile_seq)
         ack = InsertAck(seq=seq, credits=CREDITS, volatile_seq=volatile_seq)
@@ -208,8 +220,8 @@ class InsertEndpoint:
 
     def _insert(self, pending: _PendingInsert) -> None:
         producer = pending.producer
-        logged = self._keeper.insert(producer.name, producer.epoch, pending.seq, pending.chunk)
+        logged = self._durable.insert(producer.name, producer.epoch, pending.seq, pending.chunk)
         if producer.name not in self._producers:
-            self._keeper.producers.pop(producer.name, None)
+            self._durable.producers.pop(producer.name, None)
         self._acknowledgements.append(_Acknowledgement(producer, pending.seq, logged))
         self.rate.add(len(pending))

@@ -1,4 +1,4 @@
-"""The endpoint `replay.sample`: batches, priorities, and what operators ask."""
+"""The endpoint `replay.sample`: serves batches, takes priorities, answers operators."""
 
 from __future__ import annotations
 
@@ -51,24 +51,24 @@ class _PendingSnapshot:
 
 
 class SampleEndpoint:
-    """Serves batches in the order in which they were asked for, as the rate limiter allows.
+    """Serves batches in the order of their requests, as the rate limiter allows.
 
     Args:
-        endpoint: where to bind.
-        facts: of the run.
-        keeper: of the table.
-        status: the answer to STATUS.
+        endpoint: the address to bind.
+        facts: the run's.
+        durable: the table and its log.
+        status: called for the reply to STATUS.
     """
 
     def __init__(
         self,
         endpoint: Endpoint,
         facts: RunFacts,
-        keeper: DurableTable,
+        durable: DurableTable,
         status: Callable[[], ReplayReport],
     ) -> None:
-        self._keeper = keeper
-        self._table = keeper.table
+        self._durable = durable
+        self._table = durable.table
         self._status = status
         self.server = Server(
             endpoint,
@@ -83,53 +83,59 @@ class SampleEndpoint:
         self._pending: deque[_PendingSample] = deque()
         self._snapshots: list[_PendingSnapshot] = []
         self.rate = Rate()
-        """Items in a second."""
+        """Sampled items per second."""
         self.served = False
-        """Whether a batch was served since the server's start."""
+        """Whether a batch has been served since the server's start."""
 
     @property
     def waiting(self) -> int:
-        """Requests that the limiter does not allow yet."""
+        """Number of requests that wait for the rate limiter."""
         return len(self._pending)
 
     def receive(self) -> None:
-        """Take the requests that have arrived, and answer all but those for batches."""
+        """Process received requests; those for batches are queued for `work`."""
         for request in self.server.receive():
-            self._take(request)
-        self._answer_snapshots()
+            self._handle(request)
+        self._reply_to_snapshots()
 
     def work(self) -> bool:
-        """Serve what the limiter allows; whether it allowed anything."""
+        """Serve the requests that the rate limiter allows; returns whether there was one."""
         progress = False
         while self._pending and self._can_serve(self._pending[0]):
             self._sample(self._pending.popleft())
             progress = True
         return progress
 
-    def _take(self, request: Request) -> None:
+    def _handle(self, request: Request) -> None:
         message, identity = request.message, request.peer.identity
         if isinstance(message, UpdatePriorities):
-            self._take_priorities(identity, request.arrays)
+            self._update_priorities(identity, request.arrays)
         elif isinstance(message, Status):
             self.server.send(identity, StatusReply(status=to_wire(self._status())))
         elif isinstance(message, Snapshot):
             if len(self._snapshots) >= MAX_PENDING_SAMPLES:
-                self.server.refuse(identity, "busy", "too many waiting snapshot requests")
+                self.server.refuse(
+                    identity, "busy", f"{MAX_PENDING_SAMPLES} snapshot requests wait already"
+                )
                 return
             self._snapshots.append(
-                _PendingSnapshot(identity, message.snapshot_id, self._keeper.save())
+                _PendingSnapshot(identity, message.snapshot_id, self._durable.save())
             )
         elif isinstance(message, Sample):
             if not 1 <= message.batch_size <= MAX_BATCH_SIZE:
                 self.server.refuse(
-                    identity, "bad_request", f"batch_size {message.batch_size} is out of range"
+                    identity,
+                    "bad_request",
+                    f"batch_size: expected 1 to {MAX_BATCH_SIZE}, got {message.batch_size}",
                 )
             elif len(self._pending) >= MAX_PENDING_SAMPLES:
-                self.server.refuse(identity, "busy", "too many waiting sample requests")
+                self.server.refuse(
+                    identity, "busy", f"{MAX_PENDING_SAMPLES} sample requests wait already"
+                )
             elif _PendingSample(identity, message) not in self._pending:
                 self._pending.append(_PendingSample(identity, message))
 
-    def _take_priorities(self, identity: bytes, arrays: Arrays) -> None:
+    def _update_priorities(self, identity: bytes, arrays: Arrays) -> None:
         ids, priorities = arrays.get("item_ids"), arrays.get("priorities")
         if (
             ids is None
@@ -146,7 +152,7 @@ class SampleEndpoint:
         self._table.update_priorities(ids, priorities)
 
     def _can_serve(self, pending: _PendingSample) -> bool:
-        """Whether a request's turn has come; one of a peer that is gone is only dropped."""
+        """Whether a request leaves the queue: it can be served, or its peer is gone."""
         gone = pending.identity not in self.server.peers
         return gone or self._table.can_sample(pending.request.batch_size)
 
@@ -154,7 +160,7 @@ class SampleEndpoint:
         if pending.identity not in self.server.peers:
             return
         try:
-            samples = self._keeper.sample(pending.request.batch_size)
+            samples = self._durable.sample(pending.request.batch_size)
         except EmptyTableError as error:
             self.server.refuse(pending.identity, "no_mass", str(error))
             return
@@ -163,8 +169,8 @@ class SampleEndpoint:
         reply = SampleReply(request_id=pending.request.request_id, table_items=len(self._table))
         self.server.send(pending.identity, reply, samples_to_arrays(samples))
 
-    def _answer_snapshots(self) -> None:
-        for one in [one for one in self._snapshots if one.saved.done()]:
-            self._snapshots.remove(one)
-            reply = SnapshotReply(snapshot_id=one.snapshot_id, saved=one.saved.result())
-            self.server.send(one.identity, reply)
+    def _reply_to_snapshots(self) -> None:
+        for snapshot in [pending for pending in self._snapshots if pending.saved.done()]:
+            self._snapshots.remove(snapshot)
+            reply = SnapshotReply(snapshot_id=snapshot.snapshot_id, saved=snapshot.saved.result())
+            self.server.send(snapshot.identity, reply)

@@ -1,4 +1,4 @@
-"""Find the part of a run that holds the others back, as a pure function of its status."""
+"""Find the part that limits a run's speed, as a pure function of its status."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from apex.daemons.status.reports import ReplayReport
 from apex.daemons.status.run_status import RunStatus
 
 BUSY_LEARNER = 0.1
-"""Share of its time up to which a learner may wait for data and still be the bottleneck."""
+"""Largest fraction of time that a learner may wait for data and still be the bottleneck."""
 
 
 def bottleneck(status: RunStatus) -> str:
-    """Which part holds the others back, in words."""
+    """Describe the part that limits the run's speed."""
     learner, replay = status.learner, status.replay
     for name, row in (("learner", learner), ("replay", replay)):
         if row.pid is None:
@@ -27,19 +27,19 @@ def bottleneck(status: RunStatus) -> str:
 
 
 def warm_up(items: int, min_size: int) -> str:
-    """The bottleneck of a run whose table has too few items."""
-    return f"warm-up: replay has {items} of the {min_size} items to start"
+    """Describe the bottleneck of a run whose table has too few items to train."""
+    return f"warm-up: replay has {items} of the {min_size} items that training needs to start"
 
 
 def limiting_part(
     *, data_wait_fraction: float | None, waiting_samples: int, blocked_actors: int
 ) -> str:
-    """Which of learner, actors and the way between them is the slowest, in words.
+    """Describe which is the slowest: the learner, the actors, or the data path between them.
 
     Args:
-        data_wait_fraction: share of its time in which the learner waits for a batch.
-        waiting_samples: requests for batches that the rate limiter does not allow yet.
-        blocked_actors: actors that the rate limiter keeps waiting.
+        data_wait_fraction: fraction of time in which the learner waits for a batch.
+        waiting_samples: requests for batches that wait for the rate limiter.
+        blocked_actors: actors that wait for the rate limiter.
     """
     if data_wait_fraction is not None and data_wait_fraction > BUSY_LEARNER:
         if waiting_samples:

@@ -1,4 +1,4 @@
-"""Gather a run's status: ask its daemons, and read its directory for those that do not answer."""
+"""Gather a run's status from its daemons and, for those that do not answer, from its directory."""
 
 from __future__ import annotations
 
@@ -35,31 +35,32 @@ from apex.runs.directory import RunDirectory
 from apex.runs.engine_record import EngineRecord
 
 STARTING_S = 20.0
-"""Age from which a daemon that does not answer is called silent: it hangs, or reads a long log."""
+"""Age in seconds from which a daemon without an answer is `silent`: hung, or reading a long log."""
 
 
 def gather(run: RunDirectory) -> RunStatus:
-    """The status of a run."""
+    """Return the status of a run."""
     return _Gathering(run).status()
 
 
 class _Gathering:
-    """One look at a run."""
+    """Collects the status of a run once."""
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
         self._config: Config = run.config()
-        self._living = run.living()
+        self._pids = run.living()
+        """Process ids of the running daemons, by name."""
         self._saved = _newest_manifest(run)
         self._problems: list[str] = []
-        """With answers that cannot be used."""
+        """Alarms about replies that cannot be used."""
         self._engine = engine_record.living_engine(run)
-        over = self._engine is None and not self._living
+        over = self._engine is None and not self._pids
         self._last = LastFigures(run) if over else None
-        """Of a run that is over."""
+        """Last figures of a run that has ended."""
 
     def status(self) -> RunStatus:
-        """The whole status."""
+        """Ask the daemons, and return the complete status."""
         answer = self._ask(LEARNER, LearnerAnswer)
         status = RunStatus(
             run=self._summary(answer),
@@ -69,12 +70,12 @@ class _Gathering:
             actors=self._actors(answer.actors if answer is not None else ()),
             evaluator=self._evaluator(answer),
         )
-        return self._judged(status)
+        return self._with_assessment(status)
 
     def _ask(self, spec: DaemonSpec, report: type[Answer]) -> Answer | None:
-        """What a daemon answers, or None when it does not, or says what cannot be used."""
+        """Return a daemon's answer, or None when it is missing or cannot be used."""
         assert spec.status_endpoint is not None
-        if spec.kind not in self._living:
+        if spec.kind not in self._pids:
             return None
         try:
             return ask(self._run, spec.status_endpoint, report)
@@ -83,14 +84,14 @@ class _Gathering:
             return None
 
     def _state(self, spec: DaemonSpec) -> str:
-        """Of a daemon that has not answered."""
-        if spec.kind not in self._living:
+        """Return the state of a daemon that has not answered."""
+        if spec.kind not in self._pids:
             return "down"
         age_s = restart_backoff.age_s(self._run.crash_file(spec.kind))
         return "starting" if age_s < STARTING_S else "silent"
 
     def _pid(self, spec: DaemonSpec) -> int | None:
-        return self._living.get(spec.kind)
+        return self._pids.get(spec.kind)
 
     def _summary(self, answer: LearnerAnswer | None) -> RunSummary:
         env_steps = answer.env_steps if answer is not None else self._saved.get("env_steps", 0)
@@ -130,24 +131,24 @@ class _Gathering:
         return row if self._last is None else self._last.inference(row)
 
     def _actors(self, reports: tuple[ActorReport, ...]) -> tuple[ActorReport, ...]:
-        """One row for each configured or attached actor; `pid` is None while it is down."""
+        """Return a row for each configured or attached actor; `pid` is None when it is down."""
         known = {report.actor_id: report for report in reports}
         configured = ACTOR.names(self._config)
-        here = {name for name in self._living if name.startswith(f"{ACTOR.kind}_")}
-        elsewhere = {
+        running = {name for name in self._pids if name.startswith(f"{ACTOR.kind}_")}
+        foreign = {
             report.actor_id
             for report in reports
             if report.state != "gone" and not self._run.lock_file(report.actor_id).exists()
         }
-        others = sorted((here | elsewhere) - set(configured))
+        attached = sorted((running | foreign) - set(configured))
         rows = [
-            _actor(name, known.get(name), self._living.get(name), elsewhere=name in elsewhere)
-            for name in configured + others
+            _actor(name, known.get(name), self._pids.get(name), foreign=name in foreign)
+            for name in configured + attached
         ]
         return tuple(rows if self._last is None else map(self._last.actor, rows))
 
     def _evaluator(self, answer: LearnerAnswer | None) -> EvaluatorSummary:
-        """By what the learner knows, or by the evaluator's own file while the learner is down."""
+        """Return the evaluator's row, from the learner's report or else from its own metrics."""
         pid = self._pid(EVALUATOR)
         known = answer.evaluator if answer is not None else _last_evaluation(self._run, self._saved)
         if pid is None:
@@ -155,9 +156,9 @@ class _Gathering:
         return EvaluatorSummary(state="running" if pid is not None else "down", pid=pid,
                                 **asdict(known))  # fmt: skip
 
-    def _judged(self, status: RunStatus) -> RunStatus:
-        """With bottleneck, alarms and health."""
-        found = (*self._problems, *alarms(status), *_crash_loops(self._run, status))
+    def _with_assessment(self, status: RunStatus) -> RunStatus:
+        """Add bottleneck, alarms and health."""
+        found = (*self._problems, *alarms(status), *_crash_alarms(self._run, status))
         last = None if self._last is None else self._last.bottleneck(self._config.replay.min_size)
         summary = replace(status.run, alarms=found, bottleneck=last or bottleneck(status))
         status = replace(status, run=summary)
@@ -165,18 +166,16 @@ class _Gathering:
         return replace(status, run=replace(summary, health=health(status, names)))
 
 
-def _actor(
-    name: str, report: ActorReport | None, pid: int | None, *, elsewhere: bool
-) -> ActorReport:
-    """One actor's row: by what the learner knows, unless its process says otherwise.
+def _actor(name: str, report: ActorReport | None, pid: int | None, *, foreign: bool) -> ActorReport:
+    """Return one actor's row: the learner's report, unless the process's state contradicts it.
 
     Args:
-        name: of the actor.
-        report: what the learner knows of it.
-        pid: of its living process in this run's directory.
-        elsewhere: it has no lock in this run's directory: a client that is not apex's own.
+        name: the actor's name.
+        report: the learner's report of it, if any.
+        pid: process id of a running actor of this run directory.
+        foreign: whether it has no lock file here: it runs on another host, or is not apex's own.
     """
-    if pid is None and not (elsewhere and report):
+    if pid is None and not (foreign and report):
         known = report or ActorReport(actor_id=name, pid=None, state="down")
         return replace(known, pid=None, state="down")
     if report is None or pid not in (None, report.pid):
@@ -186,13 +185,13 @@ def _actor(
 
 
 def _uptime(engine: EngineRecord) -> float:
-    """Seconds since the engine's start."""
+    """Return the seconds since the engine's start."""
     since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
     return max(0.0, since_boot - engine.started_ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def _last_evaluation(run: RunDirectory, saved: dict[str, Any]) -> EvaluationsReport:
-    """What the evaluator wrote last."""
+    """Read the evaluator's last metrics, or the best return of the newest checkpoint."""
     try:
         lines = (run.metrics / "evaluator.jsonl").read_text().splitlines()
         last = json.loads(lines[-1])
@@ -204,7 +203,7 @@ def _last_evaluation(run: RunDirectory, saved: dict[str, Any]) -> EvaluationsRep
 
 
 def _newest_manifest(run: RunDirectory) -> dict[str, Any]:
-    """What the newest checkpoint says, for a learner that does not answer."""
+    """Read the newest checkpoint's manifest; empty without one. Used when the learner is silent."""
     manifests = sorted(run.checkpoints.glob("step_*/manifest.json"))
     try:
         return dict(json.loads(manifests[-1].read_text())) if manifests else {}
@@ -212,15 +211,15 @@ def _newest_manifest(run: RunDirectory) -> dict[str, Any]:
         return {}
 
 
-def _crash_loops(run: RunDirectory, status: RunStatus) -> list[str]:
-    """Daemons that crash again and again, and those that gave up, with the reason."""
+def _crash_alarms(run: RunDirectory, status: RunStatus) -> list[str]:
+    """Return an alarm for each daemon that crashes repeatedly or has given up."""
     found = []
     for _, name, row in status.rows():
         record = restart_backoff.read(run.crash_file(name))
         if record is None:
             continue
         if row.pid is None and record.gave_up:
-            found.append(f"{name} is not started again: {record.error}")
-        elif row.pid is not None and restart_backoff.loops(run.crash_file(name)):
+            found.append(f"{name} has stopped and is not restarted: {record.error}")
+        elif row.pid is not None and restart_backoff.in_crash_loop(run.crash_file(name)):
             found.append(f"{name} crashed {record.crashes} times in a row: {record.error}")
     return found

@@ -9,28 +9,32 @@ from apex.daemons.status.reports import InferenceReport, LearnerReport, ReplayRe
 from apex.daemons.status.run_status import RunStatus
 
 FULL = 0.8
-"""Share of its open files from which a daemon is in danger."""
+"""Fraction of the limit of open files above which an alarm is raised."""
 
 
 def health(status: RunStatus, configured: Collection[str]) -> str:
-    """`healthy` when all daemons do their work, else `degraded` or `down`.
+    """Return the health of a run.
 
     Args:
-        status: with its alarms.
+        status: the run's status, including its alarms.
         configured: names of the daemons that the run should have; attached actors count too.
+
+    Returns:
+        `down` when neither learner nor replay is running; `healthy` when all daemons are in a
+        healthy state and there are no alarms; otherwise `degraded`.
     """
     if status.learner.pid is None and status.replay.pid is None:
         return "down"
-    at_work = all(
+    all_healthy = all(
         row.state in spec.healthy_states
         for spec, name, row in status.rows()
         if name in configured or spec is ACTOR
     )
-    return "healthy" if at_work and not status.run.alarms else "degraded"
+    return "healthy" if all_healthy and not status.run.alarms else "degraded"
 
 
 def alarms(status: RunStatus) -> list[str]:
-    """What a person should see to, by what the daemons say of themselves."""
+    """Return the alarms that follow from the daemons' own reports."""
     found = []
     if status.replay.alarm:
         found.append(f"inserts are not durable: {status.replay.alarm}")
@@ -38,16 +42,16 @@ def alarms(status: RunStatus) -> list[str]:
         found.append(f"the newest training is not saved: {status.learner.alarm}")
     if status.learner.learning_rate == 0:
         found.append(
-            "the learning rate is 0: nothing is learned any more. `apex stop` ends the run; `apex "
-            "run --resume --set algorithm.final_learning_rate_fraction=0.1` after it lets it learn "
-            "again"
+            "the learning rate is 0: training has no effect. Stop the run (`apex stop`), or after "
+            "that resume it with a lower limit above 0 (`apex run --resume --set "
+            "algorithm.final_learning_rate_fraction=0.1`)"
         )
     for _, name, row in status.rows():
         if not isinstance(row, (LearnerReport, ReplayReport, InferenceReport)):
             continue
         if row.open_files > FULL * row.max_open_files:
             found.append(
-                f"{name} has {row.open_files} of at most {row.max_open_files} open files: "
-                "a flood of connections?"
+                f"{name} has {row.open_files} open files of at most {row.max_open_files}: check "
+                "for an excess of connections to its endpoints"
             )
     return found

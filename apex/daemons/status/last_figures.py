@@ -1,4 +1,4 @@
-"""The last figures of a run that is over, by its metrics files."""
+"""Last figures of a run that has ended, read from its metrics files."""
 
 from __future__ import annotations
 
@@ -22,50 +22,50 @@ from apex.daemons.status.reports import (
 from apex.runs.directory import RunDirectory
 
 TAIL_BYTES = 64 * 1024
-"""Of a metrics file that are read: some dozens of records."""
+"""Bytes that are read at the end of a metrics file: some dozens of records."""
 Record = Mapping[str, Any]
 
 
 class LastFigures:
-    """What a run's daemons wrote last.
+    """The last metrics that the daemons of a run have written.
 
     Args:
-        run: whose daemons are all gone.
+        run: a run without a running daemon.
     """
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
 
     def learner(self, down: LearnerSummary) -> LearnerSummary:
-        """The row of a learner that is down, with its last figures."""
+        """Add the last figures to the row of a learner that is down."""
         names = ("updates_per_s", "samples_per_s", "data_wait_fraction", "rollbacks")
         return _with(down, self._newest(LEARNER.kind), names)
 
     def replay(self, down: ReplaySummary) -> ReplaySummary:
-        """The row of a replay server that is down, with its last figures."""
+        """Add the last figures to the row of a replay server that is down."""
         names = ("items", "bytes", "inserts_per_s", "samples_per_s", "stale_priorities", "refused")
         return _with(down, self._newest(REPLAY.kind), names)
 
     def inference(self, down: InferenceSummary) -> InferenceSummary:
-        """The row of an inference server that is down, with its last figures."""
+        """Add the last figures to the row of an inference server that is down."""
         names = ("decisions_per_s", "batch_mean", "busy_fraction", "param_version", "refused")
         return _with(down, self._newest(INFERENCE.kind), names)
 
     def actor(self, down: ActorReport) -> ActorReport:
-        """The row of an actor that is down, with its last figures."""
+        """Add the last figures to the row of an actor that is down."""
         record = self._newest(down.actor_id)
         names = ("env_steps", "env_steps_per_s", "param_version", "episodes", "mean_return",
                  "env_faults")  # fmt: skip
         return _with(down, {**record, "env_steps": record.get("step")}, names)
 
     def bottleneck(self, min_size: int) -> str | None:
-        """Which part held the others back; None of a run that has no metrics.
+        """Return which part limited the run's speed, or None without metrics.
 
-        The records that were written at the end are passed over where there are older ones: while
-        a run ends, its daemons wait for each other.
+        The second-to-last records are used where they exist, since daemons wait for each other
+        while a run ends.
 
         Args:
-            min_size: items with which the learner starts.
+            min_size: items from which the learner starts.
         """
         learner, replay = self._before_the_end(LEARNER.kind), self._before_the_end(REPLAY.kind)
         if not learner:
@@ -89,9 +89,9 @@ class LastFigures:
 
 
 def last_records(path: Path, count: int) -> list[Record]:
-    """The newest records of a file of JSON lines, the oldest of them first.
+    """Return the last `count` records of a file of JSON lines, in order.
 
-    Fewer where there are not so many, or where one cannot be read.
+    Fewer are returned when the file is shorter or a record is invalid.
     """
     lines = _tail(path)
     if len(lines) < count:
@@ -108,7 +108,7 @@ def last_records(path: Path, count: int) -> list[Record]:
 
 
 def _tail(path: Path) -> list[bytes]:
-    """The last lines of a file, none where there is no file."""
+    """Return the last lines of a file, or no lines when it cannot be read."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -120,7 +120,7 @@ def _tail(path: Path) -> list[bytes]:
 
 
 def _with(row: Answer, record: Record, names: tuple[str, ...]) -> Answer:
-    """A row with the fields that a record has; unchanged where one of them has another type."""
+    """Return a row with a record's fields, or unchanged when one of them has a wrong type."""
     values = {name: record[name] for name in names if record.get(name) is not None}
     try:
         return msgspec.convert({**msgspec.to_builtins(row), **values}, type(row))

@@ -1,6 +1,6 @@
-"""What each daemon answers to STATUS; PROTOCOL.md, section 9, lists the fields.
+"""Replies of the daemons to STATUS; PROTOCOL.md, section 9, lists the fields.
 
-Of a daemon that does not answer a status shows the fields of its `…Summary` alone.
+For a daemon that does not answer, a status shows only the fields of its `…Summary`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from apex.errors import DecodeError
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of all of them; a field that is not known is ignored, one that is missing is refused."""
+    """Base class of all reports. Unknown fields are ignored, missing ones are refused."""
 
 
 Answer = TypeVar("Answer", bound=Report)
@@ -23,26 +23,25 @@ class LearnerSummary(Report, frozen=True, kw_only=True):
     """The learner, whether or not it answers."""
 
     state: str
-    """`waiting`, `training` or `draining`; `down`, `starting` or `silent` where it does not answer.
-    """
+    """`waiting`, `training` or `draining`; without an answer `down`, `starting` or `silent`."""
     pid: int | None
     learner_step: int = 0
     updates_per_s: float = 0.0
     samples_per_s: float = 0.0
-    """Items."""
+    """Sampled items per second."""
     data_wait_fraction: float | None = None
-    """Share of its time in which it waits for a batch."""
+    """Fraction of its time in which it waits for a batch."""
     param_version: int = -1
     learning_rate: float | None = None
-    """Of the last update."""
+    """Learning rate of the last update."""
     rollbacks: int = 0
-    """Times that it diverged and went back to a checkpoint."""
+    """How often it diverged and was rolled back to a checkpoint."""
     alarm: str | None = None
-    """Why the newest checkpoint was not written."""
+    """Why the newest checkpoint could not be written; None if it was."""
 
 
 class LearnerReport(LearnerSummary, frozen=True, kw_only=True):
-    """The learner, by its own word."""
+    """The learner's own report."""
 
     device: str
     train_s: float
@@ -50,22 +49,24 @@ class LearnerReport(LearnerSummary, frozen=True, kw_only=True):
     skipped_updates: int
     corrupt_items: int
     outcome: str | None
-    """Why the run is at its end, if it is."""
+    """Why the run has ended; None while it has not."""
     refused: int = 0
+    """Refused messages and dropped replies."""
     open_files: int = 0
     max_open_files: int = 0
     strangers: int = 0
+    """Refused handshakes."""
 
 
 class ActorReport(Report, frozen=True, kw_only=True):
-    """One actor, by its heartbeats."""
+    """One actor, from its heartbeats."""
 
     actor_id: str
     slot: int | None = None
-    """Its place on the exploration ladder."""
+    """Its position on the exploration ladder."""
     pid: int | None
     state: str
-    """Its phase; `suspect` or `gone` when it is silent, `down` without a process."""
+    """Its phase; `suspect` or `gone` when it is silent, `down` when it is not running."""
     env_steps: int = 0
     env_steps_per_s: float = 0.0
     param_version: int = -1
@@ -76,23 +77,23 @@ class ActorReport(Report, frozen=True, kw_only=True):
 
 
 class EvaluationsReport(Report, frozen=True, kw_only=True):
-    """The evaluations, by what the learner was told of them."""
+    """The evaluations that the learner has received."""
 
     phase: str | None = None
-    """Of the evaluator's last heartbeat."""
+    """Phase in the evaluator's last heartbeat."""
     env_faults: int = 0
     episodes: int = 0
     mean_return: float | None = None
-    """Of the last evaluation."""
+    """Mean return of the last evaluation."""
     best_mean_return: float | None = None
 
 
 class LearnerAnswer(Report, frozen=True, kw_only=True):
-    """All that the learner answers: itself, its members, and what they have made."""
+    """The learner's complete reply: its own report and those of its members."""
 
     learner: LearnerReport
     env_steps: int
-    """Of all actors, since the run's first start."""
+    """Environment steps of all actors, since the run's first start."""
     actors: tuple[ActorReport, ...]
     evaluator: EvaluationsReport
 
@@ -101,34 +102,35 @@ class ReplaySummary(Report, frozen=True, kw_only=True):
     """The replay server, whether or not it answers."""
 
     state: str
-    """`running` or `recovering`."""
+    """`running` or `recovering`; without an answer `down`, `starting` or `silent`."""
     pid: int | None
     capacity: int
     items: int = 0
     bytes: int = 0
     inserts_per_s: float = 0.0
-    """Items."""
+    """Inserted items per second."""
     samples_per_s: float = 0.0
-    """Items."""
+    """Sampled items per second."""
     stale_priorities: int = 0
     refused: int = 0
     durable: bool = False
-    """Whether inserts outlive the server now."""
+    """Whether inserts are durable now."""
     alarm: str | None = None
-    """Why they do not."""
+    """Why inserts are not durable; None if they are."""
 
 
 class ReplayReport(ReplaySummary, frozen=True, kw_only=True):
-    """The replay server, by its own word."""
+    """The replay server's own report."""
 
     min_size: int
     waiting_inserts: int
+    """Inserts that wait for the rate limiter."""
     waiting_samples: int
-    """Requests that the rate limiter does not allow yet."""
+    """Requests for batches that wait for the rate limiter."""
     producers: int
     duplicate_inserts: int
     refused_by: dict[str, int]
-    """Refusals by error code."""
+    """Refused messages by error code, and dropped replies."""
     inserted: int
     sampled: int
     evicted: int
@@ -140,7 +142,7 @@ class ReplayReport(ReplaySummary, frozen=True, kw_only=True):
     """Whether the table has items that the log may lack."""
     log_bytes: int
     damaged: int
-    """Places at which the log was damaged when it was read."""
+    """Number of damaged places that were found when the log was read."""
     open_files: int
     max_open_files: int
     strangers: int
@@ -150,20 +152,20 @@ class InferenceSummary(Report, frozen=True, kw_only=True):
     """The inference server, whether or not it answers."""
 
     state: str
-    """`waiting` for parameters, or `running`."""
+    """`waiting` for parameters, or `running`; without an answer `down`, `starting` or `silent`."""
     pid: int | None
     actors: int = 0
     decisions_per_s: float = 0.0
-    """Environments."""
+    """Actions per second, one per environment and step."""
     batch_mean: float = 0.0
-    """Environments."""
+    """Mean number of environments in a batch."""
     busy_fraction: float | None = None
     param_version: int = -1
     refused: int = 0
 
 
 class InferenceReport(InferenceSummary, frozen=True, kw_only=True):
-    """The inference server, by its own word."""
+    """The inference server's own report."""
 
     device: str
     batches_per_s: float
@@ -176,7 +178,7 @@ class InferenceReport(InferenceSummary, frozen=True, kw_only=True):
 
 
 def from_wire(answer: dict[str, object], report: type[Answer]) -> Answer:
-    """Check an answer to STATUS.
+    """Check and convert a reply to STATUS.
 
     Raises:
         DecodeError: a field is missing or has another type.
@@ -185,12 +187,12 @@ def from_wire(answer: dict[str, object], report: type[Answer]) -> Answer:
         return msgspec.convert(answer, report)
     except msgspec.ValidationError as error:
         raise DecodeError(
-            f"its answer to STATUS is not a {report.__name__}: {error}; "
-            "run the same apex on both sides"
+            f"the reply to STATUS is not a valid {report.__name__}: {error}; "
+            "install the same version of apex on both sides"
         ) from None
 
 
 def to_wire(report: Report) -> dict[str, object]:
-    """The map of plain values that carries a report."""
+    """Convert a report to plain values."""
     answer: dict[str, object] = msgspec.to_builtins(report)
     return answer

@@ -1,4 +1,4 @@
-"""The status of a whole run, as `apex status --json` prints it."""
+"""Status of a whole run, in the structure that `apex status --json` prints."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from apex.daemons.status.reports import (
 
 
 class RunSummary(Report, frozen=True, kw_only=True):
-    """What holds of the whole run."""
+    """The fields that concern the run as a whole."""
 
     path: str
     env_id: str
     algorithm: str
     engine: str | None
-    """`supervisor` or `local`; None when the run has no living engine."""
+    """`supervisor` or `local`; None when no engine is running."""
     env_steps: int
     frames: int
     """Emulator frames: `env_steps` times the frame skip."""
     uptime_s: float
-    """Of the engine."""
+    """Seconds since the start of the engine."""
     outcome: str | None
-    """Why the run ended, when it ended by itself."""
+    """Why the run ended, if it has reached its end."""
     bottleneck: str = ""
-    """Which part holds the others back."""
+    """Which part limits the run's speed."""
     alarms: tuple[str, ...] = ()
-    """What a person should see to."""
+    """Problems that need a person's attention."""
     health: str = "down"
     """`healthy`, `degraded` or `down`."""
 
 
 class EvaluatorSummary(EvaluationsReport, frozen=True, kw_only=True):
-    """The evaluator's process, and the evaluations."""
+    """The evaluator's process and its evaluations."""
 
     state: str
     """`running` or `down`."""
@@ -56,15 +56,15 @@ class RunStatus(Report, frozen=True, kw_only=True):
 
     run: RunSummary
     learner: LearnerSummary
-    """A `LearnerReport` when it answers; likewise the two below."""
+    """A `LearnerReport` when the learner answers; replay and inference likewise."""
     replay: ReplaySummary
     inference: InferenceSummary | None
-    """None in a run whose actors decide themselves."""
+    """None with local inference."""
     actors: tuple[ActorReport, ...]
     evaluator: EvaluatorSummary
 
     def rows(self) -> list[tuple[DaemonSpec, str, Row]]:
-        """Each daemon with its kind and its name."""
+        """Return kind, name and row of each daemon."""
         found: list[tuple[DaemonSpec, str, Row]] = [
             (LEARNER, LEARNER.kind, self.learner),
             (REPLAY, REPLAY.kind, self.replay),
@@ -76,10 +76,10 @@ class RunStatus(Report, frozen=True, kw_only=True):
 
     @property
     def over(self) -> bool:
-        """Whether nothing of the run lives."""
+        """Whether neither the engine nor any daemon is running."""
         return self.run.engine is None and all(row.pid is None for _, _, row in self.rows())
 
     def as_map(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Convert to plain values, for JSON."""
         values: dict[str, Any] = msgspec.to_builtins(self)
         return values
