@@ -268,7 +268,7 @@ def test_make_folder_refuses_a_writable_folder_and_keeps_the_mode_of_others(tmp_
 def test_server_key_that_others_could_replace_is_not_trusted(folder):
     curve_keys.client_keys(folder, "actor")
     (folder / "server.public").chmod(0o666)
-    with pytest.raises(EndpointError, match=r"server\.public.* can be written by others"):
+    with pytest.raises(EndpointError, match=r"server\.public.* is writable by other users"):
         curve_keys.client_keys(folder, "actor")
 
 
@@ -317,9 +317,9 @@ def test_tcp_beyond_loopback_needs_keys(tmp_path, folder):
 def test_socket_in_a_folder_that_others_can_write_to_is_refused_by_both_sides(tmp_path):
     tmp_path.chmod(0o1777)
     endpoint = Endpoint("replay.insert", f"ipc://{tmp_path}/s")
-    with pytest.raises(EndpointError, match="a directory that you own"):
+    with pytest.raises(EndpointError, match="directory"):
         sockets.bound_router(endpoint)
-    with pytest.raises(EndpointError, match="a directory that you own"):
+    with pytest.raises(EndpointError, match="directory"):
         sockets.connected_dealer(endpoint, "actor")
     tmp_path.chmod(0o700)
     client, monitor = sockets.connected_dealer(endpoint, "actor")
@@ -383,4 +383,4 @@ def test_key_folder_that_others_can_write_to_admits_nobody(folder, caplog):
     public = curve_keys.read_key(folder / "authorized" / "actor.public").public
     (folder / "authorized").chmod(0o777)
     assert KeyHolders(folder).refusal(public, "actor") == "this key is no longer authorized"
-    assert "can be written by others" in caplog.text
+    assert "is writable by other users" in caplog.text

@@ -178,7 +178,7 @@ def test_socket_directory_of_another_user_is_refused(runtime, tmp_path):
     folder = runtime / f"apex-{os.getuid()}"
     folder.mkdir()
     os.chown(folder, 12345, 12345)
-    with pytest.raises(EndpointError, match="of your own"):
+    with pytest.raises(EndpointError, match="not a directory that you own"):
         paths.socket_directory(tmp_path)
 
 
@@ -186,7 +186,7 @@ def test_link_in_place_of_the_socket_directory_is_refused(runtime, tmp_path):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (runtime / f"apex-{os.getuid()}").symlink_to(elsewhere)
-    with pytest.raises(EndpointError, match="of your own"):
+    with pytest.raises(EndpointError, match="not a directory that you own"):
         paths.socket_directory(tmp_path)
 
 

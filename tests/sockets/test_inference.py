@@ -100,7 +100,7 @@ class Stage:
             client.poll()
 
     def until_asking(self, actors: int) -> None:
-        wait_until(lambda: self.acts.asking == actors * ENVS, turn=self.turn)
+        wait_until(lambda: self.acts.waiting_envs == actors * ENVS, turn=self.turn)
 
     def decide(self) -> int:
         return self.acts.decide(self.policy, 7)
@@ -167,7 +167,7 @@ def test_batch_is_limited_to_max_batch_and_serves_in_order_of_arrival(tmp_path):
         assert stage.acts.wait_s(1.0) == 0.0 and stage.decide() == 2 * ENVS
         for client in clients[:2]:
             stage.answered(client)
-        assert not clients[2].answered and stage.acts.asking == ENVS
+        assert not clients[2].answered and stage.acts.waiting_envs == ENVS
 
 
 def test_each_actor_gets_its_own_actions(stage):
@@ -202,7 +202,7 @@ def test_repeated_question_gets_the_same_answer_and_counts_as_one_step(stage):
     ((_, _, arrays),) = lost
     stage.clock.now += 2.1
     again = stage.answered(one)
-    assert again.tolist() == arrays["actions"].tolist() and stage.acts.asking == 0
+    assert again.tolist() == arrays["actions"].tolist() and stage.acts.waiting_envs == 0
     one.observe(result(2.0))
     stage.until_asking(1)
     stage.decide()
@@ -310,8 +310,8 @@ def test_each_start_of_the_inference_daemon_explores_differently(tmp_path):
 
 def test_agent_numbers_stay_unique_when_slots_are_forgotten():
     agents = AgentNumbers(first=0, most=3)
-    assert [agents.count(7, 0), agents.count(7, 0), agents.count(7, 1)] == [0, 1, 0]
-    numbers = [agents.count(slot, 0) for slot in (8, 9, 7, 7, 10, 11, 12, 7, 8)]
+    assert [agents.take(7, 0), agents.take(7, 0), agents.take(7, 1)] == [0, 1, 0]
+    numbers = [agents.take(slot, 0) for slot in (8, 9, 7, 7, 10, 11, 12, 7, 8)]
     assert numbers == [0, 0, 2, 3, 2, 2, 2, 4, 4]
 
 
@@ -364,23 +364,23 @@ def test_complete_items_of_a_leaving_actor_are_kept(stage):
     [
         ({"observations": np.zeros((ENVS, 5), np.float32)}, "observations: expected float32"),
         ({"observations": np.zeros((ENVS + 1, 4), np.float32)}, "observations: expected float32"),
-        ({"observations": np.full((ENVS, 4), np.nan, np.float32)}, "not finite"),
+        ({"observations": np.full((ENVS, 4), np.nan, np.float32)}, "expected finite values"),
         ({"rewards": np.zeros(ENVS, np.float32)}, "rewards: expected float64"),
-        ({"rewards": np.full(ENVS, np.inf)}, "not finite"),
-        ({"rewards": np.full(ENVS, -2e30)}, "rewards: expected at most 1e\\+30"),
+        ({"rewards": np.full(ENVS, np.inf)}, "expected finite values"),
+        ({"rewards": np.full(ENVS, -2e30)}, "rewards: expected magnitudes of at most 1e\\+30"),
         ({"terminated": np.zeros(ENVS + 1, np.uint8)}, "terminated: expected uint8"),
-        ({"truncated": None}, "truncated: expected uint8 .*, got none"),
+        ({"truncated": None}, "truncated: expected uint8 .*, got no such buffer"),
     ],
 )
 def test_malformed_question_is_refused(stage, change, reason):
     from apex.daemons.inference.client import result_to_arrays
-    from apex.daemons.inference.endpoint import checked_question
+    from apex.daemons.inference.endpoint import check_act
 
     arrays = {**result_to_arrays(result(0.0)), **change}
     arrays = {name: array for name, array in arrays.items() if array is not None}
     message = Act(seq=0, begins=False, slot=0, incarnation=0)
     with pytest.raises(SchemaError, match=reason):
-        checked_question(message, arrays, stage.facts.env, ENVS)
+        check_act(message, arrays, stage.facts.env, ENVS)
 
 
 @pytest.mark.parametrize("preset", SMALL)
@@ -410,7 +410,7 @@ def test_items_of_central_inference_are_byte_for_byte_those_of_local_inference(
             stage.until_asking(1)
             stage.decide()
             one.observe(environments.step(stage.answered(one)))
-            wait_until(lambda: stage.acts.asking, turn=stage.turn)
+            wait_until(lambda: stage.acts.waiting_envs, turn=stage.turn)
             central += stage.acts.take_chunks()
     assert len(central) == len(expected) > 10
     for mine, theirs in zip(central, expected):
@@ -427,7 +427,9 @@ def test_endpoints_without_inference_are_refused_when_the_run_is_prepared(tmp_pa
         f'[replay]\ninsert = "ipc://{tmp_path}/i"\nsample = "ipc://{tmp_path}/s"\n'
         f'[learner]\nparams = "ipc://{tmp_path}/p"\n'
     )
-    with pytest.raises(EndpointError, match=r"no inference\.act; actor\.inference = .central"):
+    with pytest.raises(
+        EndpointError, match=r"inference\.act is missing; actor\.inference = .central"
+    ):
         prepare_run(tmp_path / "run", preset_config("cartpole-seed", []), endpoints)
     assert not (tmp_path / "run").exists()
 

@@ -199,7 +199,7 @@ def test_environment_from_a_script_is_not_looked_up_in_the_registry(tmp_path: Pa
     config = prepare.preset_config("cartpole", ["env.id=factory:cartpole"])
     run = prepare.prepare_run(tmp_path / "run", config, extensions=Extensions(make_env=cartpole))
     assert load(run.config_file).env.id == "factory:cartpole"
-    with pytest.raises(RunError, match="has cartpole of a script"):
+    with pytest.raises(RunError, match="uses cartpole from a script"):
         prepare.resume_run(run, [])
     with pytest.raises(EnvError, match="a script passed this environment"):
         make_environments(config.env, 1)

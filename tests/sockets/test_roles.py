@@ -126,7 +126,7 @@ class Servers:
             def turn() -> None:
                 self.replay.turn(0.001)
                 self.acts.receive()
-                if self.acts.asking:
+                if self.acts.waiting_envs:
                     self.acts.decide(ZeroPolicy(), 0)
                 while not over() and socket.poll(1):
                     found.append(decode(socket.recv_multipart()).message)

@@ -73,8 +73,8 @@ def test_malformed_answer_is_an_alarm_that_says_what_is_wrong(
         status = gather(run)
         shown = CliRunner().invoke(main, ["status", "--run", str(run.path)])
     expected = (
-        f"replay: its answer to STATUS is not a ReplayReport: {reason}; "
-        "run the same apex on both sides"
+        f"replay: the reply to STATUS is not a valid ReplayReport: {reason}; "
+        "install the same version of apex on both sides"
     )
     assert status.run.alarms == (expected,)
     capacity = run.config().replay.capacity

@@ -136,7 +136,7 @@ def test_resume_with_another_optimizer_is_refused_by_name(
     config = run.config()
     other = {**config.algorithm, "optimizer": now}
     run.write_config(msgspec.structs.replace(config, algorithm=other))
-    message = f"trained with the optimizer '{was}', algorithm.optimizer is '{now}'"
+    message = f"its optimizer is '{was}', but algorithm.optimizer is '{now}'"
     with pytest.raises(ConfigError, match=message):
         trainer_of(run)
 
@@ -193,7 +193,9 @@ def test_failed_checkpoint_raises_an_alarm_until_one_is_saved(
     with monkeypatch.context() as disk:
         disk.setattr(checkpoint, "save", full)
         assert trainer.save() is None
-    assert trainer.alarm == "no checkpoint at step 0: [Errno 28] No space left on device"
+    assert (
+        trainer.alarm == "cannot write the checkpoint of step 0: [Errno 28] No space left on device"
+    )
     assert trainer.save() is not None and trainer.alarm is None
 
 

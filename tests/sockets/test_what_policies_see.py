@@ -166,7 +166,7 @@ def in_inference_server(run: RunDirectory) -> list[Inputs]:
         def turn() -> None:
             acts.receive()
             client.poll()
-            if acts.asking:
+            if acts.waiting_envs:
                 acts.decide(recorder, 1)
 
         wait_until(lambda: client.client.ready, turn=turn)

@@ -21,7 +21,7 @@ def test_a_daemon_that_is_killed_again_and_again_is_given_up_and_the_status_says
     killed: list[int] = []
 
     def given_up(status: dict[str, Any]) -> bool:
-        return any("is not started again" in alarm for alarm in status["run"]["alarms"])
+        return any("is not restarted" in alarm for alarm in status["run"]["alarms"])
 
     def at_work_or_given_up(status: dict[str, Any]) -> bool:
         return given_up(status) or status["actors"][0]["state"] == "stepping"
@@ -41,9 +41,9 @@ def test_a_daemon_that_is_killed_again_and_again_is_given_up_and_the_status_says
             break
     (alarm,) = status["run"]["alarms"]
     assert re.sub("crashed [3-9] times", "crashed N times", alarm) == (
-        "actor_000 is not started again: crashed N times in a row, giving up; the last time: "
-        "it was killed, or ended without a word. Its log says more; `apex actor restart`, or "
-        "`apex stop` and `apex run --resume`, tries again"
+        "actor_000 has stopped and is not restarted: crashed N times in a row, giving up; last "
+        "error: it was killed, or exited without an error message. See its log; to try again: "
+        "`apex actor restart`, or `apex stop` and `apex run --resume`"
     )
     assert status["run"]["health"] == "degraded" and status["actors"][0]["pid"] is None
     step = status["learner"]["learner_step"]
@@ -89,7 +89,7 @@ run("cartpole", algorithm=Hungry, path={str(suite.path)!r}, settings=[
     )
     assert done.returncode == 0, done.stderr
     status = suite.wait_for(
-        lambda s: any("learner is not started again" in a for a in s["run"]["alarms"]),
+        lambda s: any("learner has stopped and is not restarted" in a for a in s["run"]["alarms"]),
         120.0,
         "the learner is given up",
     )

@@ -26,7 +26,7 @@ from tests.tools.fuzz import mutated_frames, valid_messages
 
 Start = Callable[[str], DaemonProcess]
 WAITS_FOR = {
-    "learner": "waiting for replay to hold",
+    "learner": "waiting until replay has",
     "evaluator": "waiting for the learner at",
     "inference": "waiting for the learner's parameters",
     "actor": "waiting for the learner at",
@@ -157,7 +157,7 @@ def test_a_second_process_of_one_name_is_refused(start: Start, run: RunDirectory
     process.wait_for_text("serving")
     done = finish("replay", "--run", str(run.path))
     assert done.returncode == 78
-    assert f"runs already (pid {process.popen.pid})" in done.stderr
+    assert f"is already running (pid {process.popen.pid})" in done.stderr
 
 
 def test_a_socket_left_by_a_killed_server_is_taken_over(start: Start) -> None:
@@ -197,7 +197,7 @@ def test_daemons_start_in_any_order(
     for daemon in order:
         processes[daemon] = start(daemon)
         processes[daemon].wait_for_text("waiting for" if daemon != "replay" else "serving")
-    processes["learner"].wait_for_text("first batch")
+    processes["learner"].wait_for_text("the first batch")
     assert [processes[d].end() for d in ("actor", "learner", "replay")] == [0, 0, 0]
 
 
@@ -218,7 +218,7 @@ def test_a_work_loop_that_stands_still_is_ended_by_the_watchdog(tmp_path: Path) 
     )
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=150)
     assert done.returncode == 80
-    assert "work loop stood still" in done.stderr and "in body" in done.stderr
+    assert "work loop hung for" in done.stderr and "in body" in done.stderr
 
 
 def test_a_daemon_that_crashes_again_and_again_gives_up_with_its_own_code(

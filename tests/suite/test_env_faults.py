@@ -122,7 +122,7 @@ def test_an_environment_that_hangs_costs_its_actor_a_restart(
         60.0,
         "one actor was started again",
     )
-    assert [text.count("work loop stood still for 8 s") for text in sorted(logs(), key=len)] == [
+    assert [text.count("work loop hung for 8 s") for text in sorted(logs(), key=len)] == [
         0,
         1,
     ]

@@ -67,4 +67,4 @@ def test_full_disk_costs_the_tensorboard_files_and_neither_process_nor_thread(tm
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60)
     assert done.returncode == 7
-    assert done.stderr.count(b"TensorBoard files are no longer written: ") == 1
+    assert done.stderr.count(b"TensorBoard files: cannot write, stopped writing them: ") == 1

@@ -257,7 +257,7 @@ def test_a_run_whose_algorithm_came_from_a_script_is_neither_resumed_nor_played(
     run = prepare_run(tmp_path / "run", config, extensions=extensions)
     assert run.config().algorithm["name"] == "factory:Scripted"
     SerialRun(run, extensions).run()
-    with pytest.raises(RunError, match="has Scripted of a script, which is not kept"):
+    with pytest.raises(RunError, match="uses Scripted from a script, which the run does not store"):
         resume_run(run, [])
     with pytest.raises(ConfigError, match=r"Scripted came from a script .*--algorithm file.py:Cl"):
         apex.load_policy(run.path)

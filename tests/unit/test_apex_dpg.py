@@ -218,7 +218,9 @@ def test_item_with_an_action_outside_its_bounds_is_reported():
 
 
 def test_action_space_mismatch_names_the_algorithms_that_fit():
-    with pytest.raises(ConfigError, match=r"apex_dpg learns continuous actions.*apex_dqn, impala"):
+    with pytest.raises(
+        ConfigError, match=r"apex_dpg supports continuous actions.*apex_dqn, impala"
+    ):
         make_algorithm({"name": "apex_dpg"}, env_spec((3,), "float32"))
     with pytest.raises(ConfigError, match=r"apex_dqn supports discrete actions.*by: apex_dpg"):
         make_algorithm({"name": "apex_dqn"}, SPEC)

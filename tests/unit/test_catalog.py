@@ -52,7 +52,9 @@ def test_daemon_kind_is_found_by_name() -> None:
     actor = spec_of("actor_1234")
     assert (actor.kind, actor.index("actor_1234"), actor.name(7)) == ("actor", 1234, "actor_007")
     for name in ("learner_000", "attach_17", ""):
-        with pytest.raises(ValueError, match=r"expected one of replay, learner, .* actor_000"):
+        with pytest.raises(
+            ValueError, match=r"expected the name of a daemon \(replay, learner, .* actor_000\)"
+        ):
             spec_of(name)
 
 

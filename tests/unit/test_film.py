@@ -73,7 +73,7 @@ def test_environment_without_rendering_is_refused():
 def test_videos_other_than_mp4_and_gif_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"\.mp4 or \.gif"):
         film.check_video(tmp_path / "film.avi")
-    with pytest.raises(UsageError, match="no directory"):
+    with pytest.raises(UsageError, match="is not a directory"):
         film.check_video(tmp_path / "nowhere" / "film.mp4")
 
 

@@ -87,9 +87,9 @@ TWO_BLOCKS = 2 * frame_compression.compress(np.zeros(36, dtype=np.uint8))
     [
         (bytes(4), "expected 5 to 56 bytes each"),
         (b"\x35\0\0\0" + bytes(53), "expected 5 to 56 bytes each"),
-        (b"\xff" * 20, "not one block"),
-        (b"\x05\0\0\0ab", "not one block"),
-        (TWO_BLOCKS, "not one block"),
+        (b"\xff" * 20, "does not match its frame_lengths"),
+        (b"\x05\0\0\0ab", "does not match its frame_lengths"),
+        (TWO_BLOCKS, "does not match its frame_lengths"),
     ],
     ids=["end_mark", "too_long", "no_size", "cut_off", "two_blocks"],
 )
@@ -101,7 +101,8 @@ def test_frame_that_is_not_one_block_is_refused_before_it_is_decompressed(bad, w
 
 
 @pytest.mark.parametrize(
-    ("items", "words"), [(2, "a frame belongs to no item"), (1, "5 for 1 items of 3 at most")]
+    ("items", "words"),
+    [(2, "a frame belongs to no item"), (1, "expected at most 3 for each of 1 items, got 5")],
 )
 def test_invalid_frame_ranges_are_refused(items, words):
     ranges = samples(

@@ -74,7 +74,8 @@ def test_run_without_metrics_or_with_broken_ones_has_no_figures(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("learner", "replay", "actor", "expected"),
     [
-        ({"step": 0}, {"items": 40}, {}, "warm-up: replay has 40 of the 1000 items to start"),
+        ({"step": 0}, {"items": 40}, {},
+         "warm-up: replay has 40 of the 1000 items that training needs to start"),
         ({"data_wait_fraction": 0.5}, {"waiting_samples": 1}, {"phase": "stepping"},
          "actors: the learner waits for their items (samples_per_insert)"),
         ({"data_wait_fraction": 0.5}, {"waiting_samples": 0}, {"phase": "stepping"},

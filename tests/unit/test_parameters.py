@@ -51,7 +51,7 @@ def test_versions_continue_above_the_checkpoint_when_their_file_is_damaged(
     if damage is not None:
         path.write_text(damage)
     first = VersionCounter(path, known=5321).take()
-    assert first > 5321 + 10**6 and "versions go on from" in caplog.text
+    assert first > 5321 + 10**6 and "parameter versions continue from" in caplog.text
     assert VersionCounter(path, known=first).take() > first
 
 

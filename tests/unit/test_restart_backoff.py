@@ -32,9 +32,9 @@ def crash(
 ) -> CrashHistory:
     """One start that ends after `lived_s` seconds; without a code it is killed."""
     history = CrashHistory(path, 8, wall_clock_ns)
-    history.began()
+    history.record_start()
     if code is not None:
-        history.failed(error, code)
+        history.record_failure(error, code)
     record = restart_backoff.read(path)
     assert record is not None
     os.utime(path, (record.started + lived_s, record.started + lived_s))
@@ -46,7 +46,7 @@ def test_short_lives_in_a_row_back_off_and_then_give_up(path):
     assert delays == [0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0]
     last = CrashHistory(path, 8)
     assert last.too_many and last.crashes == 8
-    assert last.last_error == "it was killed, or ended without a word"
+    assert last.last_error == "it was killed, or exited without an error message"
 
 
 def test_long_life_or_clean_end_resets_the_crash_count(path):
@@ -57,8 +57,8 @@ def test_long_life_or_clean_end_resets_the_crash_count(path):
     crash(path, 1.0)
     assert CrashHistory(path, 8).crashes == 1
     history = CrashHistory(path, 8)
-    history.began()
-    history.ended()
+    history.record_start()
+    history.record_clean_exit()
     assert CrashHistory(path, 8).crashes == 0
 
 
@@ -67,11 +67,11 @@ def test_starts_are_counted_however_they_end(path):
     for end in ("killed", "failed", "ended"):
         history = CrashHistory(path, 8)
         counted.append(history.starts)
-        history.began()
+        history.record_start()
         if end == "failed":
-            history.failed("x", ExitCode.CRASH)
+            history.record_failure("x", ExitCode.CRASH)
         elif end == "ended":
-            history.ended()
+            history.record_clean_exit()
     assert counted == [0, 1, 2] and CrashHistory(path, 8).starts == 3
 
 
@@ -132,9 +132,9 @@ def test_out_of_device_memory_raises_its_own_error():
 def test_clock_step_does_not_change_a_daemons_age(path, step_s):
     wall_clock = Clock(time.time())
     history = CrashHistory(path, 8, lambda: int(wall_clock() * 1e9))
-    history.began()
+    history.record_start()
     wall_clock.move(step_s)
-    history.breathe()
+    history.record_age()
     record = restart_backoff.read(path)
     assert record is not None
     assert path.stat().st_mtime - record.started == pytest.approx(0.0, abs=0.5)

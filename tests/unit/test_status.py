@@ -98,7 +98,10 @@ def test_bottleneck_is_a_missing_daemon() -> None:
 def test_bottleneck_at_first_is_the_warm_up(learner: str, replay: str) -> None:
     few = replay_report(state=replay, items=400)
     status = run_status(learner=learner_report(state=learner), replay=few)
-    assert bottleneck(status) == "warm-up: replay has 400 of the 1000 items to start"
+    assert (
+        bottleneck(status)
+        == "warm-up: replay has 400 of the 1000 items that training needs to start"
+    )
     enough = replay_report(state=replay, items=1_000)
     status = run_status(learner=learner_report(state=learner), replay=enough)
     assert bottleneck(status) == "learner: it computes all the time"
@@ -162,7 +165,10 @@ def test_process_near_its_open_file_limit_raises_an_alarm(name: str) -> None:
     limit = run_status(**{name: make[name](open_files=16_000)})
     assert alarms(limit) == []
     (alarm,) = alarms(run_status(**{name: make[name](open_files=16_001)}))
-    assert alarm == (f"{name} has 16001 of at most 20000 open files: a flood of connections?")
+    assert alarm == (
+        f"{name} has 16001 open files of at most 20000: check for an excess of connections to its "
+        "endpoints"
+    )
 
 
 # Answers
@@ -200,7 +206,9 @@ def test_report_with_unknown_fields_and_whole_numbers_is_accepted() -> None:
 def test_report_with_a_wrong_type_is_refused_with_its_field(
     changed: dict[str, Any], reason: str
 ) -> None:
-    with pytest.raises(DecodeError, match=f"not a ReplayReport: {reason}; run the same apex"):
+    with pytest.raises(
+        DecodeError, match=f"not a valid ReplayReport: {reason}; install the same version"
+    ):
         from_wire(to_wire(replay_report()) | changed, ReplayReport)
 
 

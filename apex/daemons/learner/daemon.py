@@ -140,7 +140,10 @@ class LearnerDaemon:
             return
         if self._state == "waiting":
             self._state = "training"
-            log.info("received the first batch: training from step %d", self._trainer.learner_step)
+            log.info(
+                "received the first batch: training from learner step %d",
+                self._trainer.learner_step,
+            )
         self._trainer.update(batch)
         self._update_rate.add(1)
 
