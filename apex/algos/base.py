@@ -241,6 +241,11 @@ class Algorithm(ABC):
         self.config = config
         self.spec = spec
 
+    @classmethod
+    def undefined(cls) -> list[str]:
+        """Names of the methods that a subclass still has to define."""
+        return sorted(cls.__abstractmethods__)
+
     @abstractmethod
     def schema(self) -> Schema:
         """The columns of an item."""

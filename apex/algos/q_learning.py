@@ -46,8 +46,9 @@ def ladder_exploration(config: EpsilonLadder, spec: EnvSpec, place: LadderPlace)
 class QAlgorithm(TransitionAlgorithm):
     """An algorithm that learns action values from n-step transitions.
 
-    A subclass defines `network` and `td_error`. This class supplies the policy, the exploration
-    ladder, initial priorities, target network, importance weights, optimizer and checkpoints.
+    A subclass defines `network` and `td_error`, or a `loss` that does without it. This class
+    supplies the policy, the exploration ladder, initial priorities, target network, importance
+    weights, optimizer and checkpoints.
     """
 
     class Config(TransitionAlgorithm.Config, frozen=True):
@@ -64,7 +65,6 @@ class QAlgorithm(TransitionAlgorithm):
     def network(self) -> nn.Module:
         """The Q-network with newly initialised parameters."""
 
-    @abstractmethod
     def td_error(self, batch: Transitions, online: nn.Module, target: nn.Module) -> Errors:
         """TD errors `[B]` of a batch: target minus prediction, not clipped.
 
@@ -76,6 +76,12 @@ class QAlgorithm(TransitionAlgorithm):
         Returns:
             The errors, or a tuple of the errors and of metrics by name (0-dimensional tensors).
         """
+        raise NotImplementedError("define td_error, or a loss that does without it")
+
+    @classmethod
+    def undefined(cls) -> list[str]:
+        neither = cls.td_error is QAlgorithm.td_error and cls.loss is QAlgorithm.loss
+        return [*super().undefined(), *(["td_error or loss"] if neither else [])]
 
     def q_values(self, network: nn.Module, observation: Observation) -> Tensor:
         """Action values `[B, num_actions]` that the policy acts on: by default the output."""

@@ -64,7 +64,7 @@ def algorithm_class(name: str) -> type[Algorithm]:
         raise ConfigError(
             f"algorithm.name = '{name}': expected a subclass of apex.api.Algorithm, got {kind!r}"
         )
-    missing = sorted(getattr(kind, "__abstractmethods__", ()))
+    missing = kind.undefined()
     if not _is_section(getattr(kind, "Config", None)):
         missing.append("Config (a subclass of apex.api.AlgorithmConfig)")
     if missing:

@@ -68,7 +68,6 @@ class SequenceQAlgorithm(SequenceAlgorithm):
         """The network with newly initialised parameters. It maps `SequenceInputs` to Q-values
         `[B, L, num_actions]` and the recurrent state after the last step, `[B, core.core_size]`."""
 
-    @abstractmethod
     def td_error(self, batch: Sequences, q: Tensor, target_q: Tensor) -> Any:
         """TD errors of the U = `unroll_length` trained steps.
 
@@ -81,6 +80,13 @@ class SequenceQAlgorithm(SequenceAlgorithm):
             Errors `[B, U]`, target minus prediction; `[B, U] bool`, the steps that count; and
             optionally metrics by name (0-dimensional tensors).
         """
+        raise NotImplementedError("define td_error, or a loss that does without it")
+
+    @classmethod
+    def undefined(cls) -> list[str]:
+        base = SequenceQAlgorithm
+        neither = cls.td_error is base.td_error and cls.loss is base.loss
+        return [*super().undefined(), *(["td_error or loss"] if neither else [])]
 
     def loss(self, batch: Sequences, online: nn.Module, target: nn.Module | None) -> Loss:
         """Squared loss of the TD errors, summed over steps; priorities use `priority_eta`."""

@@ -94,6 +94,11 @@ def test_algorithm_of_an_installed_package_is_found_by_its_entry_point(
             "Half",
             r"Half must define exploration, policy; see apex\.api\.Algorithm",
         ),
+        (
+            "from apex.api import QAlgorithm\nclass Half(QAlgorithm): pass",
+            "Half",
+            r"Half must define network, td_error or loss; see apex\.api\.Algorithm",
+        ),
         ("from nowhere import something", "Any", "No module named 'nowhere'"),
         ("def broken(:", "Any", "raised SyntaxError"),
     ],
