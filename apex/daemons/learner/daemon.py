@@ -16,8 +16,9 @@ from apex.daemons.learner.device_batches import transfer_to
 from apex.daemons.learner.membership import Membership
 from apex.daemons.learner.parameter_server import ParamsServer
 from apex.daemons.learner.prefetcher import Prefetcher
+from apex.daemons.learner.progress_report import ProgressReport
 from apex.daemons.learner.trainer import Trainer, begin_training
-from apex.daemons.metrics import MetricsLog, Rate
+from apex.daemons.metrics import MetricsLog
 from apex.daemons.periodic import Every
 from apex.daemons.replay.client import SampleClient
 from apex.daemons.service import Service
@@ -40,7 +41,6 @@ With Python's default of 5 ms a small network made 11 % fewer updates.
 class LearnerDaemon:
     """Runs a trainer on the batches of the replay server.
 
-
     Args:
         service: the daemon's.
         algorithm: provides the learner and the batches' format.
@@ -55,8 +55,6 @@ class LearnerDaemon:
         self._device = device = begin_training(service.config)
         self._trainer = Trainer(service.run, algorithm.learner(device))
         self._snapshots = Snapshots(self._trainer.save)
-        self._state = "waiting"
-        self._update_rate, self._wait_rate = Rate(), Rate()
         self._metrics = MetricsLog(
             service.run.metrics, service.name, service.config.run.metrics_max_mb, tensorboard=True
         )
@@ -82,6 +80,7 @@ class LearnerDaemon:
             config.decode_threads,
             transfer_to(device),
         )
+        self._report = ProgressReport(self._trainer, self._prefetcher, device, config.batch_size)
         self._server.start()
 
     @property
@@ -135,21 +134,21 @@ class LearnerDaemon:
         self._service.beat()
         wait_started = time.monotonic()
         batch = self._prefetcher.get(BATCH_WAIT_S)
-        self._wait_rate.add(time.monotonic() - wait_started)
+        self._report.waited_s.add(time.monotonic() - wait_started)
         if batch is None:
             return
-        if self._state == "waiting":
-            self._state = "training"
+        if self._report.state == "waiting":
+            self._report.state = "training"
             log.info(
                 "received the first batch: training from learner step %d",
                 self._trainer.learner_step,
             )
         self._trainer.update(batch)
-        self._update_rate.add(1)
+        self._report.updates.add(1)
 
     def close(self, orderly: bool) -> None:
         """Stop; when `orderly`, with a checkpoint: an exception may have left an invalid state."""
-        self._state = "draining"
+        self._report.state = "draining"
         if orderly:
             self._trainer.save()
             self._write_metrics()
@@ -169,50 +168,16 @@ class LearnerDaemon:
 
     def status(self) -> LearnerReport:
         """The learner's status."""
-        trainer, metrics = self._trainer, self._trainer.metrics
-        newest, rate = trainer.board.newest(), metrics.get("learning_rate")
-        updates_per_s = self._update_rate.per_second()
-        return LearnerReport(
-            state=self._state,
-            pid=os.getpid(),
-            device=str(self._device),
-            learner_step=trainer.learner_step,
-            updates_per_s=round(updates_per_s, 2),
-            samples_per_s=round(updates_per_s * self._config.learner.batch_size, 1),
-            data_wait_fraction=round(min(1.0, self._wait_rate.per_second()), 4),
-            param_version=newest.param_version if newest else -1,
-            train_s=round(trainer.train_s, 1),
-            ready_batches=self._prefetcher.ready,
-            skipped_updates=int(metrics.get("skipped_updates", 0)),
-            learning_rate=float(rate) if rate is not None else None,
-            corrupt_items=self._prefetcher.corrupt_items,
-            rollbacks=trainer.rollbacks,
-            alarm=trainer.alarm,
-            outcome=trainer.outcome,
-        )
+        return self._report.status()
 
     def _write_metrics(self) -> None:
-        trainer, status = self._trainer, self.status()
-        figures = ("updates_per_s", "samples_per_s", "data_wait_fraction", "param_version",
-                   "train_s", "ready_batches")  # fmt: skip
-        self._metrics.write(
-            {
-                **{key: float(value) for key, value in trainer.metrics.items()},
-                **{name: getattr(status, name) for name in figures},
-                "env_steps": self._server.env_steps,
-                "item_staleness": trainer.item_staleness,
-                "table_items": self._prefetcher.table_items,
-                "dropped_batches": self._prefetcher.dropped_batches,
-                "corrupt_items": self._prefetcher.corrupt_items,
-                "rollbacks": trainer.rollbacks,
-            },
-            step=trainer.learner_step,
-        )
+        step, metrics = self._trainer.learner_step, self._report.metrics()
+        self._metrics.write({**metrics, "env_steps": self._server.env_steps}, step=step)
         log.info(
             "learner step %d, %.1f updates/s, waiting for data %.0f %% of the time",
-            trainer.learner_step,
-            status.updates_per_s,
-            100 * (status.data_wait_fraction or 0.0),
+            step,
+            metrics["updates_per_s"],
+            100 * metrics["data_wait_fraction"],
         )
 
 
