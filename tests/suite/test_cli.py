@@ -215,7 +215,11 @@ def test_eval_without_a_checkpoint_says_so(tmp_path: Path) -> None:
     [
         (["enjoy", "--pretrained", "cartpole"], 2, "expected a terminal to play in; use --video"),
         (["enjoy", "--pretrained", "cartpole", "--video", "film.avi"], 2, ".mp4 or .gif"),
-        (["enjoy", "--pretrained", "cartpole", "--video", "no/such/f.mp4"], 2, "no directory"),
+        (
+            ["enjoy", "--pretrained", "cartpole", "--video", "no/such/f.mp4"],
+            2,
+            "is not a directory",
+        ),
         (["enjoy", "nowhere", "--video", "film.mp4"], 78, "no such run or checkpoint"),
         (["eval", "nowhere", "--pretrained", "cartpole"], 2, "expected one of CHECKPOINT"),
         (["plot"], 2, "expected -o OUT.png, --csv OUT.csv, or both"),
@@ -248,9 +252,9 @@ def test_pretrained_policy_is_filmed_and_scored(
     done = apex_process("enjoy", "--pretrained", name, "--video", str(path))
     assert done.returncode == 0, done.stderr
     assert magic in path.read_bytes()[:8] and f"wrote {path}: {env_id}" in done.stdout
-    done = apex_process("eval", "--pretrained", name, "--episodes", "4", "--json")
+    done = apex_process("eval", "--pretrained", name, "--episodes", "2", "--json")
     scored = json.loads(done.stdout)
-    assert len(scored["returns"]) == 4 and scored["mean_return"] >= score
+    assert len(scored["returns"]) == 2 and scored["mean_return"] >= score
 
 
 def test_curves_of_a_run_become_a_picture_and_a_table(tmp_path: Path) -> None:

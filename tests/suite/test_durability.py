@@ -100,7 +100,7 @@ def test_a_snapshot_is_resumed_with_another_number_of_actors(
 def test_other_modes_say_what_an_acknowledgement_means(
     suite: Suite, small: tuple[str, ...], mode: str
 ) -> None:
-    suite.start(*small, "--actors", "1", "--set", "evaluator.enabled=false",
+    suite.start(*small, "--actors", "1",
                 "--set", f"replay.durability={mode}")  # fmt: skip
     status = suite.wait_healthy()
     assert status["replay"]["durable"] is (mode == "sync")

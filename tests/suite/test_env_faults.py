@@ -68,7 +68,6 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], t
         return (
             "--set", "env.id=faulty_env:Faulty-v0",
             "--set", f'env.kwargs={{how="{how}", once="{once}"}}',
-            "--set", "evaluator.enabled=false",
         )  # fmt: skip
 
     return settings

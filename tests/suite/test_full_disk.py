@@ -17,7 +17,7 @@ from tests.support.suite import Suite
 def small_disk(suite: Suite, small: tuple[str, ...]) -> Iterator[Path]:
     """The run's `replay/` on a file system of 1 MB."""
     suite.apex("run", *small, "--engine", "none", "--set", "replay.segment_mb=0.3",
-               "--set", "actor.num_envs=16", "--set", "evaluator.enabled=false")  # fmt: skip
+               "--set", "actor.num_envs=16")  # fmt: skip
     folder = suite.run.replay
     folder.mkdir(mode=0o700)
     if not mount_tmpfs(folder, 1):

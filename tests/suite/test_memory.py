@@ -127,7 +127,7 @@ def insert_all(clients: list[InsertClient], poller: Poller, chunk: Chunk) -> int
 def test_a_stopped_learner_makes_the_others_wait_and_nothing_grows(
     suite: Suite, small: tuple[str, ...]
 ) -> None:
-    suite.start(*small, "--set", "evaluator.enabled=false", "--set", "replay.capacity=3000",
+    suite.start(*small, "--set", "replay.capacity=3000",
                 "--set", "replay.samples_per_insert=8")  # fmt: skip
     suite.wait_for(lambda s: s["replay"]["inserted"] > 4000, 90.0, "a table that is full")
     pids = {name: pid for name, pid in suite.run.living().items() if name != "learner"}

@@ -20,7 +20,7 @@ from apex.runs.engine_record import living_engine
 from tests.fixtures.texts import check_status_keys
 from tests.support.paths import APEX
 from tests.support.processes import running
-from tests.support.suite import SMALL, Suite
+from tests.support.suite import EVALUATED, SMALL, Suite
 from tests.support.waiting import wait_until
 
 
@@ -35,7 +35,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(folder))
         try:
-            one.start(*SMALL, "--set", "learner.metrics_period_s=1.0")
+            one.start(*SMALL, *EVALUATED, "--set", "learner.metrics_period_s=1.0")
             yield one
         finally:
             one.end()
@@ -284,7 +284,8 @@ def test_diverged_learner_goes_back_once_then_gives_up_and_keeps_what_was_good(
 def test_a_run_ends_by_itself_at_its_env_steps_and_says_so_afterwards(
     suite: Suite, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = suite.apex("run", *small, "--set", "run.max_env_steps=2000", timeout_s=300.0)
+    limit = ("--set", "run.max_env_steps=2000")
+    done = suite.apex("run", *small, *EVALUATED, *limit, timeout_s=300.0)
     assert done.returncode == 0, done.stderr
     *lines, last = done.stdout.splitlines()
     assert re.fullmatch(r"the run has ended: \d+ env steps \(max_env_steps = 2000\)", last)

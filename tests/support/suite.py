@@ -130,7 +130,11 @@ SMALL = (
     "--preset", "cartpole", "--actors", "2", *CALM,
     "--set", "replay.min_size=200", "--set", "replay.samples_per_insert=4",
     "--set", "actor.num_envs=2",
-    "--set", "evaluator.num_envs=2", "--set", "evaluator.episodes=2",
-    "--set", "learner.checkpoint_period_s=2.0",
+    "--set", "evaluator.enabled=false", "--set", "learner.checkpoint_period_s=2.0",
 )  # fmt: skip
-"""Arguments of a suite whose learner trains within seconds, at a limited rate."""
+"""Arguments of a suite whose learner trains within seconds, at a limited rate; no evaluator."""
+EVALUATED = (
+    "--set", "evaluator.enabled=true", "--set", "evaluator.num_envs=2",
+    "--set", "evaluator.episodes=2",
+)  # fmt: skip
+"""Arguments that add an evaluator to it."""
