@@ -1,6 +1,6 @@
-"""Experience replay: structures that know nothing of the wire, the server, and its clients.
+"""Experience replay: an in-memory table of items and the insert log that makes it durable.
 
-From the inside out: `sum_tree`, `selectors`, `rate_limiter`, `store`, `table`; then `server`,
-which gives a table to the wire, and `client`, which the actors and the learner use.
-Nothing here imports torch or gymnasium.
+`table` has `sum_tree`, `selectors`, `rate_limiter`, `store` and `table`, from the inside out;
+`log` writes inserts to disk and recovers the table after a restart. The server and its clients
+are in `apex.daemons.replay`. Nothing here imports torch or gymnasium.
 """

@@ -186,7 +186,7 @@ def test_inserts_are_not_durable_while_the_disk_is_full(tmp_path, full_disk, cap
     assert append(log, [4]) == [False]  # the log retries after a second, not with each insert
     now[0] += 1.1
     assert append(log, [5, 6]) == [True, True] and log.alarm is None and log.commit()
-    assert "written again" in caplog.text
+    assert "writable again" in caplog.text
     log.close()
     assert found(tmp_path) == ([0, 1, 5, 6], [])
 

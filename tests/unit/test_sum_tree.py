@@ -63,11 +63,11 @@ def test_sampled_slot_always_has_mass_despite_rounding():
 @pytest.mark.parametrize("capacity", [1, 6, 8])
 def test_sample_raises_when_total_mass_is_zero(capacity):
     tree = SumTree(capacity)
-    with pytest.raises(EmptyTableError, match="no mass"):
+    with pytest.raises(EmptyTableError, match="total priority is 0"):
         tree.sample(np.array([0.5]))
     tree.set(np.array([0]), np.array([1.0]))
     tree.set(np.array([0]), np.array([0.0]))
-    with pytest.raises(EmptyTableError, match="no mass"):
+    with pytest.raises(EmptyTableError, match="total priority is 0"):
         tree.sample(np.array([0.5]))
 
 

@@ -1,1 +1,1 @@
-"""The insert log: what brings a table back after its server was killed."""
+"""The insert log, and the recovery of a table from it after a restart."""

@@ -1,4 +1,4 @@
-"""Keeps a table's items, priorities and producers on the disk, and makes them again."""
+"""Durable replay table: log inserts, save priorities, and restore both after a restart."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ log = logging.getLogger("apex.replay")
 
 
 def next_first_id(next_id: int, now_ns: int, capacity: int) -> int:
-    """The id that a table made again gives first.
+    """Compute the first new item id of a restored table.
 
-    It lies above every id that the one before may have given, also those that the disk did not
-    take, which a learner may still hold; and it takes the next slot, so that the oldest item
-    goes first.
+    The id is above every id that the earlier table may have assigned, including ids that are not
+    in the log but that a learner may still have. It uses the next slot, so that the oldest item is
+    evicted first.
 
     Args:
-        next_id: after the last item that is known, or -1.
-        now_ns: nanoseconds since the epoch; no table gives ids faster.
-        capacity: of the table.
+        next_id: one above the last id that was recovered, or -1 if there is none.
+        now_ns: nanoseconds since the epoch; no table assigns ids faster than one per nanosecond.
+        capacity: number of slots of the table.
     """
     if next_id < 0:
         return now_ns
@@ -44,32 +44,35 @@ def next_first_id(next_id: int, now_ns: int, capacity: int) -> int:
 
 
 class Durability(NamedTuple):
-    """What the disk has of a table."""
+    """How durable a table's inserts are, and how large its log is."""
 
     durability: str
-    """What was asked for (`replay.durability`)."""
+    """The configured mode (`replay.durability`)."""
     durable: bool
-    """Whether inserts are as durable as that now."""
+    """Whether inserts are written to the log now; False if the mode is `off`."""
     volatile: bool
-    """Whether the table has items that the log may lack."""
+    """Whether the table has items that may be missing from the log."""
     alarm: str | None
-    """Why inserts are not durable."""
+    """Why inserts are not durable; None if they are or the mode is `off`."""
     log_bytes: int
+    """Size of all segments."""
     damaged: int
-    """Places at which the log was damaged when it was read."""
+    """Damaged places found in the log at the start."""
 
 
 class DurableTable:
-    """What `replay.durability` asks for, for one table.
+    """A table whose inserts are as durable as `replay.durability` says.
+
+    Making one recovers the table of an earlier start from the log.
 
     Args:
         folder: the run's `replay/`.
-        config: of the table.
-        facts: of the run.
-        make_table: makes an empty table whose ids begin at the given one.
+        config: the `[replay]` section.
+        facts: the run's id and schema.
+        make_table: makes an empty table whose ids start at the given one.
         clock_ns: nanoseconds since the epoch.
-        clock: seconds, monotonic.
-        progress: called often while a log is read.
+        clock: monotonic seconds.
+        progress: called often while the log is read.
     """
 
     def __init__(
@@ -88,20 +91,20 @@ class DurableTable:
         self._facts = facts
         self._clock = clock
         self.producers: dict[str, ProducerMark] = {}
-        """How far each producer's inserts have come; the server keeps it."""
+        """The last insert of each producer, by name."""
         self.damaged = 0
         self._last_volatile = -1
-        """The newest item that is not in the log."""
+        """Id of the newest item that may be missing from the log, or -1."""
         folder.mkdir(mode=0o700, exist_ok=True)
-        self._earlier: dict[Path, int] = {}
+        self._old_segments: dict[Path, int] = {}
         self.table = self._recover(make_table, clock_ns(), progress)
         self._log = self._open_log()
         if self._log is not None:
             self._log.remove_before(self.table.oldest_id)
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="table-state")
         self._saving: Future[None] | None = None
-        self._asked: list[Future[dict[str, Any]]] = []
-        """Answered by the next save."""
+        self._save_requests: list[Future[dict[str, Any]]] = []
+        """Completed by the next save."""
         self._closed = False
         self._save_due = clock() + config.save_period_s
 
@@ -109,7 +112,7 @@ class DurableTable:
         self, make_table: Callable[[int], Table], now_ns: int, progress: Callable[[], None]
     ) -> Table:
         started = self._clock()
-        self._remove_leftovers()
+        self._remove_temporary_files()
         capacity = self._config.capacity
         found = LogReader(
             self._folder, self._facts.run_id, self._facts.schema, capacity, progress
@@ -123,47 +126,49 @@ class DurableTable:
         table.rebase_limiter()
         self.producers.update(found.producers)
         if self._config.durability != "off" and not self._sync(found.segments, progress):
-            self._not_durable(table.next_id)
-        self._earlier.update(found.segments)
+            self._mark_volatile(table.next_id)
+        self._old_segments.update(found.segments)
         self.damaged = found.damaged
         if found.segments:
             log.info(
-                "%d items of %d producers are back, %d places damaged, in %.1f s",
+                "recovered %d items from %d producers in %.1f s, %d damaged places",
                 len(table),
                 len(found.producers),
-                found.damaged,
                 self._clock() - started,
+                found.damaged,
             )
         return table
 
     def _sync(self, segments: Mapping[Path, int], progress: Callable[[], None]) -> bool:
-        """Bring to the disk what a killed server may have left in the page cache alone."""
+        """Sync segments that a killed server may have left only in the page cache."""
         try:
             fsync_path(self._folder.parent)
             for path, last_id in segments.items():
                 progress()
-                if last_id != recovery.NEVER:
+                if last_id != recovery.KEEP:
                     fsync_path(path)
         except OSError as error:
-            log.error("what is back may not outlive a power cut: %s", error)
+            log.error("cannot sync the recovered log; a power cut may lose it: %s", error)
             return False
         return True
 
-    def _not_durable(self, next_id: int) -> None:
-        """The disk has refused something: nothing before it is known to be there."""
+    def _mark_volatile(self, next_id: int) -> None:
+        """Mark all items below `next_id` as volatile after a failed write or sync."""
         self._last_volatile = next_id - 1
         for name, mark in self.producers.items():
             self.producers[name] = msgspec.structs.replace(mark, volatile_seq=mark.seq)
 
-    def _remove_leftovers(self) -> None:
-        """What an interrupted save left."""
+    def _remove_temporary_files(self) -> None:
+        """Remove the files of an interrupted save."""
         for path in self._folder.glob(f".{recovery.STATE_FILE}.*.tmp"):
             path.unlink(missing_ok=True)
 
     def _open_log(self) -> InsertLog | None:
         if self._config.durability == "off":
-            ours = [path for path, last_id in self._earlier.items() if last_id != recovery.NEVER]
-            for path in (*ours, self._folder / recovery.STATE_FILE):
+            removable = [
+                path for path, last_id in self._old_segments.items() if last_id != recovery.KEEP
+            ]
+            for path in (*removable, self._folder / recovery.STATE_FILE):
                 path.unlink(missing_ok=True)
             return None
         return InsertLog(
@@ -171,8 +176,8 @@ class DurableTable:
             sync=self._config.durability == "sync",
             segment_bytes=int(self._config.segment_mb * 1e6),
             opening=self._opening,
-            earlier=self._earlier,
-            on_failure=lambda: self._not_durable(self.table.next_id),
+            earlier=self._old_segments,
+            on_failure=lambda: self._mark_volatile(self.table.next_id),
             clock=self._clock,
         )
 
@@ -188,18 +193,19 @@ class DurableTable:
         )
 
     def volatile_seq(self, producer: str, epoch: int) -> int:
-        """The producer's last insert of this epoch that is not durable, or -1."""
+        """Number of the producer's last insert of this epoch that is not durable, or -1."""
         mark = self.producers.get(producer)
         return mark.volatile_seq if mark is not None and mark.epoch == epoch else -1
 
     def insert(self, producer: str, epoch: int, seq: int, chunk: Chunk | None) -> bool:
-        """Log a chunk and put it into the table.
+        """Log a chunk and insert it into the table.
 
-        Of a chunk that was refused (None) the number alone is known, until the server ends: sent
-        again it would only be refused again, and what costs no room in the table has none here.
+        The number of a refused chunk (None) is remembered only until the server ends, and is not
+        logged: the chunk would be refused again, and what takes no room in the table must take none
+        in the log.
 
         Returns:
-            Whether it was logged; durable after `commit`.
+            Whether the chunk was logged. It is durable after `commit`.
         """
         mark = ProducerMark(epoch, seq, self.volatile_seq(producer, epoch))
         if chunk is None:
@@ -224,10 +230,10 @@ class DurableTable:
         return logged
 
     def sample(self, count: int) -> Samples:
-        """Draw a batch; what a queue has served is not there again after a restart.
+        """Draw a batch. A queue logs what it served, so that a restart does not serve it again.
 
         Raises:
-            EmptyTableError: no item has a priority above zero.
+            EmptyTableError: the table cannot serve `count` samples.
         """
         samples = self.table.sample(count)
         if self._log is not None and self.table.is_queue:
@@ -235,27 +241,27 @@ class DurableTable:
         return samples
 
     def commit(self) -> bool:
-        """Make what was logged as durable as was asked for; False where the disk refused."""
+        """Make logged inserts as durable as configured. Returns False if that failed."""
         return self._log is not None and self._log.commit()
 
     def tick(self) -> None:
-        """Bring to the disk what is due, and remove what is no longer needed; never waits."""
+        """Start syncs and saves that are due, and remove unneeded segments. Does not block."""
         due = False
         if self._log is not None:
             self._log.tick()
             due = self._clock() >= self._save_due
-        if self._asked or due:
+        if self._save_requests or due:
             self._begin_save()
 
     def save(self) -> Future[dict[str, Any]]:
-        """Bring the log, ids and priorities of now to the disk; gives what is there then."""
-        asked: Future[dict[str, Any]] = Future()
-        self._asked.append(asked)
+        """Start a save of the log, ids and priorities; the result says what is on disk."""
+        request: Future[dict[str, Any]] = Future()
+        self._save_requests.append(request)
         self._begin_save()
-        return asked
+        return request
 
     def _begin_save(self) -> None:
-        """Save, unless a save is under way: `tick` begins the next one then."""
+        """Start a save. If one is running, `tick` starts the next."""
         if self._saving is not None and not self._saving.done():
             return
         self._save_due = self._clock() + self._config.save_period_s
@@ -265,36 +271,36 @@ class DurableTable:
             try:
                 sync = self._log.begin_sync()
             except OSError as error:
-                log.error("priorities were not saved, training goes on: %s", error)
-        asked, self._asked = self._asked, []
-        whole = self._log is not None and self._log.alarm is None and not self.volatile
-        self._saving = self._worker.submit(self._save, self.table.state(), sync, whole, asked)
+                log.error("cannot save priorities, training continues: %s", error)
+        requests, self._save_requests = self._save_requests, []
+        complete = self._log is not None and self._log.alarm is None and not self.volatile
+        self._saving = self._worker.submit(self._save, self.table.state(), sync, complete, requests)
 
     def _save(
         self,
         state: TableState,
         sync: Future[None] | None,
-        whole: bool,
-        asked: list[Future[dict[str, Any]]],
+        complete: bool,
+        requests: list[Future[dict[str, Any]]],
     ) -> None:
         durable = False
         if sync is not None:
             try:
                 sync.result()
                 recovery.save_state(self._folder, state)
-                durable = whole
-            except Exception as error:  # who asked must hear of it, and training goes on
-                log.error("priorities were not saved, training goes on: %r", error)
-        for one in asked:
-            one.set_result({"items": len(state.item_ids), "durable": durable})
+                durable = complete
+            except Exception as error:  # the requests must be answered, and training continues
+                log.error("cannot save priorities, training continues: %r", error)
+        for request in requests:
+            request.set_result({"items": len(state.item_ids), "durable": durable})
 
     @property
     def volatile(self) -> bool:
-        """Whether the table has items that are not in the log."""
+        """Whether the table has items that may be missing from the log."""
         return self._last_volatile >= self.table.oldest_id
 
     def status(self) -> Durability:
-        """How durable inserts are."""
+        """Current durability of inserts."""
         return Durability(
             durability=self._config.durability,
             durable=self._log is not None and self._log.alarm is None,
@@ -305,7 +311,7 @@ class DurableTable:
         )
 
     def close(self) -> None:
-        """Save everything and end; once."""
+        """Save everything and close the log. Later calls do nothing."""
         if self._closed:
             return
         self._closed = True

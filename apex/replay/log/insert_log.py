@@ -1,4 +1,4 @@
-"""The insert log: chunks in segment files, written before they are acknowledged."""
+"""Insert log: write chunks to segment files before they are acknowledged."""
 
 from __future__ import annotations
 
@@ -21,21 +21,23 @@ from apex.replay.log.records import Inserted, Opening, Served, encode_record, se
 log = logging.getLogger("apex.replay")
 
 SYNC_PERIOD_S = 0.5
+"""Seconds between syncs of the current segment."""
 RETRY_S = 1.0
-"""Seconds after which a disk that was full is tried again."""
-MOST_FRAMES_A_WRITE = 64
+"""Seconds between attempts to write after a failure, such as a full disk."""
+MAX_FRAMES_PER_WRITE = 64
 
 
 @dataclass
-class _Written:
-    """A segment whose items are not all evicted yet."""
+class _WrittenSegment:
+    """A segment with items that may still be in the table."""
 
     path: Path
     last_id: int
+    """Id of its last item, or -1."""
 
     @property
     def nbytes(self) -> int:
-        """On the disk; 0 where it cannot be told."""
+        """Size of the file; 0 if it cannot be read."""
         try:
             return self.path.stat().st_size
         except OSError:
@@ -43,16 +45,16 @@ class _Written:
 
 
 class InsertLog:
-    """Appends records to segments, and removes segments whose items are all gone.
+    """Append records to segments, and remove segments whose items have all been evicted.
 
     Args:
-        folder: of the segments.
-        sync: bring records to the disk before `commit` returns, rather than each half second.
-        segment_bytes: after which a segment is followed by the next.
-        opening: how things stand now.
-        earlier: segments that are there already, with the last item id of each.
-        on_failure: called when the disk refuses, with all that was appended in doubt.
-        clock: seconds, monotonic.
+        folder: directory of the segments.
+        sync: sync records before `commit` returns, rather than each half second.
+        segment_bytes: size at which a new segment is started.
+        opening: makes the first record of a segment, the current state of the table.
+        earlier: existing segments, with the last item id of each.
+        on_failure: called when a write or sync fails; any appended record may be lost then.
+        clock: monotonic seconds.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class InsertLog:
         self._opening = opening
         self._on_failure = on_failure
         self._clock = clock
-        self._segments = [_Written(path, last_id) for path, last_id in earlier.items()]
+        self._segments = [_WrittenSegment(path, last_id) for path, last_id in earlier.items()]
         self._number = max((segment.number for segment in segments(folder)), default=-1) + 1
         self._file: int | None = None
         self._marker = b""
@@ -82,7 +84,7 @@ class InsertLog:
         self._retry_at = float("-inf")
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="insert-log")
         self._syncs: list[Future[None]] = []
-        """Under way; all are looked at, since the kernel tells each error once."""
+        """Running syncs. Each is checked, because the kernel reports an error only once."""
         self._sync_due = clock()
         try:
             self._begin_segment()
@@ -91,16 +93,16 @@ class InsertLog:
 
     @property
     def alarm(self) -> str | None:
-        """Why inserts are not durable now; None while they are."""
+        """Why inserts are not durable now; None if they are."""
         return self._alarm
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all segments."""
+        """Size of all segments in bytes."""
         return sum(segment.nbytes for segment in self._segments)
 
     def append(self, header: Inserted, arrays: Mapping[str, Array]) -> bool:
-        """Write a chunk; False, with an alarm, when the disk does not take it."""
+        """Write a chunk. Returns False and sets the alarm if the write fails."""
         buffers, body = declare(arrays)
         written = self._append(msgspec.structs.replace(header, buffers=buffers), body)
         if written:
@@ -108,7 +110,7 @@ class InsertLog:
         return written
 
     def note(self, header: Served) -> None:
-        """Write what a queue has served; where the disk does not take it, it is served again."""
+        """Write what a queue has served. If that fails, a restart serves it again."""
         self._append(header, [])
 
     def _append(self, header: Inserted | Served, body: list[Frame]) -> bool:
@@ -122,7 +124,7 @@ class InsertLog:
             self._fail(error)
             return False
         if self._alarm is not None:
-            log.warning("the insert log is written again")
+            log.warning("the insert log is writable again")
             self._alarm = None
         return True
 
@@ -133,12 +135,12 @@ class InsertLog:
         self._file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         self._number += 1
         self._size = self._synced_size = 0
-        self._segments.append(_Written(path, -1))
+        self._segments.append(_WrittenSegment(path, -1))
         fsync_path(self._folder)
         self._write(encode_record(self._marker, self._opening(), []))
 
     def _end_segment(self) -> None:
-        """Close the segment; with `sync` what was acknowledged must be on the disk by then."""
+        """Sync and close the segment: now if `sync` is set, otherwise in the background."""
         if self._file is None:
             return
         file, self._file = self._file, None
@@ -148,11 +150,11 @@ class InsertLog:
             self._syncs.append(self._worker.submit(_sync_and_close, file))
 
     def _write(self, frames: list[Frame]) -> None:
-        """Append to the file; what a full disk took of it is taken back."""
+        """Append to the file. A partial write is truncated."""
         assert self._file is not None
         try:
-            for first in range(0, len(frames), MOST_FRAMES_A_WRITE):
-                _write_all(self._file, frames[first : first + MOST_FRAMES_A_WRITE])
+            for first in range(0, len(frames), MAX_FRAMES_PER_WRITE):
+                _write_all(self._file, frames[first : first + MAX_FRAMES_PER_WRITE])
         except OSError:
             os.ftruncate(self._file, self._size)
             os.lseek(self._file, self._size, os.SEEK_SET)
@@ -160,19 +162,23 @@ class InsertLog:
         self._size += sum(len(frame) for frame in frames)
 
     def _fail(self, error: OSError) -> None:
-        """The disk is full or broken: go on without it, and try again with a new segment."""
+        """Set the alarm after a failed write or sync, and retry later with a new segment."""
         if self._alarm is None:
-            log.error("INSERTS ARE NOT DURABLE, training goes on: the insert log: %s", error)
+            log.error(
+                "INSERTS ARE NOT DURABLE: cannot write the insert log: %s; training continues, and "
+                "writing is retried each second; free disk space if the disk is full",
+                error,
+            )
         self._alarm = str(error)
         self._on_failure()
         self._retry_at = self._clock() + RETRY_S
         try:
             self._end_segment()
-        except OSError as another:
-            log.error("the insert log: %s", another)
+        except OSError as close_error:
+            log.error("cannot sync and close a segment of the insert log: %s", close_error)
 
     def commit(self) -> bool:
-        """Bring what was appended to the disk, as far as `sync` asks; False if that failed."""
+        """Sync what was appended if `sync` is set. Returns False if inserts are not durable."""
         if not self._sync or self._file is None or self._synced_size == self._size:
             return self._alarm is None
         try:
@@ -184,16 +190,16 @@ class InsertLog:
         return True
 
     def begin_sync(self) -> Future[None]:
-        """Begin to bring all that was appended to the disk. Raises `OSError`."""
+        """Start a sync of everything that was appended. Raises `OSError`."""
         if self._file is None:
             return self._worker.submit(lambda: None)
-        begun = self._worker.submit(_sync_and_close, os.dup(self._file))
+        sync = self._worker.submit(_sync_and_close, os.dup(self._file))
         self._synced_size = self._size
-        self._syncs.append(begun)
-        return begun
+        self._syncs.append(sync)
+        return sync
 
     def tick(self) -> None:
-        """Begin to bring to the disk what was appended, when it is time; never waits."""
+        """Check finished syncs, and start one if it is due. Does not block."""
         for done in [sync for sync in self._syncs if sync.done()]:
             self._syncs.remove(done)
             error = done.exception()
@@ -208,24 +214,24 @@ class InsertLog:
                     self._fail(error)
 
     def remove_before(self, oldest_id: int) -> None:
-        """Remove the ended segments all of whose items have ids below `oldest_id`."""
+        """Remove closed segments that have only items with ids below `oldest_id`."""
         current = 1 if self._file is not None else 0
-        ended = self._segments[: len(self._segments) - current]
-        for segment in ended:
+        closed = self._segments[: len(self._segments) - current]
+        for segment in closed:
             if segment.last_id < oldest_id:
                 try:
                     segment.path.unlink(missing_ok=True)
                 except OSError as error:
-                    log.warning("cannot remove %s, trying again later: %s", segment.path, error)
+                    log.warning("cannot remove %s, will retry: %s", segment.path, error)
                     return
                 self._segments.remove(segment)
 
     def close(self) -> None:
-        """Bring everything to the disk and close."""
+        """Sync everything and close the log."""
         try:
             self._end_segment()
         except OSError as error:
-            log.error("the end of the insert log may not be on the disk: %s", error)
+            log.error("cannot sync the insert log; its last records may be lost: %s", error)
         self._worker.shutdown(wait=True)
 
 

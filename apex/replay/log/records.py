@@ -1,4 +1,4 @@
-"""Records in files, each with a checksum, so that damage costs only what it hits.
+"""Insert log file format: records with checksums, so that damage loses only what it hits.
 
 A record is
 
@@ -7,9 +7,9 @@ A record is
 
 with little-endian integers and the CRC over the two lengths, header and body. The header is
 msgpack, one of `Header`; the body is the header's buffers, one after the other. A segment of the
-insert log is a file `segment_NUMBER_MARKER.log` of records. Its marker is random: after a damaged
-record the next one is found by it, and no producer can hide a record of its own making in the
-data that it sends.
+insert log is a file `segment_NUMBER_MARKER.log` of records. Its marker is random. After a
+damaged record, the reader searches for the marker to find the next record; a producer cannot
+forge a record in its data, because it does not know the marker.
 """
 
 from __future__ import annotations
@@ -34,33 +34,34 @@ LENGTHS = struct.Struct("<IQ")
 
 
 class ProducerMark(msgspec.Struct, frozen=True, array_like=True):
-    """How far a producer's inserts have come; the later of two is the greater."""
+    """The last insert of a producer. Marks are ordered by epoch, then by number."""
 
     epoch: int
     seq: int
     volatile_seq: int = -1
-    """Up to which, at most, some insert is missing in the log."""
+    """Inserts up to this number may be missing from the log; -1: none is."""
 
     def __lt__(self, other: ProducerMark) -> bool:
         return (self.epoch, self.seq) < (other.epoch, other.seq)
 
 
 class Opening(msgspec.Struct, frozen=True, tag="opening"):
-    """The first record of a segment: how things stood when it was begun."""
+    """First record of a segment: the table's counters and producers when it was started."""
 
     run_id: str
     schema_hash: str
     capacity: int
     producers: dict[str, ProducerMark]
     inserted: int
-    """Items, of the rate limiter."""
+    """Items inserted, by the rate limiter's count."""
     sampled: int
+    """Items sampled, by the rate limiter's count."""
     oldest_id: int = 0
-    """Of a queue: what is older has been served."""
+    """For a queue, the smallest id that was not served; otherwise 0."""
 
 
 class Inserted(msgspec.Struct, frozen=True, tag="inserted"):
-    """One insert, whose columns and frames are the buffers."""
+    """One insert. The buffers are the columns and frames of its chunk."""
 
     producer: str
     epoch: int
@@ -68,13 +69,13 @@ class Inserted(msgspec.Struct, frozen=True, tag="inserted"):
     first_id: int
     items: int
     inserted: int
-    """Items, of the rate limiter, this record's included."""
+    """The rate limiter's count of inserted items, including those of this record."""
     sampled: int
     buffers: tuple[Buffer, ...] = ()
 
 
 class Served(msgspec.Struct, frozen=True, tag="served"):
-    """A queue has served a batch: what is older than `oldest_id` is gone."""
+    """A batch served by a queue. Items with ids below `oldest_id` have been served."""
 
     oldest_id: int
     sampled: int
@@ -82,7 +83,7 @@ class Served(msgspec.Struct, frozen=True, tag="served"):
 
 
 class Saved(msgspec.Struct, frozen=True, tag="saved"):
-    """A table's state: the buffers `item_ids`, `priorities` and `times_sampled`."""
+    """A saved table state, with the buffers `item_ids`, `priorities` and `times_sampled`."""
 
     next_id: int
     buffers: tuple[Buffer, ...] = ()
@@ -95,7 +96,7 @@ _decoder = msgspec.msgpack.Decoder(Header)
 
 
 def encode_record(marker: bytes, header: Header, body: list[Frame]) -> list[Frame]:
-    """The frames of one record."""
+    """Encode one record as frames to write in order."""
     head = _encoder.encode(header)
     lengths = LENGTHS.pack(len(head), sum(len(frame) for frame in body))
     checksum = zlib_ng.crc32(lengths)
@@ -105,14 +106,14 @@ def encode_record(marker: bytes, header: Header, body: list[Frame]) -> list[Fram
 
 
 class Record(NamedTuple):
-    """A record that was read."""
+    """A decoded record."""
 
     header: Header
     arrays: Arrays
 
 
 class Damage(NamedTuple):
-    """Bytes of a segment that are no whole record."""
+    """Bytes of a segment that are not a valid record."""
 
     path: Path
     begin: int
@@ -120,11 +121,11 @@ class Damage(NamedTuple):
     why: str
 
     def __str__(self) -> str:
-        return f"{self.path}: bytes {self.begin} to {self.end} are lost: {self.why}"
+        return f"{self.path}: bytes {self.begin} to {self.end} are unreadable: {self.why}"
 
 
 class Segment(NamedTuple):
-    """A segment by its file's name."""
+    """A segment file and the parts of its name."""
 
     number: int
     marker: bytes
@@ -132,19 +133,19 @@ class Segment(NamedTuple):
 
 
 def segments(folder: Path) -> list[Segment]:
-    """The segments of a log, oldest first."""
+    """List the segments of a log, oldest first."""
     found = []
     for path in folder.glob("segment_*_*.log"):
         _, number, marker = path.stem.split("_", 2)
         try:
             found.append(Segment(int(number), bytes.fromhex(marker), path))
         except ValueError:
-            log.warning("%s: passed over, no segment has such a name", path)
+            log.warning("%s: skipped, expected a name like segment_NUMBER_MARKER.log", path)
     return sorted(found)
 
 
 def read(segment: Segment) -> Iterator[Record | Damage]:
-    """The records of a segment, and what of it is damaged."""
+    """Read the records of a segment and its damaged places, in order."""
     data = memoryview(segment.path.read_bytes())
     position = 0
     while position < len(data):
@@ -159,16 +160,16 @@ def read(segment: Segment) -> Iterator[Record | Damage]:
 
 
 def record_at(data: memoryview, position: int, marker: bytes) -> tuple[Record, int] | str:
-    """The record that begins at `position` and where it ends, or why none does."""
+    """Decode the record at `position`. Returns it and its end, or why it is not valid."""
     begin = position + PREFIX.size
     if begin > len(data):
-        return "the file ends within a record"
+        return "the file ends inside a record"
     found, head_bytes, body_bytes, checksum = PREFIX.unpack_from(data, position)
     end = begin + head_bytes + body_bytes
     if found != marker:
-        return "no record begins here"
+        return "expected the start of a record"
     if end > len(data):
-        return "the file ends within a record, or its length is damaged"
+        return "the file ends inside a record, or the record's length is damaged"
     lengths = data[position + len(marker) : position + len(marker) + LENGTHS.size]
     if zlib_ng.crc32(data[begin:end], zlib_ng.crc32(lengths)) != checksum:
         return "the checksum of a record does not match"
@@ -178,7 +179,7 @@ def record_at(data: memoryview, position: int, marker: bytes) -> tuple[Record, i
         frames = _split(data[begin + head_bytes : end], buffers)
         return Record(header, restore(buffers, frames)), end
     except (msgspec.MsgspecError, DecodeError) as error:
-        return f"a record that this version does not know: {error}"
+        return f"this version of apex cannot decode the record: {error}"
 
 
 def _split(body: memoryview, buffers: tuple[Buffer, ...]) -> list[Frame]:
@@ -192,10 +193,10 @@ def _split(body: memoryview, buffers: tuple[Buffer, ...]) -> list[Frame]:
 
 
 def _next_record(data: memoryview, position: int, marker: bytes) -> int:
-    """Where the next whole record begins, or the end of the data."""
-    whole = data.obj
-    assert isinstance(whole, bytes)
-    while (position := whole.find(marker, position + 1)) >= 0:
+    """Find the start of the next valid record, or the end of the data."""
+    content = data.obj
+    assert isinstance(content, bytes)
+    while (position := content.find(marker, position + 1)) >= 0:
         if not isinstance(record_at(data, position, marker), str):
             return position
-    return len(whole)
+    return len(content)

@@ -1,1 +1,1 @@
-"""The table of items: storage, priorities, selection."""
+"""The table of items: storage, priorities, sampling and rate limiting."""

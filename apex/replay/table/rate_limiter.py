@@ -1,4 +1,4 @@
-"""Keeps the ratio of sampled to inserted items within bounds by making either side wait."""
+"""Rate limiter: keep the ratio of sampled to inserted items within bounds."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ class RateLimiter:
     `S * min_size ± tolerance` once the table holds `min_size` items.
 
     Args:
-        min_size: items in the table before the first sample.
-        samples_per_insert: S; 0 turns the ratio off.
-        tolerance: in samples.
+        min_size: items that the table must contain before the first sample.
+        samples_per_insert: S, the target ratio; 0 disables the limit on the ratio.
+        tolerance: how far the cursor may be from its target, in samples.
+        inserted: items inserted so far.
+        sampled: items sampled so far.
     """
 
     min_size: int
@@ -32,24 +34,24 @@ class RateLimiter:
 
     @property
     def max_insert(self) -> int:
-        """The most items that may come together without either side ever blocking for good.
+        """Largest insert, in items, that cannot deadlock inserting and sampling.
 
-        A refused insert of k items leaves the cursor above `tolerance - S * k`, which must be
-        enough for any batch that the tolerance was made for.
+        While an insert of k items must wait, the cursor is above `tolerance - S * k`. That must
+        leave room for any batch that the tolerance allows.
         """
         if self.samples_per_insert == 0:
             return sys.maxsize
         return max(1, int(self.tolerance / self.samples_per_insert))
 
     def rebase(self, size: int, samples_left: float) -> None:
-        """Bring the cursor within its bounds, where other settings or lost items have left them.
+        """Move the cursor back within its bounds after a change of settings or a loss of items.
 
-        From outside one of the sides would wait until the other had made good for all that went
-        before, or both for good.
+        With the cursor out of bounds, one side would wait until the other has caught up, or both
+        would wait forever.
 
         Args:
             size: items in the table.
-            samples_left: that the items of the table still allow.
+            samples_left: how many more samples the items of the table allow.
         """
         if size < self.min_size:
             self.inserted, self.sampled = size, 0

@@ -1,4 +1,4 @@
-"""How a table chooses the items of a batch."""
+"""Selectors: prioritized, uniform and FIFO choice of the items of a batch."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ Floats = npt.NDArray[np.float64]
 
 
 class Selector(Protocol):
-    """Chooses among the slots of a table that hold an item."""
+    """Interface for choosing among the occupied slots of a table."""
 
     def insert(self, slots: Slots, priorities: Floats) -> None:
-        """Add slots, `[M]` each, none of which is in the selector."""
+        """Add slots that are not in the selector yet, `[M]` each."""
 
     def update(self, slots: Slots, priorities: Floats) -> None:
-        """Give slots of the selector new priorities, `[M]` each."""
+        """Set the priorities of slots of the selector, `[M]` each."""
 
     def delete(self, slots: Slots) -> None:
-        """Remove distinct slots of the selector, `[M]`."""
+        """Remove slots of the selector, `[M]`, all distinct."""
 
     def priorities(self, slots: Slots) -> Floats:
-        """The priorities of slots of the selector, `[M]`; ones where it has none."""
+        """Priorities of slots of the selector, `[M]`; ones if the selector ignores priorities."""
 
     def sample(self, count: int, rng: np.random.Generator) -> tuple[Slots, Floats]:
-        """Choose `count` slots; gives them with the probability of each, `[count]` both."""
+        """Choose `count` slots. Returns the slots and their probabilities, `[count]` each."""
 
 
 class Prioritized:
-    """P(i) = p_i^alpha / sum_k p_k^alpha, with replacement (Schaul et al., 2016, equation 1).
+    """Prioritized sampling with replacement (Schaul et al., 2016, equation 1).
 
-    A batch is drawn stratified: the mass is cut into `count` equal parts and one point is drawn
-    from each. Initial and updated priorities are raised to the same exponent.
+    P(i) = p_i^alpha / sum_k p_k^alpha. A batch is a stratified sample: the total mass is divided
+    into `count` equal parts, and one point is drawn from each. Initial and updated priorities are
+    raised to the same exponent.
     """
 
     def __init__(self, capacity: int, priority_exponent: float) -> None:
@@ -55,8 +56,8 @@ class Prioritized:
     def priorities(self, slots: Slots) -> Floats:
         if self._exponent == 0:
             return np.ones(len(slots))
-        found: Floats = self._tree.get(slots) ** (1.0 / self._exponent)
-        return found
+        priorities: Floats = self._tree.get(slots) ** (1.0 / self._exponent)
+        return priorities
 
     def sample(self, count: int, rng: np.random.Generator) -> tuple[Slots, Floats]:
         strata = (np.arange(count) + rng.random(count)) / count
@@ -65,7 +66,7 @@ class Prioritized:
 
 
 class Uniform:
-    """P(i) = 1 / N, with replacement. The slots in use stand densely at the front of a list."""
+    """Uniform sampling with replacement. The used slots are the first `_size` of `_slots`."""
 
     def __init__(self, capacity: int) -> None:
         self._slots = np.zeros(capacity, dtype=np.int64)
@@ -79,7 +80,7 @@ class Uniform:
         self._size += len(slots)
 
     def update(self, slots: Slots, priorities: Floats) -> None:
-        """Priorities mean nothing here."""
+        """Do nothing: this selector ignores priorities."""
 
     def delete(self, slots: Slots) -> None:
         for slot in slots:
@@ -93,13 +94,13 @@ class Uniform:
 
     def sample(self, count: int, rng: np.random.Generator) -> tuple[Slots, Floats]:
         if self._size == 0:
-            raise EmptyTableError("there is no item to choose from")
+            raise EmptyTableError("the table is empty: expected at least one item to sample")
         slots = self._slots[rng.integers(0, self._size, count)]
         return slots, np.full(count, 1.0 / self._size)
 
 
 class Fifo:
-    """The oldest items first, each with probability 1, without replacement within a batch.
+    """Oldest items first, each with probability 1, without replacement within a batch.
 
     With `max_times_sampled = 1` the table is a queue.
     """
@@ -111,7 +112,7 @@ class Fifo:
         self._slots.update(dict.fromkeys(slots.tolist()))
 
     def update(self, slots: Slots, priorities: Floats) -> None:
-        """Priorities mean nothing here."""
+        """Do nothing: this selector ignores priorities."""
 
     def delete(self, slots: Slots) -> None:
         for slot in slots.tolist():
@@ -126,7 +127,7 @@ class Fifo:
 
 
 def make_selector(name: str, capacity: int, priority_exponent: float) -> Selector:
-    """The selector that a configuration names."""
+    """Make the selector that `replay.selector` names."""
     if name == "fifo":
         return Fifo()
     if name == "uniform":

@@ -1,4 +1,4 @@
-"""Where items lie: columns in arrays by slot, compressed frames in the chunks that brought them."""
+"""Storage of items: columns in arrays indexed by slot, compressed frames per inserted chunk."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from apex.data.chunks import Chunk, FrameRanges
 from apex.data.schema import Arrays, Schema
 
 Slots = npt.NDArray[np.int64]
-EDGE = "I"
-"""Type code of where a frame begins: 32 bits without a sign."""
+EDGE_TYPE = "I"
+"""Type code of frame offsets: unsigned 32-bit integers."""
 
 
 @dataclass(slots=True)
 class _FrameChunk:
-    """The frames of one chunk, kept until the last of its items is gone.
+    """The frames of one chunk, kept until its last item is removed.
 
     Views and NumPy arrays would take a kilobyte more, an eighth of a frame for each item.
     """
 
     blob: bytes
     edges: array[int]
-    """[F + 1], where each frame begins in the blob, and where the last one ends."""
+    """`[F + 1]`, the offset of each frame in the blob, then the end of the last frame."""
     items: int
+    """Items of the chunk that are still in the store."""
 
 
 class Store:
-    """Items by slot. An item's frames are one contiguous byte range of its chunk.
+    """Items indexed by slot. An item's frames are one contiguous byte range of its chunk.
 
     Args:
-        schema: the columns of an item.
-        capacity: number of slots. Memory for columns is touched only as slots fill.
+        schema: the columns and frames of an item.
+        capacity: number of slots. Memory for columns is touched only as slots are filled.
     """
 
     def __init__(self, schema: Schema, capacity: int) -> None:
@@ -57,18 +58,18 @@ class Store:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the items in the store."""
+        """Size of the stored items in bytes."""
         return int(self._items * self._bytes_per_item + self._frame_bytes)
 
     def put(self, slots: Slots, chunk: Chunk) -> None:
-        """Write the items of a checked chunk to `slots`, which are free."""
+        """Write the items of a checked chunk to free `slots`, `[M]`."""
         for name, values in chunk.columns.items():
             self._columns[name][slots] = values
         self._items += len(chunk)
         if chunk.frames is None:
             return
         frames = chunk.frames
-        edges = array(EDGE, accumulate(frames.frame_lengths.tolist(), initial=0))
+        edges = array(EDGE_TYPE, accumulate(frames.frame_lengths.tolist(), initial=0))
         self._chunks[self._next_chunk] = _FrameChunk(bytes(frames.blob), edges, len(chunk))
         self._frame_bytes += len(frames.blob)
         self._chunk_of[slots] = self._next_chunk
@@ -78,7 +79,7 @@ class Store:
         self._next_chunk += 1
 
     def delete(self, slots: Slots) -> None:
-        """Free `slots`, and the frames of chunks that have no item left."""
+        """Free `slots`, `[M]`, and the frames of chunks that have no item left."""
         self._items -= len(slots)
         if not self._has_frames:
             return
@@ -91,7 +92,7 @@ class Store:
                 del self._chunks[key]
 
     def get(self, slots: Slots) -> tuple[Arrays, FrameRanges | None]:
-        """Columns and frames of the items at `slots`: `[B, ...]` each, slots may repeat."""
+        """Columns and frames of the items at `slots`, `[B, ...]` each. Slots may repeat."""
         columns = {name: array[slots] for name, array in self._columns.items()}
         return columns, self._frames(slots) if self._has_frames else None
 
@@ -104,9 +105,9 @@ class Store:
             cut = chunk.edges[begin:end]
             blobs.append(chunk.blob[cut[0] : cut[-1]])
             edges.append(cut)
-        all_edges = np.frombuffer(b"".join(edges), dtype=EDGE).astype(np.int32)
+        all_edges = np.frombuffer(b"".join(edges), dtype=EDGE_TYPE).astype(np.int32)
         lengths: npt.NDArray[np.int32] = all_edges[1:] - all_edges[:-1]
-        # Between two items the edges of one end and those of another begin.
+        # Remove the differences between the last edge of one item and the first of the next.
         lengths = np.delete(lengths, np.cumsum(count + 1)[:-1] - 1)
         return FrameRanges(
             first_frame=(np.cumsum(count) - count).astype(np.int32),

@@ -1,4 +1,4 @@
-"""A sum tree over slots: batched updates and batched proportional sampling in O(log n)."""
+"""Sum tree over slots: batched updates and batched proportional sampling in O(log n)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class SumTree:
     """Masses of `capacity` slots, stored as a complete binary tree in one array.
 
     Node 1 is the root, node k has the children 2k and 2k + 1, and slot s is the leaf
-    `leaves + s`. An inner node is always recomputed from its children, so no rounding drift
-    accumulates (Schaul et al., 2016, appendix B.2.1, has the structure).
+    `leaves + s`. An inner node is always recomputed from its children, so that rounding errors
+    do not accumulate. The structure is from Schaul et al., 2016, appendix B.2.1.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -31,11 +31,11 @@ class SumTree:
         return self._nodes[self._leaves + slots]
 
     def set(self, slots: npt.NDArray[np.int64], masses: npt.NDArray[np.float64]) -> None:
-        """Set the masses of `slots`; of a slot that is named twice the last mass holds.
+        """Set the masses of `slots`. If a slot is repeated, its last mass applies.
 
         Args:
             slots: `[B] int64` in [0, capacity).
-            masses: `[B] float64`, finite and not negative.
+            masses: `[B] float64`, finite and >= 0.
         """
         if not len(slots):
             return
@@ -50,20 +50,22 @@ class SumTree:
             children = parents
 
     def sample(self, uniforms: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """The slots in which the given fractions of the total mass fall.
+        """Find the slots at the given fractions of the total mass.
 
         Args:
             uniforms: `[B] float64` in [0, 1).
 
         Returns:
-            `[B] int64`; never a slot without mass.
+            `[B] int64`, slots with a mass > 0.
 
         Raises:
             EmptyTableError: the total mass is zero.
         """
         nodes = self._nodes
         if not nodes[1] > 0:
-            raise EmptyTableError("the sum tree has no mass: there is no item with a priority > 0")
+            raise EmptyTableError(
+                "the total priority is 0: expected at least one item with a priority > 0"
+            )
         remaining = uniforms * nodes[1]
         node = np.ones(len(uniforms), dtype=np.int64)
         for _ in range(self._leaves.bit_length() - 1):
@@ -75,7 +77,7 @@ class SumTree:
         return node - self._leaves
 
     def check_valid(self) -> None:
-        """Assert that every inner node is the sum of its children."""
+        """Assert that inner nodes are the sums of their children and unused leaves are 0."""
         inner = np.arange(1, self._leaves)
         assert (self._nodes[inner] == self._nodes[2 * inner] + self._nodes[2 * inner + 1]).all()
         assert (self._nodes[self._leaves + self.capacity :] == 0).all()

@@ -1,4 +1,4 @@
-"""The one table that serves every algorithm: items with ids and priorities, bounded and limited."""
+"""Replay table of every algorithm: items with ids and priorities, bounded and rate-limited."""
 
 from __future__ import annotations
 
@@ -22,49 +22,50 @@ NO_ITEM = -1
 
 @dataclass
 class TableCounters:
-    """What happened to a table's items since it was made."""
+    """Counts of what happened to a table's items since it was created."""
 
     inserted: int = 0
     sampled: int = 0
     evicted: int = 0
-    """Removed by age to make room."""
+    """Oldest items removed to make room."""
     exhausted: int = 0
-    """Removed after `max_times_sampled` samples."""
+    """Items removed after `max_times_sampled` samples."""
     updated_priorities: int = 0
     stale_priorities: int = 0
-    """Updates for items that were gone."""
+    """Updates for items that had been removed."""
     refused_priorities: int = 0
-    """Updates that were not finite or negative."""
+    """Updates that were negative or not finite."""
 
 
 @dataclass(frozen=True)
 class TableState:
-    """What a table knows of its items beside their data: `[N]` each, by rising id."""
+    """Ids, priorities and sample counts of a table's items: `[N]` each, in order of id."""
 
     next_id: int
+    """Id that the next inserted item would have had."""
     item_ids: Ids
     priorities: npt.NDArray[np.float64]
-    """Before the exponent."""
+    """Before the exponent is applied."""
     times_sampled: npt.NDArray[np.int64]
-    """Zeros where the table does not count them."""
+    """Zeros if `max_times_sampled` is 0."""
 
 
 class Table:
-    """Holds at most `capacity` items; the oldest makes room for the newest.
+    """Table of at most `capacity` items; a new item replaces the oldest one of a full table.
 
-    Item ids are 64-bit, rise by one, and are never used again; an item with id i lies in slot
-    `i mod capacity`. Everything that names an item later names its id, so that it can never hit
-    another item that took the slot.
+    Item ids are 64-bit, increase by one, and are never reused. The item with id i is in slot
+    `i mod capacity`. Later references to an item use its id, so that they never hit another item
+    that has taken the slot.
 
     Args:
-        schema: the columns of an item.
-        capacity: most items.
+        schema: the columns and frames of an item.
+        capacity: maximum number of items.
         selector: chooses the items of a batch.
-        limiter: says whether inserting and sampling may go on.
+        limiter: decides whether inserting and sampling may proceed.
         max_times_sampled: samples after which an item is removed; 0: no limit.
-        rng: for sampling.
-        first_id: of the first item; above all ids that another table of this run has given.
-            Those that `restore` brings keep their own.
+        rng: random numbers for sampling.
+        first_id: id of the first inserted item, above all ids of earlier tables of this run.
+            Items added by `restore` keep their ids.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Table:
         self._store = Store(schema, capacity)
         self._max_times_sampled = max_times_sampled
         self.is_queue = bool(max_times_sampled) and isinstance(selector, Fifo)
-        """Whether items leave in the order in which they came."""
+        """Whether items are served and removed in the order of insertion."""
         self._rng = rng
         self._ids = np.full(capacity, NO_ITEM, dtype=np.int64)
         self._times_sampled = np.zeros(capacity if max_times_sampled else 0, dtype=np.int64)
@@ -97,34 +98,34 @@ class Table:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the items' data."""
+        """Size of the items' data in bytes."""
         return self._store.nbytes
 
     @property
     def next_id(self) -> int:
-        """The id of the next item."""
+        """Id of the next inserted item."""
         return self._next_id
 
     @property
     def max_chunk(self) -> int:
-        """The longest chunk that could ever be inserted."""
+        """Length of the longest chunk that can be inserted, in items."""
         return min(self.capacity, self.limiter.max_insert)
 
     def can_insert(self, count: int) -> bool:
-        """Whether the limiter lets `count` items in now."""
+        """Whether the limiter allows inserting `count` items now."""
         return self.limiter.can_insert(count)
 
     def can_sample(self, count: int) -> bool:
-        """Whether the limiter lets a batch of `count` out now."""
+        """Whether a batch of `count` items can be sampled now."""
         if self._max_times_sampled and self._size < count:
             return False
         return self._size > 0 and self.limiter.can_sample(count, self._size)
 
     def insert(self, chunk: Chunk) -> Ids:
-        """Insert the items of a chunk that `Chunk.check` has passed.
+        """Insert the items of a chunk that has passed `Chunk.check`.
 
         Returns:
-            `[M] int64`, their ids.
+            `[M] int64`, the ids of the items.
         """
         ids = np.arange(self._next_id, self._next_id + len(chunk), dtype=np.int64)
         slots = ids % self.capacity
@@ -141,19 +142,19 @@ class Table:
     def sample(self, count: int) -> Samples:
         """Draw a batch.
 
-        An item may be drawn twice unless the selector is FIFO, but never more often than
-        `max_times_sampled` allows, of this batch and those before.
+        An item may be drawn twice unless the selector is FIFO, but at most `max_times_sampled`
+        times over all batches.
 
         Raises:
-            EmptyTableError: no item has a priority above zero, or those that have may not be drawn
-                so often; the table is as it was then.
+            EmptyTableError: no item has a priority > 0, or those that have one do not allow
+                `count` more samples. The table is unchanged.
         """
         slots, probabilities = self._selector.sample(count, self._rng)
         if self._max_times_sampled:
             left = self._max_times_sampled - self._times_sampled[slots]
-            allowed = _earlier(slots) < left
+            allowed = _earlier_draws(slots) < left
             if not allowed.all():
-                slots, probabilities = self._draw_others(slots, probabilities, allowed)
+                slots, probabilities = self._redraw(slots, probabilities, allowed)
         columns, frames = self._store.get(slots)
         samples = Samples(self._ids[slots], probabilities, columns, frames)
         self.limiter.sampled += len(slots)
@@ -162,20 +163,20 @@ class Table:
             self._retire(slots)
         return samples
 
-    def _draw_others(
+    def _redraw(
         self,
         slots: npt.NDArray[np.int64],
         probabilities: npt.NDArray[np.float64],
         allowed: npt.NDArray[np.bool_],
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Draw again what was drawn too often, from the items that still may be drawn.
+        """Replace draws of items that were drawn too often.
 
         Args:
-            slots, probabilities: of a batch, `[B]` each.
-            allowed: `[B]`, which draws are kept.
+            slots, probabilities: the draws of a batch, `[B]` each.
+            allowed: `[B]`, which draws to keep.
 
         Returns:
-            Both, with other draws and their probabilities in place of those.
+            Slots and probabilities, `[B]` each, with the other draws replaced.
         """
         slots, probabilities = slots.copy(), probabilities.copy()
         exhausted: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]] = []
@@ -184,11 +185,11 @@ class Table:
                 finished = np.unique(slots[~allowed])
                 exhausted.append((finished, self._selector.priorities(finished)))
                 self._selector.delete(finished)
-                others, chances = self._selector.sample(int((~allowed).sum()), self._rng)
-                slots[~allowed], probabilities[~allowed] = others, chances
+                redrawn = self._selector.sample(int((~allowed).sum()), self._rng)
+                slots[~allowed], probabilities[~allowed] = redrawn
                 left = self._max_times_sampled - self._times_sampled[slots]
-                allowed = _earlier(slots) < left
-        finally:  # whoever retires them expects them there
+                allowed = _earlier_draws(slots) < left
+        finally:  # `_retire` removes them from the selector
             for finished, priorities in exhausted:
                 self._selector.insert(finished, priorities)
         return slots, probabilities
@@ -201,11 +202,11 @@ class Table:
         self.counters.exhausted += len(finished)
 
     def update_priorities(self, item_ids: Ids, priorities: npt.NDArray[np.float64]) -> None:
-        """Give items new priorities; items that are gone and bad priorities are counted.
+        """Set the priorities of items. Removed items and invalid priorities are only counted.
 
         Args:
-            item_ids: `[B] int64`; of an id that is named twice the last priority holds.
-            priorities: `[B] float64`, before the exponent.
+            item_ids: `[B] int64`. If an id is repeated, its last priority applies.
+            priorities: `[B] float64`, before the exponent is applied.
         """
         good = good_priorities(priorities)
         slots = item_ids % self.capacity
@@ -219,16 +220,16 @@ class Table:
 
     @property
     def oldest_id(self) -> int:
-        """The smallest id of an item; of an empty table the next one that it will give."""
+        """Smallest id of an item in the table, or `next_id` if the table is empty."""
         present = self._ids[self._ids != NO_ITEM]
         return int(present.min()) if len(present) else self._next_id
 
     def contents(self, item_ids: Ids) -> tuple[Arrays, FrameRanges | None]:
-        """Columns and frames of items that are there, `[B, ...]` each."""
+        """Columns and frames of items that are in the table, `[B, ...]` each."""
         return self._store.get(item_ids % self.capacity)
 
     def state(self) -> TableState:
-        """The items' ids, priorities and counts of now."""
+        """Current ids, priorities and sample counts of the items."""
         ids = np.sort(self._ids[self._ids != NO_ITEM])
         slots = ids % self.capacity
         times = self._times_sampled[slots] if self._max_times_sampled else np.zeros_like(ids)
@@ -242,17 +243,17 @@ class Table:
         *,
         oldest_id: int = 0,
     ) -> None:
-        """Fill an empty table with items that another had.
+        """Fill an empty table with the items of an earlier table.
 
-        Of two items for one slot the later one is taken, as it would have evicted the other.
+        Of two items for one slot, the later one is kept: it would have evicted the other.
 
         Args:
-            chunks: checked ones with the id of their first item, in the order of their ids.
-            state: of the other table at some time; of items that were in it then, those that it
-                does not name are gone, and those that it names have its priorities. Items that
-                came later have their initial ones.
+            chunks: pairs of a first item id and a checked chunk, in order of id.
+            state: a saved state of the earlier table. Items from before the save that it does
+                not list are dropped; those that it lists get its priorities and sample counts.
+                Later items have their initial priorities.
             progress: called at each chunk.
-            oldest_id: items before it are gone.
+            oldest_id: items with a smaller id are dropped.
         """
         owners = np.full(self.capacity, NO_ITEM, dtype=np.int64)
         for first_id, chunk in chunks:
@@ -262,35 +263,34 @@ class Table:
             known = np.isin(owners, state.item_ids)
             owners[(owners < state.next_id) & ~known] = NO_ITEM
         owners[owners < oldest_id] = NO_ITEM
-        owners[self._out_of_turn(owners)] = NO_ITEM
+        owners[self._overdue_slots(owners)] = NO_ITEM
         for first_id, chunk in chunks:
             ids = np.arange(first_id, first_id + len(chunk), dtype=np.int64)
             progress()
-            here = owners[ids % self.capacity] == ids
-            if here.any():
-                part = chunk if here.all() else chunk.take(here)
-                self._put(ids[here], part)
+            kept = owners[ids % self.capacity] == ids
+            if kept.any():
+                self._put(ids[kept], chunk if kept.all() else chunk.take(kept))
         if state is not None:
             self._restore_state(state)
 
     def rebase_limiter(self) -> None:
-        """Let both sides go on from here, after `restore`."""
+        """Move the limiter's cursor within its bounds after `restore`."""
         times = self._max_times_sampled or math.inf
         self.limiter.rebase(self._size, self._size * times if self._size else 0.0)
 
-    def _out_of_turn(self, owners: Ids) -> Ids:
-        """Slots whose item is older than one that is to be evicted before it.
+    def _overdue_slots(self, owners: Ids) -> Ids:
+        """Slots whose item is older than an item that will be evicted before it.
 
-        Such an item had been evicted by one that is missing now (not taken by a full disk, or
-        damaged). It would outlive newer ones by a whole round.
+        Such an item had been evicted by one that is missing from the log, because the disk was
+        full or the log is damaged. It would stay for a whole round longer than newer items.
         """
         slots: Ids = (self._next_id + np.arange(self.capacity)) % self.capacity
         ids = owners[slots]  # in the order in which they will be evicted
-        out_of_turn: Ids = slots[(ids != NO_ITEM) & (ids < np.maximum.accumulate(ids))]
-        return out_of_turn
+        overdue: Ids = slots[(ids != NO_ITEM) & (ids < np.maximum.accumulate(ids))]
+        return overdue
 
     def _put(self, ids: Ids, chunk: Chunk) -> None:
-        """Items to free slots."""
+        """Write items to free slots."""
         slots = ids % self.capacity
         self._store.put(slots, chunk)
         self._selector.insert(slots, chunk.priorities)
@@ -301,10 +301,10 @@ class Table:
 
     def _restore_state(self, state: TableState) -> None:
         slots = state.item_ids % self.capacity
-        here = self._ids[slots] == state.item_ids
-        self._selector.update(slots[here], state.priorities[here])
+        present = self._ids[slots] == state.item_ids
+        self._selector.update(slots[present], state.priorities[present])
         if self._max_times_sampled:
-            self._times_sampled[slots[here]] = state.times_sampled[here]
+            self._times_sampled[slots[present]] = state.times_sampled[present]
 
     def _remove(self, slots: npt.NDArray[np.int64]) -> None:
         self._selector.delete(slots)
@@ -313,8 +313,8 @@ class Table:
         self._size -= len(slots)
 
 
-def _earlier(slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """How often each slot was drawn before within its batch, `[B]`."""
+def _earlier_draws(slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """How often each slot was drawn earlier in the batch, `[B]`."""
     order = np.argsort(slots, kind="stable")
     in_order = slots[order]
     begins = np.searchsorted(in_order, in_order)
@@ -324,13 +324,14 @@ def _earlier(slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
 
 
 def make_table(config: Config, schema: Schema, first_id: int, starts: int = 0) -> Table:
-    """The table that a configuration asks for.
+    """Make the table that a configuration describes.
 
     Args:
-        config: of the run.
-        schema: of its items.
-        first_id: of the first item.
-        starts: of the replay server before this one: none repeats the draws of another.
+        config: the run's configuration.
+        schema: the columns and frames of its items.
+        first_id: id of the first inserted item.
+        starts: number of earlier starts of the replay server, part of the seed, so that each
+            start draws other random numbers.
     """
     replay = config.replay
     return Table(
