@@ -1,1 +1,1 @@
-"""Real processes."""
+"""Tests of the executables, and of whole suites, as real processes."""

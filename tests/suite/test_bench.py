@@ -1,4 +1,4 @@
-"""The benchmarks' harness: figures by literal numbers, workers and daemons as real processes."""
+"""Benchmark harness: its workers, daemons and scenarios as real processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.worker_steps import failing, naming_its_process
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_a_worker_works_on_its_cores_and_is_gone_when_it_is_closed(tmp_path: Path):
+def test_worker_runs_on_its_cores_until_closed(tmp_path: Path):
     core = max(os.sched_getaffinity(0))
     with Worker(naming_its_process, [core], str(tmp_path / "named")) as worker:
         pid, cores = json.loads((tmp_path / "named").read_text())
@@ -30,12 +30,12 @@ def test_a_worker_works_on_its_cores_and_is_gone_when_it_is_closed(tmp_path: Pat
     assert gone(pid)
 
 
-def test_a_worker_that_cannot_be_made_says_so():
+def test_worker_raises_timeout_when_its_start_fails():
     with pytest.raises(TimeoutError, match="failing was not ready"):
         Worker(failing, os.sched_getaffinity(0))
 
 
-def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path):
+def test_worker_exits_when_its_parent_is_killed(tmp_path: Path):
     named = tmp_path / "named"
     script = (
         "import os\nfrom benchmarks.run.workers import Worker\n"
@@ -52,14 +52,16 @@ def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path):
     wait_until(lambda: gone(pid), 60.0, "the worker has ended")
 
 
-def test_a_daemon_that_has_ended_is_told_with_the_end_of_its_log(tmp_path: Path):
+def test_check_raises_with_the_log_tail_when_a_daemon_has_exited(tmp_path: Path):
     daemon = Daemon(["-c", "raise SystemExit('why')"], os.sched_getaffinity(0), tmp_path / "log")
     daemon.process.wait()
     with pytest.raises(ApexError, match="why"):
         daemon.check()
 
 
-def test_a_scenario_measures_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_latency_scenario_measures_real_processes_and_stops_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(params, "SECONDS", 0.1)
     shown = params.latency(tmp_path)
     # The network of `pong`: 3.29 million parameters of 4 bytes.
@@ -68,7 +70,7 @@ def test_a_scenario_measures_real_processes(tmp_path: Path, monkeypatch: pytest.
     wait_until(lambda: not suite_processes(str(tmp_path)), 60.0, "what it started has ended")
 
 
-def test_the_guard_ends_all_that_a_command_has_started():
+def test_guard_kills_all_descendants_when_a_command_exits():
     script = (
         "import subprocess as s, sys\n"
         "print(s.Popen(['sleep', '600'], start_new_session=True).pid, flush=True)\n"

@@ -1,4 +1,4 @@
-"""Central inference as a whole suite: one process fails, the others go on."""
+"""Central inference in a whole suite: when one process fails, the others continue."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def rows(status: dict, *names: str) -> list:
 
 @pytest.fixture(scope="module", params=["supervisor", "local"])
 def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    """A suite of either engine that the tests below share."""
+    """A suite shared by the tests of this file, one per engine."""
     one = Suite(tmp_path_factory.mktemp(request.param) / "run")
     try:
         one.start(*CENTRAL, "--engine", request.param)
@@ -34,7 +34,7 @@ def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         one.end()
 
 
-def test_a_killed_inference_server_is_back_within_ten_seconds_and_training_goes_on(
+def test_inference_server_restarts_within_ten_seconds_when_killed(
     suite: Suite,
 ) -> None:
     first = suite.wait_healthy()
@@ -71,7 +71,7 @@ def test_a_killed_inference_server_is_back_within_ten_seconds_and_training_goes_
     )
 
 
-def test_one_actor_that_hangs_or_dies_holds_up_nobody_and_one_more_may_come(suite: Suite) -> None:
+def test_other_actors_continue_when_one_hangs_or_dies(suite: Suite) -> None:
     first = suite.wait_healthy()
     (zero, one) = (row["pid"] for row in first["actors"])
     os.kill(zero, signal.SIGSTOP)

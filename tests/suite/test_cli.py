@@ -1,4 +1,4 @@
-"""The `apex` command without daemons: what it prints, and how it refuses."""
+"""The `apex` command without daemons: its output, error messages and exit codes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.paths import APEX, ROOT
 
 
 class Done(NamedTuple):
-    """How a command ended."""
+    """Result of a command."""
 
     returncode: int
     stdout: str
@@ -29,14 +29,14 @@ class Done(NamedTuple):
 
 
 def apex(*arguments: str, runs: Path | None = None) -> Done:
-    """Run `apex ARGUMENTS` in this process, which takes a tenth of the time of one of its own."""
+    """Run `apex ARGUMENTS` in this process, ten times faster than in a separate one."""
     done = CliRunner(env={"APEX_RUNS": str(runs)} if runs else None).invoke(main, arguments)
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info
     return Done(done.exit_code, done.stdout, done.stderr)
 
 
 def apex_process(*arguments: str) -> Done:
-    """Run `apex ARGUMENTS` as a process of its own."""
+    """Run `apex ARGUMENTS` as a separate process."""
     done = subprocess.run([*APEX, *arguments], capture_output=True, text=True, timeout=150)
     return Done(done.returncode, done.stdout, done.stderr)
 
@@ -76,7 +76,9 @@ def test_presets_are_listed_and_shown() -> None:
         (["batch_size=3"], "expected section.key=value"),
     ],
 )
-def test_config_check_names_what_is_wrong_in_one_line(settings: list[str], message: str) -> None:
+def test_config_check_reports_an_invalid_setting_in_one_line(
+    settings: list[str], message: str
+) -> None:
     arguments = [part for setting in settings for part in ("--set", setting)]
     done = CliRunner().invoke(main, ["config", "check", "--preset", "cartpole", *arguments])
     assert done.exit_code == 78, done.stderr
@@ -89,11 +91,11 @@ def test_config_check_accepts_every_preset() -> None:
         done = CliRunner().invoke(main, ["config", "check", "--preset", name])
         assert done.exit_code == 0, done.stderr
         assert re.match(good, done.stdout)
-    # Box2D dies of warnings that are errors.
+    # Importing Box2D fails when warnings are errors, as in this process.
     assert re.match(good, apex_process("config", "check", "--preset", "lunarlander").stdout)
 
 
-def test_config_check_tries_own_code_too() -> None:
+def test_config_check_loads_user_code() -> None:
     catch = f"{ROOT}/examples/catch.py:Catch"
     done = CliRunner().invoke(main, ["config", "check", "--env", catch])
     assert done.exit_code == 0 and "catch.py:Catch, observations (3,) float32" in done.stdout
@@ -105,7 +107,7 @@ def test_config_check_tries_own_code_too() -> None:
     assert neither.returncode == 2 and "expected --preset NAME" in neither.stderr
 
 
-def test_run_refuses_what_it_cannot_start(tmp_path: Path) -> None:
+def test_run_refuses_a_full_directory_missing_options_or_a_missing_run(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("precious")
     done = apex("run", "--preset", "cartpole", "--run", str(tmp_path / "full"))
@@ -115,7 +117,7 @@ def test_run_refuses_what_it_cannot_start(tmp_path: Path) -> None:
     assert apex("run", "--resume", "--run", str(tmp_path / "none")).returncode == 78
 
 
-def test_resume_takes_the_runs_own_preset_and_refuses_what_is_for_new_runs(
+def test_resume_accepts_the_runs_preset_and_refuses_options_for_new_runs(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "run"
@@ -164,7 +166,7 @@ def test_engine_none_prepares_an_existing_empty_directory(tmp_path: Path) -> Non
     assert target.stat().st_mode & 0o777 == 0o700
 
 
-def test_status_of_a_run_that_is_down_exits_4_with_every_field(tmp_path: Path) -> None:
+def test_status_exits_4_with_every_field_when_a_run_is_down(tmp_path: Path) -> None:
     run = prepare_run(tmp_path / "run", preset_config("cartpole", []))
     done = apex("status", "--json", "--run", str(run.path))
     assert done.returncode == 4
@@ -202,7 +204,7 @@ def test_runs_are_found_listed_and_removed(tmp_path: Path) -> None:
     assert tmp_path.exists()
 
 
-def test_eval_without_a_checkpoint_says_so(tmp_path: Path) -> None:
+def test_eval_fails_when_there_is_no_checkpoint(tmp_path: Path) -> None:
     run = prepare_run(tmp_path / "run", preset_config("cartpole", []))
     done = apex("eval", "--run", str(run.path))
     assert done.returncode == 78 and "no checkpoint yet" in done.stderr
@@ -229,7 +231,7 @@ def test_eval_without_a_checkpoint_says_so(tmp_path: Path) -> None:
         (["plot", "nowhere", "-o", "curve.png"], 78, "neither a run's directory nor a CSV file"),
     ],
 )
-def test_what_cannot_be_played_or_drawn_is_refused_in_one_line(
+def test_play_and_plot_report_invalid_arguments_in_one_line(
     arguments: list[str], code: int, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -257,7 +259,7 @@ def test_pretrained_policy_is_filmed_and_scored(
     assert len(scored["returns"]) == 2 and scored["mean_return"] >= score
 
 
-def test_curves_of_a_run_become_a_picture_and_a_table(tmp_path: Path) -> None:
+def test_plot_writes_a_picture_and_a_csv_file_of_a_run(tmp_path: Path) -> None:
     run = prepare_run(tmp_path / "run", preset_config("cartpole", []))
     row = {"train_s": 6.0, "env_steps": 10, "learner_step": 2, "mean_return": 9.5}
     row |= {"min_return": 8.0, "max_return": 11.0, "episodes": 20}

@@ -1,4 +1,4 @@
-"""Daemons that crash again and again: both engines stop trying, and the status says why."""
+"""Crash loops: either engine stops restarting a daemon, and the status says why."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from tests.support.suite import CALM, Suite
 
 
-def test_a_daemon_that_is_killed_again_and_again_is_given_up_and_the_status_says_so(
+def test_engine_gives_up_an_actor_that_is_killed_repeatedly(
     suite: Suite, small: tuple[str, ...]
 ) -> None:
     suite.start(*small, "--set", "run.max_crashes=3")
@@ -56,10 +56,10 @@ def test_a_daemon_that_is_killed_again_and_again_is_given_up_and_the_status_says
     )
 
 
-def test_a_learner_without_device_memory_tries_three_times_from_its_checkpoint(
+def test_learner_out_of_device_memory_restarts_from_its_checkpoint_three_times(
     tmp_path: Path, suite: Suite
 ) -> None:
-    """Torch's own error, raised by an update: the code path that a full GPU takes."""
+    """An update raises torch's own error, as a full GPU does."""
     script = tmp_path / "hungry.py"
     script.write_text(
         f"""

@@ -1,4 +1,4 @@
-"""Each executable as a real process: its command line, its exit codes, its signals."""
+"""Each executable as a real process: command line, exit codes and signals."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ WAITS_FOR = {
 
 
 def finish(daemon: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run one executable to its end."""
+    """Run one executable until it exits."""
     command = daemon_command(daemon, *arguments)
     return subprocess.run(command, capture_output=True, text=True, timeout=150)
 
 
 def finish_all(*arguments: str) -> dict[str, subprocess.CompletedProcess[str]]:
-    """Run all executables to their ends, side by side."""
+    """Run all executables in parallel until they exit."""
     with ThreadPoolExecutor() as threads:
         done = threads.map(lambda daemon: finish(daemon, *arguments), ARGUMENTS)
         return dict(zip(ARGUMENTS, done))
@@ -57,7 +57,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 @pytest.fixture
 def start(tmp_path: Path, run: RunDirectory) -> Iterator[Start]:
-    """Starts executables of the run; kills those that the test leaves."""
+    """Start executables of the run; kill the remaining ones after the test."""
     processes: list[DaemonProcess] = []
 
     def begin(daemon: str) -> DaemonProcess:
@@ -76,14 +76,14 @@ def test_help_exits_0_and_no_arguments_exit_2() -> None:
     assert {done.returncode for done in finish_all().values()} == {2}
 
 
-def test_a_missing_run_exits_78_with_one_line_and_no_traceback(tmp_path: Path) -> None:
+def test_missing_run_exits_78_with_one_line_and_no_traceback(tmp_path: Path) -> None:
     for done in finish_all("--run", str(tmp_path / "nothing")).values():
         assert done.returncode == 78
         assert "no such file" in done.stderr and "Traceback" not in done.stderr
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_wrong_configuration_or_endpoints_file_exits_78_naming_the_key(
+def test_invalid_configuration_or_endpoints_file_exits_78_naming_the_key(
     run: RunDirectory, tmp_path: Path
 ) -> None:
     wrong = tmp_path / "endpoints.toml"
@@ -96,7 +96,7 @@ def test_a_wrong_configuration_or_endpoints_file_exits_78_naming_the_key(
     assert "replay.capacitty: unknown key; did you mean 'capacity'?" in done.stderr
 
 
-def test_a_daemon_alone_says_what_it_waits_for_and_sigterm_exits_0(start: Start) -> None:
+def test_daemon_without_peers_logs_what_it_waits_for_and_sigterm_exits_0(start: Start) -> None:
     processes = {daemon: start(daemon) for daemon in WAITS_FOR if daemon != "learner"}
     for daemon, process in processes.items():
         process.wait_for_text(WAITS_FOR[daemon])
@@ -108,7 +108,9 @@ def test_a_daemon_alone_says_what_it_waits_for_and_sigterm_exits_0(start: Start)
     assert learner.end() == 0 and learner.output().rstrip().endswith("stopped")
 
 
-def test_broken_messages_are_counted_and_the_daemon_lives(start: Start, run: RunDirectory) -> None:
+def test_invalid_messages_are_counted_and_do_not_end_the_replay_server(
+    start: Start, run: RunDirectory
+) -> None:
     process = start("replay")
     before = wait_until(lambda: ask(run, "replay.sample", ReplayReport), 30.0, "replay answers")
     rng, good = random.Random(1), valid_messages()
@@ -126,14 +128,14 @@ def test_broken_messages_are_counted_and_the_daemon_lives(start: Start, run: Run
     assert process.end() == 0
 
 
-def test_sigterm_while_a_daemon_is_being_made_exits_0(start: Start, run: RunDirectory) -> None:
+def test_sigterm_exits_0_during_startup(start: Start, run: RunDirectory) -> None:
     process = start("learner")
     wait_until(lambda: run.pid("learner"), 30.0, "the learner has its name")
     process.wait_for_text("started, pid")
     assert process.end() == 0
 
 
-def test_a_second_signal_ends_a_draining_daemon_at_once(start: Start) -> None:
+def test_second_signal_ends_a_draining_daemon_at_once(start: Start) -> None:
     process = start("replay")
     process.wait_for_text("serving")
     os.kill(process.popen.pid, signal.SIGSTOP)
@@ -143,7 +145,7 @@ def test_a_second_signal_ends_a_draining_daemon_at_once(start: Start) -> None:
     assert process.popen.wait(timeout=30) in (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
-def test_sigusr1_dumps_all_stacks_and_the_daemon_goes_on(start: Start) -> None:
+def test_sigusr1_dumps_all_stacks_without_ending_the_daemon(start: Start) -> None:
     process = start("replay")
     process.wait_for_text("serving")
     os.kill(process.popen.pid, signal.SIGUSR1)
@@ -152,7 +154,7 @@ def test_sigusr1_dumps_all_stacks_and_the_daemon_goes_on(start: Start) -> None:
     assert process.end() == 0
 
 
-def test_a_second_process_of_one_name_is_refused(start: Start, run: RunDirectory) -> None:
+def test_second_process_of_the_same_daemon_is_refused(start: Start, run: RunDirectory) -> None:
     process = start("replay")
     process.wait_for_text("serving")
     done = finish("replay", "--run", str(run.path))
@@ -160,7 +162,7 @@ def test_a_second_process_of_one_name_is_refused(start: Start, run: RunDirectory
     assert f"is already running (pid {process.popen.pid})" in done.stderr
 
 
-def test_a_socket_left_by_a_killed_server_is_taken_over(start: Start) -> None:
+def test_replay_server_reuses_the_socket_of_a_killed_one(start: Start) -> None:
     first = start("replay")
     first.wait_for_text("serving")
     first.popen.kill()
@@ -171,7 +173,9 @@ def test_a_socket_left_by_a_killed_server_is_taken_over(start: Start) -> None:
 
 
 @pytest.mark.parametrize("daemon", ["replay", "learner"])
-def test_a_port_in_use_exits_78_and_says_so(daemon: str, run: RunDirectory, tmp_path: Path) -> None:
+def test_server_exits_78_with_a_message_when_its_port_is_in_use(
+    daemon: str, run: RunDirectory, tmp_path: Path
+) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -201,7 +205,7 @@ def test_daemons_start_in_any_order(
     assert [processes[d].end() for d in ("actor", "learner", "replay")] == [0, 0, 0]
 
 
-def test_a_work_loop_that_stands_still_is_ended_by_the_watchdog(tmp_path: Path) -> None:
+def test_watchdog_ends_a_daemon_whose_work_loop_hangs(tmp_path: Path) -> None:
     prepared = prepare_run(
         tmp_path / "run", preset_config("cartpole", ["run.watchdog_s=2", "actor.count=1"])
     )
@@ -221,9 +225,7 @@ def test_a_work_loop_that_stands_still_is_ended_by_the_watchdog(tmp_path: Path) 
     assert "work loop hung for" in done.stderr and "in body" in done.stderr
 
 
-def test_a_daemon_that_crashes_again_and_again_gives_up_with_its_own_code(
-    run: RunDirectory, tmp_path: Path
-) -> None:
+def test_daemon_exits_79_after_repeated_crashes(run: RunDirectory, tmp_path: Path) -> None:
     script = tmp_path / "crash.py"
     script.write_text(
         "import sys\n"

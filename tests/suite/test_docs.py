@@ -1,4 +1,4 @@
-"""The documentation builds without a warning, and says of the code what the code says."""
+"""The documentation builds without warnings and agrees with the code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REMOTE = re.compile(r"(https?:)?//")
 
 
 class Reader(HTMLParser):
-    """What a built page has: its tables by the heading before them, pictures, and what it loads."""
+    """Parser of a built page: its tables by heading, its pictures and the files that it loads."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Reader(HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, as `make docs` builds it."""
+    """The site, built as `make docs` does."""
     target = tmp_path_factory.mktemp("docs") / "site"
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(target)],
@@ -83,17 +83,17 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rows_of(page: Reader, heading: str) -> dict[str, Row]:
-    """The rows of the table below a heading, by their first cell."""
+    """Rows of the table below a heading, by their first cell."""
     return {row[0]: row[1:] for row in page.tables[heading]}
 
 
 def default_text(value: object) -> str:
-    """A default as a configuration file would have it."""
+    """A default, formatted as in a configuration file."""
     return "none" if value is None else json.dumps(value)
 
 
 def structs() -> Iterator[tuple[str, type[msgspec.Struct]]]:
-    """Every section and what its heading is, by the structs' own runtime fields."""
+    """Heading and struct of every section, from the runtime fields of `Config`."""
     for field in msgspec.structs.fields(Config):
         if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
             yield f"[{field.name}]", field.type
@@ -133,7 +133,7 @@ def test_presets_table_has_every_preset_and_what_it_sets(site: Path):
 
 
 def commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
-    """A command and all below it, by their whole names."""
+    """A command and all its subcommands, with their full names."""
     yield name, command
     if isinstance(command, click.Group):
         for child, below in command.commands.items():
@@ -147,14 +147,14 @@ def test_commands_page_has_every_command_and_option(site: Path):
     for name, command in commands(main, "apex"):
         assert f">{name}<" in text
         options = [one for one in command.params if isinstance(one, click.Option)]
-        told = " ".join(rows_of(page, name)) if options else ""
+        listed = " ".join(rows_of(page, name)) if options else ""
         for option in options:
-            assert set(option.opts) <= set(re.findall(r"[\w-]+", told)), f"{name} {option.opts}"
+            assert set(option.opts) <= set(re.findall(r"[\w-]+", listed)), f"{name} {option.opts}"
             seen += 1
     assert seen > 40
 
 
-def test_exit_codes_are_told_with_their_meaning(site: Path):
+def test_commands_page_has_exit_codes_with_their_meaning(site: Path):
     rows = rows_of(Reader(site / "COMMANDS.html"), "Exit codes")
     assert rows["80"] == (
         "HANG",
@@ -198,19 +198,19 @@ def test_pages_load_nothing_from_another_host(site: Path):
 
 
 class Base(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the struct below."""
+    """Base class of the struct below."""
 
     kept: int = 1
     """From the base."""
     replaced: int = 2
-    """Of the base, not to be seen."""
+    """From the base, replaced in the subclass."""
 
 
 class Small(Base, frozen=True, kw_only=True):
     """A section of this test."""
 
     replaced: float = 3.0
-    """Of the subclass, with `a | b`."""
+    """From the subclass, with `a | b`."""
     period_s: Annotated[float, msgspec.Meta(gt=0, le=1)]
     """Seconds, in
     two lines."""
@@ -219,7 +219,7 @@ class Small(Base, frozen=True, kw_only=True):
     limit: float | None = None
 
 
-def test_a_field_that_is_added_to_a_struct_appears(monkeypatch: pytest.MonkeyPatch):
+def test_section_table_has_every_field_of_a_struct(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     from sitegen.configuration import section
 
@@ -228,7 +228,7 @@ def test_a_field_that_is_added_to_a_struct_appears(monkeypatch: pytest.MonkeyPat
         "| key | type | default | meaning |\n"
         "| --- | --- | --- | --- |\n"
         "| `kept` | `int` | `1` | From the base. |\n"
-        "| `replaced` | `float` | `3.0` | Of the subclass, with `a | b`. |\n"
+        "| `replaced` | `float` | `3.0` | From the subclass, with `a | b`. |\n"
         "| `period_s` | `float > 0 and ≤ 1` | required | Seconds, in two lines. |\n"
         '| `kind` | `"one" or "two"` | `"one"` |  |\n'
         "| `shape` | `[int, int ≥ 1]` | `[4, 5]` |  |\n"
@@ -236,7 +236,7 @@ def test_a_field_that_is_added_to_a_struct_appears(monkeypatch: pytest.MonkeyPat
     )
 
 
-def test_links_between_documents_are_right_in_the_site(
+def test_links_between_documents_are_rewritten_for_the_site(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))

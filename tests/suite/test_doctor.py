@@ -1,4 +1,4 @@
-"""`apex doctor`: situations made on purpose, each named with a remedy that then works."""
+"""`apex doctor`: it finds problems that a test creates, and its remedies fix them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BIN = Path(sys.executable).parent
 
 
 def doctor(*arguments: str, runs: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Run `apex doctor ARGUMENTS` to its end, where `runs` holds all runs."""
+    """Run `apex doctor ARGUMENTS`; `runs` is the directory of all runs."""
     return subprocess.run(
         [*APEX, "doctor", *arguments],
         capture_output=True, text=True, timeout=90,
@@ -43,7 +43,7 @@ def doctor(*arguments: str, runs: Path, **options: Any) -> subprocess.CompletedP
 
 
 def dead_pid() -> int:
-    """The process id of one that has ended."""
+    """Process id of a process that has exited."""
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait(timeout=30)
     return done.pid
@@ -51,7 +51,7 @@ def dead_pid() -> int:
 
 @contextmanager
 def helper(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A process that runs `code` until it is ended; it has printed a line by now."""
+    """A process that has run `code` and then waits until it is killed."""
     command = [sys.executable, "-c", f"{code}\nprint('ready', flush=True)\nsys.stdin.read()"]
     with subprocess.Popen(
         [*command, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -63,7 +63,7 @@ def helper(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_healthy_machine_exits_0_and_tells_every_check(tmp_path: Path) -> None:
+def test_doctor_lists_every_check_and_exits_0_when_the_machine_is_healthy(tmp_path: Path) -> None:
     done = doctor("--preset", "cartpole", "--json", runs=tmp_path)
     findings = json.loads(done.stdout)
     assert {name for one in findings for name in one} == {
@@ -74,14 +74,14 @@ def test_healthy_machine_exits_0_and_tells_every_check(tmp_path: Path) -> None:
         "python", "packages", "files", "torch", "environment", "cores", "memory", "disk",
         "open files", "threads", "runs", "clock", "socket paths",
     }  # fmt: skip
-    # What other programs leave on this machine while the test runs is none of its business.
+    # Other programs on this machine may leave problems while the test runs: ignore those.
     problems = [one for one in findings if one["state"] == "problem"]
     assert [one for one in problems if not one["check"].startswith(("run ", "lost "))] == []
     assert done.returncode == (ExitCode.DEGRADED if problems else 0)
     assert all(one["remedy"] for one in problems)
 
 
-def test_wrong_usage_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_doctor_reports_wrong_usage_in_one_line(tmp_path: Path) -> None:
     unknown = doctor("--preset", "pang", runs=tmp_path)
     assert unknown.returncode == ExitCode.CONFIGURATION
     assert unknown.stderr.startswith("apex: no preset 'pang'") and unknown.stdout == ""
@@ -89,7 +89,7 @@ def test_wrong_usage_is_refused_in_one_line(tmp_path: Path) -> None:
     assert both.returncode == ExitCode.USAGE and both.stderr.count("\n") == 1
 
 
-def test_low_limit_of_open_files_is_named_by_a_real_process(tmp_path: Path) -> None:
+def test_doctor_reports_a_low_limit_of_open_files(tmp_path: Path) -> None:
     run = prepare_run(tmp_path / "run", preset_config("cartpole", ["actor.count=2000"]))
 
     def low() -> None:
@@ -108,7 +108,7 @@ def test_low_limit_of_open_files_is_named_by_a_real_process(tmp_path: Path) -> N
 # Runs
 
 
-def test_lock_of_a_dead_process_is_noted_and_one_that_another_holds_is_a_problem(
+def test_lock_of_a_dead_process_is_a_note_unless_another_process_holds_it(
     tmp_path: Path,
 ) -> None:
     run, gone = prepared(tmp_path), dead_pid()
@@ -126,7 +126,7 @@ def test_lock_of_a_dead_process_is_noted_and_one_that_another_holds_is_a_problem
     assert of_state(runs.check_run(run), "problem") == []
 
 
-def test_port_that_another_process_has_taken_is_named_with_that_process(tmp_path: Path) -> None:
+def test_port_in_use_is_reported_with_the_process_that_uses_it(tmp_path: Path) -> None:
     endpoints = tmp_path / "endpoints.toml"
     endpoints.write_text(
         "insecure_loopback = true\n[replay]\n"
@@ -147,7 +147,7 @@ def test_port_that_another_process_has_taken_is_named_with_that_process(tmp_path
     assert of_state(runs.check_run(run), "problem") == []
 
 
-def test_orphans_are_named_when_the_engine_was_killed_and_the_remedy_ends_them(
+def test_orphans_of_a_killed_engine_are_reported_and_the_remedy_ends_them(
     suite: Suite, small: tuple[str, ...]
 ) -> None:
     suite.start(*small)
@@ -184,7 +184,7 @@ def test_orphans_are_named_when_the_engine_was_killed_and_the_remedy_ends_them(
         assert of_state(runs.check_run(suite.run), "problem") == []
 
 
-def test_daemon_of_a_removed_run_and_a_socket_without_server(tmp_path: Path) -> None:
+def test_daemon_of_a_removed_run_and_socket_of_a_killed_server_are_reported(tmp_path: Path) -> None:
     run = prepared(tmp_path)
     with running(
         [sys.executable, str(ROOT / "bin" / "replay"), "--run", str(run.path)],
@@ -205,7 +205,7 @@ def test_daemon_of_a_removed_run_and_a_socket_without_server(tmp_path: Path) -> 
     assert any(f"replay (pid {replay.pid})" in found for found in left), left
 
 
-def test_files_that_others_can_use_are_problems_with_a_command_that_mends_them(
+def test_files_that_others_can_use_are_reported_with_a_command_that_fixes_them(
     tmp_path: Path,
 ) -> None:
     run = prepared(tmp_path)
@@ -225,7 +225,7 @@ def test_files_that_others_can_use_are_problems_with_a_command_that_mends_them(
     assert of_state(runs.check_run(run), "problem") == []
 
 
-def test_unreadable_configuration_of_a_run_is_a_finding(tmp_path: Path) -> None:
+def test_invalid_configuration_of_a_run_is_reported(tmp_path: Path) -> None:
     run = prepared(tmp_path)
     run.config_file.write_text("[learner]\nbatchsize = 3\n")
     done = doctor("--run", str(run.path), "--json", runs=tmp_path)
@@ -238,7 +238,7 @@ def test_unreadable_configuration_of_a_run_is_a_finding(tmp_path: Path) -> None:
 
 
 def completed(*lines: list[str], runs: Path) -> list[list[str]]:
-    """What bash is offered for the last word of each line, by apex's own completion function."""
+    """Completions of the last word of each line, from apex's completion function for bash."""
     script = ['eval "$(_APEX_COMPLETE=bash_source apex)"']
     for words in lines:
         script += [

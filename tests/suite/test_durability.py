@@ -1,4 +1,4 @@
-"""Real daemons that are killed: what was acknowledged is still there."""
+"""Acknowledged items and checkpoints survive the killing of real daemons."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def replay_of(suite: Suite) -> dict[str, object]:
     return suite.status()["replay"]
 
 
-def killed(suite: Suite, daemon: str) -> int:
-    """SIGKILL; gives the process id."""
+def kill_daemon(suite: Suite, daemon: str) -> int:
+    """Kill a daemon with SIGKILL. Returns its process id."""
     pid = suite.run.pid(daemon)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     return pid
 
 
-def test_a_killed_replay_server_is_back_with_its_items_and_a_reading_one_can_be_stopped(
+def test_replay_server_recovers_its_items_when_killed_and_stops_while_it_reads_its_log(
     suite: Suite, small: tuple[str, ...]
 ) -> None:
     suite.start(*small, "--set", "replay.save_period_s=0.5")
@@ -37,7 +37,7 @@ def test_a_killed_replay_server_is_back_with_its_items_and_a_reading_one_can_be_
         "a filled table",
     )
     assert before["replay"]["durability"] == "log" and before["replay"]["durable"]
-    pid = killed(suite, "replay")
+    pid = kill_daemon(suite, "replay")
     after = suite.wait_for(
         lambda s: s["replay"]["pid"] not in (None, pid) and s["replay"]["items"] > 0,
         30.0,
@@ -57,10 +57,10 @@ def test_a_killed_replay_server_is_back_with_its_items_and_a_reading_one_can_be_
     log = (suite.run.logs / "replay.log").read_text()
     assert re.search(r"recovered \d+ items from 2 producers in [\d.]+ s, 0 damaged places", log)
     assert suite.apex("stop").returncode == 0
-    stops_while_it_reads_its_log(suite)
+    check_stop_while_reading_the_log(suite)
 
 
-def test_a_snapshot_is_resumed_with_another_number_of_actors(
+def test_snapshot_is_resumed_with_another_number_of_actors(
     suite: Suite, small: tuple[str, ...]
 ) -> None:
     suite.start(*small, "--set", "learner.checkpoint_period_s=1000")
@@ -77,7 +77,7 @@ def test_a_snapshot_is_resumed_with_another_number_of_actors(
         if daemon == "supervisor":
             os.kill(json.loads(suite.run.engine_file.read_text())["pid"], signal.SIGKILL)
         elif suite.run.pid(daemon):
-            killed(suite, daemon)
+            kill_daemon(suite, daemon)
     suite.wait_for(lambda s: s["run"]["health"] == "down", 30.0, "all is down")
     refused = suite.apex("snapshot", timeout_s=20.0)
     assert refused.returncode == 78 and "is down; `apex run --resume` starts it" in refused.stderr
@@ -98,7 +98,7 @@ def test_a_snapshot_is_resumed_with_another_number_of_actors(
 
 
 @pytest.mark.parametrize("mode", ["off", "sync"])
-def test_other_modes_say_what_an_acknowledgement_means(
+def test_status_and_snapshot_report_durability_in_modes_off_and_sync(
     suite: Suite, small: tuple[str, ...], mode: str
 ) -> None:
     suite.start(*small, "--actors", "1",
@@ -110,8 +110,8 @@ def test_other_modes_say_what_an_acknowledgement_means(
     assert ("NOT on disk" in done.stdout) is (mode == "off")
 
 
-def stops_while_it_reads_its_log(suite: Suite) -> None:
-    """A replay server that is asked to stop at its start says so, and leaves the log as it is."""
+def check_stop_while_reading_the_log(suite: Suite) -> None:
+    """Stop a replay server while it starts: it says so, and leaves the log unchanged."""
     segments = {path: path.read_bytes() for path in suite.run.replay.glob("segment_*")}
     code = f"""
 from pathlib import Path

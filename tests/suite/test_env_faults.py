@@ -1,4 +1,4 @@
-"""Environments that fail: cut where they were last whole, made again, counted and named."""
+"""Environments that fail or hang: recreated, counted and logged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import gymnasium as gym
 
 
 class Faulty(gym.Env):
-    """CartPole that fails once, at its 300th step, in the way that it is told."""
+    """CartPole that raises or hangs once, at its 300th step."""
 
     def __init__(self, how, once):
         self._env = gym.make("CartPole-v1")
@@ -58,7 +58,7 @@ gym.register("Faulty-v0", Faulty)
 
 @pytest.fixture
 def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[str, ...]]:
-    """Settings of a run whose environments fail once."""
+    """Make the settings of a run whose environments fail once."""
     (tmp_path / "faulty_env.py").write_text(FAULTY)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     once = tmp_path / "once"
@@ -73,7 +73,7 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], t
     return settings
 
 
-def test_an_actor_lives_through_a_fault_and_says_so(
+def test_actor_survives_and_logs_an_exception_of_its_environment(
     suite: Suite, small: tuple[str, ...], faulty: Any
 ) -> None:
     suite.start(*small, *faulty("raise"))
@@ -97,10 +97,10 @@ def test_an_actor_lives_through_a_fault_and_says_so(
     )
 
 
-def test_an_environment_that_hangs_costs_its_actor_a_restart(
+def test_actor_restarts_when_its_environment_hangs(
     suite: Suite, small: tuple[str, ...], faulty: Any, tmp_path: Path
 ) -> None:
-    """And one that cannot be made then is tried again and again: it could be made before."""
+    """The restarted actor retries an environment that cannot be made at first."""
     suite.start(*small, *faulty("hang"), "--set", "run.watchdog_s=8.0")
 
     def logs() -> list[str]:

@@ -1,4 +1,4 @@
-"""A lock on a file as another process sees it."""
+"""File locks between processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from apex.host.files import FileLock, is_locked
 
 
-def test_lock_is_seen_by_others_and_gone_with_its_holder(tmp_path: Path) -> None:
+def test_lock_excludes_other_processes_until_its_holder_dies(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     assert not is_locked(path)
     holder = subprocess.Popen(

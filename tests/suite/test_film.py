@@ -1,4 +1,4 @@
-"""A film as a video decoder reads it."""
+"""Videos, decoded by ffmpeg."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def scenes(count: int, fps: float = 20.0) -> list[Scene]:
 
 
 @pytest.mark.parametrize("ending", ["mp4", "gif"])
-def test_video_has_every_picture(tmp_path, ending):
+def test_video_has_every_frame_when_decoded(tmp_path, ending):
     path = tmp_path / f"film.{ending}"
     assert film.write_video(path, scenes(6)) == [7.0]
     ffmpeg = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path)]

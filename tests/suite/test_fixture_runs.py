@@ -1,4 +1,4 @@
-"""Runs that an earlier commit's daemons left are resumed and played by today's code."""
+"""Stored runs of an earlier commit can be resumed and played by the current code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.suite import Suite
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Suite]]:
-    """A copy of each run, gone on with by a replay server and a learner, all at the same time."""
+    """A copy of each run, resumed by a replay server and a learner, all in parallel."""
     folder = tmp_path_factory.mktemp("resumed")
     with ExitStack() as stack:
         suites, started = {}, []
@@ -43,7 +43,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Suit
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_run_goes_on_where_it_ended(name: str, resumed: dict[str, Suite]) -> None:
+def test_run_continues_where_it_ended(name: str, resumed: dict[str, Suite]) -> None:
     suite, kept = resumed[name], runs.kept_facts(name)
     step = kept["learner_step"]
     status = suite.wait_for(
@@ -66,13 +66,13 @@ def test_a_run_goes_on_where_it_ended(name: str, resumed: dict[str, Suite]) -> N
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_table_is_made_again_with_its_items_and_priorities(name: str, tmp_path: Path) -> None:
+def test_table_is_restored_with_its_items_and_priorities(name: str, tmp_path: Path) -> None:
     with runs.opened_table(runs.copy_of(KEPT / name, tmp_path / "run")) as keeper:
         assert runs.table_facts(keeper) == runs.kept_facts(name)["table"]
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_learner_goes_on_with_its_networks_and_optimizers(name: str, tmp_path: Path) -> None:
+def test_learner_continues_with_its_networks_and_optimizers(name: str, tmp_path: Path) -> None:
     run = runs.copy_of(KEPT / name, tmp_path / "run")
     with runs.opened_table(run) as keeper:
         found = runs.next_updates(run, keeper)
@@ -83,7 +83,7 @@ def test_a_learner_goes_on_with_its_networks_and_optimizers(name: str, tmp_path:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_checkpoint_decides_as_it_did(name: str) -> None:
+def test_policy_of_a_checkpoint_gives_the_same_outputs(name: str) -> None:
     kept = runs.kept_facts(name)
     (newest,) = (KEPT / name / "checkpoints").glob("step_*")
     found: dict[str, Any] = runs.policy_output(newest)

@@ -1,4 +1,4 @@
-"""A flood of connections: the daemons live, and who inserts goes on."""
+"""Floods of connections: daemons survive, and producers continue to insert."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def status(run: RunDirectory) -> ReplayReport:
     return found
 
 
-def test_thousands_of_connections_neither_end_a_daemon_nor_keep_a_producer_out(
+def test_producer_continues_during_thousands_of_connections(
     suite: Suite,
 ) -> None:
     with replay_server(suite.path) as run:
@@ -44,7 +44,7 @@ def test_thousands_of_connections_neither_end_a_daemon_nor_keep_a_producer_out(
             producer.client.close()
 
 
-def test_thousands_of_connections_do_not_stop_a_learner(
+def test_learner_continues_during_thousands_of_connections(
     suite: Suite, small: tuple[str, ...]
 ) -> None:
     suite.start(*small)
@@ -61,10 +61,10 @@ def test_thousands_of_connections_do_not_stop_a_learner(
     assert {states["actor_000"], states["actor_001"]} <= {"stepping", "waiting_for_credit"}
 
 
-def test_a_replay_server_on_tcp_with_no_file_left_to_open_goes_on(
+def test_replay_server_on_tcp_continues_without_free_file_descriptors(
     suite: Suite, tmp_path: Path
 ) -> None:
-    """Who has no key can hold its connections for five seconds each, too."""
+    """A client without a key can also hold each connection for five seconds."""
     (tmp_path / "endpoints.toml").write_text(
         'insecure_loopback = true\n[replay]\ninsert = "tcp://127.0.0.1:*"\n'
         'sample = "ipc://{sockets}/replay.sample"\n'
@@ -77,7 +77,7 @@ def test_a_replay_server_on_tcp_with_no_file_left_to_open_goes_on(
         host, _, port = run.endpoints().of("replay.insert").address[6:].rpartition(":")
 
         def crowd() -> bool:
-            """More come all the time, since those who say nothing are cut off."""
+            """Open more connections, since silent ones are closed by the server."""
             for _ in range(5):
                 stack.enter_context(socket.create_connection((host, int(port)), timeout=10))
             producer.insert_for(0.2)

@@ -1,4 +1,4 @@
-"""A disk that is really full: a small file system of its own under the insert log."""
+"""Full disks: a small file system for the insert log, and a limit on file sizes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.suite import Suite
 
 @pytest.fixture
 def small_disk(suite: Suite, small: tuple[str, ...]) -> Iterator[Path]:
-    """The run's `replay/` on a file system of 1 MB."""
+    """The run's `replay/`, on a file system of 1 MB."""
     suite.apex("run", *small, "--engine", "none", "--set", "replay.segment_mb=0.3",
                "--set", "actor.num_envs=16")  # fmt: skip
     folder = suite.run.replay
@@ -27,7 +27,9 @@ def small_disk(suite: Suite, small: tuple[str, ...]) -> Iterator[Path]:
     unmount(folder)
 
 
-def test_training_goes_on_without_durability_and_regains_it(suite: Suite, small_disk: Path) -> None:
+def test_training_continues_on_a_full_disk_and_durability_returns_with_free_space(
+    suite: Suite, small_disk: Path
+) -> None:
     suite.start("--resume")
     full = suite.wait_for(lambda s: s["replay"]["alarm"], 120.0, "the disk is full")
     assert "No space left on device" in full["replay"]["alarm"]
@@ -51,8 +53,8 @@ def test_training_goes_on_without_durability_and_regains_it(suite: Suite, small_
     assert log.count("INSERTS ARE NOT DURABLE") >= 1 and "the insert log is writable again" in log
 
 
-def test_full_disk_costs_the_tensorboard_files_and_neither_process_nor_thread(tmp_path):
-    """In a process of its own, whose files are kept small."""
+def test_tensorboard_files_stop_without_ending_the_process_when_the_disk_is_full(tmp_path):
+    """Runs in a separate process with a limit on file sizes."""
     script = (
         "import os, resource, signal, threading\n"
         "from pathlib import Path\n"

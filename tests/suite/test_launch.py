@@ -1,4 +1,4 @@
-"""The launcher with children that are no processes: which it restarts, and how it ends."""
+"""Launcher with fake child processes: which it restarts, and its exit code."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.support.services import prepared
 
 
 class Child:
-    """Ends at once with the next exit code of its daemon's script; without one it lives on."""
+    """Fake process: exits at once with the next code of its daemon's script, or keeps running."""
 
     pid = 1
     sentinels: list[int]
     scripts: dict[str, list[int]]
     starts: list[str]
     stop_after: int | None
-    """The exit code after which the launcher is asked to stop."""
+    """Exit code of a child that makes the test stop the launcher."""
 
     def __init__(self, name: str, **rest: object) -> None:
         self.name = name
@@ -42,16 +42,16 @@ class Child:
         self.exitcode = 0
 
     def join(self, timeout: float) -> None:
-        """It has ended."""
+        """Do nothing: the child has exited."""
 
     def close(self) -> None:
-        """The launcher has seen its exit code."""
+        """Stop the launcher if this exit code was `stop_after`."""
         if self.exitcode == Child.stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 def launch(run: RunDirectory) -> int:
-    """The exit code of a run's launcher."""
+    """Run a launcher. Returns its exit code."""
     clock = itertools.count(0.0, 100.0)  # no child ever ends within a second of its start
     context = SimpleNamespace(Process=Child)
     return Launcher(run, ["replay", "learner"], context=context, clock=clock.__next__).run()
@@ -59,7 +59,7 @@ def launch(run: RunDirectory) -> int:
 
 @pytest.fixture(autouse=True)
 def children() -> Iterator[None]:
-    """No children yet; in the end the signal handlers are those of before."""
+    """Reset the children before a test, and the signal handlers after it."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, engine.REVIVE)
     handlers = [signal.getsignal(number) for number in numbers]
     Child.starts, Child.sentinels, Child.stop_after = [], [], None
@@ -71,7 +71,7 @@ def children() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_full_disk_loses_older_log_lines_and_does_not_end_the_launcher(tmp_path, caplog):
+def test_launcher_continues_without_older_log_lines_when_the_disk_is_full(tmp_path, caplog):
     run = prepared(tmp_path, "run.log_max_mb=0.001")
     log = run.logs / "replay.log"
     log.with_name("replay.log.1").mkdir(parents=True)  # no file can be written there
@@ -81,14 +81,14 @@ def test_full_disk_loses_older_log_lines_and_does_not_end_the_launcher(tmp_path,
     assert log.read_text() == "" and "cannot keep its older lines" in caplog.text
 
 
-def test_launcher_ends_with_the_last_daemons_exit_code_when_none_is_left(tmp_path):
+def test_launcher_exits_with_the_last_daemons_code_when_none_is_left(tmp_path):
     Child.scripts = {"replay": [70, -9, 0, 80, 79], "learner": [78]}
     assert launch(prepared(tmp_path)) == 79
     # Crashes, kills and clean ends are started again; what a restart cannot fix is not.
     assert Child.starts.count("replay") == 5 and Child.starts.count("learner") == 1
 
 
-def test_launcher_that_was_asked_to_stop_ends_with_0_whatever_crashed_before(tmp_path):
+def test_launcher_exits_0_when_stopped_after_crashes(tmp_path):
     Child.scripts, Child.stop_after = {"learner": [70, 78]}, 78
     assert launch(prepared(tmp_path)) == 0
     assert Child.starts == ["replay", "learner", "learner"]

@@ -1,6 +1,6 @@
-"""It learns: real daemons bring CartPole to a good mean return within minutes.
+"""Learning tests: real daemons reach a good mean return on small environments within minutes.
 
-`make test` runs what is not marked as `learning`; `make test-learning` all of this file.
+`make test` runs the tests that are not marked `learning`; `make test-learning` runs all.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from tests.support.suite import Suite
 
 LEARN_S = 300.0
 LEARN_TIMEOUT = pytest.mark.timeout(LEARN_S + 180)
-"""With the start, the end and the evaluation of the best checkpoint."""
+"""Includes the start, the end and the evaluation of the best checkpoint."""
 
 
 def learn(suite: Suite, preset: str, mean_return: float, *arguments: str) -> None:
-    """Train a preset until an evaluation has that mean return."""
+    """Train a preset until an evaluation reaches a mean return."""
     learn_with(suite, mean_return, "--preset", preset, *arguments)
 
 
 def learn_with(suite: Suite, mean_return: float, *arguments: str) -> None:
-    """Start a run that ends by itself at an evaluation of that mean return; see that it does."""
+    """Start a run with `--until-return`, and check that it reaches it and ends."""
     suite.start(*arguments, "--seed", "1", "--until-return", str(mean_return))
     suite.wait_for(
         lambda s: (s["evaluator"]["best_mean_return"] or -np.inf) >= mean_return,
@@ -37,7 +37,7 @@ def learn_with(suite: Suite, mean_return: float, *arguments: str) -> None:
 
 
 def played(suite: Suite) -> float:
-    """Mean return of the best checkpoint, by the command."""
+    """Mean return of the best checkpoint, by `apex eval`."""
     done = suite.apex("eval", "--episodes", "5", "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -47,7 +47,7 @@ def played(suite: Suite) -> float:
 
 @LEARN_TIMEOUT
 @pytest.mark.learning
-def test_cartpole_is_learned_by_central_inference(suite: Suite) -> None:
+def test_cartpole_is_learned_with_central_inference(suite: Suite) -> None:
     learn(suite, "cartpole-seed", 400.0)
     assert played(suite) >= 200
 
@@ -83,14 +83,16 @@ def test_pendulum_is_learned_with_continuous_actions(suite: Suite) -> None:
         ("pendulum-dpg", -200.0, ("--set", "actor.inference=central")),
     ],
 )
-def test_it_is_learned(suite: Suite, preset: str, mean_return: float, settings) -> None:
+def test_preset_is_learned_to_its_mean_return(
+    suite: Suite, preset: str, mean_return: float, settings
+) -> None:
     learn(suite, preset, mean_return, *settings)
     assert played(suite) >= mean_return - 200
 
 
 @LEARN_TIMEOUT
 @pytest.mark.learning
-def test_munchausen_of_the_examples_learns_cartpole_by_central_inference(suite: Suite) -> None:
+def test_munchausen_example_learns_cartpole_with_central_inference(suite: Suite) -> None:
     learn_with(
         suite, 400.0,
         "--algorithm", f"{ROOT}/examples/munchausen.py:Munchausen", "--env", "CartPole-v1",
@@ -105,7 +107,7 @@ def test_munchausen_of_the_examples_learns_cartpole_by_central_inference(suite: 
 @LEARN_TIMEOUT
 @pytest.mark.learning
 @pytest.mark.parametrize(("preset", "mean_return"), [("cartpole-impala", 300.0)])
-def test_serial_run_learns_what_the_suite_learns(suite: Suite, preset: str, mean_return: float):
+def test_serial_run_learns_cartpole(suite: Suite, preset: str, mean_return: float):
     done = suite.apex(
         "run", "--serial", "--preset", preset, "--seed", "1", "--until-return", str(mean_return),
         "--set", "evaluator.period_s=1", "--set", "run.max_hours=0.08", timeout_s=LEARN_S,

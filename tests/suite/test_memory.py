@@ -1,4 +1,4 @@
-"""The replay process's memory, filled over the wire with real Pong frames."""
+"""Memory of the processes: bounded when the table is full and when a peer is stopped."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TRANSITIONS = 50_000
 
 
 class RandomPolicy:
-    """Acts at random; its values are all zero."""
+    """Policy with random actions and constant values."""
 
     def __init__(self) -> None:
         self._rng = np.random.default_rng(1)
@@ -48,7 +48,7 @@ class RandomPolicy:
         return Decision(actions, inputs.core_state, {"q_value": zeros, "max_q": zeros + 1.0})
 
 
-def test_50000_pong_transitions_cost_the_replay_process_at_most_30_mb(suite: Suite) -> None:
+def test_replay_server_needs_at_most_30_mb_for_50000_pong_transitions(suite: Suite) -> None:
     settings = ["replay.capacity=120000", f"actor.num_envs={NUM_ENVS}", "env.frame_size=[84,84]"]
     settings += ["replay.samples_per_insert=0"]
     run = prepare_run(suite.path, preset_config("pong", settings))
@@ -62,7 +62,7 @@ def test_50000_pong_transitions_cost_the_replay_process_at_most_30_mb(suite: Sui
         assert 10e6 < grown <= 30e6, f"{grown / 1e6:.1f} MB for {TRANSITIONS} transitions"
 
 
-def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: Suite) -> None:
+def test_memory_is_bounded_when_64_producers_wait_for_a_stopped_replay_server(suite: Suite) -> None:
     settings = ["actor.chunk_length=32", "replay.samples_per_insert=0", "replay.capacity=200000",
                 "replay.save_period_s=1"]  # fmt: skip
     run = prepare_run(suite.path, preset_config("cartpole", settings))
@@ -115,7 +115,7 @@ def test_64_producers_wait_for_a_stopped_replay_server_and_nothing_grows(suite: 
 
 
 def insert_all(clients: list[InsertClient], poller: Poller, chunk: Chunk) -> int:
-    """Every producer inserts as long as it may; gives the items sent."""
+    """Insert with every producer up to its credit. Returns the number of items sent."""
     poller.wait(0.001)
     for client in clients:
         client.poll()
@@ -124,7 +124,7 @@ def insert_all(clients: list[InsertClient], poller: Poller, chunk: Chunk) -> int
     return sum(client.inserted_items for client in clients)
 
 
-def test_a_stopped_learner_makes_the_others_wait_and_nothing_grows(
+def test_memory_is_bounded_when_the_learner_is_stopped(
     suite: Suite, small: tuple[str, ...]
 ) -> None:
     suite.start(*small, "--set", "replay.capacity=3000",

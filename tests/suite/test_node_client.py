@@ -1,4 +1,4 @@
-"""The Node.js actor of examples/clients/node, written from PROTOCOL.md alone, with real daemons."""
+"""Node.js actor of examples/clients/node, written from PROTOCOL.md alone, with real daemons."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ NODE_VERSION = (20, 15)
 UNREACHABLE = re.compile(
     r"ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ECONNRESET|ETIMEDOUT|ENETUNREACH|EHOSTUNREACH|ERR_SOCKET_TIMEOUT"
 )
-"""What npm says when it cannot reach its registry."""
+"""Errors of npm when it cannot reach its registry."""
 START_S = 120.0
-"""In which a learner has imported torch, on a machine with other work."""
+"""Seconds for a learner to import torch on a busy machine."""
 CHUNK, CREDITS = 8, 4
 SETTINGS = (
     "learner.device=cpu", "actor.count=1", "actor.num_envs=2", f"actor.chunk_length={CHUNK}",
@@ -54,7 +54,7 @@ TENSORS = [
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the client with its packages."""
+    """A copy of the client with its packages installed."""
     for program in ("node", "npm"):
         if shutil.which(program) is None:
             pytest.skip(f"there is no {program}")
@@ -76,7 +76,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class NodeActor:
-    """One `node actor.js`, with what it prints."""
+    """A process of `node actor.js` and its output."""
 
     def __init__(self, client: Path, run: RunDirectory, *arguments: str) -> None:
         self._log = run.path / "node.out"
@@ -95,7 +95,7 @@ class NodeActor:
         assert self.popen.wait(timeout=timeout_s) == 0, self.output()
 
     def sums(self) -> tuple[int, int, int]:
-        """Environment steps, items inserted and items acknowledged, as it says in the end."""
+        """Environment steps, inserted items and acknowledged items, from its last lines."""
         found = re.search(
             r": (\d+) env steps, .*\nactor_007: (\d+) items inserted, (\d+) acknowledged\n",
             self.output(),
@@ -106,7 +106,7 @@ class NodeActor:
 
 
 class Daemons:
-    """A replay server, a learner and Node.js actors of one run; no other actor."""
+    """Replay server, learner and Node.js actors of a run without other actors."""
 
     def __init__(self, client: Path, run: RunDirectory) -> None:
         self.client, self.run = client, run
@@ -125,7 +125,7 @@ class Daemons:
     def wait(
         self, condition: Callable[[], object], actor: NodeActor, what: str, timeout_s: float = 30.0
     ) -> None:
-        """Wait while the actor lives."""
+        """Wait for a condition, and check that the actor is still running."""
         wait_until(lambda: condition() or actor.popen.poll() is not None, timeout_s, what)
         assert actor.popen.poll() is None, actor.output()
 
@@ -149,7 +149,7 @@ class Daemons:
 
 @pytest.fixture
 def daemons(client: Path, tmp_path: Path) -> Iterator[Callable[..., Daemons]]:
-    """Prepares a run and what starts its processes; all are gone afterwards."""
+    """Prepare a run and an object that starts its processes; kill them after the test."""
     prepared: list[Daemons] = []
 
     def prepare(*settings: str, endpoints: Path | None = None) -> Daemons:
@@ -165,7 +165,7 @@ def daemons(client: Path, tmp_path: Path) -> Iterator[Callable[..., Daemons]]:
 
 @pytest.fixture
 def curve(tmp_path: Path) -> Path:
-    """An endpoints file: tcp on loopback, with keys in `keys`."""
+    """An endpoints file for TCP on loopback, with CURVE keys in `keys`."""
     curve_keys.make_folder(tmp_path / "keys")
     file = tmp_path / "endpoints.toml"
     address = '"tcp://127.0.0.1:*"'
@@ -177,7 +177,7 @@ def curve(tmp_path: Path) -> Path:
 
 
 def sampled(run: RunDirectory, items: int) -> Samples:
-    """Items of the table, as a second learner gets them."""
+    """Items sampled from the table by a second learner."""
     facts = run.facts()
     hello = Hello(
         role="learner", name="onlooker", epoch=time.time_ns(), run_id=facts.run_id,
@@ -198,7 +198,7 @@ def sampled(run: RunDirectory, items: int) -> Samples:
 
 
 def check_transition(item: dict[str, np.ndarray]) -> None:
-    """Gymnasium's CartPole reaches the next observation by the item's action and some others."""
+    """Check an n-step transition against Gymnasium's CartPole, over all later actions."""
     rewards = {1.0: 1, 1.99: 2, 2.9701: 3}[round(float(item["n_step_return"]), 4)]
     cart = gymnasium.make("CartPole-v1").unwrapped
     reached = []
@@ -215,7 +215,7 @@ def check_transition(item: dict[str, np.ndarray]) -> None:
     assert int(item["learner_step"]) % 50 == 0, "a learner step that was published"
 
 
-def test_a_learner_learns_from_what_a_node_actor_alone_inserts(
+def test_learner_trains_on_items_of_a_node_actor(
     daemons: Callable[..., Daemons],
 ) -> None:
     suite = daemons("replay.samples_per_insert=1")
@@ -253,7 +253,7 @@ def test_a_learner_learns_from_what_a_node_actor_alone_inserts(
     assert suite.learner().env_steps == steps
 
 
-def test_a_node_actor_waits_for_credit_and_outlives_the_replay_server(
+def test_node_actor_waits_for_credit_and_survives_a_killed_replay_server(
     daemons: Callable[..., Daemons], curve: Path
 ) -> None:
     suite = daemons("replay.samples_per_insert=8", endpoints=curve)
@@ -285,7 +285,7 @@ def test_a_node_actor_waits_for_credit_and_outlives_the_replay_server(
     assert inserted - CREDITS * CHUNK <= acknowledged <= inserted
 
 
-def test_a_users_mistakes_are_one_line(
+def test_node_actor_reports_user_errors_in_one_line(
     daemons: Callable[..., Daemons], curve: Path, tmp_path: Path
 ) -> None:
     suite = daemons(endpoints=curve)

@@ -1,4 +1,4 @@
-"""A researcher's own algorithm and environment: found by name, and carried by the whole suite."""
+"""User-defined algorithms and environments: loaded by name and run by the whole suite."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MUNCHAUSEN = f"{EXAMPLES}/munchausen.py:Munchausen"
 
 @pytest.fixture
 def own_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """What a test imports from files of its own, and the paths to them, are forgotten."""
+    """Forget the modules that a test imported from its own files, and their paths."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield
     for name, module in list(sys.modules.items()):
@@ -48,7 +48,7 @@ def own_modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
             del sys.modules[name]
 
 
-def test_algorithm_of_a_file_is_found_from_anywhere(own_modules, tmp_path, monkeypatch):
+def test_algorithm_in_a_file_is_found_from_any_directory(own_modules, tmp_path, monkeypatch):
     (tmp_path / "beside.py").write_text("from apex.algos.apex_dqn import ApexDQN")
     (tmp_path / "own_algo.py").write_text("from beside import ApexDQN\nclass Mine(ApexDQN): pass")
     monkeypatch.chdir(tmp_path)
@@ -103,13 +103,13 @@ def test_algorithm_of_an_installed_package_is_found_by_its_entry_point(
         ("def broken(:", "Any", "raised SyntaxError"),
     ],
 )
-def test_what_is_no_algorithm_is_told(own_modules, tmp_path, text, name, message):
+def test_invalid_algorithm_class_is_reported(own_modules, tmp_path, text, name, message):
     (tmp_path / "wrong_algo.py").write_text(text)
     with pytest.raises(ConfigError, match=message):
         algorithm_class(f"{tmp_path}/wrong_algo.py:{name}")
 
 
-def test_run_without_a_preset_takes_its_environments_name():
+def test_run_without_a_preset_is_named_after_its_environment():
     config = configure(read_table(settings=["env.id=examples/catch.py:Catch", "actor.count=1"]))
     assert (config.algorithm, config.replay.min_size) == ({"name": "apex_dqn"}, 1000)
     assert run_name(config) == "catch"
@@ -171,7 +171,7 @@ class NoSection(ApexDQN):
         ("NoSection", "NoSection must define Config"),
     ],
 )
-def test_an_algorithm_that_cannot_work_is_told_before_anything_starts(
+def test_broken_algorithm_is_reported_before_the_run_is_prepared(
     own_modules, tmp_path, name, message
 ):
     (tmp_path / "wrong_parts.py").write_text(WRONG)
@@ -182,7 +182,7 @@ def test_an_algorithm_that_cannot_work_is_told_before_anything_starts(
 
 
 class Answers(ApexDQN):
-    """Its learner's answers are given in another form."""
+    """Algorithm whose learner returns its updates in another form."""
 
     @staticmethod
     def form(learner, priorities, metrics):
@@ -196,7 +196,7 @@ class Answers(ApexDQN):
 
 
 class Means(Answers):
-    """One priority for all."""
+    """One priority for the whole batch."""
 
     @staticmethod
     def form(learner, priorities, metrics):
@@ -204,7 +204,7 @@ class Means(Answers):
 
 
 class Tensors(Answers):
-    """float32 tensors, and a metric that still has its gradient."""
+    """float32 tensors, and a metric with a gradient."""
 
     @staticmethod
     def form(learner, priorities, metrics):
@@ -213,14 +213,14 @@ class Tensors(Answers):
 
 
 class Pairs(Answers):
-    """As apex 0.1 had it: NumPy priorities, and metrics that are numbers too."""
+    """The form of apex 0.1: NumPy priorities, and metrics as Python numbers."""
 
     @staticmethod
     def form(learner, priorities, metrics):
         return priorities.double().numpy(), {"loss": float(metrics["loss"].detach())}
 
 
-def test_priorities_are_taken_in_any_type_but_one_for_each_item(tmp_path):
+def test_priorities_may_have_any_type_but_must_be_one_per_item(tmp_path):
     settings = ["replay.min_size=100", "run.max_env_steps=400", "evaluator.enabled=false"]
     config = preset_config("cartpole", settings)
     for kind in (Tensors, Pairs):
@@ -239,7 +239,7 @@ def test_priorities_are_taken_in_any_type_but_one_for_each_item(tmp_path):
         SerialRun(prepare_run(tmp_path / "bad", config, extensions=bad), bad).run()
 
 
-def test_a_preset_lends_what_the_algorithm_knows(own_modules, caplog):
+def test_preset_keys_that_the_algorithm_does_not_have_are_ignored(own_modules, caplog):
     caplog.set_level("INFO")
     config = preset_config("cartpole", [f"algorithm.name={MUNCHAUSEN}", "algorithm.n_step=2"])
     assert (config.algorithm["n_step"], config.algorithm["hidden"]) == (2, [128])
@@ -252,9 +252,9 @@ def test_a_preset_lends_what_the_algorithm_knows(own_modules, caplog):
         prepare_run(EXAMPLES / "none", config)
 
 
-def test_a_run_whose_algorithm_came_from_a_script_is_neither_resumed_nor_played(tmp_path):
+def test_run_with_an_algorithm_from_a_script_is_neither_resumed_nor_played(tmp_path):
     class Scripted(ApexDQN):
-        """Lies in no file."""
+        """An algorithm that is not in a file of its own."""
 
     settings = ["replay.min_size=100", "run.max_env_steps=300", "evaluator.enabled=false"]
     extensions = Extensions(algorithm=Scripted)
@@ -270,7 +270,9 @@ def test_a_run_whose_algorithm_came_from_a_script_is_neither_resumed_nor_played(
     assert policy.act([0.0, 0.0, 0.15, 0.8]) in (0, 1)
 
 
-def test_what_moved_is_found_again_by_a_setting(own_modules, tmp_path, monkeypatch):
+def test_setting_gives_the_new_path_of_an_algorithm_that_was_moved(
+    own_modules, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     shutil.copy(EXAMPLES / "own_network.py", tmp_path / "first.py")
     settings = ["replay.min_size=100", "run.max_env_steps=300", "evaluator.enabled=false",
@@ -292,7 +294,7 @@ def test_what_moved_is_found_again_by_a_setting(own_modules, tmp_path, monkeypat
 
 
 class Falls(gym.Env):
-    """Raises at its second step."""
+    """Environment that raises at its second step."""
 
     observation_space = gym.spaces.Box(-1, 1, (2,))
     action_space = gym.spaces.Discrete(2)
@@ -308,7 +310,7 @@ class Falls(gym.Env):
         return self.observation_space.sample(), 0.0, False, False, {}
 
 
-def test_environment_that_fails_at_once_is_refused_before_anything_starts(tmp_path):
+def test_environment_that_fails_at_once_is_reported_before_the_run_is_prepared(tmp_path):
     config = preset_config("cartpole", [])
     message = r"step 2 raised ValueError: fell over \(test_own_code.py, line \d+, in step\)"
     with pytest.raises(EnvError, match=message):
@@ -316,8 +318,8 @@ def test_environment_that_fails_at_once_is_refused_before_anything_starts(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_munchausen_trains_as_a_whole_suite_and_is_resumed(suite: Suite) -> None:
-    """One file outside the package, and everything works with it, central inference too."""
+def test_munchausen_example_trains_as_a_whole_suite_and_is_resumed(suite: Suite) -> None:
+    """Train, evaluate, load and resume an algorithm of one file outside the package."""
     suite.start(
         "--algorithm", MUNCHAUSEN, *CALM, "--seed", "1", "--actors", "2",
         "--set", "replay.samples_per_insert=4", "--set", "learner.batch_size=64",
@@ -347,7 +349,7 @@ def test_munchausen_trains_as_a_whole_suite_and_is_resumed(suite: Suite) -> None
     assert f"learner step {step}" in log
 
 
-def test_own_network_plays_an_own_environment(suite: Suite) -> None:
+def test_user_defined_network_trains_on_a_user_defined_environment(suite: Suite) -> None:
     suite.start(
         "--algorithm", f"{EXAMPLES}/own_network.py:WideDQN", "--env", f"{EXAMPLES}/catch.py:Catch",
         "--set", "algorithm.width=32", "--actors", "2",
@@ -370,7 +372,7 @@ def test_own_network_plays_an_own_environment(suite: Suite) -> None:
 
 
 class Pair(gym.Env):
-    """Two choices at once: the reward counts those that are what was seen."""
+    """Environment with two choices per step; each that equals its observation earns 1."""
 
     observation_space = gym.spaces.MultiDiscrete([3, 2])
     action_space = gym.spaces.MultiDiscrete([3, 2])
@@ -387,7 +389,7 @@ class Pair(gym.Env):
 
 
 class Joint(ApexDQN):
-    """Ape-X DQN that takes each pair of choices as one of six actions."""
+    """Ape-X DQN that treats each pair of choices as one of six actions."""
 
     action_kinds = frozenset({"multi-discrete"})
 
@@ -416,7 +418,7 @@ class Joint(ApexDQN):
         return batch._replace(action=batch.action @ torch.tensor([2, 1], dtype=torch.int32))
 
 
-def test_several_choices_are_carried_for_an_algorithm_that_learns_them(tmp_path):
+def test_multi_discrete_actions_are_learned_by_an_algorithm_that_supports_them(tmp_path):
     config = preset_config(
         "cartpole",
         ["replay.min_size=200", "run.max_env_steps=8000", "evaluator.enabled=false",
@@ -435,7 +437,7 @@ def test_several_choices_are_carried_for_an_algorithm_that_learns_them(tmp_path)
     assert policy.act(inputs, None).actions.tolist() == [[0, 0], [1, 1], [2, 0]]
 
 
-def test_minatar_is_learned_from_its_truths_as_images(own_modules, tmp_path, monkeypatch):
+def test_minatar_trains_on_boolean_observations_as_images(own_modules, tmp_path, monkeypatch):
     pytest.importorskip("minatar")
     monkeypatch.chdir(ROOT)
     settings = ["replay.min_size=300", "run.max_env_steps=1500", "evaluator.enabled=false"]
@@ -450,7 +452,7 @@ def test_minatar_is_learned_from_its_truths_as_images(own_modules, tmp_path, mon
     assert set(np.unique(items.frames).tolist()) == {0, 255}
 
 
-def test_examples_are_as_short_as_they_say():
+def test_examples_are_at_most_as_long_as_documented():
     text = (EXAMPLES / "munchausen.py").read_text()
     assert len([line for line in text.splitlines() if line.strip()]) <= 50
     body = Path(EXAMPLES / "catch.py").read_text().partition("class Catch")[2]

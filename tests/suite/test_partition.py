@@ -1,7 +1,7 @@
-"""A network that breaks between a producer and the replay server: two hosts on one machine.
+"""Network partitions between a producer and the replay server.
 
-Two network namespaces with a pair of virtual links, CURVE keys, and a ledger of what was
-acknowledged.
+Two network namespaces are the hosts, connected by a pair of virtual links, with CURVE keys. A
+ledger has the acknowledged inserts.
 """
 
 from __future__ import annotations
@@ -73,19 +73,19 @@ class Hosts:
             subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=10)
 
     def cut(self) -> Callable[[], None]:
-        """Nothing gets through; gives what mends it."""
+        """Drop all packets. Returns a function that restores the link."""
         name, link = self.names["client"], self.links["client"]
         self.run("-n", name, "link", "set", link, "down")
         return lambda: self.run("-n", name, "link", "set", link, "up")
 
     def degrade(self) -> None:
-        """One packet in twenty is lost, and each comes 100 ms late, in both directions."""
+        """Lose 5 % of the packets and delay each by 100 ms, in both directions."""
         for side, name in self.names.items():
             self.run("netns", "exec", name, "tc", "qdisc", "add", "dev", self.links[side], "root",
                      "netem", "loss", "5%", "delay", "100ms")  # fmt: skip
 
     def deafen(self, side: str) -> Callable[[], None]:
-        """What the other side sends is lost, but not what this side sends."""
+        """Drop all packets to a side. Returns a function that restores the link."""
         other = "client" if side == "server" else "server"
         to = self.address if side == "server" else "10.177.0.2"
         where = ("-n", self.names[other], "neigh")
@@ -121,8 +121,8 @@ def suite_run(hosts: Hosts, tmp_path: Path) -> RunDirectory:
     return prepare_run(tmp_path / "run", config, tmp_path / "endpoints.toml")
 
 
-class Far:
-    """The producer on the other host, in a process there."""
+class RemoteProducer:
+    """The producer, in a process on the other host."""
 
     def __init__(self, hosts: Hosts, run: RunDirectory) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -147,12 +147,12 @@ class Far:
 
 
 @contextmanager
-def ledger_across(hosts: Hosts, run: RunDirectory, scratch: Path) -> Iterator[Far]:
-    """A producer that inserts across the network; in the end its ledger is audited."""
+def ledger_across(hosts: Hosts, run: RunDirectory, scratch: Path) -> Iterator[RemoteProducer]:
+    """Run a producer that inserts across the network, then audit its ledger."""
     replay = subprocess.Popen(
         hosts.on("server", sys.executable, str(ROOT / "bin" / "replay"), "--run", str(run.path))
     )
-    far = Far(hosts, run)
+    far = RemoteProducer(hosts, run)
     ledger: dict[int, dict[int, bool]] = {}
     try:
         wait_until(lambda: far.count() > 100, 60.0, "inserts across the network")
@@ -178,27 +178,27 @@ def ledger_across(hosts: Hosts, run: RunDirectory, scratch: Path) -> Iterator[Fa
     ],
     ids=["cut", "inserts are lost", "acknowledgements are lost"],
 )
-def test_nothing_is_lost_or_twice_there_after_a_partition(
+def test_no_item_is_lost_or_duplicated_after_a_partition(
     hosts: Hosts,
     suite_run: RunDirectory,
     breaks: Callable[[Hosts], Callable[[], None]],
     seconds: float,
     tmp_path: Path,
 ) -> None:
-    """Longer than the heartbeats' ten seconds: the connection is given up and made anew."""
+    """The partition exceeds the heartbeat timeout of ten seconds, so that clients reconnect."""
     with ledger_across(hosts, suite_run, tmp_path / "audited") as far:
-        mend = breaks(hosts)
+        restore = breaks(hosts)
         time.sleep(0.5)
         before = far.count()
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             assert far.count() - before <= 4, "a producer has at most four on the way"
             time.sleep(1.0)
-        mend()
+        restore()
         wait_until(lambda: far.count() > before + 100, 60.0, "inserts go on")
 
 
-def test_nothing_is_lost_or_twice_there_on_a_bad_line(
+def test_no_item_is_lost_or_duplicated_on_a_lossy_network(
     hosts: Hosts, suite_run: RunDirectory, tmp_path: Path
 ) -> None:
     with ledger_across(hosts, suite_run, tmp_path / "audited") as far:

@@ -1,4 +1,4 @@
-"""`run.json` says which code, command and machine made a run."""
+"""`run.json`: the code, commands and machine of a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MACHINE = Machine(3, 5_000_000_000, True, "A core", ("A card",))
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Run git in a folder, as somebody without settings of their own."""
+    """Run git in a folder, with an author that does not depend on the user's settings."""
     identity = ["-c", "user.name=Somebody", "-c", "user.email=somebody@example.com"]
     done = subprocess.run(
         ["git", "-C", str(folder), *identity, *arguments], capture_output=True, text=True
@@ -31,7 +31,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A clone with one commit, from which apex seems to run."""
+    """A clone with one commit, used as the clone that apex runs from."""
     folder = tmp_path / "clone"
     folder.mkdir()
     git(folder, "init", "-q")
@@ -43,7 +43,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_new_run_says_what_made_it_and_a_resume_adds_its_command(
+def test_new_run_records_code_and_machine_and_a_resume_adds_its_command(
     clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, "this_machine", lambda: MACHINE)
@@ -82,7 +82,7 @@ def test_new_run_says_what_made_it_and_a_resume_adds_its_command(
     assert origin.code is not None and not origin.code.dirty
 
 
-def test_diff_of_a_clone_brings_another_clone_to_the_same_files(clone: Path) -> None:
+def test_stored_diff_reproduces_the_files_in_another_clone(clone: Path) -> None:
     (clone / "code.py").write_text("first = 2\nsecond = 'ü'\n")
     (clone / "picture").write_bytes(bytes(reversed(range(256))))
     files = provenance.files_of_new_run(MACHINE, "")
@@ -96,14 +96,14 @@ def test_diff_of_a_clone_brings_another_clone_to_the_same_files(clone: Path) -> 
         assert (other / name).read_bytes() == (clone / name).read_bytes()
 
 
-def test_diff_of_more_than_a_megabyte_is_named_and_not_kept(clone: Path) -> None:
+def test_diff_of_more_than_a_megabyte_is_hashed_but_not_stored(clone: Path) -> None:
     (clone / "code.py").write_text("line\n" * 210_000)
     files = provenance.files_of_new_run(MACHINE, "")
     code = json.loads(files["run.json"])["code"]
     assert files.keys() == {"run.json"} and code["dirty"] and len(code["diff_sha256"]) == 64
 
 
-def test_outside_of_a_clone_there_is_no_commit(
+def test_no_commit_is_recorded_outside_of_a_clone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(provenance, "CLONE", tmp_path)
@@ -115,7 +115,7 @@ def test_outside_of_a_clone_there_is_no_commit(
     assert provenance.clone_state(tmp_path) == (None, b"")
 
 
-def test_run_of_an_older_version_and_a_broken_file_are_no_hindrance(
+def test_resume_works_when_run_json_is_missing_or_invalid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(provenance, "CLONE", tmp_path)

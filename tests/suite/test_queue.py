@@ -1,4 +1,4 @@
-"""A table that is a queue, in a real suite: back-pressure, and what a killed server had served."""
+"""A queue as the table of a real suite: back-pressure, and no item served twice."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ IMPALA = (
     "--set", "actor.num_envs=4", "--set", "learner.metrics_period_s=1",
 )  # fmt: skip
 MOST_ITEMS = 16 + 2 * 16 + 1
-"""min_size and the tolerance: batch_size x prefetch + chunk_length."""
+"""`min_size` plus the tolerance: batch_size x prefetch + chunk_length."""
 
 
-def test_a_stopped_learner_stops_the_actors_and_a_killed_queue_forgets_no_serving(
+def test_stopped_learner_stops_the_actors_and_a_killed_queue_does_not_serve_items_twice(
     suite: Suite,
 ) -> None:
     suite.start(*IMPALA)
@@ -64,6 +64,6 @@ def test_a_stopped_learner_stops_the_actors_and_a_killed_queue_forgets_no_servin
 
 
 def off_policyness(suite: Suite, since_step: int) -> list[dict]:
-    """The learner's metrics after a step."""
+    """The learner's metrics of off-policy data after a step."""
     lines = map(json.loads, (suite.run.metrics / "learner.jsonl").read_text().splitlines())
     return [line for line in lines if "rho_mean" in line and line["step"] > since_step]

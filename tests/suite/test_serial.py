@@ -1,4 +1,4 @@
-"""`apex run --serial`: one process, no sockets, the same bytes each time."""
+"""`apex run --serial`: one process, no sockets, reproducible results."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def parameters(path: Path) -> bytes:
 
 
 @pytest.mark.parametrize("preset", SETTINGS)
-def test_two_processes_with_one_seed_give_the_same_bytes_and_another_seed_others(preset, tmp_path):
+def test_parameters_are_identical_for_the_same_seed_and_differ_for_another(preset, tmp_path):
     for seed in (1, 2):
         run = serial(preset, tmp_path / f"seed_{seed}", f"run.seed={seed}")
         assert "env steps (max_env_steps" in run.run()
@@ -55,9 +55,9 @@ def test_two_processes_with_one_seed_give_the_same_bytes_and_another_seed_others
     assert again == first and second != first
 
 
-def test_memory_is_flat_once_the_table_is_full(tmp_path):
+def test_memory_is_constant_when_the_table_is_full(tmp_path):
     def measuring_clock() -> float:
-        """Asked once a turn and more; measures every 6000 steps."""
+        """Clock that also measures memory every 6000 steps."""
         if started and run.env_steps // 6000 > len(resident):
             resident.append(memory_bytes(os.getpid()))
         return time.monotonic()
@@ -73,7 +73,7 @@ def test_memory_is_flat_once_the_table_is_full(tmp_path):
     assert len(resident) == 3 and resident[2] - resident[1] < 1e6, resident
 
 
-def test_ratio_of_samples_to_items_is_the_configured_one(tmp_path):
+def test_ratio_of_samples_to_items_is_as_configured(tmp_path):
     run = serial("cartpole", tmp_path / "run", "replay.samples_per_insert=4", "run.seed=3")
     run.run()
     inserted, sampled = run.table.counters.inserted, run.table.counters.sampled
@@ -101,8 +101,7 @@ def test_no_socket_is_opened(tmp_path, monkeypatch):
     serial("cartpole", tmp_path / "run").run()
 
 
-def test_command_trains_and_evaluates_and_its_checkpoint_is_played(tmp_path):
-    """As a person would."""
+def test_command_trains_and_evaluates_and_its_checkpoint_can_be_played(tmp_path):
     path = tmp_path / "run"
     command = [
         TOOLS / "apex", "run", "--serial", "--preset", "cartpole-impala", "--seed", "1",

@@ -26,9 +26,10 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
-    """A suite of supervisord that the next tests share; each leaves it healthy.
+    """A suite under supervisord, shared by the next tests; each leaves it healthy.
 
-    The last of them ends it. Other runs of this user may hold all cores: it looks elsewhere.
+    The last of them stops it. Other runs of this user may have claimed all cores, so the suite
+    uses another runtime directory.
     """
     folder = tmp_path_factory.mktemp("shared")
     one = Suite(folder / "run")
@@ -41,7 +42,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
             one.end()
 
 
-def test_training_thread_has_a_core_that_all_others_of_the_run_keep_off(shared: Suite) -> None:
+def test_training_thread_has_a_core_that_no_other_thread_of_the_run_uses(shared: Suite) -> None:
     status = shared.wait_healthy()
     engine = living_engine(shared.run)
     assert engine is not None
@@ -56,7 +57,7 @@ def test_training_thread_has_a_core_that_all_others_of_the_run_keep_off(shared: 
         assert thread == learner or os.sched_getaffinity(thread) == away
 
 
-def test_logs_metrics_and_tensorboard_files_are_there(shared: Suite) -> None:
+def test_logs_metrics_and_tensorboard_files_are_written(shared: Suite) -> None:
     shared.wait_healthy()
     wait_until(lambda: (shared.run.metrics / "learner.jsonl").read_text(), 30.0, "learner metrics")
     records = (shared.run.metrics / "learner.jsonl").read_text().splitlines()
@@ -74,7 +75,7 @@ def test_logs_metrics_and_tensorboard_files_are_there(shared: Suite) -> None:
     assert shared.apex("logs", "nobody").returncode == 2
 
 
-def test_actor_restart_and_attach_while_the_learner_goes_on(shared: Suite) -> None:
+def test_actors_restart_and_attach_while_the_learner_continues(shared: Suite) -> None:
     before = shared.wait_healthy()
     done = shared.apex("actor", "restart", "1")
     assert done.returncode == 0, done.stderr
@@ -98,7 +99,7 @@ def test_actor_restart_and_attach_while_the_learner_goes_on(shared: Suite) -> No
         shared.wait_for(lambda s: len(s["actors"]) == 2, 10.0, "the attached actors are gone")
 
 
-def test_an_actor_that_stands_still_is_suspect_within_seconds_and_a_learner_silent(
+def test_stopped_actor_is_suspect_and_stopped_learner_is_silent_within_seconds(
     shared: Suite,
 ) -> None:
     shared.wait_healthy()
@@ -131,7 +132,7 @@ def test_an_actor_that_stands_still_is_suspect_within_seconds_and_a_learner_sile
         os.kill(learner, signal.SIGCONT)
 
 
-def test_a_second_suite_on_tcp_loopback_runs_beside_the_first(
+def test_second_suite_on_tcp_loopback_runs_beside_the_first(
     shared: Suite, suite: Suite, small: tuple[str, ...], tmp_path: Path
 ) -> None:
     endpoints = tmp_path / "tcp.toml"
@@ -147,9 +148,11 @@ def test_a_second_suite_on_tcp_loopback_runs_beside_the_first(
     assert shared.run.facts().run_id != suite.run.facts().run_id
 
 
-def test_suite_lives_through_kills_and_ends_whole(shared: Suite) -> None:
-    """Of supervisord, and the last test of the shared suite; the launcher's daemons are killed in
-    test_central_inference.py."""
+def test_supervisord_suite_recovers_from_kills_and_stops_cleanly(shared: Suite) -> None:
+    """The last test of the shared suite.
+
+    test_central_inference.py kills daemons of the launcher.
+    """
     before = shared.wait_healthy()
     assert before["run"]["engine"] == "supervisor"
     log = shared.run.logs / "supervisord.log"
@@ -210,7 +213,7 @@ def test_no_process_is_left_when_the_launcher_is_killed(
     assert suite.run.living() == {}
 
 
-def test_when_supervisord_is_killed_an_attached_actor_waits_and_then_no_process_is_left(
+def test_attached_actor_waits_then_exits_when_supervisord_is_killed(
     suite: Suite, small: tuple[str, ...]
 ) -> None:
     suite.start(*small, "--set", "actor.learner_patience_s=4")
@@ -233,7 +236,7 @@ def test_when_supervisord_is_killed_an_attached_actor_waits_and_then_no_process_
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
-    """A stopped run that has learned for 100 steps."""
+    """A stopped run with more than 100 learner steps."""
     one = Suite(tmp_path_factory.mktemp("learned") / "run")
     try:
         one.start(*SMALL)
@@ -244,7 +247,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Suite]:
         one.end()
 
 
-def test_resume_goes_on_from_the_learner_step_of_the_checkpoint(learned: Suite) -> None:
+def test_resume_continues_from_the_learner_step_of_the_checkpoint(learned: Suite) -> None:
     stopped = learned.status()
     saved = json.loads(
         max(learned.run.checkpoints.glob("step_*/manifest.json")).read_text(encoding="utf-8")
@@ -260,7 +263,7 @@ def test_resume_goes_on_from_the_learner_step_of_the_checkpoint(learned: Suite) 
     assert learned.apex("stop").returncode == 0
 
 
-def test_diverged_learner_goes_back_once_then_gives_up_and_keeps_what_was_good(
+def test_diverged_learner_rolls_back_once_then_gives_up_and_keeps_its_good_checkpoint(
     learned: Suite,
 ) -> None:
     good = max(learned.run.checkpoints.glob("step_*")).name
@@ -281,7 +284,7 @@ def test_diverged_learner_goes_back_once_then_gives_up_and_keeps_what_was_good(
     assert learned.apex("stop").returncode == 0
 
 
-def test_a_run_ends_by_itself_at_its_env_steps_and_says_so_afterwards(
+def test_run_ends_at_max_env_steps_and_the_status_says_so(
     suite: Suite, small: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = ("--set", "run.max_env_steps=2000")

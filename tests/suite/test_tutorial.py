@@ -1,4 +1,4 @@
-"""The tutorial does what it says, and what it shows is what one sees."""
+"""The tutorial: its commands work and print what it shows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TUTORIAL = blocks((ROOT / "docs" / "TUTORIAL.md").read_text(), "TUTORIAL.md")
 SECTIONS = list(dict.fromkeys(block.section for block in TUTORIAL))
 
 
-class Afternoon:
-    """The tutorial as somebody follows it, section by section."""
+class Walkthrough:
+    """A reader who follows the tutorial, section by section."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "afternoon"
@@ -35,9 +35,9 @@ class Afternoon:
         self.failed = ""
 
     def follow_to(self, section: str) -> None:
-        """Follow the tutorial to the end of a section, from where it was left."""
+        """Follow the tutorial to the end of a section, from the current one."""
         if self.failed:
-            pytest.skip(f"'{self.failed}' failed, on which it stands")
+            pytest.skip(f"'{self.failed}' failed, which this section needs")
         while section in self.left:
             self.failed = self.left.pop(0)
             for block in TUTORIAL:
@@ -47,7 +47,7 @@ class Afternoon:
             self.failed = ""
 
     def end(self) -> None:
-        """End all that runs; what outlives that is killed and fails the test."""
+        """Stop all processes. Kill those that remain, and fail the test."""
         self.reader.close()
         for schema in self.folder.rglob("schema.json"):
             engine.stop(RunDirectory(schema.parent), timeout_s=45.0)
@@ -58,13 +58,13 @@ class Afternoon:
                 os.kill(pid, signal.SIGKILL)
 
     def processes(self) -> list[int]:
-        """Of all runs and terminals of the directory."""
+        """Process ids of all runs and terminals of the directory."""
         return suite_processes(str(self.folder))
 
 
 @pytest.fixture(scope="module")
-def afternoon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Afternoon]:
-    one = Afternoon(tmp_path_factory.mktemp("tutorial"))
+def walkthrough(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walkthrough]:
+    one = Walkthrough(tmp_path_factory.mktemp("tutorial"))
     try:
         yield one
     finally:
@@ -72,13 +72,13 @@ def afternoon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Afternoon]:
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_tutorial_is_as_it_is_seen_in_section(section: str, afternoon: Afternoon) -> None:
-    afternoon.follow_to(section)
+def test_tutorial_shows_the_real_output_in_section(section: str, walkthrough: Walkthrough) -> None:
+    walkthrough.follow_to(section)
 
 
-def test_nothing_of_the_tutorial_runs_on_after_its_last_line(afternoon: Afternoon) -> None:
-    afternoon.follow_to(SECTIONS[-1])
-    wait_until(lambda: not afternoon.processes(), 60.0, "all processes are gone")
+def test_no_process_of_the_tutorial_is_left_after_its_last_line(walkthrough: Walkthrough) -> None:
+    walkthrough.follow_to(SECTIONS[-1])
+    wait_until(lambda: not walkthrough.processes(), 60.0, "all processes are gone")
 
 
 @pytest.mark.parametrize(
@@ -89,16 +89,18 @@ def test_nothing_of_the_tutorial_runs_on_after_its_last_line(afternoon: Afternoo
         ("my_algo.py", "munchausen.py"),
     ],
 )
-def test_code_of_the_tutorial_is_that_of_the_examples(written: str, example: str) -> None:
+def test_code_in_the_tutorial_equals_the_examples(written: str, example: str) -> None:
     def code(text: str) -> list[str]:
         return [line for line in text.splitlines() if line and example not in line]
 
-    told = [line for block in TUTORIAL if block.file == written for line in code(block.text)]
+    written_lines = [
+        line for block in TUTORIAL if block.file == written for line in code(block.text)
+    ]
     named = f'    name: str = "{written}:'
-    told = [line for line in told if not line.startswith(named)]
+    written_lines = [line for line in written_lines if not line.startswith(named)]
     there = code((ROOT / "examples" / example).read_text())
-    missing = set(told[1:]) - set(there)
-    assert len(told) > 10 and not missing
+    missing = set(written_lines[1:]) - set(there)
+    assert len(written_lines) > 10 and not missing
 
 
 # The reader itself
@@ -123,7 +125,7 @@ def follow(reader: Reader, *parts: str) -> list[Block]:
     return found
 
 
-def test_blocks_share_a_directory_and_are_followed_in_order(reader: Reader) -> None:
+def test_blocks_share_a_directory_and_run_in_order(reader: Reader) -> None:
     follow(
         reader,
         "<!-- file: deep/one.txt -->",
@@ -152,7 +154,7 @@ def test_blocks_share_a_directory_and_are_followed_in_order(reader: Reader) -> N
         ("<!-- test: numbers vary -->", "one - two", False),
     ],
 )
-def test_what_is_shown_is_compared_but_for_what_may_vary(
+def test_shown_output_must_match_except_for_parts_that_may_vary(
     reader: Reader, comment: str, shown: str, good: bool
 ) -> None:
     parts = [fenced("bash", "echo one 7 two"), comment, fenced("text", shown)]
@@ -163,7 +165,7 @@ def test_what_is_shown_is_compared_but_for_what_may_vary(
         follow(reader, *parts)
 
 
-def test_another_exit_code_than_the_documents_fails(reader: Reader) -> None:
+def test_block_fails_when_its_exit_code_is_not_the_documented_one(reader: Reader) -> None:
     follow(reader, "<!-- test: exit=3 -->", fenced("bash", "exit 3"))
     with pytest.raises(DocumentError, match=r"small.md:3: ended with 3, expected 0"):
         follow(reader, fenced("bash", "exit 3"))
@@ -171,7 +173,9 @@ def test_another_exit_code_than_the_documents_fails(reader: Reader) -> None:
         follow(reader, fenced("bash", "false | cat", "echo not reached"))
 
 
-def test_block_that_does_not_end_in_time_fails_and_is_ended(reader: Reader, tmp_path: Path) -> None:
+def test_block_fails_and_is_killed_when_it_does_not_end_in_time(
+    reader: Reader, tmp_path: Path
+) -> None:
     with pytest.raises(DocumentError, match=r"small.md:4: not within 1 s: it has not ended"):
         follow(reader, "<!-- test: timeout=1 -->", fenced("bash", "echo $$ > pid", "cat"))
     assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
@@ -189,23 +193,23 @@ def test_block_that_does_not_end_in_time_fails_and_is_ended(reader: Reader, tmp_
         (fenced("bash", "a") + "## Next\n" + fenced("text", "b"), "small.md:5: a text block"),
     ],
 )
-def test_what_means_nothing_in_a_document_is_refused(document: str, message: str) -> None:
+def test_invalid_blocks_and_comments_are_refused(document: str, message: str) -> None:
     with pytest.raises(DocumentError, match=message):
         blocks(document, "small.md")
 
 
-def test_block_with_a_reason_is_not_run(reader: Reader, tmp_path: Path) -> None:
+def test_block_is_not_run_when_its_comment_gives_a_reason(reader: Reader, tmp_path: Path) -> None:
     reason = "<!-- test: not run, because it would never end -->"
     follow(reader, reason, fenced("bash", "touch ran"), reason, fenced("yaml", "a: 1"))
     assert not (tmp_path / "ran").exists()
 
 
-def test_toml_that_nobody_saves_is_refused(reader: Reader) -> None:
+def test_toml_block_without_a_file_is_refused(reader: Reader) -> None:
     with pytest.raises(DocumentError, match=r"small.md:3: toml is written to a file"):
         follow(reader, fenced("toml", "a = 1"))
 
 
-def test_reader_presses_ctrl_c_once_the_part_before_it_is_seen(reader: Reader) -> None:
+def test_reader_sends_ctrl_c_after_the_output_before_it(reader: Reader) -> None:
     loop = "trap 'echo; echo interrupted; exit 0' INT; echo ready; while :; do read -r; done"
     follow(reader, fenced("bash", loop), fenced("text", "ready", "^C", "interrupted"))
     with pytest.raises(DocumentError, match="what is shown is not seen"):
@@ -214,12 +218,12 @@ def test_reader_presses_ctrl_c_once_the_part_before_it_is_seen(reader: Reader) -
         )
 
 
-def test_what_was_painted_over_is_not_seen(reader: Reader) -> None:
+def test_overwritten_terminal_lines_are_not_seen(reader: Reader) -> None:
     paint = r"printf 'first\nsecond'; printf '\r\033[2K\033[1A\033[2Kthird\n'; [ -t 1 ]"
     follow(reader, fenced("bash", paint), fenced("text", "third"))
 
 
-def test_second_terminal_runs_beside_what_follows_and_ends_with_its_section(reader: Reader) -> None:
+def test_second_terminal_runs_beside_later_blocks_and_ends_with_its_section(reader: Reader) -> None:
     beside = "<!-- test: second terminal -->"
     waiter = fenced("bash", "mkfifo line", "echo waits", "read -r word < line", "echo got $word")
     follow(reader, beside, waiter, fenced("text", "waits..."), fenced("bash", "echo x > line"))
@@ -227,7 +231,7 @@ def test_second_terminal_runs_beside_what_follows_and_ends_with_its_section(read
         follow(reader, beside, fenced("bash", "echo here", "exit 7"), fenced("text", "here..."))
 
 
-def test_reader_looks_again_until_it_is_seen(reader: Reader) -> None:
+def test_repeated_block_runs_until_its_output_is_seen(reader: Reader) -> None:
     follow(
         reader,
         "<!-- test: repeat -->",

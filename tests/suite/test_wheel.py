@@ -1,4 +1,4 @@
-"""The built wheel in an empty environment outside of the clone: a script and a command train."""
+"""The built wheel in an empty environment: a script and the `apex` command train."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 from tests.support.suite import CALM, Suite
 
 FOLDERS, FILES = ("apex", "bin", "deploy"), ("LICENSE", "README.md", "pyproject.toml", "setup.cfg")
-"""What a wheel is built from."""
+"""Files and folders that a wheel is built from."""
 SETTINGS = [
     "actor.count=1", "actor.num_envs=2", "replay.min_size=100", "evaluator.enabled=false",
     "learner.metrics_period_s=0.2", CALM[1],
@@ -52,7 +52,7 @@ print(json.dumps({{
 
 
 def output(*command: str | Path, folder: Path) -> str:
-    """What a command prints; it must succeed."""
+    """Output of a command, which must succeed."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -60,11 +60,11 @@ def output(*command: str | Path, folder: Path) -> str:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """An environment with the wheel.
+    """A virtual environment with the wheel.
 
-    The wheel is built and installed without the network, and without what apex needs: a `.pth`
-    file of the environment names the place of that in this one. Apex is there too, from the clone,
-    by a `.pth` file that counts in this environment only.
+    The wheel is built and installed without the network and without apex's dependencies. A `.pth`
+    file adds the packages of this environment. The clone's apex is not among them: the `.pth` file
+    that adds it works in this environment only.
     """
     sources, environment = tmp_path / "sources", tmp_path / "environment"
     for name in FOLDERS:
@@ -85,7 +85,7 @@ def environment(tmp_path: Path) -> Path:
     return environment
 
 
-def test_wheel_trains_by_a_script_and_then_by_the_command(
+def test_installed_wheel_trains_from_a_script_and_from_the_command(
     environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("PYTHONPATH", "APEX_RUNS", "VIRTUAL_ENV"):
@@ -95,11 +95,11 @@ def test_wheel_trains_by_a_script_and_then_by_the_command(
     (folder / "script.py").write_text(SCRIPT)
     suite = Suite(folder / "run")
     try:
-        told = json.loads(output(environment / "bin/python", "script.py", folder=folder))
-        assert told["apex"].startswith(f"{environment}/lib/")
-        assert told["health"] in ("healthy", "degraded") and told["living"] == {}
-        assert told["loss"] > 0.0 and told["reason"] == ""
-        assert told["steps"] == sorted(told["steps"]) and told["steps"][-1] > 0
+        result = json.loads(output(environment / "bin/python", "script.py", folder=folder))
+        assert result["apex"].startswith(f"{environment}/lib/")
+        assert result["health"] in ("healthy", "degraded") and result["living"] == {}
+        assert result["loss"] > 0.0 and result["reason"] == ""
+        assert result["steps"] == sorted(result["steps"]) and result["steps"][-1] > 0
         origin = provenance.read(RunDirectory(suite.path))
         assert origin is not None and origin.code is None and origin.preset == "cartpole"
         assert origin.commands[0].arguments[-1] == "script.py"
