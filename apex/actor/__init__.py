@@ -1,1 +1,0 @@
-"""The actor: `daemon` steps environments, `local` and `central` say what they do."""

@@ -1,1 +1,0 @@
-"""Central inference (SEED RL): one server decides for the environments of all actors."""
