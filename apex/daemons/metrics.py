@@ -20,6 +20,8 @@ from typing import Any
 log = logging.getLogger("apex.daemons.metrics")
 
 RATE_WINDOW_S = 10.0
+METRICS_PERIOD_S = 10.0
+"""Seconds between two records of a daemon that serves or acts."""
 
 
 class Rate:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from apex.daemons.inference.client import ActClient
@@ -68,14 +69,9 @@ class CentralInference:
         """Process received messages; never blocks."""
         self._act.poll()
 
-    def finish(self) -> None:
-        """Tell the server that this actor exits."""
+    def finish(self, turn: Callable[[], object]) -> None:
+        """Tell the server, which delivers the items, that this actor exits."""
         self._act.leave()
-
-    @property
-    def drained(self) -> bool:
-        """Always True: this process has no items to deliver."""
-        return True
 
     def metrics(self) -> dict[str, Any]:
         """Metrics of inference, for the actor's metrics file."""

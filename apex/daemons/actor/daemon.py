@@ -21,7 +21,7 @@ from apex.daemons.catalog import ACTOR
 from apex.daemons.command import run_from_options, run_options
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.learner.parameter_versions import Publication
-from apex.daemons.metrics import MetricsLog, Rate
+from apex.daemons.metrics import METRICS_PERIOD_S, MetricsLog, Rate
 from apex.daemons.periodic import Every
 from apex.daemons.service import Service, serve
 from apex.envs.base import Environments
@@ -37,8 +37,6 @@ from apex.wire.sockets import Poller
 log = logging.getLogger("apex.actor")
 
 WAIT_S = 0.1
-DRAIN_S = 3.0
-METRICS_PERIOD_S = 10.0
 
 
 class Inference(Decider, Protocol):
@@ -56,18 +54,14 @@ class Inference(Decider, Protocol):
     def waiting(self) -> Phase | None:
         """What the next step waits for, or None."""
 
-    @property
-    def drained(self) -> bool:
-        """Whether there are no items left that could still be delivered."""
-
     def start(self, slot: int, incarnation: int) -> str:
         """Set slot and incarnation; returns a description of the exploration."""
 
     def poll(self, publication: Publication | None) -> None:
         """Process received messages, and load `publication` if there is one."""
 
-    def finish(self) -> None:
-        """Submit all complete items, before an orderly exit."""
+    def finish(self, turn: Callable[[], object]) -> None:
+        """Deliver all complete items before an orderly exit; calls `turn` to send and wait."""
 
     def metrics(self) -> dict[str, Any]:
         """Metrics of inference, for the actor's metrics file."""
@@ -273,10 +267,7 @@ class ActorDaemon:
     def _drain(self) -> None:
         """Submit complete items, wait briefly for their acknowledgement, send a last heartbeat."""
         self._write_metrics()
-        self._inference.finish()
-        deadline = time.monotonic() + DRAIN_S
-        while not self._inference.drained and time.monotonic() < deadline:
-            self._wait_a_moment()
+        self._inference.finish(self._wait_a_moment)
         self._phase = "leaving"
         self._learner.leave(self._heartbeat())
 

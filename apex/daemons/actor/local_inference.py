@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from apex.acting.agent import Agent, LocalDecider
@@ -121,15 +122,11 @@ class LocalInference:
                 self._decider.learner_step = publication.learner_step
         self._backlog.send()
 
-    def finish(self) -> None:
-        """Add all complete items to the backlog, before an orderly exit."""
+    def finish(self, turn: Callable[[], object]) -> None:
+        """Send all complete items to replay, and wait briefly for their acknowledgement."""
         if self._decider is not None:
             self._backlog.put(self._decider.agent.flush())
-
-    @property
-    def drained(self) -> bool:
-        """Whether there are no items left that could still be delivered."""
-        return self._backlog.drained
+        self._backlog.drain(turn)
 
     def metrics(self) -> dict[str, Any]:
         """Metrics of inference, for the actor's metrics file."""

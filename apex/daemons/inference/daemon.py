@@ -13,7 +13,7 @@ from apex.algos.registry import check_schema, make_algorithm
 from apex.daemons.command import daemon_command
 from apex.daemons.inference.endpoint import ActEndpoint
 from apex.daemons.learner.client import LearnerClient
-from apex.daemons.metrics import MetricsLog, Rate
+from apex.daemons.metrics import METRICS_PERIOD_S, MetricsLog, Rate
 from apex.daemons.periodic import Every
 from apex.daemons.replay.backlog import Backlog
 from apex.daemons.replay.client import InsertClient
@@ -29,8 +29,6 @@ log = logging.getLogger("apex.inference")
 IDLE_WAIT_S = 0.1
 REFRESH_S = 0.05
 """Seconds between two requests for newer parameters."""
-DRAIN_S = 3.0
-METRICS_PERIOD_S = 10.0
 
 
 class InferenceDaemon:
@@ -138,9 +136,7 @@ class InferenceDaemon:
         """Send all complete items to replay, and wait briefly for their acknowledgement."""
         self._write_metrics()
         self._backlog.put(self._acts.flush())
-        deadline = time.monotonic() + DRAIN_S
-        while not self._backlog.drained and time.monotonic() < deadline:
-            self._poll(IDLE_WAIT_S)
+        self._backlog.drain(partial(self._poll, IDLE_WAIT_S))
 
     def status(self) -> InferenceReport:
         """The server's status."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from apex.daemons.replay.client import InsertClient
 from apex.data.chunks import Chunk
+
+DRAIN_S = 3.0
 
 
 class Backlog:
@@ -38,3 +41,9 @@ class Backlog:
         """Whether all chunks are acknowledged, or cannot be sent without a connection."""
         unfinished = self._chunks or self._client.unacknowledged
         return not unfinished or not self._client.client.ready
+
+    def drain(self, turn: Callable[[], object]) -> None:
+        """Call `turn`, which sends and waits, until the queue is drained or `DRAIN_S` is over."""
+        deadline = time.monotonic() + DRAIN_S
+        while not self.drained and time.monotonic() < deadline:
+            turn()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from apex.config.sections import Config
 from apex.daemons.command import daemon_command
-from apex.daemons.metrics import MetricsLog
+from apex.daemons.metrics import METRICS_PERIOD_S, MetricsLog
 from apex.daemons.periodic import Every
 from apex.daemons.replay.insert_endpoint import InsertEndpoint
 from apex.daemons.replay.sample_endpoint import SampleEndpoint
@@ -27,7 +27,6 @@ from apex.wire.sockets import Poller, connections
 log = logging.getLogger("apex.replay")
 
 IDLE_WAIT_S = 0.2
-METRICS_PERIOD_S = 10.0
 
 
 class ReplayServer:
