@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 Observation = Tensor | dict[str, Tensor]
-"""`[B, ...]`, or one such tensor for each key of a dictionary observation."""
+"""`[B, ...]`, or one such tensor for each key of a dictionary observation. No built-in environment
+path makes dictionaries yet."""
 
 _NO_EXTRAS: Any = MappingProxyType({})
 
@@ -32,9 +33,11 @@ class Transitions(NamedTuple):
     probability: Tensor
     """`[B] float32`: P(i), the probability with which the item was sampled."""
     action_mask: Tensor | None = None
-    """`[B, num_actions] bool`, the allowed actions; None: all."""
+    """`[B, num_actions] bool`, the allowed actions; None: all. No built-in environment path fills
+    it yet."""
     next_action_mask: Tensor | None = None
-    """`[B, num_actions] bool`, the allowed actions at the bootstrap observation; None: all."""
+    """`[B, num_actions] bool`, the allowed actions at the bootstrap observation; None: all. No
+    built-in environment path fills it yet."""
     extras: dict[str, Tensor] = _NO_EXTRAS
     """`[B, ...]` each: the policy's extra outputs (`TransitionAlgorithm.extra_columns`)."""
 
@@ -67,7 +70,8 @@ class Sequences(NamedTuple):
     """Rows at which an episode begins in any of the sequences. They are host integers, so that a
     recurrent network can split its loop there without waiting for the device."""
     action_mask: Tensor | None = None
-    """`[B, L, num_actions] bool`, the allowed actions; None: all."""
+    """`[B, L, num_actions] bool`, the allowed actions; None: all. No built-in environment path
+    fills it yet."""
     extras: dict[str, Tensor] = _NO_EXTRAS
     """`[B, L, ...]` each: the policy's extra outputs in each row."""
 
