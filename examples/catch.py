@@ -1,4 +1,4 @@
-"""Catch, an environment in 30 lines. Run it with `apex run --env examples/catch.py:Catch`."""
+"""Catch, an environment in about 40 lines. Run it with `apex run --env examples/catch.py:Catch`."""
 
 import gymnasium as gym
 import numpy as np
