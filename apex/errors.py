@@ -21,11 +21,11 @@ class ExitCode(enum.IntEnum):
     CONFIGURATION = 78
     """The configuration, the endpoints or the environment cannot be used as they are."""
     GAVE_UP = 79
-    """The process crashed too often in a row, or its training diverged twice."""
+    """Crashed too often in a row; or training diverged twice, or before any checkpoint."""
     HANG = 80
     """The watchdog ended the process: its work loop made no progress."""
     OUT_OF_MEMORY = 81
-    """The device ran out of memory; the learner retries from the last checkpoint three times."""
+    """The device ran out of memory; the learner restarts twice from its newest checkpoint."""
 
 
 NOT_RESTARTED = (
@@ -124,7 +124,7 @@ class GaveUpError(ApexError):
 
 
 class DivergedError(ApexError):
-    """Training diverged again after a rollback to the last good checkpoint."""
+    """Training diverged again after a rollback, or before there was a checkpoint."""
 
     exit_code = ExitCode.GAVE_UP
 
