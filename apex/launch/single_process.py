@@ -82,7 +82,8 @@ class SerialRun:
     Args:
         run: directory of a prepared run.
         extensions: a script's own environment and algorithm.
-        clock: gives monotonic seconds; used only to schedule evaluations, logs and checkpoints.
+        clock: monotonic time in seconds; schedules evaluations, logs and checkpoints, and measures
+            training time (`train_s`), which `run.max_hours` limits.
     """
 
     def __init__(

@@ -56,7 +56,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     best_return: float | None = None
     """Largest mean return of the run's evaluations so far."""
     actors: dict[str, ActorRecord] = {}
-    """Each actor's part of `env_steps`, by actor id."""
+    """Each member's record and part of `env_steps`, by `Hello.member`: an actor's id, or
+    `evaluator:evaluator` and `inference:inference`."""
     sha256: dict[str, str] = {}
 
 

@@ -47,7 +47,7 @@ class LearnerStandIn:
         self.asked += 1
 
     def heartbeat(self, make: Callable[[], Heartbeat]) -> None:
-        """Record a heartbeat at each turn, not only twice a second."""
+        """Record a heartbeat at each turn, not only once a second."""
         self.beats.append(make())
 
     def leave(self, heartbeat: Heartbeat) -> None:

@@ -34,7 +34,7 @@ class TableCounters:
     stale_priorities: int = 0
     """Updates for items that had been removed."""
     refused_priorities: int = 0
-    """Updates that were negative or not finite."""
+    """Updates that were negative, above 1e12 or not finite."""
 
 
 @dataclass(frozen=True)
