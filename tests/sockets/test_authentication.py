@@ -117,11 +117,14 @@ def test_connection_without_a_key_or_with_a_wrong_server_key_is_refused(
     mistaken = guarded.connect(tmp_path / "strange")
     good = guarded.connect(folder)
     guarded.until(good, lambda: good.ready)
-    for _ in range(100):
+
+    def turn() -> None:
+        Poller(guarded.server, plain, mistaken).wait(0.02)
         list(guarded.server.receive())
         assert plain.receive() == mistaken.receive() == []
-        time.sleep(0.005)
-    assert not plain.ready and not mistaken.ready
+
+    with pytest.raises(AssertionError, match="not within"):
+        wait_until(lambda: plain.ready or mistaken.ready, 0.5, turn=turn)
     assert [peer.hello.role for peer in guarded.server.peers.values()] == ["actor"]
 
 
@@ -144,7 +147,6 @@ def test_revoked_key_loses_its_connections_and_gets_no_new_one(stack, folder, tm
 def test_nobody_is_admitted_without_the_gate_thread(tmp_path, folder, name, transport):
     """In a separate process whose gate thread is stopped."""
     code = f"""
-import sys, time
 from pathlib import Path
 from apex.wire.endpoints import Endpoint
 from apex.wire import sockets
@@ -153,20 +155,26 @@ from apex.wire.server import Server
 from apex.wire.messages import Welcome, GetParams
 from tests.support.builders import VECTOR_SCHEMA, hello
 from tests.support.endpoints import tcp_endpoint
+from tests.support.waiting import wait_until
 folder = Path({str(folder)!r})
 endpoint = {{"ipc": Endpoint({name!r}, "ipc://{tmp_path}/s"), "tcp": tcp_endpoint(None, {name!r}),
             "curve": tcp_endpoint(folder, {name!r})}}[{transport!r}]
 server = Server(endpoint, "run", VECTOR_SCHEMA.hash, {{"actor": (GetParams,)}},
                 lambda peer: Welcome(instance=1))
-def knock(seconds):
+def wait_for_admission(timeout_s):
     client = Client(endpoint, hello())
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and not client.ready:
-        list(server.receive()); client.receive(); time.sleep(0.005)
-    return client.ready
-assert knock(10.0)
+    def turn():
+        sockets.Poller(server, client).wait(0.02)
+        list(server.receive()); client.receive()
+    wait_until(lambda: client.ready, timeout_s, turn=turn)
+wait_for_admission(10.0)
 sockets.gate().close()
-assert not knock(2.0)
+try:
+    wait_for_admission(2.0)
+except AssertionError:
+    pass
+else:
+    raise SystemExit("admitted without the gate thread")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
