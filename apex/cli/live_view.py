@@ -1,4 +1,4 @@
-"""Live progress of a run: a panel on a terminal, otherwise one line every 10 seconds."""
+"""Live figures of a run: a panel on a terminal, otherwise one line every 10 seconds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LINE_PERIOD_S = 10.0
 SHOWN_EVALUATIONS = 5
 
 
-class Progress:
+class ViewFigures:
     """Figures that need more than one status: the rate of steps, and the last evaluations.
 
     Args:
@@ -119,10 +119,10 @@ def watch_run(run: RunDirectory) -> int:
     Returns:
         0, or `ExitCode.DOWN` if the daemons are gone although the run did not reach its end.
     """
-    progress = Progress(run)
+    figures = ViewFigures(run)
     try:
         show = _panel if sys.stdout.isatty() else _lines
-        last = show(run, progress)
+        last = show(run, figures)
     except KeyboardInterrupt:
         click.echo(f"\n{run.path} keeps running. `apex watch` shows it again, `apex stop` ends it.")
         return int(ExitCode.CLEAN)
@@ -137,7 +137,7 @@ def _over(run: RunDirectory) -> bool:
     return engine_record.living_engine(run) is None and not run.living()
 
 
-def _panel(run: RunDirectory, progress: Progress) -> RunStatus:
+def _panel(run: RunDirectory, figures: ViewFigures) -> RunStatus:
     from rich.console import Console
     from rich.live import Live
     from rich.panel import Panel
@@ -146,9 +146,9 @@ def _panel(run: RunDirectory, progress: Progress) -> RunStatus:
     with Live(console=Console(), auto_refresh=False) as live:
         while True:
             status = gather(run)
-            progress.update(status)
+            figures.update(status)
             grid = Table.grid(padding=(0, 2))
-            for label, value in progress.rows(status):
+            for label, value in figures.rows(status):
                 grid.add_row(f"[dim]{label}", value)
             facts = status.run
             title = f"{facts.algorithm} · {facts.env_id} · {facts.health}"
@@ -159,12 +159,12 @@ def _panel(run: RunDirectory, progress: Progress) -> RunStatus:
             time.sleep(PANEL_PERIOD_S)
 
 
-def _lines(run: RunDirectory, progress: Progress) -> RunStatus:
+def _lines(run: RunDirectory, figures: ViewFigures) -> RunStatus:
     while True:
         status = gather(run)
-        progress.update(status)
+        figures.update(status)
         if _over(run):
             return status
-        click.echo(progress.line(status))
+        click.echo(figures.line(status))
         sys.stdout.flush()
         time.sleep(LINE_PERIOD_S)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from apex.cli.live_view import Progress
+from apex.cli.live_view import ViewFigures
 from apex.cli.status_text import describe
 from apex.daemons.status.reports import LearnerSummary, ReplaySummary
 from apex.daemons.status.run_status import EvaluatorSummary, RunStatus
@@ -75,19 +75,19 @@ def test_ending_run_shows_its_outcome_while_its_daemons_drain() -> None:
 
 
 @pytest.fixture
-def progress(tmp_path: Path) -> Progress:
-    """Progress of a run that is observed every ten seconds."""
-    return Progress(prepared(tmp_path), map(float, range(0, 1000, 10)).__next__)
+def figures(tmp_path: Path) -> ViewFigures:
+    """Figures of a run that is observed every ten seconds."""
+    return ViewFigures(prepared(tmp_path), map(float, range(0, 1000, 10)).__next__)
 
 
-def test_progress_without_a_terminal_is_one_short_line(progress: Progress) -> None:
+def test_live_view_without_a_terminal_is_one_short_line(figures: ViewFigures) -> None:
     for env_steps in (5_000, 7_500):
-        progress.update(run_status(run={"env_steps": env_steps, "frames": 4 * env_steps}))
+        figures.update(run_status(run={"env_steps": env_steps, "frames": 4 * env_steps}))
     status = run_status(
         run={"env_steps": 7_500, "frames": 30_000, "health": "healthy"},
         actors=(actor_report(0, mean_return=20.0), actor_report(1, mean_return=23.0)),
     )
-    assert progress.line(status) == (
+    assert figures.line(status) == (
         "00:01:10  30,000 frames (1,000/s)  step 500 (40/s)  return 21.5  best 30.0"
     )
     new = run_status(
@@ -96,5 +96,5 @@ def test_progress_without_a_terminal_is_one_short_line(progress: Progress) -> No
         evaluator=EvaluatorSummary(state="running", pid=14),
         actors=(actor_report(0, state="starting", mean_return=None),),
     )
-    assert progress.line(new).endswith("step 0 (0/s)  degraded")
-    assert len(progress.line(status)) < 100
+    assert figures.line(new).endswith("step 0 (0/s)  degraded")
+    assert len(figures.line(status)) < 100
