@@ -14,7 +14,7 @@ import torch
 from apex.algos.registry import make_algorithm
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.learner.daemon import LearnerDaemon
-from apex.daemons.learner.parameter_server import ParamsServer
+from apex.daemons.learner.parameter_server import ParameterServer
 from apex.daemons.learner.parameter_versions import Publication, PublicationBoard
 from apex.daemons.learner.prefetcher import Batch
 from apex.daemons.status.health import alarms
@@ -45,7 +45,7 @@ def test_late_actors_get_the_newest_parameters_at_once(tmp_path):
     board = PublicationBoard()
     board.put(publication(40))
     board.put(publication(41))
-    server = ParamsServer(
+    server = ParameterServer(
         endpoints, RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA), 1, 0, {}, board,
         status=learner_report, on_evaluation=lambda mean: None,
         on_snapshot=lambda: None,

@@ -18,7 +18,7 @@ from apex.algos.base import Policy
 from apex.config.loading import merge, parse
 from apex.daemons.inference.client import result_to_arrays
 from apex.daemons.inference.endpoint import ActEndpoint
-from apex.daemons.learner.parameter_server import ParamsServer
+from apex.daemons.learner.parameter_server import ParameterServer
 from apex.daemons.learner.parameter_versions import PublicationBoard
 from apex.daemons.log_files import EventFormatter
 from apex.daemons.replay.daemon import ReplayServer
@@ -95,7 +95,7 @@ class Servers:
             config, self.endpoints, facts, folder / "replay", clock_ns=lambda: 0
         )
         stack.callback(self.replay.close)
-        self.learner = ParamsServer(
+        self.learner = ParameterServer(
             self.endpoints, facts, 1, 0, {}, PublicationBoard(),
             status=learner_report, on_evaluation=lambda mean: None,
             on_snapshot=lambda: None,

@@ -11,12 +11,12 @@ from apex.algos.base import Algorithm
 from apex.algos.registry import check_schema, make_algorithm
 from apex.daemons import cpu_affinity
 from apex.daemons.command import daemon_command
-from apex.daemons.learner.checkpointing import Snapshots
 from apex.daemons.learner.device_batches import transfer_to
 from apex.daemons.learner.membership import Membership
-from apex.daemons.learner.parameter_server import ParamsServer
+from apex.daemons.learner.parameter_server import ParameterServer
 from apex.daemons.learner.prefetcher import Prefetcher
 from apex.daemons.learner.progress_report import ProgressReport
+from apex.daemons.learner.snapshots import Snapshots
 from apex.daemons.learner.trainer import Trainer, begin_training
 from apex.daemons.metrics import MetricsLog
 from apex.daemons.periodic import Every
@@ -59,7 +59,7 @@ class LearnerDaemon:
             service.run.metrics, service.name, service.config.run.metrics_max_mb, tensorboard=True
         )
         resumed = self._trainer.resumed
-        self._server = ParamsServer(
+        self._server = ParameterServer(
             service.endpoints,
             service.facts,
             service.config.actor.count,

@@ -45,7 +45,7 @@ class SnapshotRequester(NamedTuple):
     snapshot_id: int
 
 
-class ParamsServer:
+class ParameterServer:
     """Serves actors, evaluators and operators from its own thread, beside the training thread.
 
     Args:

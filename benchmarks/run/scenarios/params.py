@@ -12,7 +12,7 @@ import zmq  # noqa: TID251
 from zlib_ng import zlib_ng
 
 from apex.daemons.learner.client import LearnerClient
-from apex.daemons.learner.parameter_server import ParamsServer
+from apex.daemons.learner.parameter_server import ParameterServer
 from apex.daemons.learner.parameter_versions import Publication, PublicationBoard
 from apex.daemons.status.reports import LearnerReport
 from apex.host import process_tuning
@@ -75,7 +75,7 @@ def publish(path: Path, pipe: Connection) -> None:
     process_tuning.set_up(1)
     run, board = RunDirectory(path), PublicationBoard()
     network = algorithm_of(run).policy().network
-    server = ParamsServer(
+    server = ParameterServer(
         run.endpoints(), run.facts(), CLIENTS, 0, {}, board, status=no_report,
         on_evaluation=print, on_snapshot=print,
     )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from apex.daemons.learner.parameter_server import ParamsServer, SnapshotRequester
+from apex.daemons.learner.parameter_server import ParameterServer, SnapshotRequester
 from apex.daemons.learner.prefetcher import Prefetcher
 
 REPLAY_SNAPSHOT_S = 30.0
@@ -47,7 +47,7 @@ class Snapshots:
         self._requested.set()
 
     def take(
-        self, server: ParamsServer, prefetcher: Prefetcher, learner_step: int, now: float
+        self, server: ParameterServer, prefetcher: Prefetcher, learner_step: int, now: float
     ) -> None:
         """Write a checkpoint, and ask the replay server to write its contents to disk."""
         self._requested.clear()
@@ -59,7 +59,7 @@ class Snapshots:
         deadline = now + REPLAY_SNAPSHOT_S
         self._in_progress = _Snapshot(self._count, requesters, self._save(), learner_step, deadline)
 
-    def answer(self, server: ParamsServer, prefetcher: Prefetcher, now: float) -> None:
+    def answer(self, server: ParameterServer, prefetcher: Prefetcher, now: float) -> None:
         """Reply to the requesters once the replay server has replied or the deadline is over."""
         snapshot, reply = self._in_progress, prefetcher.saved
         if snapshot is None:
