@@ -157,10 +157,10 @@ class Learner(ABC):
         return named
 
     def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
-        """Initialise the networks with published parameters."""
+        """Load published parameters into `network`; target networks copy what they follow."""
         self.network.load_state_dict(parameters)
         for target in self.targets():
-            target.network.load_state_dict(parameters)
+            target.copy_online()
 
     def is_finite(self) -> bool:
         """Whether all parameters and buffers are finite. Waits for the device."""

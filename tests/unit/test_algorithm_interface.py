@@ -215,6 +215,31 @@ def test_averaging_target_moves_by_its_rate_at_each_update() -> None:
     assert moved == [2.0, 3.5]  # 0 + 8/4, 2 + 6/4
 
 
+class CriticTargetLearner(Learner):
+    """Publishes an actor and a critic, as TD3 does; only the critic has a target network."""
+
+    def __init__(self, algorithm: DPG) -> None:
+        self.device, self.network = CPU, algorithm.network()
+        self.target = TargetNetwork(self.network.critic, algorithm.network().critic, period=100)
+
+    def targets(self) -> list[TargetNetwork]:
+        return [self.target]
+
+    def update(self, batch: Transitions) -> Update:
+        raise NotImplementedError
+
+
+def test_published_parameters_are_loaded_where_a_target_follows_a_part_of_the_network() -> None:
+    algorithm = DPG(DPG.Config(actor_hidden=(8,), critic_hidden=(8,)), CONTINUOUS)
+    published = algorithm.network().state_dict()
+    learner = CriticTargetLearner(algorithm)
+    learner.load_parameters(published)
+    for name, tensor in learner.network.state_dict().items():
+        assert torch.equal(tensor, published[name])
+    for name, tensor in learner.target.network.state_dict().items():
+        assert torch.equal(tensor, published[f"critic.{name}"])
+
+
 class Epochs(Impala):
     """Four steps of the optimizer on each batch, with a clipped ratio: one update of PPO."""
 
