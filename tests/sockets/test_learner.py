@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,19 +39,45 @@ def publication(version: int) -> Publication:
     return Publication(version, 10 * version, 100 * version, 0.5, data, zlib.crc32(data))
 
 
-def test_late_actors_get_the_newest_parameters_at_once(tmp_path):
+def params_server(
+    folder: Path,
+    board: PublicationBoard,
+    status: Callable[[], LearnerReport] = learner_report,
+    env_steps: int = 0,
+) -> tuple[ParamsServer, Endpoints]:
+    """A parameter server for one actor, not started, and its endpoints."""
     endpoints = Endpoints(
-        ReplayEndpoints(f"ipc://{tmp_path}/i", f"ipc://{tmp_path}/s"),
-        LearnerEndpoints(f"ipc://{tmp_path}/p"),
+        ReplayEndpoints(f"ipc://{folder}/i", f"ipc://{folder}/s"),
+        LearnerEndpoints(f"ipc://{folder}/p"),
     )
+    server = ParamsServer(
+        endpoints, RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA), 1, env_steps, {},
+        board, status=status, on_evaluation=lambda mean: None, on_snapshot=lambda: None,
+    )  # fmt: skip
+    return server, endpoints
+
+
+def test_training_thread_reads_the_counts_while_a_status_waits_for_the_gpu(tmp_path):
+    counts: list[int] = []
+
+    def wait_for_gpu() -> LearnerReport:
+        training = threading.Thread(target=lambda: counts.append(server.env_steps), daemon=True)
+        training.start()
+        training.join(timeout=5.0)
+        assert counts == [70], "the training thread waits for the status"
+        return learner_report()
+
+    server, _ = params_server(tmp_path, PublicationBoard(), wait_for_gpu, env_steps=70)
+    with closing(server):
+        server.start()
+        assert server.status().env_steps == 70
+
+
+def test_late_actors_get_the_newest_parameters_at_once(tmp_path):
     board = PublicationBoard()
     board.put(publication(40))
     board.put(publication(41))
-    server = ParamsServer(
-        endpoints, RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA), 1, 0, {}, board,
-        status=learner_report, on_evaluation=lambda mean: None,
-        on_snapshot=lambda: None,
-    )  # fmt: skip
+    server, endpoints = params_server(tmp_path, board)
     with ExitStack() as stack:
         stack.enter_context(closing(server))
         server.start()
