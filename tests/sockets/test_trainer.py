@@ -6,6 +6,7 @@ import errno
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from apex.algos.registry import make_algorithm
+from apex.daemons.learner.checkpointing import REPLAY_SNAPSHOT_S, Snapshots
 from apex.daemons.learner.prefetcher import Batch
 from apex.daemons.learner.trainer import Trainer
 from apex.errors import ConfigError, DivergedError
@@ -171,6 +173,23 @@ def test_diverged_parameters_are_neither_published_nor_restored(tmp_path: Path, 
     with pytest.raises(DivergedError, match="step 1 is not finite, again"):
         trainer.update(make_batch(1 + lag))
     assert trainer.board.newest() is published
+
+
+def test_snapshot_names_the_step_of_its_checkpoint_after_a_rollback(tmp_path: Path) -> None:
+    run = prepared(tmp_path, "algorithm.learning_rate=1e30")
+    trainer, replies = trainer_of(run, lag=1), []
+    trainer.save()
+    for number in range(2):
+        trainer.update(make_batch(number))
+    assert trainer.learner_step == 2, "the loss that is not finite has not been read"
+    snapshots = Snapshots(trainer)
+    server = SimpleNamespace(
+        take_snapshot_requesters=list, reply_to_snapshot=lambda to, saved: replies.append(saved)
+    )
+    prefetcher = SimpleNamespace(snapshot=lambda number: None, saved=None)
+    snapshots.take(server, prefetcher, now=0.0)
+    snapshots.answer(server, prefetcher, now=REPLAY_SNAPSHOT_S)
+    assert replies == [{"checkpoint": "step_0000000000", "learner_step": 0, "replay": None}]
 
 
 def test_checkpoint_waits_for_the_results_of_all_updates(tmp_path: Path, lag: int) -> None:

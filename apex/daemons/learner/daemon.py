@@ -54,7 +54,7 @@ class LearnerDaemon:
         config = service.config.learner
         self._device = device = begin_training(service.config)
         self._trainer = Trainer(service.run, algorithm.learner(device))
-        self._snapshots = Snapshots(self._trainer.save)
+        self._snapshots = Snapshots(self._trainer)
         self._metrics = MetricsLog(
             service.run.metrics, service.name, service.config.run.metrics_max_mb, tensorboard=True
         )
@@ -126,7 +126,7 @@ class LearnerDaemon:
             now = time.monotonic()
             if checkpoint.due() or self._snapshots.requested:
                 checkpoint.restart()
-                self._snapshots.take(self._server, self._prefetcher, trainer.learner_step, now)
+                self._snapshots.take(self._server, self._prefetcher, now)
             self._snapshots.answer(self._server, self._prefetcher, now)
 
     def _update_or_wait(self) -> None:

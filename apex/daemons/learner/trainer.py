@@ -282,7 +282,13 @@ class Trainer:
         return Publication(version, self.learner_step, env_steps, self.train_s, data, crc32)
 
     def save(self) -> Path | None:
-        """Write a checkpoint; returns None and sets the alarm when it cannot be written."""
+        """Write a checkpoint; returns None and sets the alarm when it cannot be written.
+
+        It first processes the results of all updates, so it may roll back.
+
+        Raises:
+            DivergedError: the run diverged and cannot be rolled back.
+        """
         self._process_pending()
         folder = self._run.checkpoints
         state = {"learner": self._learner.state_dict(), "rng": torch.get_rng_state()}
