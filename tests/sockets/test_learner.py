@@ -19,8 +19,11 @@ from apex.daemons.learner.daemon import LearnerDaemon
 from apex.daemons.learner.parameter_server import ParamsServer
 from apex.daemons.learner.parameter_versions import Publication, PublicationBoard
 from apex.daemons.learner.prefetcher import Batch
+from apex.daemons.learner.trainer import Trainer
+from apex.daemons.metrics import MetricsLog
 from apex.daemons.status.health import alarms
 from apex.daemons.status.reports import LearnerReport
+from apex.errors import DivergedError
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.wire.sockets import Poller
@@ -119,6 +122,30 @@ def keep_switch_interval() -> Iterator[None]:
     before = sys.getswitchinterval()
     yield
     sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("keep_switch_interval")
+def test_learner_closes_and_ends_the_run_when_its_last_updates_have_diverged(tmp_path, monkeypatch):
+    closed: list[str] = []
+
+    def diverged(trainer: Trainer) -> None:
+        raise DivergedError("the loss is not finite")
+
+    monkeypatch.setattr(Trainer, "save", diverged)
+    for kind in (PrefetcherStandIn, ParamsServer, MetricsLog):
+        close = kind.close
+        monkeypatch.setattr(
+            kind, "close",
+            lambda self, kind=kind, close=close: (closed.append(kind.__name__), close(self)),
+        )  # fmt: skip
+    run = prepared(tmp_path, "learner.nice=0", "run.max_hours=1e-9")
+    algorithm = make_algorithm(run.config().algorithm, run.facts().env)
+    with service_of(run, "learner") as service:
+        learner = LearnerDaemon(service, algorithm, PrefetcherStandIn(lambda: None))
+        with pytest.raises(DivergedError):
+            learner.run()
+    assert closed == ["PrefetcherStandIn", "ParamsServer", "MetricsLog"]
+    assert run.outcome() == "0.00 hours (max_hours = 1e-09)"
 
 
 @pytest.mark.usefixtures("keep_switch_interval")

@@ -147,16 +147,22 @@ class LearnerDaemon:
         self._report.updates.add(1)
 
     def close(self, orderly: bool) -> None:
-        """Stop; when `orderly`, with a checkpoint: an exception may have left an invalid state."""
+        """Stop; when `orderly`, with a checkpoint: an exception may have left an invalid state.
+
+        Raises:
+            DivergedError: the last updates diverged and cannot be rolled back.
+        """
         self._report.state = "draining"
-        if orderly:
-            self._trainer.save()
-            self._write_metrics()
-        self._prefetcher.close()
-        self._server.close()
-        self._metrics.close()
-        if self._trainer.outcome is not None:
-            self._end_run(self._trainer.outcome)
+        try:
+            if orderly:
+                self._trainer.save()
+                self._write_metrics()
+        finally:
+            self._prefetcher.close()
+            self._server.close()
+            self._metrics.close()
+            if self._trainer.outcome is not None:
+                self._end_run(self._trainer.outcome)
 
     def _end_run(self, outcome: str) -> None:
         """Write why the run ended, and stop the engine."""
