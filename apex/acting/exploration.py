@@ -26,7 +26,7 @@ class LadderPlace(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Progress of a run, as numbers or, inside an update, as 0-dimensional tensors."""
+    """Progress of a run, as numbers or, inside an update, as 0-dimensional int64 tensors."""
 
     learner_step: Any
     """Learner updates so far."""

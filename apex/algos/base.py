@@ -104,7 +104,7 @@ class Learner(ABC):
 
     @property
     def progress(self) -> Progress:
-        """Progress of the run before this update: 0-dimensional tensors on the device."""
+        """Progress of the run before this update: 0-dimensional int64 tensors on the device."""
         assert self._progress is not None, "progress is available from the first update on"
         return self._progress
 
@@ -136,7 +136,8 @@ class Learner(ABC):
             progress: progress of the run before this update.
         """
         if self._progress is None:
-            self._progress = Progress(*(torch.zeros((), device=self.device) for _ in progress))
+            zeros = (torch.zeros((), dtype=torch.int64, device=self.device) for _ in progress)
+            self._progress = Progress(*zeros)
         for tensor, count in zip(self._progress, progress):
             tensor.fill_(count)
         for optimization in self.optimizations().values():
@@ -157,10 +158,10 @@ class Learner(ABC):
         return named
 
     def load_parameters(self, parameters: Mapping[str, Tensor]) -> None:
-        """Initialise the networks with published parameters."""
+        """Load published parameters into `network`; target networks copy what they follow."""
         self.network.load_state_dict(parameters)
         for target in self.targets():
-            target.network.load_state_dict(parameters)
+            target.copy_online()
 
     def is_finite(self) -> bool:
         """Whether all parameters and buffers are finite. Waits for the device."""
@@ -232,6 +233,10 @@ class Algorithm(ABC):
     reduction: ClassVar[Literal["mean", "sum"]] = "mean"
     """How the per-item losses of a batch are reduced: `mean`, with importance sampling weights if
     the configuration has an `importance_sampling_exponent`, or `sum`, without weights."""
+    progress: Progress
+    """Progress of the run before this update, for `loss` and `td_error`: 0-dimensional int64
+    tensors on the learner's device. `LossLearner` sets it; another learner that calls `loss` sets
+    it to its own `progress`."""
 
     def __init_subclass__(cls, **rest: Any) -> None:
         super().__init_subclass__(**rest)

@@ -57,6 +57,7 @@ class LossLearner(Learner):
     def update(self, batch: Any) -> Update:
         for module in self.modules().values():
             resample_noise(module)
+        self._algorithm.progress = self.progress
         loss = self._algorithm.loss(batch, self.network, self.target)
         reduced, metrics = self._reduced(loss, batch)
         metrics = {

@@ -72,7 +72,8 @@ class SequenceQAlgorithm(SequenceAlgorithm):
         """TD errors of the U = `unroll_length` trained steps.
 
         Args:
-            batch: sequences on the learner's device, without the burn-in steps.
+            batch: sequences on the learner's device, without the burn-in steps, except that
+                `core_state` is the recurrent state before the burn-in.
             q: `[B, L - burn_in, num_actions]`, values of the online network, with gradients.
             target_q: `[B, L - burn_in, num_actions]`, values of the target network.
 
@@ -120,12 +121,12 @@ class SequenceQAlgorithm(SequenceAlgorithm):
         return q_values
 
     def _after_burn_in(self, batch: Sequences) -> Sequences:
-        rows = slice(self.config.burn_in, None)
-        names = ("action", "reward", "discount", "is_first", "is_last", "last_action")
-        parts = {name: getattr(batch, name)[:, rows] for name in (*names, "last_reward")}
-        extras = {name: values[:, rows] for name, values in batch.extras.items()}
-        observation = map_tensors(batch.observation, lambda tensor: tensor[:, rows])
-        return batch._replace(observation=observation, **parts, extras=extras)
+        burn_in, fields = self.config.burn_in, batch._asdict()
+        for name in ("core_state", "probability", "episode_edges"):
+            del fields[name]
+        rows = map_tensors(fields, lambda tensor: tensor[:, burn_in:])
+        edges = tuple(edge - burn_in for edge in batch.episode_edges if edge >= burn_in)
+        return batch._replace(**rows, episode_edges=edges)
 
     def exploration(self, place: LadderPlace) -> Exploration:
         return ladder_exploration(self.config, self.spec, place)

@@ -21,9 +21,13 @@ class TargetNetwork:
     ) -> None:
         self._online = online
         self.network = target.requires_grad_(False)
-        self.network.load_state_dict(online.state_dict())
+        self.copy_online()
         self._period = period
         self._rate = rate
+
+    def copy_online(self) -> None:
+        """Copy the online network's parameters and buffers to the target network."""
+        self.network.load_state_dict(self._online.state_dict())
 
     @torch.no_grad()
     def follow(self, updates: int) -> None:
@@ -31,7 +35,7 @@ class TargetNetwork:
         if updates % self._period:
             return
         if self._rate == 1.0:
-            self.network.load_state_dict(self._online.state_dict())
+            self.copy_online()
             return
         own, online = self.network.state_dict(), self._online.state_dict()
         for name, tensor in own.items():

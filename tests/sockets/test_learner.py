@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,8 +19,11 @@ from apex.daemons.learner.daemon import LearnerDaemon
 from apex.daemons.learner.parameter_server import ParameterServer
 from apex.daemons.learner.parameter_versions import Publication, PublicationBoard
 from apex.daemons.learner.prefetcher import Batch
+from apex.daemons.learner.trainer import Trainer
+from apex.daemons.metrics import MetricsLog
 from apex.daemons.status.health import alarms
 from apex.daemons.status.reports import LearnerReport
+from apex.errors import DivergedError
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoints, LearnerEndpoints, ReplayEndpoints
 from apex.wire.sockets import Poller
@@ -37,19 +42,45 @@ def publication(version: int) -> Publication:
     return Publication(version, 10 * version, 100 * version, 0.5, data, zlib.crc32(data))
 
 
-def test_late_actors_get_the_newest_parameters_at_once(tmp_path):
+def params_server(
+    folder: Path,
+    board: PublicationBoard,
+    status: Callable[[], LearnerReport] = learner_report,
+    env_steps: int = 0,
+) -> tuple[ParameterServer, Endpoints]:
+    """A parameter server for one actor, not started, and its endpoints."""
     endpoints = Endpoints(
-        ReplayEndpoints(f"ipc://{tmp_path}/i", f"ipc://{tmp_path}/s"),
-        LearnerEndpoints(f"ipc://{tmp_path}/p"),
+        ReplayEndpoints(f"ipc://{folder}/i", f"ipc://{folder}/s"),
+        LearnerEndpoints(f"ipc://{folder}/p"),
     )
+    server = ParameterServer(
+        endpoints, RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA), 1, env_steps, {},
+        board, status=status, on_evaluation=lambda mean: None, on_snapshot=lambda: None,
+    )  # fmt: skip
+    return server, endpoints
+
+
+def test_training_thread_reads_the_counts_while_a_status_waits_for_the_gpu(tmp_path):
+    counts: list[int] = []
+
+    def wait_for_gpu() -> LearnerReport:
+        training = threading.Thread(target=lambda: counts.append(server.env_steps), daemon=True)
+        training.start()
+        training.join(timeout=5.0)
+        assert counts == [70], "the training thread waits for the status"
+        return learner_report()
+
+    server, _ = params_server(tmp_path, PublicationBoard(), wait_for_gpu, env_steps=70)
+    with closing(server):
+        server.start()
+        assert server.status().env_steps == 70
+
+
+def test_late_actors_get_the_newest_parameters_at_once(tmp_path):
     board = PublicationBoard()
     board.put(publication(40))
     board.put(publication(41))
-    server = ParameterServer(
-        endpoints, RunFacts("run", env_spec((3,), "float32"), VECTOR_SCHEMA), 1, 0, {}, board,
-        status=learner_report, on_evaluation=lambda mean: None,
-        on_snapshot=lambda: None,
-    )  # fmt: skip
+    server, endpoints = params_server(tmp_path, board)
     with ExitStack() as stack:
         stack.enter_context(closing(server))
         server.start()
@@ -91,6 +122,30 @@ def keep_switch_interval() -> Iterator[None]:
     before = sys.getswitchinterval()
     yield
     sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("keep_switch_interval")
+def test_learner_closes_and_ends_the_run_when_its_last_updates_have_diverged(tmp_path, monkeypatch):
+    closed: list[str] = []
+
+    def diverged(trainer: Trainer) -> None:
+        raise DivergedError("the loss is not finite")
+
+    monkeypatch.setattr(Trainer, "save", diverged)
+    for kind in (PrefetcherStandIn, ParameterServer, MetricsLog):
+        close = kind.close
+        monkeypatch.setattr(
+            kind, "close",
+            lambda self, kind=kind, close=close: (closed.append(kind.__name__), close(self)),
+        )  # fmt: skip
+    run = prepared(tmp_path, "learner.nice=0", "run.max_hours=1e-9")
+    algorithm = make_algorithm(run.config().algorithm, run.facts().env)
+    with service_of(run, "learner") as service:
+        learner = LearnerDaemon(service, algorithm, PrefetcherStandIn(lambda: None))
+        with pytest.raises(DivergedError):
+            learner.run()
+    assert closed == ["PrefetcherStandIn", "ParameterServer", "MetricsLog"]
+    assert run.outcome() == "0.00 hours (max_hours = 1e-09)"
 
 
 @pytest.mark.usefixtures("keep_switch_interval")

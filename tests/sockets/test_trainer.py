@@ -6,6 +6,7 @@ import errno
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -15,6 +16,7 @@ import torch
 
 from apex.algos.registry import make_algorithm
 from apex.daemons.learner.prefetcher import Batch
+from apex.daemons.learner.snapshots import REPLAY_SNAPSHOT_S, Snapshots
 from apex.daemons.learner.trainer import Trainer
 from apex.errors import ConfigError, DivergedError
 from apex.launch.prepare import resume_run
@@ -49,10 +51,16 @@ class Counted:
         self.rejected += item_ids
 
 
-def trainer_of(run: RunDirectory, counted: Counted | None = None, **clock: Any) -> Trainer:
+@pytest.fixture(params=[0, 1], ids=["lag 0", "lag 1"])
+def lag(request: pytest.FixtureRequest) -> int:
+    """Newer updates before an update's results are read: 0 on a CPU, 1 on a GPU."""
+    return request.param
+
+
+def trainer_of(run: RunDirectory, counted: Counted | None = None, **options: Any) -> Trainer:
     """A trainer after `begin`."""
     learner = make_algorithm(run.config().algorithm, run.facts().env).learner(CPU)
-    trainer = Trainer(run, learner, **clock)
+    trainer = Trainer(run, learner, **options)
     counted = counted or Counted()
     trainer.begin(counted, counted)
     return trainer
@@ -89,13 +97,13 @@ def plain(state: Any) -> Any:
 
 @pytest.mark.parametrize("optimizer", ["rmsprop", "adam"])
 def test_second_start_restores_step_averages_target_random_state_and_counts(
-    tmp_path: Path, optimizer: str
+    tmp_path: Path, optimizer: str, lag: int
 ) -> None:
     run = prepared(
         tmp_path, f"algorithm.optimizer={optimizer}", "algorithm.target_update_period=3",
         "algorithm.hidden=[]", "algorithm.stream_hidden=[4]", "learner.publish_period=2",
     )  # fmt: skip
-    first = trainer_of(run)
+    first = trainer_of(run, lag=lag)
     for number in range(5):
         first.update(make_batch(number))
     torch.rand(5)  # the generator's state differs from that of a fresh start
@@ -110,7 +118,7 @@ def test_second_start_restores_step_averages_target_random_state_and_counts(
     assert modules["target"] != modules["online"]
     assert saved["learner"]["optimizations"]["online"]["optimizer"]["state"]
 
-    second = trainer_of(run)
+    second = trainer_of(run, lag=lag)
     assert torch.equal(torch.rand(3), draws)
     assert second.learner_step == 5 and second.resumed is not None
     assert (second.resumed.env_steps, second.resumed.best_return) == (4321, 8.0)
@@ -141,16 +149,18 @@ def test_resume_with_another_optimizer_is_refused_by_name(
         trainer_of(run)
 
 
-def test_diverged_parameters_are_neither_published_nor_restored(tmp_path: Path) -> None:
+def test_diverged_parameters_are_neither_published_nor_restored(tmp_path: Path, lag: int) -> None:
     # The first update's loss is finite; its parameters are about 1e30.
     run = prepared(tmp_path, "algorithm.learning_rate=1e30", "learner.publish_period=1")
-    trainer = trainer_of(run)
+    trainer = trainer_of(run, lag=lag)
     trainer.save()
     good, first = saved_state(run)["learner"], trainer.board.newest()
     trainer.update(make_batch(0))
     trainer.save()
     assert trainer.learner_step == 1 and trainer.board.newest() is first
-    trainer.update(make_batch(1))
+    for number in range(1, 2 + lag):
+        assert trainer.board.newest() is first
+        trainer.update(make_batch(number))
     assert trainer.learner_step == 0 and trainer.rollbacks == 1
     published = trainer.board.newest()
     assert published is not None and published is not first and published.learner_step == 0
@@ -158,28 +168,59 @@ def test_diverged_parameters_are_neither_published_nor_restored(tmp_path: Path) 
     assert [path.name for path in paths] == ["step_0000000000"]
     trainer.save()
     assert saved_state(run)["learner"] == good
-    trainer.update(make_batch(0))
+    for number in range(1 + lag):
+        trainer.update(make_batch(number))
     with pytest.raises(DivergedError, match="step 1 is not finite, again"):
-        trainer.update(make_batch(1))
+        trainer.update(make_batch(1 + lag))
+    assert trainer.board.newest() is published
+
+
+def test_snapshot_names_the_step_of_its_checkpoint_after_a_rollback(tmp_path: Path) -> None:
+    run = prepared(tmp_path, "algorithm.learning_rate=1e30")
+    trainer, replies = trainer_of(run, lag=1), []
+    trainer.save()
+    for number in range(2):
+        trainer.update(make_batch(number))
+    assert trainer.learner_step == 2, "the loss that is not finite has not been read"
+    snapshots = Snapshots(trainer)
+    server = SimpleNamespace(
+        take_snapshot_requesters=list, reply_to_snapshot=lambda to, saved: replies.append(saved)
+    )
+    prefetcher = SimpleNamespace(snapshot=lambda number: None, saved=None)
+    snapshots.take(server, prefetcher, now=0.0)
+    snapshots.answer(server, prefetcher, now=REPLAY_SNAPSHOT_S)
+    assert replies == [{"checkpoint": "step_0000000000", "learner_step": 0, "replay": None}]
+
+
+def test_checkpoint_waits_for_the_results_of_all_updates(tmp_path: Path, lag: int) -> None:
+    counted = Counted()
+    trainer = trainer_of(prepared(tmp_path), counted, lag=lag)
+    trainer.update(make_batch(0))
+    trainer.update(make_batch(1))
+    assert len(counted.put) == 2 - lag
+    trainer.save()
+    assert len(counted.put) == 2
 
 
 @pytest.mark.parametrize("column", ["observation", "n_step_return"])
 def test_item_with_an_absurd_value_is_dropped_and_training_continues(
-    tmp_path: Path, column: str
+    tmp_path: Path, column: str, lag: int
 ) -> None:
     """The value is finite, so the table accepts it; a priority of 1e30 is above its limit."""
     run, counted = prepared(tmp_path), Counted()
-    trainer = trainer_of(run, counted)
+    trainer = trainer_of(run, counted, lag=lag)
     trainer.save()
     before = saved_state(run)["learner"]["modules"]["online"]
     trainer.update(make_batch(0, **{column: 3e38 if column == "observation" else 1e30}))
-    assert trainer.learner_step == 1 and trainer.rollbacks == 0
+    if lag:
+        trainer.update(make_batch(2))
+    assert trainer.learner_step == 1 + lag and trainer.rollbacks == 0
     assert counted.rejected == [1]
     ((item_ids, priorities),) = counted.put
     assert item_ids == [0, 2, 3, 4, 5, 6, 7] and len(priorities) == 7
     trainer.update(make_batch(1))
     trainer.save()
-    assert trainer.learner_step == 2
+    assert trainer.learner_step == 2 + lag and counted.rejected == [1]
     assert saved_state(run)["learner"]["modules"]["online"] != before
 
 
@@ -199,11 +240,20 @@ def test_failed_checkpoint_raises_an_alarm_until_one_is_saved(
     assert trainer.save() is not None and trainer.alarm is None
 
 
+@pytest.mark.parametrize(
+    ("period", "lag", "steps"),
+    [
+        (1, 0, [0, 1, 2, 3, 4]),
+        (1, 1, [0, 0, 1, 2, 3]),
+        (2, 0, [0, 0, 2, 2, 4]),
+        (2, 1, [0, 0, 0, 2, 2]),
+    ],
+)
 def test_parameters_are_published_after_the_next_finite_loss(
-    tmp_path: Path,
+    tmp_path: Path, period: int, lag: int, steps: list[int]
 ) -> None:
-    trainer = trainer_of(prepared(tmp_path, "learner.publish_period=2"))
-    for number, expected in enumerate([0, 0, 2, 2, 4]):
+    trainer = trainer_of(prepared(tmp_path, f"learner.publish_period={period}"), lag=lag)
+    for number, expected in enumerate(steps):
         trainer.update(make_batch(number))
         newest = trainer.board.newest()
         assert newest is not None and newest.learner_step == expected
@@ -239,11 +289,13 @@ def test_learning_rate_of_zero_is_logged_once_until_the_remedy_is_applied(
     assert saved_state(run)["learner"]["modules"]["online"] != learned
 
 
-def test_run_ends_for_its_first_reason(tmp_path: Path) -> None:
+def test_run_ends_for_its_first_reason(tmp_path: Path, lag: int) -> None:
     now = [0.0]
     settings = ("run.max_env_steps=5000", "run.max_hours=1", "run.until_return=100")
     counted = Counted()
-    trainer = trainer_of(prepared(tmp_path, *settings), counted, clock=lambda: now[0])
+    run = prepared(tmp_path, *settings)
+    trainer = trainer_of(run, counted, clock=lambda: now[0], lag=lag)
+    trainer.update(make_batch(0))
     now[0] = 3599.0
     trainer.check_end()
     trainer.evaluated(99.9)

@@ -215,6 +215,31 @@ def test_averaging_target_moves_by_its_rate_at_each_update() -> None:
     assert moved == [2.0, 3.5]  # 0 + 8/4, 2 + 6/4
 
 
+class CriticTargetLearner(Learner):
+    """Publishes an actor and a critic, as TD3 does; only the critic has a target network."""
+
+    def __init__(self, algorithm: DPG) -> None:
+        self.device, self.network = CPU, algorithm.network()
+        self.target = TargetNetwork(self.network.critic, algorithm.network().critic, period=100)
+
+    def targets(self) -> list[TargetNetwork]:
+        return [self.target]
+
+    def update(self, batch: Transitions) -> Update:
+        raise NotImplementedError
+
+
+def test_published_parameters_are_loaded_where_a_target_follows_a_part_of_the_network() -> None:
+    algorithm = DPG(DPG.Config(actor_hidden=(8,), critic_hidden=(8,)), CONTINUOUS)
+    published = algorithm.network().state_dict()
+    learner = CriticTargetLearner(algorithm)
+    learner.load_parameters(published)
+    for name, tensor in learner.network.state_dict().items():
+        assert torch.equal(tensor, published[name])
+    for name, tensor in learner.target.network.state_dict().items():
+        assert torch.equal(tensor, published[f"critic.{name}"])
+
+
 class Epochs(Impala):
     """Four steps of the optimizer on each batch, with a clipped ratio: one update of PPO."""
 
@@ -249,28 +274,36 @@ def test_update_of_several_epochs_is_one_learner_step() -> None:
     assert rates == pytest.approx([0.01, 0.005, 0.0])
 
 
-class Scheduled(ApexDQN):
-    """Scales its loss up over the first 100 learner steps, by the run's progress."""
+class Cooling(ApexDQN):
+    """Soft Q-learning whose temperature falls from 1 to 0.1 over 100 learner steps."""
 
-    def learner(self, device: torch.device) -> Learner:
-        learner = super().learner(device)
-        loss = self.loss
-
-        def fading(batch: Any, online: nn.Module, target: nn.Module | None) -> Loss:
-            share = (learner.progress.learner_step / 100).clamp(max=1.0)
-            given = loss(batch, online, target)
-            return given._replace(per_item=share * given.per_item, metrics={"share": share})
-
-        self.loss = fading  # type: ignore[method-assign]
-        return learner
+    def td_error(self, batch: Transitions, online: nn.Module, target: nn.Module) -> Any:
+        temperature = (1.0 - self.progress.learner_step / 100).clamp(min=0.1)
+        taken = batch.action.long().unsqueeze(1)
+        q = self.q_values(online, batch.observation).gather(1, taken).squeeze(1)
+        with torch.no_grad():
+            next_q = self.q_values(target, batch.next_observation) / temperature
+        after = temperature * next_q.logsumexp(dim=1)
+        metrics = {"temperature": temperature, "env_steps": self.progress.env_steps}
+        return batch.n_step_return + batch.discount * after - q, metrics
 
 
-def test_progress_reaches_the_loss_as_tensors() -> None:
-    algorithm = Scheduled(Scheduled.Config(), SPEC)
+def test_temperature_falls_with_the_learner_step() -> None:
+    algorithm = Cooling(Cooling.Config(learning_rate=1e-12), SPEC)
     learner, batch = algorithm.learner(CPU), batch_of(random_transitions(algorithm, 4))
-    shares = [float(learner.learn(batch, Progress(step, 0)).metrics["share"])
-              for step in (0, 25, 200)]  # fmt: skip
-    assert shares == [0.0, 0.25, 1.0]
+    updates = [learner.learn(batch, Progress(step, 0)) for step in (0, 25, 200)]
+    temperatures = [float(update.metrics["temperature"]) for update in updates]
+    assert temperatures == pytest.approx([1.0, 0.75, 0.1])
+    first, second, _ = (update.priorities for update in updates)
+    assert not torch.allclose(first, second)
+
+
+def test_progress_is_exact_beyond_the_integers_of_float32() -> None:
+    algorithm = Cooling(Cooling.Config(), SPEC)
+    learner, batch = algorithm.learner(CPU), batch_of(random_transitions(algorithm, 4))
+    env_steps = 10**9 + 1
+    update = learner.learn(batch, Progress(0, env_steps))
+    assert update.metrics["env_steps"].item() == learner.progress.env_steps.item() == env_steps
 
 
 class Logged(ApexDQN):

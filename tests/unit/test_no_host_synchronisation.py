@@ -75,6 +75,17 @@ def update_without_numbers(algorithm: Algorithm) -> None:
             learner.learn(fake, Progress(step, 100 * step))
 
 
+class Cooling(ApexDQN):
+    """Scales its TD errors by the run's progress."""
+
+    def td_error(self, batch: Any, online: Any, target: Any) -> Any:
+        errors, metrics = super().td_error(batch, online, target)
+        return errors * (1.0 - self.progress.learner_step / 100).clamp(min=0.1), metrics
+
+
+CASES["progress"] = (Cooling, VECTORS, {})
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_update_reads_no_tensor_value(name: str) -> None:
     kind, spec, settings = CASES[name]

@@ -185,6 +185,33 @@ def test_burn_in_gives_the_state_of_a_full_unroll_while_parameters_stay():
     torch.testing.assert_close(after_burn_in, whole[:, 3:])
 
 
+class Watched(R2D2):
+    """Keeps the batches that `td_error` receives."""
+
+    def td_error(self, batch, q, target_q):
+        self.seen = batch
+        return super().td_error(batch, q, target_q)
+
+
+def test_td_error_receives_every_field_without_the_burn_in_steps():
+    algorithm = Watched(R2D2.Config(**SMALL), SPEC)
+    is_first = np.zeros((4, LENGTH), bool)
+    is_first[0, 1] = is_first[1, 3] = is_first[2, 7] = True
+    mask = torch.arange(4 * LENGTH * 4).reshape(4, LENGTH, 4) % 3 > 0
+    whole = batch_of({**make_batch(6), "is_first": is_first, "value": np.ones((4, LENGTH))})
+    whole = whole._replace(action_mask=mask)
+    assert whole.episode_edges == (1, 3, 7)
+    learn(algorithm.learner(CPU), whole)
+    seen = algorithm.seen
+    assert seen.episode_edges == (0, 4)
+    for name in ("observation", "action", "reward", "discount", "is_first", "is_last",
+                 "last_action", "last_reward", "action_mask"):  # fmt: skip
+        assert torch.equal(getattr(seen, name), getattr(whole, name)[:, 3:])
+    assert seen.extras["value"].shape == (4, LENGTH - 3)
+    assert torch.equal(seen.core_state, whole.core_state)
+    assert torch.equal(seen.probability, whole.probability)
+
+
 def test_burn_in_passes_no_gradient():
     learner, arrays = make_learner(), make_batch(3)
     observations = torch.from_numpy(arrays["observation"]).requires_grad_()

@@ -54,7 +54,7 @@ class LearnerDaemon:
         config = service.config.learner
         self._device = device = begin_training(service.config)
         self._trainer = Trainer(service.run, algorithm.learner(device))
-        self._snapshots = Snapshots(self._trainer.save)
+        self._snapshots = Snapshots(self._trainer)
         self._metrics = MetricsLog(
             service.run.metrics, service.name, service.config.run.metrics_max_mb, tensorboard=True
         )
@@ -126,7 +126,7 @@ class LearnerDaemon:
             now = time.monotonic()
             if checkpoint.due() or self._snapshots.requested:
                 checkpoint.restart()
-                self._snapshots.take(self._server, self._prefetcher, trainer.learner_step, now)
+                self._snapshots.take(self._server, self._prefetcher, now)
             self._snapshots.answer(self._server, self._prefetcher, now)
 
     def _update_or_wait(self) -> None:
@@ -147,16 +147,22 @@ class LearnerDaemon:
         self._report.updates.add(1)
 
     def close(self, orderly: bool) -> None:
-        """Stop; when `orderly`, with a checkpoint: an exception may have left an invalid state."""
+        """Stop; when `orderly`, with a checkpoint: an exception may have left an invalid state.
+
+        Raises:
+            DivergedError: the last updates diverged and cannot be rolled back.
+        """
         self._report.state = "draining"
-        if orderly:
-            self._trainer.save()
-            self._write_metrics()
-        self._prefetcher.close()
-        self._server.close()
-        self._metrics.close()
-        if self._trainer.outcome is not None:
-            self._end_run(self._trainer.outcome)
+        try:
+            if orderly:
+                self._trainer.save()
+                self._write_metrics()
+        finally:
+            self._prefetcher.close()
+            self._server.close()
+            self._metrics.close()
+            if self._trainer.outcome is not None:
+                self._end_run(self._trainer.outcome)
 
     def _end_run(self, outcome: str) -> None:
         """Write why the run ended, and stop the engine."""

@@ -215,9 +215,10 @@ class ParameterServer:
     def status(self) -> LearnerAnswer:
         """The complete reply to STATUS."""
         refused = sum(self._server.refused.values())
+        report = self._status()  # may wait for a GPU: the training thread also takes the lock
         with self._lock:
             return LearnerAnswer(
-                learner=replace(self._status(), refused=refused, **connections()._asdict()),
+                learner=replace(report, refused=refused, **connections()._asdict()),
                 env_steps=self.membership.env_steps,
                 actors=self.membership.actors(),
                 evaluator=self.membership.evaluator(),

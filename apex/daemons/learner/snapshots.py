@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from apex.daemons.learner.parameter_server import ParameterServer, SnapshotRequester
 from apex.daemons.learner.prefetcher import Prefetcher
+from apex.daemons.learner.trainer import Trainer
 
 REPLAY_SNAPSHOT_S = 30.0
 
@@ -28,11 +28,11 @@ class Snapshots:
     """Takes snapshots, one at a time, and replies to their requesters.
 
     Args:
-        save: writes a checkpoint; returns None when the disk refuses it.
+        trainer: writes the checkpoints.
     """
 
-    def __init__(self, save: Callable[[], Path | None]) -> None:
-        self._save = save
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
         self._requested = threading.Event()
         self._count = 0
         self._in_progress: _Snapshot | None = None
@@ -46,18 +46,22 @@ class Snapshots:
         """Request a snapshot. Thread-safe."""
         self._requested.set()
 
-    def take(
-        self, server: ParameterServer, prefetcher: Prefetcher, learner_step: int, now: float
-    ) -> None:
-        """Write a checkpoint, and ask the replay server to write its contents to disk."""
+    def take(self, server: ParameterServer, prefetcher: Prefetcher, now: float) -> None:
+        """Write a checkpoint, and ask the replay server to write its contents to disk.
+
+        Raises:
+            DivergedError: the run diverged and cannot be rolled back.
+        """
         self._requested.clear()
         requesters = server.take_snapshot_requesters()
         if self._in_progress is not None:
             requesters += self._in_progress.requesters  # they get this newer snapshot instead
         self._count += 1
         prefetcher.snapshot(self._count)
+        path = self._trainer.save()
+        learner_step = self._trainer.learner_step  # after saving, which may roll back
         deadline = now + REPLAY_SNAPSHOT_S
-        self._in_progress = _Snapshot(self._count, requesters, self._save(), learner_step, deadline)
+        self._in_progress = _Snapshot(self._count, requesters, path, learner_step, deadline)
 
     def answer(self, server: ParameterServer, prefetcher: Prefetcher, now: float) -> None:
         """Reply to the requesters once the replay server has replied or the deadline is over."""

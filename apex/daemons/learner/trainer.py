@@ -87,6 +87,8 @@ class Trainer:
         run: the run.
         learner: a new learner; it resumes from the run's newest valid checkpoint, if any.
         clock: monotonic time in seconds.
+        lag: newer updates that run before an update's results are read; None: 1 on a GPU, which
+            then need not wait for the host, and 0 on a CPU.
 
     Raises:
         ConfigError: a checkpoint does not fit the configuration.
@@ -97,16 +99,17 @@ class Trainer:
         run: RunDirectory,
         learner: Learner,
         clock: Callable[[], float] = time.monotonic,
+        lag: int | None = None,
     ) -> None:
         self._run, self._config, self._env = run, run.config(), run.facts().env
         self._learner, self._clock = learner, clock
         self._counts: Counts
         self._priorities: Priorities
-        # On a GPU an update's results are read while the next update runs.
-        self._lag = 1 if learner.device.type == "cuda" else 0
+        self._lag = int(learner.device.type == "cuda") if lag is None else lag
         self._pending: deque[_Pending] = deque()
-        self._unverified: Publication | None = None
-        """Parameters to publish once a finite loss of the next update has verified them."""
+        self._unverified: deque[Publication] = deque()
+        """Parameters to publish once a finite loss of the next update has verified them, oldest
+        first: at most `lag` + 1."""
         self.board = PublicationBoard()
         self.learner_step = 0
         self.rollbacks = 0
@@ -200,7 +203,9 @@ class Trainer:
         if not self._process_pending(self._lag):
             return
         if self.learner_step % self._config.learner.publish_period == 0:
-            self._unverified = self._publication()
+            publication = self._publication()
+            if publication is not None:
+                self._unverified.append(publication)
 
     def _process_pending(self, keep: int = 0) -> bool:
         """Process results until `keep` updates are pending; returns False after a rollback."""
@@ -224,9 +229,8 @@ class Trainer:
                 (~good).sum(),
             )
             self._priorities.reject(item_ids[~good].tolist())
-        if self._unverified is not None and self._unverified.learner_step <= update.learner_step:
-            self.board.put(self._unverified)
-            self._unverified = None
+        while self._unverified and self._unverified[0].learner_step <= update.learner_step:
+            self.board.put(self._unverified.popleft())
         if self._config.replay.selector == "prioritized":
             self._priorities.put_priorities(item_ids[good], priorities[good])
         age = np.maximum(update.learner_step - update.batch.learner_steps, 0)
@@ -256,7 +260,7 @@ class Trainer:
         self.rollbacks += 1
         self._pending.clear()
         self._load(found)
-        self._unverified = None
+        self._unverified.clear()
         log.error("%s: rolled back to %s; a second time ends the run", what, found.path.name)
         self.publish()
 
@@ -278,7 +282,13 @@ class Trainer:
         return Publication(version, self.learner_step, env_steps, self.train_s, data, crc32)
 
     def save(self) -> Path | None:
-        """Write a checkpoint; returns None and sets the alarm when it cannot be written."""
+        """Write a checkpoint; returns None and sets the alarm when it cannot be written.
+
+        It first processes the results of all updates, so it may roll back.
+
+        Raises:
+            DivergedError: the run diverged and cannot be rolled back.
+        """
         self._process_pending()
         folder = self._run.checkpoints
         state = {"learner": self._learner.state_dict(), "rng": torch.get_rng_state()}
