@@ -12,7 +12,7 @@ import torch
 
 from apex.config.loading import merge, parse
 from apex.daemons.learner.prefetcher import Prefetcher
-from apex.daemons.replay import insert_endpoint
+from apex.daemons.replay import insert_endpoint, sample_endpoint
 from apex.daemons.replay.client import InsertClient, SampleClient
 from apex.daemons.replay.daemon import ReplayServer
 from apex.data.chunks import Items, Samples
@@ -478,6 +478,45 @@ def test_waiting_request_that_is_repeated_is_served_once(replay):
     client.insert(vector_chunk([1, 2, 3]))
     replay.until(lambda: replay.batches)
     assert replay.server.table.counters.sampled == 4
+
+
+@pytest.mark.parametrize("refused", ["priorities", "no_mass", "busy"])
+def test_open_requests_are_answered_after_an_error_about_another_message(
+    replay, monkeypatch, refused
+):
+    """Of a queue, items of a reply that is thrown away would be lost."""
+    monkeypatch.setattr(sample_endpoint, "MAX_PENDING_SAMPLES", 3)
+    server = replay.start(selector="fifo", max_times_sampled=1)
+    learner, client = replay.learner(), replay.producer()
+    replay.until(lambda: learner.client.ready and client.has_credit)
+    learner.ask(3)
+    replay.until(lambda: server.status().waiting_samples == 3)
+    if refused == "priorities":
+        learner.update_priorities(np.zeros(2, dtype=np.int64), np.ones(1))
+    elif refused == "no_mass":
+        server.samples._pending.popleft()
+        server.samples.server.refuse(*server.samples.server.peers, "no_mass", "no priority above 0")
+    else:
+        learner.ask(1)
+    replay.until(lambda: server.status().refused_by and learner._ask_not_before > 0.0)
+    assert learner.in_flight == (2 if refused == "no_mass" else 3)
+    client.insert(vector_chunk(range(12)))
+    replay.until(lambda: not learner.in_flight)
+    actions = np.concatenate([batch.columns["action"] for batch in replay.batches])
+    assert actions.tolist() == list(range(8 if refused == "no_mass" else 12))
+
+
+def test_repeated_request_is_ignored_when_the_queue_is_full(replay, monkeypatch):
+    monkeypatch.setattr(sample_endpoint, "MAX_PENDING_SAMPLES", 2)
+    server = replay.start(min_size=3)
+    learner = replay.learner()
+    replay.until(lambda: learner.client.ready)
+    learner.ask(2)
+    replay.until(lambda: server.status().waiting_samples == 2)
+    replay.now += 11.0
+    for _ in range(10):
+        replay.turn()
+    assert server.status().waiting_samples == 2 and not server.status().refused_by
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 10**9])

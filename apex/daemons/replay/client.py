@@ -173,13 +173,21 @@ class SampleClient:
                     log.warning("dropped a batch: %s", error)
             elif isinstance(message, SnapshotReply):
                 self.saved = message
-            elif isinstance(message, Welcome | Error):
+            elif isinstance(message, Welcome):
                 # Earlier requests will not be answered; the caller asks again.
                 self._requested_at.clear()
-                if isinstance(message, Error):
-                    self._ask_not_before = self._clock() + RETRY_AFTER_ERROR_S
+            elif isinstance(message, Error):
+                self._on_error(message.code)
         self._resend()
         return batches
+
+    def _on_error(self, code: str) -> None:
+        """Pause, and forget the request that the error answers; the other requests still wait."""
+        self._ask_not_before = self._clock() + RETRY_AFTER_ERROR_S
+        if code == "no_mass" and self._requested_at:  # requests are served in order
+            del self._requested_at[next(iter(self._requested_at))]
+        elif code == "busy" and self._requested_at:  # earlier requests fill the queue
+            self._requested_at.popitem()
 
     def _resend(self) -> None:
         """Repeat requests whose replies may be lost; the server ignores those that still wait."""

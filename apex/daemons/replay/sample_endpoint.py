@@ -128,11 +128,13 @@ class SampleEndpoint:
                     "bad_request",
                     f"batch_size: expected 1 to {MAX_BATCH_SIZE}, got {message.batch_size}",
                 )
+            elif _PendingSample(identity, message) in self._pending:
+                return
             elif len(self._pending) >= MAX_PENDING_SAMPLES:
                 self.server.refuse(
                     identity, "busy", f"{MAX_PENDING_SAMPLES} sample requests wait already"
                 )
-            elif _PendingSample(identity, message) not in self._pending:
+            else:
                 self._pending.append(_PendingSample(identity, message))
 
     def _update_priorities(self, identity: bytes, arrays: Arrays) -> None:
