@@ -64,6 +64,17 @@ def test_prioritized_raises_when_every_priority_is_zero():
         selector.sample(1, np.random.default_rng(0))
 
 
+@pytest.mark.parametrize("exponent", [0.0, 0.6])
+def test_prioritized_never_chooses_priority_zero_also_after_a_restore(exponent):
+    selector, restored = Prioritized(3, exponent), Prioritized(3, exponent)
+    selector.insert(slots(0, 1, 2), np.array([1.0, 0.0, 1.0]))
+    saved = selector.priorities(np.arange(3))
+    assert saved.tolist() == [1.0, 0.0, 1.0]
+    restored.insert(np.arange(3), saved)
+    assert probabilities_by_slot(selector) == {0: 0.5, 2: 0.5}
+    assert probabilities_by_slot(restored) == {0: 0.5, 2: 0.5}
+
+
 def test_uniform_chooses_remaining_slots_equally_after_deletes():
     selector = Uniform(8)
     selector.insert(np.arange(8), np.ones(8))

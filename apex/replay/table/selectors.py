@@ -38,7 +38,7 @@ class Prioritized:
 
     P(i) = p_i^alpha / sum_k p_k^alpha. A batch is a stratified sample: the total mass is divided
     into `count` equal parts, and one point is drawn from each. Initial and updated priorities are
-    raised to the same exponent.
+    raised to the same exponent. A slot of priority 0 has no mass, also if the exponent is 0.
     """
 
     def __init__(self, capacity: int, priority_exponent: float) -> None:
@@ -46,7 +46,7 @@ class Prioritized:
         self._exponent = priority_exponent
 
     def insert(self, slots: Slots, priorities: Floats) -> None:
-        self._tree.set(slots, priorities**self._exponent)
+        self._tree.set(slots, _powers(priorities, self._exponent))
 
     update = insert
 
@@ -54,15 +54,18 @@ class Prioritized:
         self._tree.set(slots, np.zeros(len(slots)))
 
     def priorities(self, slots: Slots) -> Floats:
-        if self._exponent == 0:
-            return np.ones(len(slots))
-        priorities: Floats = self._tree.get(slots) ** (1.0 / self._exponent)
-        return priorities
+        inverse = 1.0 / self._exponent if self._exponent else 0.0
+        return _powers(self._tree.get(slots), inverse)
 
     def sample(self, count: int, rng: np.random.Generator) -> tuple[Slots, Floats]:
         strata = (np.arange(count) + rng.random(count)) / count
         slots = self._tree.sample(np.minimum(strata, np.nextafter(1.0, 0.0)))
         return slots, self._tree.get(slots) / self._tree.total
+
+
+def _powers(values: Floats, exponent: float) -> Floats:
+    """Raise to an exponent; 0 stays 0, although NumPy's 0 ** 0 is 1."""
+    return np.where(values > 0, values**exponent, 0.0)
 
 
 class Uniform:
