@@ -133,7 +133,7 @@ class Prefetcher:
         return batch
 
     def reject(self, item_ids: Sequence[int]) -> None:
-        """Count corrupt items and set their priority to 0, so that they are not sampled again."""
+        """Count corrupt items and set their priority to 0."""
         if item_ids:
             self.corrupt_items += len(item_ids)
             self.put_priorities(np.array(item_ids, dtype=np.int64), np.zeros(len(item_ids)))

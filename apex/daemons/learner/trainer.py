@@ -225,7 +225,7 @@ class Trainer:
         if not good.all():
             log.warning(
                 "%d items give an invalid priority (not finite or too large) although the "
-                "network is finite: they are not sampled again",
+                "network is finite: their priority is set to 0",
                 (~good).sum(),
             )
             self._priorities.reject(item_ids[~good].tolist())
