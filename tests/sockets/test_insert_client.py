@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -584,6 +585,31 @@ def test_prefetcher_requests_all_its_batches_at_once(replay):
     batch = prefetcher.get(10.0)
     assert batch is not None and set(batch.data["action"].tolist()) <= {1, 2, 3}
     replay.until(lambda: prefetcher.ready == 3 and server.table.counters.sampled == 16)
+
+
+def test_snapshot_requested_while_another_is_sent_is_sent_too(replay):
+    """The learner's main thread may request one at any moment."""
+
+    class Sampler(SampleClient):
+        asked: ClassVar[list[int]] = []
+
+        def snapshot(self, snapshot_id: int) -> bool:
+            if not self.asked:  # there is no connection, and the next request comes meanwhile
+                prefetcher.snapshot(2)
+            self.asked.append(snapshot_id)
+            return len(self.asked) > 1 and super().snapshot(snapshot_id)
+
+    replay.start(min_size=3)
+    prefetcher = Prefetcher(
+        lambda: Sampler(
+            replay.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 4
+        ),
+        VECTOR_SCHEMA, lambda items: items.columns, depth=1, threads=1,
+    )  # fmt: skip
+    replay.callback(prefetcher.close)
+    prefetcher.snapshot(1)
+    replay.until(lambda: prefetcher.saved is not None and prefetcher.saved.snapshot_id == 2)
+    assert set(Sampler.asked) == {1, 2}
 
 
 def test_prefetcher_returns_transferred_batches_and_raises_out_of_memory(replay):

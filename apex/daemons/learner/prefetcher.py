@@ -99,7 +99,7 @@ class Prefetcher:
         self.dropped_batches = 0
         self.corrupt_items = 0
         """Sampled items that could not be learned from; an item counts each time."""
-        self._requested_snapshot: int | None = None
+        self._requested_snapshots: deque[int] = deque()
         self.saved: SnapshotReply | None = None
         """The replay server's newest reply to `snapshot`."""
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
@@ -146,7 +146,7 @@ class Prefetcher:
 
     def snapshot(self, snapshot_id: int) -> None:
         """Ask the replay server to write its contents to disk."""
-        self._requested_snapshot = snapshot_id
+        self._requested_snapshots.append(snapshot_id)
         self._waker.wake()
 
     def _run(self) -> None:
@@ -162,9 +162,7 @@ class Prefetcher:
                     )
                 self.table_items = client.table_items
                 self.saved = client.saved
-                requested, self._requested_snapshot = self._requested_snapshot, None
-                if requested is not None and not client.snapshot(requested):
-                    self._requested_snapshot = self._requested_snapshot or requested
+                self._send_snapshot(client)
                 self._send_priorities(client)
                 client.ask(max(0, self._depth - client.in_flight - self._ready.qsize()))
             self._send_priorities(client)
@@ -172,6 +170,13 @@ class Prefetcher:
             self._error = error
         finally:
             client.close()
+
+    def _send_snapshot(self, client: SampleClient) -> None:
+        """Send the newest request for a snapshot; without a connection it stays for later."""
+        while len(self._requested_snapshots) > 1:
+            self._requested_snapshots.popleft()
+        if self._requested_snapshots and client.snapshot(self._requested_snapshots[0]):
+            self._requested_snapshots.popleft()
 
     def _send_priorities(self, client: SampleClient) -> None:
         while self._priorities:
