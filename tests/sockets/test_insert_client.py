@@ -317,6 +317,45 @@ def test_insert_refused_for_lack_of_credit_must_come_before_later_ones(replay, m
     assert replay.actions() == [0, 1] and server.status().items == 2
 
 
+def test_client_resends_at_once_after_a_gap(replay, monkeypatch):
+    server = replay.start()
+    client = replay.producer()
+    replay.until(lambda: client.has_credit)
+    with monkeypatch.context() as full:
+        full.setattr(insert_endpoint, "MAX_PENDING", 0)
+        client.insert(vector_chunk([0]))
+        replay.until(lambda: server.status().refused_by.get("no_credit"))
+    client.insert(vector_chunk([1]))
+    replay.until(lambda: client.unacknowledged == 0)  # the clock stands still
+    assert replay.actions() == [0, 1] and server.status().refused_by["sequence_gap"] == 1
+
+
+def test_client_resends_once_a_second_while_a_gap_stays(replay, monkeypatch):
+    server = replay.start()
+    client = replay.producer()
+    insert(replay, client, 0)
+    replay.until(lambda: client.unacknowledged == 0)
+    send, sent = client.client.send, []
+
+    def lose_the_first(message, arrays=None):
+        sent.append(message.seq)
+        return message.seq == 1 or send(message, arrays)
+
+    monkeypatch.setattr(client.client, "send", lose_the_first)
+    client.insert(vector_chunk([1]))
+    client.insert(vector_chunk([2]))
+    replay.until(lambda: server.status().refused_by)
+    for resends in (1, 2, 3):
+        replay.until(lambda count=resends + 1: server.status().refused_by["sequence_gap"] == count)
+        for _ in range(20):
+            replay.turn()
+        assert sent == [1, 2] * (resends + 1)
+        replay.now += 1.5
+    monkeypatch.undo()
+    replay.until(lambda: client.unacknowledged == 0)
+    assert replay.actions() == [0, 1, 2]
+
+
 def test_older_start_of_one_name_is_superseded(replay):
     replay.start()
     older = replay.producer(epoch=1)

@@ -33,6 +33,8 @@ log = logging.getLogger("apex.replay")
 
 RESEND_S = 10.0
 """Seconds without a reply after which a request is sent again on an open connection."""
+RESEND_AFTER_GAP_S = 1.0
+"""Seconds after a resend before another `sequence_gap` leads to the next one."""
 
 
 RETRY_AFTER_ERROR_S = 1.0
@@ -63,6 +65,9 @@ class InsertClient:
         self._next_seq = 0
         self._unacknowledged: OrderedDict[int, Arrays] = OrderedDict()
         self._last_progress = clock()
+        self._last_resend = float("-inf")
+        self._gap = False
+        """Whether the server has lacked an insert since the last resend."""
         self.inserted_items = 0
 
     @property
@@ -95,8 +100,16 @@ class InsertClient:
                 self._credits = message.credits
                 self._on_ack(message.last_seq, message.volatile_seq)
                 self._resend()
-        if self._unacknowledged and self._clock() - self._last_progress > RESEND_S:
+            elif isinstance(message, Error) and message.code == "sequence_gap":
+                self._gap = True
+        if self._resend_is_due():
             self._resend()
+
+    def _resend_is_due(self) -> bool:
+        """Whether a reply is missing for long, or the server lacks an insert."""
+        now = self._clock()
+        after_gap = self._gap and now - self._last_resend > RESEND_AFTER_GAP_S
+        return bool(self._unacknowledged) and (after_gap or now - self._last_progress > RESEND_S)
 
     def _on_ack(self, last_seq: int, volatile_seq: int) -> None:
         self._last_progress = self._clock()
@@ -106,6 +119,9 @@ class InsertClient:
 
     def _resend(self) -> None:
         self._last_progress = self._clock()
+        self._gap = False
+        if self._unacknowledged:
+            self._last_resend = self._last_progress
         for seq, arrays in self._unacknowledged.items():
             self.client.send(Insert(seq=seq), arrays)
 
