@@ -69,6 +69,7 @@ class Launcher:
         run: the run.
         names: names of the daemons.
         payload: `Extensions` as of `pickle_extensions`, or empty.
+        is_engine: whether this is the run's engine, which rotates `engine.log` too.
         context: creates the processes; by default a `multiprocess` context that spawns them.
         clock: seconds, monotonic.
     """
@@ -79,6 +80,7 @@ class Launcher:
         names: Sequence[str],
         payload: bytes = b"",
         *,
+        is_engine: bool = False,
         context: Any = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -88,6 +90,7 @@ class Launcher:
         self._log_bytes = int(run.config().run.log_max_mb * 1e6)
         self._context = context or multiprocess.get_context("spawn")
         self._daemons = [_Daemon(name) for name in names]
+        self._logs = ("engine", *names) if is_engine else tuple(names)
         self._stopping = False
         self._last_bad_code = 0
         self._next_log_check = 0.0
@@ -169,7 +172,7 @@ class Launcher:
         if self._clock() < self._next_log_check:
             return
         self._next_log_check = self._clock() + LOG_CHECK_S
-        for name in ("engine", *(daemon.name for daemon in self._daemons)):
+        for name in self._logs:
             path = self._run.logs / f"{name}.log"
             if path.exists() and path.stat().st_size > self._log_bytes:
                 try:
@@ -220,7 +223,8 @@ def main(
         engine.register(directory, "local")
         extensions = sys.stdin.buffer.read() if payload else b""
         log.info("run %s", directory.path)
-        code = Launcher(directory, daemon_names(directory.config()), extensions).run()
+        names = daemon_names(directory.config())
+        code = Launcher(directory, names, extensions, is_engine=True).run()
     except ApexError as error:
         log.error("%s", error)
         code = int(error.exit_code)

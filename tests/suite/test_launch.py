@@ -50,11 +50,13 @@ class Child:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-def launch(run: RunDirectory) -> int:
+def launch(run: RunDirectory, *, is_engine: bool = True) -> int:
     """Run a launcher. Returns its exit code."""
     clock = itertools.count(0.0, 100.0)  # no child ever ends within a second of its start
     context = SimpleNamespace(Process=Child)
-    return Launcher(run, ["replay", "learner"], context=context, clock=clock.__next__).run()
+    return Launcher(
+        run, ["replay", "learner"], is_engine=is_engine, context=context, clock=clock.__next__
+    ).run()
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +81,18 @@ def test_launcher_continues_without_older_log_lines_when_the_disk_is_full(tmp_pa
     Child.scripts = {"replay": [79], "learner": [78]}
     assert launch(run) == 78
     assert log.read_text() == "" and "cannot keep its older lines" in caplog.text
+
+
+@pytest.mark.parametrize("is_engine", [True, False], ids=["engine", "attach"])
+def test_only_the_engine_rotates_engine_log(tmp_path, is_engine):
+    run = prepared(tmp_path, "run.log_max_mb=0.001")
+    run.logs.mkdir(exist_ok=True)
+    for name in ("engine", "replay"):
+        (run.logs / f"{name}.log").write_text("x" * 1001)
+    Child.scripts = {"replay": [79], "learner": [78]}
+    assert launch(run, is_engine=is_engine) == 78
+    assert (run.logs / "replay.log.1").exists()
+    assert (run.logs / "engine.log.1").exists() == is_engine
 
 
 def test_launcher_exits_with_the_last_daemons_code_when_none_is_left(tmp_path):
