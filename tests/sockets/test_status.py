@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,18 @@ def test_valid_answer_is_shown_with_the_process_id_of_the_lock(tmp_path: Path) -
     assert status.replay == replay_report(items=17, pid=status.replay.pid)
     assert status.replay.pid != 12 and status.run.alarms == ()
     assert (status.run.health, status.run.bottleneck) == ("degraded", "down: learner")
+
+
+@pytest.mark.parametrize("newer", ["", '{"mean_ret'], ids=["rotated", "cut off"])
+def test_last_evaluation_is_shown_without_a_learner(tmp_path: Path, newer: str) -> None:
+    run = prepared(tmp_path)
+    run.metrics.mkdir(exist_ok=True)
+    rows = [{"mean_return": mean, "best_mean_return": 30.0} for mean in (30.0, 25.0)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (run.metrics / "evaluator.jsonl.1").write_text(text)
+    (run.metrics / "evaluator.jsonl").write_text(newer)
+    evaluator = gather(run).evaluator
+    assert (evaluator.mean_return, evaluator.best_mean_return) == (25.0, 30.0)
 
 
 @pytest.mark.parametrize(

@@ -107,4 +107,6 @@ def test_records_are_read_from_the_end_of_a_file_and_of_the_one_before(tmp_path:
     path.write_text("".join(json.dumps({"n": n, "wide": wide}) + "\n" for n in range(10)))
     assert [record["n"] for record in last_records(path, 2)] == [8, 9]
     path.write_text('{"n": 4}\nno record\n[5]\n')
-    assert last_records(path, 3) == [{"n": 4}]
+    assert last_records(path, 1) == [{"n": 4}]
+    path.write_text('{"n": 4}\n{"n": 5}\n{"n"')
+    assert last_records(path, 1) == [{"n": 5}] and last_records(path, 2) == [{"n": 4}, {"n": 5}]

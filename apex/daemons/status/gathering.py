@@ -16,7 +16,7 @@ from apex.daemons.catalog import daemon_names as configured_names
 from apex.daemons.operator_client import ask
 from apex.daemons.status.bottleneck import bottleneck
 from apex.daemons.status.health import alarms, health
-from apex.daemons.status.last_figures import LastFigures
+from apex.daemons.status.last_figures import LastFigures, last_records
 from apex.daemons.status.reports import (
     ActorReport,
     Answer,
@@ -192,13 +192,12 @@ def _uptime(engine: EngineRecord) -> float:
 
 def _last_evaluation(run: RunDirectory, saved: dict[str, Any]) -> EvaluationsReport:
     """Read the evaluator's last metrics, or the best return of the newest checkpoint."""
+    records = last_records(run.metrics / f"{EVALUATOR.kind}.jsonl", 1)
     try:
-        lines = (run.metrics / "evaluator.jsonl").read_text().splitlines()
-        last = json.loads(lines[-1])
         return EvaluationsReport(
-            mean_return=last["mean_return"], best_mean_return=last["best_mean_return"]
+            mean_return=records[0]["mean_return"], best_mean_return=records[0]["best_mean_return"]
         )
-    except (OSError, ValueError, IndexError, KeyError):
+    except (IndexError, KeyError):
         return EvaluationsReport(best_mean_return=saved.get("best_return"))
 
 

@@ -89,15 +89,20 @@ class LastFigures:
 
 
 def last_records(path: Path, count: int) -> list[Record]:
-    """Return the last `count` records of a file of JSON lines, in order.
+    """Return the last `count` valid records of a file of JSON lines, in order.
 
-    Fewer are returned when the file is shorter or a record is invalid.
+    The rotated file is read too if the file has fewer.
     """
-    lines = _tail(path)
-    if len(lines) < count:
-        lines = _tail(path.with_name(path.name + ".1")) + lines
+    records = _valid_records(_tail(path))
+    if len(records) < count:
+        records = _valid_records(_tail(path.with_name(path.name + ".1"))) + records
+    return records[-count:]
+
+
+def _valid_records(lines: list[bytes]) -> list[Record]:
+    """Parse lines; an invalid one, such as a line cut off by a crash, is skipped."""
     records: list[Record] = []
-    for line in lines[-count:]:
+    for line in lines:
         try:
             record = json.loads(line)
         except ValueError:
