@@ -179,8 +179,7 @@ class SerialRun:
 
     def _update_is_due(self) -> bool:
         limiter, batch_size = self.table.limiter, self.config.learner.batch_size
-        due = limiter.samples_per_insert * (limiter.inserted - limiter.min_size) - limiter.sampled
-        enough = not limiter.samples_per_insert or due >= batch_size
+        enough = not limiter.samples_per_insert or limiter.cursor >= batch_size
         return enough and self.table.can_sample(batch_size)
 
     def _update(self) -> None:

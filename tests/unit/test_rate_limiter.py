@@ -29,6 +29,12 @@ def test_insert_waits_until_enough_was_sampled():
     assert limiter.can_insert(1) and not limiter.can_insert(2)
 
 
+def test_cursor_is_the_number_of_samples_that_are_due():
+    limiter = RateLimiter(min_size=10, samples_per_insert=4.0, tolerance=100.0)
+    limiter.inserted, limiter.sampled = 15, 12
+    assert limiter.cursor == 4 * (15 - 10) - 12
+
+
 def test_sample_waits_for_the_minimum_size():
     limiter = RateLimiter(10, 4.0, 100.0, inserted=9)
     assert not limiter.can_sample(1, size=9)

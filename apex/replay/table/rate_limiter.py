@@ -11,13 +11,13 @@ from dataclasses import dataclass
 class RateLimiter:
     """Reverb's SampleToInsertRatio (Cassirer et al., 2021, section 4.2).
 
-    With S = samples_per_insert, the cursor `S * inserted - sampled` must stay within
-    `S * min_size ± tolerance` once the table holds `min_size` items.
+    With S = samples_per_insert, the cursor `S * (inserted - min_size) - sampled` must stay within
+    ± tolerance once the table holds `min_size` items.
 
     Args:
         min_size: items that the table must contain before the first sample.
         samples_per_insert: S, the target ratio; 0 disables the limit on the ratio.
-        tolerance: how far the cursor may be from its target, in samples.
+        tolerance: how far the cursor may be from 0, in samples.
         inserted: items inserted so far.
         sampled: items sampled so far.
     """
@@ -29,7 +29,8 @@ class RateLimiter:
     sampled: int = 0
 
     @property
-    def _cursor(self) -> float:
+    def cursor(self) -> float:
+        """Number of samples that are due; negative if samples are ahead of the ratio."""
         return self.samples_per_insert * (self.inserted - self.min_size) - self.sampled
 
     @property
@@ -57,17 +58,17 @@ class RateLimiter:
             self.inserted, self.sampled = size, 0
         elif self.samples_per_insert:
             highest = min(self.tolerance, samples_left)
-            self.sampled += math.ceil(max(0.0, self._cursor - highest))
-            self.sampled -= math.ceil(max(0.0, -self.tolerance - self._cursor))
+            self.sampled += math.ceil(max(0.0, self.cursor - highest))
+            self.sampled -= math.ceil(max(0.0, -self.tolerance - self.cursor))
 
     def can_insert(self, count: int) -> bool:
         """Whether `count` more items may be inserted now."""
         if self.samples_per_insert == 0 or self.inserted + count <= self.min_size:
             return True
-        return self._cursor + self.samples_per_insert * count <= self.tolerance
+        return self.cursor + self.samples_per_insert * count <= self.tolerance
 
     def can_sample(self, count: int, size: int) -> bool:
         """Whether `count` items may be sampled now from a table of `size` items."""
         if size < self.min_size:
             return False
-        return self.samples_per_insert == 0 or self._cursor - count >= -self.tolerance
+        return self.samples_per_insert == 0 or self.cursor - count >= -self.tolerance
