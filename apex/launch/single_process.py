@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from apex.algos.base import Algorithm
 from apex.algos.registry import make_algorithm
 from apex.daemons.evaluator.results import evaluation_values, keep_best
 from apex.daemons.learner.parameter_versions import Publication
-from apex.daemons.learner.prefetcher import prepare
+from apex.daemons.learner.prefetcher import PriorityWriter, prepare
 from apex.daemons.learner.trainer import Trainer, begin_training
 from apex.daemons.metrics import MetricsLog
 from apex.daemons.periodic import Every
@@ -53,24 +53,18 @@ class _Actor:
         self.loop = ActingLoop(self.environments, self.decider, seed=seed)
 
 
-class _TablePriorities:
+class _TablePriorities(PriorityWriter):
     """Passes the learner's priorities to the table."""
 
     def __init__(self, table: Table) -> None:
+        super().__init__()
         self._table = table
-        self.corrupt_items = 0
 
     def put_priorities(
         self, item_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]
     ) -> None:
         """Set priorities: `[B]` each."""
         self._table.update_priorities(item_ids, priorities)
-
-    def reject(self, item_ids: Sequence[int]) -> None:
-        """Count corrupt items, and set their priority to 0."""
-        if item_ids:
-            self.corrupt_items += len(item_ids)
-            self.put_priorities(np.array(item_ids, dtype=np.int64), np.zeros(len(item_ids)))
 
 
 class SerialRun:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -62,7 +63,27 @@ def prepare(samples: Samples, schema: Schema, collate: Callable[[Items], Any]) -
             return Batch(items.item_ids, items.columns[LEARNER_STEP], data, corrupt)
 
 
-class Prefetcher:
+class PriorityWriter(ABC):
+    """Writes priorities to the table, and 0 for corrupt items, which it counts."""
+
+    def __init__(self) -> None:
+        self.corrupt_items = 0
+        """Sampled items that could not be learned from; an item counts each time."""
+
+    @abstractmethod
+    def put_priorities(
+        self, item_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]
+    ) -> None:
+        """Set priorities, `[B]` each."""
+
+    def reject(self, item_ids: Sequence[int]) -> None:
+        """Count corrupt items and set their priority to 0."""
+        if item_ids:
+            self.corrupt_items += len(item_ids)
+            self.put_priorities(np.array(item_ids, dtype=np.int64), np.zeros(len(item_ids)))
+
+
+class Prefetcher(PriorityWriter):
     """Keeps `depth` batches requested, being decompressed or ready.
 
     One thread owns the connection; `threads` others decompress (LZ4 releases the GIL).
@@ -85,6 +106,7 @@ class Prefetcher:
         threads: int,
         transfer: Callable[[Any], Any] = lambda batch: batch,
     ) -> None:
+        super().__init__()
         self._connect = connect
         self._schema = schema
         self._make_batch = lambda items: transfer(collate(items))
@@ -97,8 +119,6 @@ class Prefetcher:
         self._error: ApexError | None = None
         self.table_items = 0
         self.dropped_batches = 0
-        self.corrupt_items = 0
-        """Sampled items that could not be learned from; an item counts each time."""
         self._requested_snapshots: deque[int] = deque()
         self.saved: SnapshotReply | None = None
         """The replay server's newest reply to `snapshot`."""
@@ -131,12 +151,6 @@ class Prefetcher:
         self.reject(batch.corrupt_ids)
         self._waker.wake()
         return batch
-
-    def reject(self, item_ids: Sequence[int]) -> None:
-        """Count corrupt items and set their priority to 0."""
-        if item_ids:
-            self.corrupt_items += len(item_ids)
-            self.put_priorities(np.array(item_ids, dtype=np.int64), np.zeros(len(item_ids)))
 
     def put_priorities(
         self, item_ids: npt.NDArray[np.int64], priorities: npt.NDArray[np.float64]
