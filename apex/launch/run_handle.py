@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import subprocess
 import time
@@ -70,13 +69,7 @@ class Run(RunDirectory):
             raise RunError(
                 f"{self.path}: the launcher ended with code {code}; see {self.logs / 'engine.log'}"
             )
-        return self._reason()
-
-    def _reason(self) -> str:
-        try:
-            return str(json.loads(self.outcome_file.read_text())["reason"])
-        except (FileNotFoundError, ValueError, KeyError):
-            return ""
+        return self.outcome() or ""
 
     def status(self) -> dict[str, Any]:
         """The state of each daemon, as `apex status --json` prints it.

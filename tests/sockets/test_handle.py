@@ -94,6 +94,8 @@ def test_wait_returns_the_outcome_or_none(run: Run) -> None:
     assert run.wait() == ""
     run.outcome_file.write_text(json.dumps({"reason": "9 env steps (max_env_steps = 9)"}))
     assert run.wait(timeout_s=0.0) == "9 env steps (max_env_steps = 9)"
+    run.outcome_file.write_text("[]")
+    assert run.wait(timeout_s=0.0) == ""
 
 
 def test_wait_ends_at_its_timeout_while_a_daemon_lives(run: Run) -> None:
