@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import click
 
 from apex.cli.options import complete_log, run_option
 from apex.errors import UsageError
+from apex.host.escaping import printable
 from apex.runs.directory import find_run
 
 POLL_S = 0.2
@@ -38,6 +38,9 @@ def logs(name: str | None, run_path: Path | None, follow: bool, lines: int) -> N
             time.sleep(POLL_S)
     except KeyboardInterrupt:
         pass
+    finally:
+        for tail in tails:
+            tail.close()
 
 
 class _Tail:
@@ -49,7 +52,7 @@ class _Tail:
         self._partial = ""
         present = self._whole_lines()
         for line in present[max(0, len(present) - lines) :]:
-            click.echo(_printable(line))
+            click.echo(printable(line))
 
     def _whole_lines(self) -> list[str]:
         *whole, self._partial = (self._partial + self._file.read()).split("\n")
@@ -58,7 +61,7 @@ class _Tail:
     def print_new(self) -> None:
         """Print what was appended; reopen the file when it was rotated or cut."""
         for line in self._whole_lines():
-            click.echo(_printable(line))
+            click.echo(printable(line))
         try:
             status = self._path.stat()
         except FileNotFoundError:
@@ -69,6 +72,6 @@ class _Tail:
         elif status.st_size < self._file.tell():
             self._file.seek(0)
 
-
-def _printable(line: str) -> str:
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "?", line)
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

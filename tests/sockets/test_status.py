@@ -95,3 +95,11 @@ def test_malformed_answer_is_an_alarm_that_says_what_is_wrong(
         state="starting", pid=status.replay.pid, capacity=capacity
     )
     assert shown.exit_code == 3 and f"  ALARM: {expected}\n" in shown.output
+
+
+def test_logs_escape_control_characters(tmp_path: Path) -> None:
+    run = prepared(tmp_path)
+    run.logs.mkdir(exist_ok=True)
+    (run.logs / "learner.log").write_text("caf\xe9\n\x9b2Jgone\n", encoding="utf-8")
+    shown = CliRunner().invoke(main, ["logs", "learner", "--run", str(run.path)])
+    assert shown.output == "caf\xe9\n\\x9b2Jgone\n"
