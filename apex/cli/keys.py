@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import click
 
 from apex.errors import UsageError
+from apex.wire.messages import Role
 
 folder_argument = click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 
@@ -20,7 +22,7 @@ def keys() -> None:
 @folder_argument
 @click.option(
     "--role",
-    type=click.Choice(["actor", "inference", "learner", "evaluator", "operator"]),
+    type=click.Choice(get_args(Role)),
     help="Add one key to FOLDER, for another host.",
 )
 @click.option("--name", help="Name of the added key, for `apex keys revoke`.")
