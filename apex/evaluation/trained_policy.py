@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -125,20 +125,13 @@ class TrainedPolicy:
             last_rewards[on] = seen[on]
         return Inputs(np.ascontiguousarray(observations), core_state, last_actions, last_rewards)
 
-    def play(
-        self,
-        episodes: int,
-        seed: int,
-        extensions: Extensions = NONE,
-        proceed: Callable[[], bool] = lambda: True,
-    ) -> list[float]:
+    def play(self, episodes: int, seed: int, extensions: Extensions = NONE) -> list[float]:
         """Play whole greedy episodes, equally many in each environment; return unclipped returns.
 
         Args:
             episodes: number of episodes.
             seed: seed of the environments, at least 0.
             extensions: has the run's environment, if that came from a script.
-            proceed: called at each step; if it returns False, playing stops and the list is empty.
         """
         num_envs = next(n for n in range(min(episodes, 8), 0, -1) if episodes % n == 0)
         environments = make_environments(
@@ -147,7 +140,7 @@ class TrainedPolicy:
         try:
             decider = greedy(self.policy, environments.spec, self.config.env, num_envs)
             loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
-            return play_episodes(loop, num_envs, episodes, proceed) or []
+            return play_episodes(loop, num_envs, episodes, lambda: True) or []
         finally:
             environments.close()
 
