@@ -156,11 +156,6 @@ def preset_table(name: str) -> dict[str, Any]:
     return table
 
 
-def preset(name: str, *, gpu: bool) -> dict[str, Any]:
-    """A preset as a raw table, for a machine with or without a GPU."""
-    return apply_overlay(read_table(name), gpu=gpu)
-
-
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """Merge table `over` into `base`, recursively; values of `over` win."""
     result = dict(base)

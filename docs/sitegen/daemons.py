@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from apex.config.loading import parse, preset
+from apex.config.loading import apply_overlay, parse, read_table
 from apex.config.sections import Config
 from apex.daemons.catalog import CATALOG, DaemonSpec
 from sitegen.markdown import table
@@ -14,7 +14,8 @@ HEAD = ("daemon", "binds (ROUTER)", "connects (DEALER)", "torch")
 
 def daemon_table() -> str:
     """Table of the endpoints that each daemon binds and connects, and whether it imports torch."""
-    local, central = (parse(preset(name, gpu=False)) for name in ("cartpole", "cartpole-seed"))
+    presets = map(read_table, ("cartpole", "cartpole-seed"))
+    local, central = (parse(apply_overlay(preset, gpu=False)) for preset in presets)
     return table(HEAD, [row for spec in CATALOG for row in _rows(spec, local, central)])
 
 

@@ -7,9 +7,11 @@ import os
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from apex.config.loading import apply_overlay, read_table
 from apex.data import frame_compression
 from apex.data.chunks import Chunk, FrameRanges
 from apex.data.schema import Column, FramesColumn, Schema
@@ -21,6 +23,11 @@ VECTOR_SCHEMA = Schema((Column("action", "int32"), Column("learner_step", "int64
 FRAME_SCHEMA = Schema(
     (Column("action", "int32"), Column("learner_step", "int64")), FramesColumn((4, 4), 5)
 )
+
+
+def preset(name: str, *, gpu: bool) -> dict[str, Any]:
+    """A preset as a raw table, for a machine with or without a GPU."""
+    return apply_overlay(read_table(name), gpu=gpu)
 
 
 def vector_chunk(actions: Sequence[int], priorities: Sequence[float] | None = None) -> Chunk:

@@ -8,12 +8,13 @@ from typing import get_args
 
 import pytest
 
-from apex.config.loading import parse, preset
+from apex.config.loading import parse
 from apex.config.sections import Config
 from apex.daemons.catalog import CATALOG, DaemonSpec, daemon_names, spec_of
 from apex.launch import supervisord_config
 from apex.wire.endpoints import Endpoints, InferenceEndpoints, LearnerEndpoints, ReplayEndpoints
 from apex.wire.messages import Role
+from tests.support.builders import preset
 from tests.support.paths import ROOT
 
 ENDPOINTS = Endpoints(

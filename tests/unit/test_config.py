@@ -10,12 +10,12 @@ import pytest
 from apex.algos.registry import algorithm_class, make_algorithm
 from apex.config import sections as configuration
 from apex.config.conversion import convert
-from apex.config.loading import dump, load, merge, override, parse, preset, preset_names
+from apex.config.loading import dump, load, merge, override, parse, preset_names
 from apex.config.sections import Config
 from apex.envs.spec import ActionBounds
 from apex.errors import ConfigError
 from apex.launch.prepare import check_script_config
-from tests.support.builders import env_spec
+from tests.support.builders import env_spec, preset
 
 SMALLEST = {"env": {"id": "CartPole-v1"}, "algorithm": {"name": "apex_dqn"}}
 

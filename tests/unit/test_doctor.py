@@ -10,12 +10,13 @@ import click
 import pytest
 
 from apex.cli.doctor import lines_of, summary
-from apex.config.loading import parse, preset
+from apex.config.loading import parse
 from apex.data.schema import Column, FramesColumn, Schema
 from apex.doctor import environment, gpu, left_sockets, limits, memory, packages, system
 from apex.doctor.findings import Finding, guarded
 from apex.host import hardware
 from apex.launch.prepare import preset_config
+from tests.support.builders import preset
 from tests.support.findings import only
 from tests.support.paths import ROOT
 
