@@ -107,11 +107,6 @@ class CrashHistory:
         return self._record.epoch
 
     @property
-    def restarted(self) -> bool:
-        """Whether there was an earlier start."""
-        return self._last is not None
-
-    @property
     def last_error(self) -> str:
         """Error with which the previous start ended."""
         return self._last.error if self._last is not None else ""

@@ -72,8 +72,6 @@ class Service:
         is set back."""
         self.starts = self._crashes.starts
         """How often this daemon was started in this run before."""
-        self.restarted = self._crashes.restarted
-        """Whether this daemon was started in this run before."""
 
     def _lock_name(self) -> FileLock:
         for folder in (

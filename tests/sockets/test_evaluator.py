@@ -81,7 +81,7 @@ def evaluated(
     clock = Clock()
     with service_of(run, "evaluator") as service:
         learner = LearnerStandIn(publish)
-        if not service.restarted:  # the first parameters are untrained and are not evaluated
+        if service.starts == 0:  # the first parameters are untrained and are not evaluated
             idle.insert(0, publication(run, 1, GOOD))
         EvaluatorDaemon(
             service, Extensions(make_env), clock, learner=learner, poller=PollerStandIn(clock.move)

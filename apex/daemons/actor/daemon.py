@@ -114,7 +114,7 @@ class ActorDaemon:
             extensions.make_env,
         )  # fmt: skip
         self._recreation = Recreation(make)
-        self._environments = self._recreation.first(made_before=service.restarted)
+        self._environments = self._recreation.first(made_before=service.starts > 0)
         self._learner = learner or LearnerClient(
             service.endpoints.of("learner.params"), service.hello()
         )

@@ -71,7 +71,7 @@ class EvaluatorDaemon:
         self._recreation = Recreation(
             lambda: make_environments(env, num_envs, extensions.make_env), clock
         )
-        self._environments = self._recreation.first(made_before=service.restarted)
+        self._environments = self._recreation.first(made_before=service.starts > 0)
         self._interrupted: Publication | None = None
         """Parameters whose evaluation a failure of the environments has interrupted."""
         self._learner = learner or LearnerClient(
@@ -86,7 +86,7 @@ class EvaluatorDaemon:
         """Mean return of the best checkpoint."""
         self._best_return = self._saved_return
         """Best mean return of all evaluations, even if its checkpoint could not be written."""
-        self._untrained = not service.restarted and not service.config.run.init_from
+        self._untrained = service.starts == 0 and not service.config.run.init_from
         """Whether only untrained parameters have been seen; delays the first evaluation."""
         self._next_at = clock()
         """When to request parameters for the next evaluation."""
