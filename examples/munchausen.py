@@ -3,8 +3,11 @@
 apex run --algorithm examples/munchausen.py:Munchausen --env CartPole-v1
 """
 
+from typing import Literal
+
 from apex.api import (
     PositiveFloat,
+    PositiveInt,
     QAlgorithm,
     Tensor,
     Transitions,
@@ -18,13 +21,13 @@ from apex.api import (
 
 class Munchausen(QAlgorithm):
     class Config(QAlgorithm.Config, frozen=True):
-        n_step: int = 1
-        loss: str = "huber"
-        optimizer: str = "adam"
+        n_step: PositiveInt = 1
+        loss: Literal["squared", "huber"] = "huber"
+        optimizer: Literal["rmsprop", "adam"] = "adam"
         learning_rate: PositiveFloat = 5e-4
         optimizer_epsilon: PositiveFloat = 1e-8
         max_gradient_norm: PositiveFloat = 10.0
-        target_update_period: int = 50
+        target_update_period: PositiveInt = 50
         hidden: tuple[int, ...] = (128, 128)
         temperature: PositiveFloat = 0.03
         """Temperature tau of the softmax policy."""

@@ -79,6 +79,39 @@ class Loss(NamedTuple):
     """Divisor of the logged loss: the number of steps that an item's loss is summed over."""
 
 
+def check_loss(loss: Any, source: str, items: int) -> Loss:
+    """Check the form of what an algorithm's `loss` returned; no value is read from the device.
+
+    Args:
+        loss: as it was returned.
+        source: who returned it, for the error.
+        items: size of the batch.
+
+    Raises:
+        ConfigError: it is not a `Loss` of one loss and one priority for each item.
+    """
+    if not isinstance(loss, Loss):
+        raise ConfigError(
+            f"{source} returned a {type(loss).__name__}; expected apex.api.Loss(per_item, priority)"
+        )
+    for name, values in (("per_item", loss.per_item), ("priority", loss.priority)):
+        check_errors(values, f"{source}: {name}", items)
+    for name, value in loss.metrics.items():
+        if not isinstance(value, Tensor) or value.ndim:
+            raise ConfigError(
+                f"{source}: metric '{name}': expected a 0-dimensional tensor, got "
+                f"{f'shape {tuple(value.shape)}' if isinstance(value, Tensor) else repr(value)}"
+            )
+    return loss
+
+
+def check_errors(errors: Any, source: str, items: int) -> None:
+    """Raise `ConfigError` unless `errors` is a tensor with one number for each item."""
+    if not isinstance(errors, Tensor) or errors.shape != (items,):
+        shape = f"shape {tuple(errors.shape)}" if isinstance(errors, Tensor) else repr(errors)
+        raise ConfigError(f"{source}: expected a tensor of shape ({items},), got {shape}")
+
+
 class Update(NamedTuple):
     """Result of one learner update; the tensors stay on the device until they are read."""
 

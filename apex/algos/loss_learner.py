@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from apex.algos.base import Algorithm, Learner, Loss, Update
+from apex.algos.base import Algorithm, Learner, Loss, Update, check_loss
 from apex.algos.noise import resample_noise
 from apex.algos.optimization import Optimization
 from apex.algos.target_network import TargetNetwork
@@ -58,7 +58,10 @@ class LossLearner(Learner):
         for module in self.modules().values():
             resample_noise(module)
         self._algorithm.progress = self.progress
-        loss = self._algorithm.loss(batch, self.network, self.target)
+        source = f"{type(self._algorithm).__name__}.loss"
+        loss = check_loss(
+            self._algorithm.loss(batch, self.network, self.target), source, len(batch.action)
+        )
         reduced, metrics = self._reduced(loss, batch)
         metrics = {
             **self._optimization.step(reduced),

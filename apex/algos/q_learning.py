@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import EpsilonGreedy, LadderPlace, epsilon_ladder
-from apex.algos.base import Loss, Metrics, Policy
+from apex.algos.base import Loss, Metrics, Policy, check_errors
 from apex.algos.batches import Observation, Transitions
 from apex.algos.noise import resample_noise
 from apex.algos.transition_batches import MAX_Q, Q_VALUE, TransitionAlgorithm
@@ -92,6 +92,7 @@ class QAlgorithm(TransitionAlgorithm):
         """Squared or Huber loss of the TD errors; priorities are the errors' magnitudes."""
         assert target is not None
         errors, metrics = with_metrics(self.td_error(batch, online, target))
+        check_errors(errors, f"{type(self).__name__}.td_error", len(batch.action))
         loss = squared_loss if self.config.loss == "squared" else huber_loss
         priority = errors.detach().abs()
         return Loss(loss(errors), priority, {"td_error": priority.mean(), **metrics})

@@ -14,6 +14,7 @@ from apex.daemons.status.gathering import gather
 from apex.daemons.status.reports import LearnerReport
 from apex.daemons.status.run_status import RunStatus
 from apex.errors import ExitCode
+from apex.host.escaping import printable
 from apex.runs.directory import RunDirectory
 
 PANEL_PERIOD_S = 1.0
@@ -93,6 +94,7 @@ class ViewFigures:
             ("best evaluation", "none yet" if best is None else f"{best:.1f}"),
             ("ETA", self.eta(status)),
             ("bottleneck", run.bottleneck),
+            *(("[red]ALARM", printable(alarm)) for alarm in run.alarms),
         ]  # fmt: skip
 
     def line(self, status: RunStatus) -> str:
@@ -110,6 +112,7 @@ class ViewFigures:
             parts.append(f"best {evaluator.best_mean_return:.1f}")
         if status.run.health != "healthy":
             parts.append(status.run.health)
+        parts += [f"ALARM: {printable(alarm)}" for alarm in status.run.alarms]
         return "  ".join(parts)
 
 
@@ -127,7 +130,7 @@ def watch_run(run: RunDirectory) -> int:
         click.echo(f"\n{run.path} keeps running. `apex watch` shows it again, `apex stop` ends it.")
         return int(ExitCode.CLEAN)
     outcome = last.run.outcome
-    click.echo(f"the run has ended: {outcome or 'its daemons are gone'}")
+    click.echo(f"the run has ended: {outcome or 'it was stopped, or its engine was killed'}")
     return int(ExitCode.DOWN if outcome is None else ExitCode.CLEAN)
 
 
@@ -142,6 +145,7 @@ def _panel(run: RunDirectory, figures: ViewFigures) -> RunStatus:
     from rich.live import Live
     from rich.panel import Panel
     from rich.table import Table
+    from rich.text import Text
 
     with Live(console=Console(), auto_refresh=False) as live:
         while True:
@@ -149,7 +153,7 @@ def _panel(run: RunDirectory, figures: ViewFigures) -> RunStatus:
             figures.update(status)
             grid = Table.grid(padding=(0, 2))
             for label, value in figures.rows(status):
-                grid.add_row(f"[dim]{label}", value)
+                grid.add_row(f"[dim]{label}", Text(value))
             facts = status.run
             title = f"{facts.algorithm} · {facts.env_id} · {facts.health}"
             footer = "Ctrl-C leaves it running · apex stop ends it"

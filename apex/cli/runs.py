@@ -260,7 +260,15 @@ def _start(directory: RunDirectory, name: str) -> None:
             click.echo(f"  {daemon}")
         return
     chosen: EngineName = "local" if name == "local" else "supervisor"
-    record = engine.start_detached(directory, chosen)
+    try:
+        record = engine.start_detached(directory, chosen)
+    except KeyboardInterrupt:
+        click.echo(
+            f"\n{directory.path} was about to start: `apex status` shows whether it runs, "
+            "`apex stop` ends it.",
+            err=True,
+        )
+        sys.exit(int(ExitCode.CLEAN))
     click.echo(f"{directory.path}: started by {chosen}, pid {record.pid}", err=True)
 
 

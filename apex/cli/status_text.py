@@ -15,13 +15,13 @@ def describe(status: RunStatus) -> str:
         f"{run.path}: {run.algorithm} on {run.env_id}, {_condition(status)}",
         f"  env steps {run.env_steps:,}  frames {run.frames:,}",
         f"  bottleneck: {run.bottleneck}",
-        f"  learner   {learner.state:<10} pid {learner.pid}  step {learner.learner_step:,}"
+        f"  learner   {learner.state:<10} pid {_number(learner.pid)}  step {learner.learner_step:,}"
         f"  {learner.updates_per_s} updates/s  {learner.samples_per_s} samples/s"
         f"  version {learner.param_version}",
-        f"  replay    {replay.state:<10} pid {replay.pid}  {replay.items:,} of "
+        f"  replay    {replay.state:<10} pid {_number(replay.pid)}  {replay.items:,} of "
         f"{replay.capacity:,} items  {replay.bytes / 1e6:.1f} MB"
         f"  {replay.inserts_per_s} inserts/s  refused {replay.refused}",
-        f"  evaluator {evaluator.phase or evaluator.state:<10} pid {evaluator.pid}"
+        f"  evaluator {evaluator.phase or evaluator.state:<10} pid {_number(evaluator.pid)}"
         f"  mean return {_return(evaluator.mean_return)}"
         f"  best {_return(evaluator.best_mean_return)}" + _faults(evaluator),
     ]
@@ -29,7 +29,7 @@ def describe(status: RunStatus) -> str:
         lines.append(_describe_inference(status.inference))
     for row in status.actors:
         lines.append(
-            f"  {row.actor_id:<9} {row.state:<10} pid {row.pid}  slot {row.slot}"
+            f"  {row.actor_id:<9} {row.state:<10} pid {_number(row.pid)}  slot {_number(row.slot)}"
             f"  {row.env_steps:,} env steps  {row.env_steps_per_s}/s"
             f"  return {_return(row.mean_return)}" + _faults(row)
         )
@@ -37,6 +37,10 @@ def describe(status: RunStatus) -> str:
     if learner.rollbacks:
         lines.append("  the learner diverged and was rolled back to its last good checkpoint")
     return "\n".join(lines)
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else str(value)
 
 
 def _condition(status: RunStatus) -> str:
@@ -51,7 +55,7 @@ def _condition(status: RunStatus) -> str:
 
 def _describe_inference(row: InferenceSummary) -> str:
     return (
-        f"  inference {row.state:<10} pid {row.pid}  {row.decisions_per_s} decisions/s"
+        f"  inference {row.state:<10} pid {_number(row.pid)}  {row.decisions_per_s} decisions/s"
         f"  {row.batch_mean} per batch  version {row.param_version}"
     )
 

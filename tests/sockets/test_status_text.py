@@ -57,8 +57,8 @@ def test_ended_run_shows_its_outcome_once_and_its_last_figures() -> None:
     assert rest[:4] == [
         "  env steps 5,000  frames 5,000",
         "  bottleneck: learner: it computes all the time",
-        "  learner   down       pid None  step 500  0.0 updates/s  0.0 samples/s  version -1",
-        "  replay    down       pid None  5,000 of 10,000 items  0.2 MB  0.0 inserts/s  refused 0",
+        "  learner   down       pid -  step 500  0.0 updates/s  0.0 samples/s  version -1",
+        "  replay    down       pid -  5,000 of 10,000 items  0.2 MB  0.0 inserts/s  refused 0",
     ]
 
 
@@ -97,4 +97,8 @@ def test_live_view_without_a_terminal_is_one_short_line(figures: ViewFigures) ->
         actors=(actor_report(0, state="starting", mean_return=None),),
     )
     assert figures.line(new).endswith("step 0 (0/s)  degraded")
+    hurt = run_status(run={"alarms": ("replay: \x1b[2J is full",), "health": "degraded"})
+    alarm = r"ALARM: replay: \x1b[2J is full"
+    assert figures.line(hurt).endswith(f"degraded  {alarm}")
+    assert figures.rows(hurt)[-1] == ("[red]ALARM", alarm.removeprefix("ALARM: "))
     assert len(figures.line(status)) < 100

@@ -33,6 +33,7 @@ from apex.api import (
     torso,
 )
 from apex.envs.spec import ActionBounds, EnvSpec
+from apex.errors import ConfigError
 from tests.support.batches import batch_of, random_sequences, random_transitions
 
 CPU = torch.device("cpu")
@@ -121,6 +122,61 @@ def test_quantile_algorithm_with_noise_learns_with_a_custom_loss() -> None:
     before = noisy.noise.clone()
     learn(learner, batch)
     assert not torch.equal(noisy.noise, before), "each update draws noise"
+
+
+class Malformed(NoisyQuantiles):
+    """Returns a loss of another form than asked for."""
+
+    form: Any
+
+    def loss(self, batch: Transitions, online: nn.Module, target: nn.Module | None) -> Any:
+        return self.form(super().loss(batch, online, target))
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (
+            lambda loss: loss.per_item,
+            r"Malformed\.loss returned a Tensor; expected apex\.api\.Loss",
+        ),
+        (
+            lambda loss: loss._replace(per_item=loss.per_item[:, None]),
+            r"Malformed\.loss: per_item: expected a tensor of shape \(8,\), got shape \(8, 1\)",
+        ),
+        (
+            lambda loss: loss._replace(per_item=loss.per_item.mean()),
+            r"per_item: expected a tensor of shape \(8,\), got shape \(\)",
+        ),
+        (
+            lambda loss: loss._replace(priority=loss.priority[:4]),
+            r"priority: expected a tensor of shape \(8,\), got shape \(4,\)",
+        ),
+        (
+            lambda loss: loss._replace(metrics={"mine": 3.5}),
+            r"metric 'mine': expected a 0-dimensional tensor, got 3\.5",
+        ),
+    ],
+)
+def test_loss_of_a_wrong_form_is_refused_by_name(form: Any, message: str) -> None:
+    algorithm = Malformed(Malformed.Config(), SPEC)
+    algorithm.form = form
+    with pytest.raises(ConfigError, match=message):
+        learn(algorithm.learner(CPU), batch_of(random_transitions(algorithm, 8)))
+
+
+class Wide(ApexDQN):
+    """Forgets to squeeze its errors."""
+
+    def td_error(self, batch: Transitions, online: nn.Module, target: nn.Module) -> Any:
+        return super().td_error(batch, online, target)[0][:, None]
+
+
+def test_td_error_of_a_wrong_shape_is_refused_by_name() -> None:
+    algorithm = Wide(Wide.Config(), SPEC)
+    message = r"Wide\.td_error: expected a tensor of shape \(8,\), got shape \(8, 1\)"
+    with pytest.raises(ConfigError, match=message):
+        learn(algorithm.learner(CPU), batch_of(random_transitions(algorithm, 8)))
 
 
 def test_noisy_policy_adds_noise_only_while_it_explores() -> None:

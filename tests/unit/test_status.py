@@ -92,6 +92,11 @@ def test_bottleneck_is_a_missing_daemon() -> None:
     assert bottleneck(run_status(replay=NO_REPLAY)) == "down: replay"
 
 
+def test_bottleneck_is_a_daemon_that_is_starting() -> None:
+    starting = LearnerSummary(state="starting", pid=11)
+    assert bottleneck(run_status(learner=starting)) == "starting: learner"
+
+
 @pytest.mark.parametrize(
     ("learner", "replay"), [("waiting", "running"), ("training", "recovering")]
 )

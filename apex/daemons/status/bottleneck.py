@@ -15,6 +15,8 @@ def bottleneck(status: RunStatus) -> str:
     for name, row in (("learner", learner), ("replay", replay)):
         if row.pid is None:
             return f"down: {name}"
+        if row.state == "starting":
+            return f"starting: {name}"
     report = replay if isinstance(replay, ReplayReport) else None
     waiting = learner.state == "waiting" or replay.state == "recovering"
     if waiting and report is not None and report.items < report.min_size:
