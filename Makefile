@@ -48,10 +48,12 @@ stop: $(STAMP)  ## stop the newest run and the actors attached to it
 
 # Tests mostly wait for processes to start and end, so two files at a time fill two cores.
 TEST_JOBS ?= 2
-PYTEST = $(VENV)/bin/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
+# Files in the order given, long ones first: the short ones fill the end.
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses $(TEST_JOBS) --dist loadfile \
+	--no-loadscope-reorder
 
 test: $(STAMP)  ## run all tests, two files at a time, as CI does
-	@$(PYTEST)
+	@$(PYTEST) tests/suite tests/sockets tests/unit
 
 test-unit: $(STAMP)  ## run the tests that need no processes or sockets (about a minute)
 	@$(PYTEST) tests/unit

@@ -59,9 +59,13 @@ def test_training_thread_has_a_core_that_no_other_thread_of_the_run_uses(shared:
 
 def test_logs_metrics_and_tensorboard_files_are_written(shared: Suite) -> None:
     shared.wait_healthy()
-    wait_until(lambda: (shared.run.metrics / "learner.jsonl").read_text(), 30.0, "learner metrics")
-    records = (shared.run.metrics / "learner.jsonl").read_text().splitlines()
-    record = json.loads(records[-1])
+
+    def trained() -> list[dict[str, object]]:
+        """Records that were written after the first update."""
+        lines = (shared.run.metrics / "learner.jsonl").read_text().splitlines()
+        return [record for record in map(json.loads, lines) if "loss" in record]
+
+    record = wait_until(trained, 30.0, "learner metrics")[-1]
     assert {"loss", "td_error", "q_mean", "item_staleness", "updates_per_s"} <= record.keys()
     wait_until(
         lambda: list((shared.run.metrics / "tensorboard").glob("learner/events.*")),
