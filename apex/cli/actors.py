@@ -84,7 +84,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 @run_option
 def attach(count: int, run_path: Path | None) -> None:
     """Add COUNT actors to a run, until Ctrl-C or `apex stop`."""
-    from apex.daemons.log_files import log_to_stderr
+    from apex.daemons.log_format import log_to_stderr
     from apex.daemons.service import ENGINE_PID
     from apex.launch.local import Launcher
     from apex.runs import engine_record

@@ -231,7 +231,7 @@ def _new(
     endpoints: Path | None,
 ) -> RunDirectory:
     from apex.config.loading import read_table
-    from apex.daemons.log_files import log_to_stderr
+    from apex.daemons.log_format import log_to_stderr
     from apex.launch.prepare import new_run
 
     log_to_stderr("run")

@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from apex.config.sections import Config
 from apex.daemons.catalog import DaemonSpec, spec_of
-from apex.daemons.log_files import log_to_stderr
+from apex.daemons.log_format import log_to_stderr
 from apex.daemons.restart_backoff import CrashHistory
 from apex.daemons.watchdog import Watchdog
 from apex.errors import ApexError, ExitCode, GaveUpError, RunError, StopAskedError

@@ -20,7 +20,7 @@ import multiprocess
 import multiprocess.connection
 
 from apex.daemons.catalog import daemon_names, spec_of
-from apex.daemons.log_files import log_to_stderr
+from apex.daemons.log_format import log_to_stderr
 from apex.daemons.service import Service, serve
 from apex.errors import NOT_RESTARTED, ApexError
 from apex.launch import engine

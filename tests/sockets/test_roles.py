@@ -20,7 +20,7 @@ from apex.daemons.inference.client import result_to_arrays
 from apex.daemons.inference.endpoint import ActEndpoint
 from apex.daemons.learner.parameter_server import ParameterServer
 from apex.daemons.learner.parameter_versions import PublicationBoard
-from apex.daemons.log_files import EventFormatter
+from apex.daemons.log_format import EventFormatter
 from apex.daemons.replay.daemon import ReplayServer
 from apex.daemons.status.reports import to_wire
 from apex.data.chunk_bytes import chunk_to_arrays

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from typing import TextIO
 
 from apex.host.escaping import printable
 
@@ -26,9 +27,22 @@ class EventFormatter(logging.Formatter):
         return "\n".join(f"{prefix} {printable(line)}" for line in lines)
 
 
+class StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to what is `sys.stderr` at that time: a live view prints such lines above itself."""
+
+    @property
+    def stream(self) -> TextIO:
+        """The current `sys.stderr`."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        """Ignored: `logging.StreamHandler` sets it when it is made."""
+
+
 def log_to_stderr(process: str) -> None:
     """Log to stderr, warnings included."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = StderrHandler()
     handler.setFormatter(EventFormatter(process))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(True)
