@@ -224,8 +224,8 @@ class Trainer:
             return False
         if not good.all():
             log.warning(
-                "%d items give an invalid priority (not finite or too large) although the "
-                "network is finite: their priority is set to 0",
+                "%d items give an invalid priority (negative, not finite or too large) although "
+                "the network is finite: their priority is set to 0",
                 (~good).sum(),
             )
             self._priorities.reject(item_ids[~good].tolist())
