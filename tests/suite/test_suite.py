@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,6 +153,23 @@ def test_second_suite_on_tcp_loopback_runs_beside_the_first(
     assert shared.run.facts().run_id != suite.run.facts().run_id
 
 
+def kill_and_wait_for_training(suite: Suite, daemon: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Kill a daemon and wait until training goes on; returns the statuses before and after."""
+    before = suite.status()
+    pid = before[daemon]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    after = suite.wait_for(
+        lambda s: (
+            s[daemon]["pid"] not in (None, pid)
+            and s["run"]["health"] == "healthy"
+            and s["learner"]["state"] == "training"
+        ),
+        60.0,
+        f"training goes on after {daemon} was killed",
+    )
+    return before, after
+
+
 def test_supervisord_suite_recovers_from_kills_and_stops_cleanly(shared: Suite) -> None:
     """The last test of the shared suite.
 
@@ -176,20 +194,9 @@ def test_supervisord_suite_recovers_from_kills_and_stops_cleanly(shared: Suite) 
         30.0,
         "the killed actor steps again",
     )
-    for daemon in ("replay", "learner"):
-        now = shared.status()
-        pid, version = now[daemon]["pid"], now["learner"]["param_version"]
-        os.kill(pid, signal.SIGKILL)
-        after = shared.wait_for(
-            lambda s, daemon=daemon, pid=pid: (
-                s[daemon]["pid"] not in (None, pid)
-                and s["run"]["health"] == "healthy"
-                and s["learner"]["state"] == "training"
-            ),
-            60.0,
-            f"training goes on after {daemon} was killed",
-        )
-        assert after["learner"]["param_version"] > version or daemon == "replay"
+    kill_and_wait_for_training(shared, "replay")
+    before, after = kill_and_wait_for_training(shared, "learner")
+    assert after["learner"]["param_version"] > before["learner"]["param_version"]
     assert shared.status()["learner"]["learner_step"] > 0
 
     kills = log.read_text().count("not expected") - earlier
