@@ -52,7 +52,7 @@ def as_update(result: Any, learner: Learner) -> Update:
 
 
 def as_dictionary(batch: Any) -> dict[str, Any]:
-    """A batch as a dictionary of its tensors, as in apex 0.1; fields that are None are left out."""
+    """Convert a batch to the dictionary of tensors that apex 0.1 used, without empty fields."""
     if isinstance(batch, Mapping):
         return dict(batch)
     named = {**batch._asdict(), **batch.extras}
