@@ -42,9 +42,9 @@ def alarms(status: RunStatus) -> list[str]:
         found.append(f"the newest training is not saved: {status.learner.alarm}")
     if status.learner.learning_rate == 0:
         found.append(
-            "the learning rate is 0: training has no effect. Stop the run (`apex stop`), or after "
-            "that resume it with a lower limit above 0 (`apex run --resume --set "
-            "algorithm.final_learning_rate_fraction=0.1`)"
+            "the learning rate is 0: training has no effect. `apex stop` ends the run; to train "
+            "further, resume it with `apex run --resume --set "
+            "algorithm.final_learning_rate_fraction=0.1`"
         )
     for _, name, row in status.rows():
         if not isinstance(row, (LearnerReport, ReplayReport, InferenceReport)):
