@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,19 +16,6 @@ def suite(tmp_path: Path) -> Iterator[Suite]:
     one = Suite(tmp_path / "run")
     yield one
     one.end()
-
-
-@pytest.fixture
-def make_suite(tmp_path: Path) -> Iterator[Callable[[str], Suite]]:
-    """Makes suites in several directories."""
-    with ExitStack() as stack:
-
-        def make(name: str) -> Suite:
-            one = Suite(tmp_path / name)
-            stack.callback(one.end)
-            return one
-
-        yield make
 
 
 @pytest.fixture

@@ -15,10 +15,6 @@ from apex.runs import checkpoint
 from tests.support.suite import Suite
 
 
-def replay_of(suite: Suite) -> dict[str, object]:
-    return suite.status()["replay"]
-
-
 def kill_daemon(suite: Suite, daemon: str) -> int:
     """Kill a daemon with SIGKILL. Returns its process id."""
     pid = suite.run.pid(daemon)

@@ -43,11 +43,6 @@ class Suite:
             timeout=timeout_s,
         )
 
-    def keys(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run `apex keys ARGUMENTS` to its end."""
-        command = [*APEX, "keys", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=150)
-
     def start(self, *arguments: str) -> None:
         """`apex run ARGUMENTS --detach`, which must succeed."""
         done = self.apex("run", *arguments, "--detach")
