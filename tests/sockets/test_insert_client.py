@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -84,6 +84,24 @@ class InProcessReplay:
         greeting = {"name": "learner", "role": "learner", **greeting}
         address = self.endpoints.of("replay.sample")
         return self._add(SampleClient(address, hello(**greeting), batch_size, lambda: self.now))
+
+    def prefetcher(
+        self,
+        *,
+        batch_size: int = 4,
+        depth: int = 1,
+        client: type[SampleClient] = SampleClient,
+        collate: Callable[[Items], Any] = lambda items: items.columns,
+        transfer: Callable[[Any], Any] = lambda batch: batch,
+    ) -> Prefetcher:
+        """A prefetcher with its own connection; it is closed with the test."""
+        greeting = hello(name="learner", role="learner")
+        one = Prefetcher(
+            lambda: client(self.endpoints.of("replay.sample"), greeting, batch_size),
+            VECTOR_SCHEMA, collate, depth, 1, transfer,
+        )  # fmt: skip
+        self.callback(one.close)
+        return one
 
     def bare(self, endpoint: Endpoint, **greeting: object) -> tuple[Client, list]:
         """A plain client that ignores credits, and the list of all that it receives."""
@@ -609,13 +627,7 @@ def test_all_waiting_inserts_are_processed_in_one_turn(replay, monkeypatch):
 def test_prefetcher_requests_all_its_batches_at_once(replay):
     server = replay.start(min_size=3)
     client = replay.producer()
-    prefetcher = Prefetcher(
-        lambda: SampleClient(
-            replay.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 4
-        ),
-        VECTOR_SCHEMA, lambda items: items.columns, depth=3, threads=1,
-    )  # fmt: skip
-    replay.callback(prefetcher.close)
+    prefetcher = replay.prefetcher(depth=3)
     replay.until(lambda: client.has_credit and server.status().waiting_samples == 3)
     client.insert(vector_chunk([1, 2, 3]))
     replay.until(lambda: prefetcher.ready == 3)
@@ -639,13 +651,7 @@ def test_snapshot_requested_while_another_is_sent_is_sent_too(replay):
             return len(self.asked) > 1 and super().snapshot(snapshot_id)
 
     replay.start(min_size=3)
-    prefetcher = Prefetcher(
-        lambda: Sampler(
-            replay.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 4
-        ),
-        VECTOR_SCHEMA, lambda items: items.columns, depth=1, threads=1,
-    )  # fmt: skip
-    replay.callback(prefetcher.close)
+    prefetcher = replay.prefetcher(client=Sampler)
     prefetcher.snapshot(1)
     replay.until(lambda: prefetcher.saved is not None and prefetcher.saved.snapshot_id == 2)
     assert set(Sampler.asked) == {1, 2}
@@ -661,13 +667,7 @@ def test_prefetcher_returns_transferred_batches_and_raises_out_of_memory(replay)
     transferred: list[str] = []
     replay.start(min_size=3)
     client = replay.producer()
-    prefetcher = Prefetcher(
-        lambda: SampleClient(
-            replay.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 4
-        ),
-        VECTOR_SCHEMA, lambda items: items.columns, 1, 1, transfer,
-    )  # fmt: skip
-    replay.callback(prefetcher.close)
+    prefetcher = replay.prefetcher(transfer=transfer)
     replay.until(lambda: client.has_credit)
     client.insert(vector_chunk([1, 2, 3]))
     for _ in range(2):
@@ -690,13 +690,7 @@ def test_corrupt_items_are_dropped_from_the_batch_and_not_sampled_again(replay, 
 
     server = replay.start(min_size=3)
     client = replay.producer()
-    prefetcher = Prefetcher(
-        lambda: SampleClient(
-            replay.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 64
-        ),
-        VECTOR_SCHEMA, collate, depth=1, threads=1,
-    )  # fmt: skip
-    replay.callback(prefetcher.close)
+    prefetcher = replay.prefetcher(batch_size=64, collate=collate)
     replay.until(lambda: client.has_credit and server.status().waiting_samples == 1)
     client.insert(vector_chunk([1, 2, 3]))
     replay.until(lambda: prefetcher.ready == 1)
@@ -777,16 +771,7 @@ def test_priorities_of_lost_items_do_not_reach_items_of_a_restarted_server(repla
     client = replay.producer()
     replay.until(lambda: client.has_credit)
     client.insert(vector_chunk([10, 11]))
-    prefetcher = Prefetcher(
-        lambda: SampleClient(
-            replay.endpoints.of("replay.sample"), hello(name="learner", role="learner"), 8
-        ),
-        VECTOR_SCHEMA,
-        lambda items: items.columns,
-        depth=2,
-        threads=1,
-    )
-    replay.callback(prefetcher.close)
+    prefetcher = replay.prefetcher(batch_size=8, depth=2)
     replay.until(lambda: prefetcher.ready == 2)
     old = prefetcher.get(1.0)
     replay.restart()
