@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.envs.classic_control import CartPoleEnv
 
 STEP_S = 0.001
-"""Seconds of sleep per step; a step itself takes 0.00001 s."""
+"""Seconds of sleep per step."""
 
 
 class CalmCartPole(CartPoleEnv):
