@@ -119,6 +119,7 @@ class DPGLearner(Learner):
     """
 
     network: DeterministicNetwork
+    weighs_items = True
 
     def __init__(self, algorithm: ApexDPG, device: torch.device) -> None:
         config = algorithm.config
@@ -142,6 +143,9 @@ class DPGLearner(Learner):
     def targets(self) -> Sequence[TargetNetwork]:
         return (self._target_network,)
 
+    def compiled_modules(self) -> Sequence[nn.Module]:
+        return [part for network in (self.network, self.target) for part in network.children()]
+
     def update(self, batch: Transitions) -> Update:
         assert isinstance(batch.observation, Tensor)
         td_errors, metrics = self._update_critic(batch)
@@ -159,7 +163,7 @@ class DPGLearner(Learner):
         td_errors = td_error(q_tm1, batch.n_step_return, batch.discount, q_t)
         weights = importance_weights(batch.probability, self._config.importance_sampling_exponent)
         losses = (squared_loss if self._config.loss == "squared" else huber_loss)(td_errors)
-        loss = (weights * losses).mean()
+        loss = self.mean_over_items(weights * losses)
         metrics = self._critic.step(loss)
         td_errors, q_tm1 = td_errors.detach(), q_tm1.detach()
         return td_errors, {
@@ -168,7 +172,7 @@ class DPGLearner(Learner):
             "td_error": td_errors.abs().mean(),
             "q_mean": q_tm1.mean(),
             "q_max": q_tm1.max(),
-            "importance_weight_mean": weights.mean(),
+            "importance_weight_mean": self.mean_over_items(weights),
         }
 
     def _update_actor(self, observations: Tensor) -> Metrics:
@@ -176,9 +180,10 @@ class DPGLearner(Learner):
         taken = actions.detach().requires_grad_()
         values = self.network.critic(observations, taken)
         (gradients,) = torch.autograd.grad(values.sum(), taken)
-        loss = deterministic_policy_gradient_loss(
+        losses = deterministic_policy_gradient_loss(
             actions, gradients, self._config.action_gradient_clip
-        ).mean()
+        )
+        loss = self.mean_over_items(losses)
         metrics = self._actor.step(loss)
         return {
             "actor_gradient_norm": metrics["gradient_norm"],

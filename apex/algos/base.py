@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apex.acting.accumulator import Accumulator
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import LadderPlace, Progress
-from apex.algos.batches import map_tensors
+from apex.algos.batches import Padded, map_tensors
 from apex.algos.optimization import Optimization
 from apex.algos.target_network import TargetNetwork
 from apex.config.sections import AlgorithmConfig
@@ -133,6 +133,12 @@ class Learner(ABC):
     device: torch.device
     updates = 0
     """Updates so far, including those before a resume."""
+    precision: torch.dtype | None = None
+    """`torch.bfloat16`: networks compute in it where autocast allows; None: float32."""
+    weighs_items: ClassVar[bool] = False
+    """Whether `update` averages with `mean_over_items`, so that a batch may have padding."""
+    item_weights: Tensor | None = None
+    """`[B] float32` during an update: 1, or 0 for rows that pad the batch; None: no padding."""
     _progress: Progress | None = None
 
     @property
@@ -161,12 +167,16 @@ class Learner(ABC):
         """The target networks, updated after each learner update."""
         return ()
 
-    def learn(self, batch: Any, progress: Progress) -> Update:
-        """Set the learning rates, call `update`, then update the target networks.
+    def learn(
+        self, batch: Any, progress: Progress, execute: Callable[[Any], Update] | None = None
+    ) -> Update:
+        """Set the learning rates, make one update, then update the target networks.
 
         Args:
             batch: from `Algorithm.collate`.
             progress: progress of the run before this update.
+            execute: makes the update from a batch on the device, such as by a CUDA graph; None:
+                `run_update`.
         """
         if self._progress is None:
             zeros = (torch.zeros((), dtype=torch.int64, device=self.device) for _ in progress)
@@ -175,15 +185,48 @@ class Learner(ABC):
             tensor.fill_(count)
         for optimization in self.optimizations().values():
             optimization.schedule(self.updates)
-        result: Any = self.update(map_tensors(batch, lambda tensor: tensor.to(self.device)))
-        update = (
-            result if isinstance(result, Update) else deprecated_interface().as_update(result, self)
-        )
+        moved = map_tensors(batch, lambda tensor: tensor.to(self.device))
+        update = (execute or self.run_update)(moved)
         self.updates += 1
         for target in self.targets():
             target.follow(self.updates)
+        return update
+
+    def run_update(self, batch: Any) -> Update:
+        """Call `update` in the learner's precision. It does nothing that waits for the device.
+
+        Args:
+            batch: on the learner's device; `Padded` if it has rows that must not count.
+        """
+        self.item_weights = None
+        if isinstance(batch, Padded):
+            batch, self.item_weights = batch
+        with torch.autocast(
+            self.device.type,
+            self.precision or torch.float32,
+            enabled=self.precision is not None,
+            cache_enabled=False,  # a weight that was cast without gradients would have none later
+        ):
+            result: Any = self.update(batch)
+        update = (
+            result if isinstance(result, Update) else deprecated_interface().as_update(result, self)
+        )
         metrics = {name: value.detach() for name, value in update.metrics.items()}
         return Update(update.priorities.detach(), metrics)
+
+    def mean_over_items(self, values: Tensor) -> Tensor:
+        """The mean of one value for each item, `[B]`; rows that pad the batch do not count."""
+        if self.item_weights is None:
+            return values.mean()
+        return (self.item_weights * values).sum() / self.item_weights.sum()
+
+    def sum_over_items(self, values: Tensor) -> Tensor:
+        """The sum of one value for each item, `[B]`; rows that pad the batch do not count."""
+        return (values if self.item_weights is None else self.item_weights * values).sum()
+
+    def compiled_modules(self) -> Sequence[nn.Module]:
+        """The modules that `learner.execution = "compile"` compiles: those that `update` calls."""
+        return list(self.modules().values())
 
     def tensors(self, batch: Any) -> dict[str, Tensor]:
         """A batch as a dictionary, for learners written for apex 0.1."""
@@ -195,6 +238,15 @@ class Learner(ABC):
         self.network.load_state_dict(parameters)
         for target in self.targets():
             target.copy_online()
+
+    def state_tensors(self) -> list[Tensor]:
+        """All tensors that an update or a target network's update changes."""
+        modules = self.modules().values()
+        return [
+            *(tensor for module in modules for tensor in (*module.parameters(), *module.buffers())),
+            *(t for optimization in self.optimizations().values() for t in optimization.tensors()),
+            *self.buffers().values(),
+        ]
 
     def is_finite(self) -> bool:
         """Whether all parameters and buffers are finite. Waits for the device."""

@@ -66,14 +66,23 @@ class Sequences(NamedTuple):
     """`[B, core_size] float32`, the recurrent state before the first row."""
     probability: Tensor
     """`[B] float32`: P(i), the probability with which the item was sampled."""
-    episode_edges: tuple[int, ...]
+    episode_edges: tuple[int, ...] | None
     """Rows at which an episode begins in any of the sequences. They are host integers, so that a
-    recurrent network can split its loop there without waiting for the device."""
+    recurrent network can split its loop there without waiting for the device. None: unknown, as in
+    a CUDA graph, which is the same for every batch."""
     action_mask: Tensor | None = None
     """`[B, L, num_actions] bool`, the allowed actions; None: all. No built-in environment path
     fills it yet."""
     extras: dict[str, Tensor] = _NO_EXTRAS
     """`[B, L, ...]` each: the policy's extra outputs in each row."""
+
+
+class Padded(NamedTuple):
+    """A batch with rows that only fill it up to a fixed size."""
+
+    batch: Any
+    item_weights: Tensor
+    """`[B] float32`: 1, or 0 for a row that must not count."""
 
 
 def map_tensors(batch: Any, function: Callable[[Tensor], Tensor]) -> Any:

@@ -27,6 +27,8 @@ class LossLearner(Learner):
         device: of the networks.
     """
 
+    weighs_items = True
+
     def __init__(self, algorithm: Algorithm, device: torch.device) -> None:
         config = algorithm.config
         self.device = device
@@ -74,8 +76,9 @@ class LossLearner(Learner):
     def _reduced(self, loss: Loss, batch: Any) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Reduce the items' losses to one number; returns it with its metrics."""
         if self._algorithm.reduction == "sum":
-            return loss.per_item.sum(), {}
+            return self.sum_over_items(loss.per_item), {}
         if self._exponent is None:
-            return loss.per_item.mean(), {}
+            return self.mean_over_items(loss.per_item), {}
         weights = importance_weights(batch.probability, self._exponent)
-        return (weights * loss.per_item).mean(), {"importance_weight_mean": weights.mean()}
+        reduced = self.mean_over_items(weights * loss.per_item)
+        return reduced, {"importance_weight_mean": self.mean_over_items(weights)}

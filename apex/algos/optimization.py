@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apex.config.sections import AlgorithmConfig, Decay, NonNegativeInt, PositiveFloat, UnitFloat
+from apex.networks.full_precision import full_precision
 from apex.ops.rmsprop import RMSProp
 
 log = logging.getLogger("apex.learner")
@@ -79,7 +80,12 @@ class Optimization:
     def _make_optimizer(self) -> torch.optim.Adam | RMSProp:
         config = self._config
         if config.optimizer == "adam":
-            return torch.optim.Adam(self.parameters, eps=config.optimizer_epsilon, fused=True)
+            return torch.optim.Adam(
+                self.parameters,
+                eps=config.optimizer_epsilon,
+                fused=True,
+                capturable=self.parameters[0].device.type == "cuda",  # by a CUDA graph
+            )
         return RMSProp(
             self.parameters,
             self.learning_rate,
@@ -107,17 +113,23 @@ class Optimization:
     def step(self, loss: Tensor) -> dict[str, Tensor]:
         """Take one step down the gradient of a loss; returns the step's metrics."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.parameters, self._config.max_gradient_norm)
-        skip = 1.0 - torch.isfinite(norm).float()
-        self.optimizer.found_inf = skip  # type: ignore[union-attr]
-        self.optimizer.step()
+        with full_precision(loss.device):
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = nn.utils.clip_grad_norm_(self.parameters, self._config.max_gradient_norm)
+            skip = 1.0 - torch.isfinite(norm).float()
+            self.optimizer.found_inf = skip  # type: ignore[union-attr]
+            self.optimizer.step()
         self.skipped += skip
         return {
             "skipped_updates": self.skipped.clone(),
             "learning_rate": self.learning_rate.clone(),
             "gradient_norm": norm.detach(),
         }
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors that a step changes."""
+        averages = [value for state in self.optimizer.state.values() for value in state.values()]
+        return [*self.parameters, *averages, self.skipped]
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's averages and the number of skipped steps."""

@@ -125,7 +125,9 @@ class SequenceQAlgorithm(SequenceAlgorithm):
         for name in ("core_state", "probability", "episode_edges"):
             del fields[name]
         rows = map_tensors(fields, lambda tensor: tensor[:, burn_in:])
-        edges = tuple(edge - burn_in for edge in batch.episode_edges if edge >= burn_in)
+        edges = batch.episode_edges
+        if edges is not None:
+            edges = tuple(edge - burn_in for edge in edges if edge >= burn_in)
         return batch._replace(**rows, episode_edges=edges)
 
     def exploration(self, place: LadderPlace) -> Exploration:

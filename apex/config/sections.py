@@ -113,8 +113,11 @@ class ActorConfig(Section, frozen=True):
     """Environments per actor, stepped together."""
     chunk_length: PositiveInt = 50
     """Items per insert, all of one environment."""
-    parameter_period: PositiveInt = 100
-    """Steps of the actor's environments (frames = this x frame_skip) between parameter requests."""
+    parameter_period: NonNegativeInt = 0
+    """Steps of the actor's environments (frames = this x frame_skip) between parameter requests; 0:
+    by time (`parameter_period_s`)."""
+    parameter_period_s: PositiveFloat = 0.25
+    """Seconds between two requests for newer parameters, if `parameter_period` is 0."""
     inference: Literal["local", "central"] = "local"
     """Where actions are computed: in each actor, or in one inference server for all (SEED RL)."""
     torch_threads: Threads = 1
@@ -184,8 +187,18 @@ class LearnerConfig(Section, frozen=True):
     pin: bool = True
     """Whether to reserve `torch_threads` cores for the training thread; the run's other threads and
     daemons stay off them. Without effect if no other core would be left, or under a CPU quota."""
-    publish_period: PositiveInt = 25
-    """Learner steps between two publications of the parameters."""
+    execution: Literal["auto", "eager", "graph", "compile"] = "auto"
+    """How an update runs on a GPU: by Python (eager), as a CUDA graph that is recorded once and
+    replayed (graph), or as such a graph of compiled networks (compile; needs a C compiler). `auto`
+    times eager and graph at the start, and takes the faster one. A CPU runs updates eagerly."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    """Arithmetic of the networks: float32, with TF32 products (a GPU), or bfloat16 by autocast,
+    except for recurrent and output layers. `auto`: tf32 on a GPU, float32 on a CPU."""
+    publish_period: NonNegativeInt = 0
+    """Learner steps between two publications of the parameters; 0: by time (`publish_period_s`),
+    and every 25 in one process (`--serial`)."""
+    publish_period_s: PositiveFloat = 0.25
+    """Seconds between two publications, if `publish_period` is 0."""
     checkpoint_period_s: PositiveFloat = 120.0
     """Seconds between two checkpoints: the training that a killed learner may lose."""
     keep_checkpoints: PositiveInt = 3

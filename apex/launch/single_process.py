@@ -36,6 +36,9 @@ from apex.runs.directory import RunDirectory
 
 log = logging.getLogger("apex.serial")
 
+PUBLISH_PERIOD = 25
+"""Learner steps between two publications, if the configuration publishes by time."""
+
 
 class _Actor:
     """The environments of one actor, and the decider that chooses their actions."""
@@ -92,7 +95,9 @@ class SerialRun:
         device = begin_training(config)
         algorithm = make_algorithm(config.algorithm, self._facts.env, extensions.algorithm)
         self._collate = algorithm.collate
-        self.trainer = Trainer(run, algorithm.learner(device), clock)
+        # By updates rather than by time, so that two runs with one seed are equal.
+        period = config.learner.publish_period or PUBLISH_PERIOD
+        self.trainer = Trainer(run, algorithm.learner(device), clock, publish_period=period)
         self.table = make_table(config, self._facts.schema, first_id=0)
         self._priorities = _TablePriorities(self.table)
         self.policy, self.evaluated_policy = algorithm.policy(), algorithm.policy()
@@ -231,7 +236,7 @@ class SerialRun:
     def _log(self) -> None:
         trainer = self.trainer
         returns = [r for actor in self._actors for r in actor.loop.recent_returns]
-        values = {name: float(value) for name, value in trainer.metrics.items()}
+        values = trainer.read_metrics()
         counts = {
             "env_steps": self.env_steps,
             "table_items": len(self.table),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from apex.envs.spec import EnvSpec
+from apex.networks.full_precision import OutputLayer
 from apex.networks.recurrent_cores import SequenceInputs
 from apex.networks.sequence import Layers, SequenceNetwork
 
@@ -19,8 +20,8 @@ class ActorCriticNetwork(SequenceNetwork):
 
     def __init__(self, spec: EnvSpec, layers: Layers) -> None:
         super().__init__(spec, layers)
-        self.policy = nn.Linear(self.core.out_features, spec.num_actions)
-        self.value = nn.Linear(self.core.out_features, 1)
+        self.policy = OutputLayer(self.core.out_features, spec.num_actions)
+        self.value = OutputLayer(self.core.out_features, 1)
 
     def forward(self, inputs: SequenceInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Logits `[B, L, A]`, values `[B, L]`, and the recurrent state after the last step."""

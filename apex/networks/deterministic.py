@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from apex.envs.spec import EnvSpec
+from apex.networks.full_precision import OutputLayer
 from apex.networks.torsos import ConvLayers, mlp, torso
 
 
@@ -37,7 +38,7 @@ def _head(in_features: int, hidden: Sequence[int], outputs: int) -> nn.Sequentia
     """
     first, *rest = hidden
     relu_layers, features = mlp(first, rest)
-    last = nn.Linear(features, outputs)
+    last = OutputLayer(features, outputs)
     nn.init.uniform_(last.weight, -3e-3, 3e-3)
     nn.init.zeros_(last.bias)
     return nn.Sequential(

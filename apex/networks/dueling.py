@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from apex.envs.spec import EnvSpec
+from apex.networks.full_precision import OutputLayer
 from apex.networks.torsos import ConvLayers, mlp, torso
 from apex.ops.double_q_learning import dueling_values
 
@@ -34,9 +35,9 @@ class DuelingQNetwork(nn.Module):
         self.torso = torso(spec, conv, standardize)
         self.shared, features = mlp(self.torso.out_features, hidden)
         self.value, value_features = mlp(features, stream_hidden)
-        self.value.append(nn.Linear(value_features, 1))
+        self.value.append(OutputLayer(value_features, 1))
         self.advantage, advantage_features = mlp(features, stream_hidden)
-        self.advantage.append(nn.Linear(advantage_features, spec.num_actions))
+        self.advantage.append(OutputLayer(advantage_features, spec.num_actions))
 
     def forward(self, observations: Tensor) -> Tensor:
         """Q-values `[B, num_actions]` of observations `[B, *policy_shape]`."""

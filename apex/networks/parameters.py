@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
@@ -40,10 +41,14 @@ _header_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 def encode(network: nn.Module) -> bytes:
     """The parameters and buffers of a network as safetensors bytes."""
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()
-    }
-    return safetensors.torch.save(tensors)
+    return encode_tensors(network.state_dict())
+
+
+def encode_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors by name as safetensors bytes."""
+    return safetensors.torch.save(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    )
 
 
 def decode(data: bytes | memoryview) -> dict[str, Tensor]:

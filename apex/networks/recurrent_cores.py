@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from apex.networks.full_precision import full_precision
+
 
 class SequenceInputs(NamedTuple):
     """Inputs of a network for sequences: B sequences of L steps."""
@@ -22,19 +24,22 @@ class SequenceInputs(NamedTuple):
     """`[B, L] bool`: an episode begins at this step; the recurrent state is reset to 0."""
     core_state: Tensor
     """`[B, core_size]`, the recurrent state before the first step."""
-    episode_edges: tuple[int, ...] = ()
-    """Steps at which an episode begins in any of the sequences, in ascending order."""
+    episode_edges: tuple[int, ...] | None = ()
+    """Steps at which an episode begins in any of the sequences, in ascending order; None: only the
+    device knows them, by `is_first`."""
 
     def part(self, begin: int, end: int | None, core_state: Tensor) -> SequenceInputs:
         """The steps `begin` to `end` (exclusive), with the recurrent state before them."""
-        stop = self.is_first.shape[1] if end is None else end
+        stop, edges = self.is_first.shape[1] if end is None else end, self.episode_edges
+        if edges is not None:
+            edges = tuple(edge - begin for edge in edges if begin <= edge < stop)
         return SequenceInputs(
             self.observations[:, begin:end],
             self.last_actions[:, begin:end],
             self.last_rewards[:, begin:end],
             self.is_first[:, begin:end],
             core_state,
-            tuple(edge - begin for edge in self.episode_edges if begin <= edge < stop),
+            edges,
         )
 
 
@@ -69,15 +74,33 @@ class LSTMCore(nn.Module):
         self.core_size = 2 * width
 
     def forward(self, features: Tensor, inputs: SequenceInputs) -> tuple[Tensor, Tensor]:
-        """Outputs `[B, L, width]` of features `[B, L, in_features]`, and the final state.
+        """Outputs `[B, L, width]` of features `[B, L, in_features]`, and the final state."""
+        with full_precision(features.device):
+            features = features.to(inputs.core_state.dtype)
+            numbers = torch.arange(self._num_actions, device=features.device)
+            actions = (inputs.last_actions.unsqueeze(-1) == numbers).to(features.dtype)
+            steps = torch.cat([features, actions, inputs.last_rewards.unsqueeze(-1)], dim=-1)
+            if inputs.episode_edges is None:
+                return self._step_by_step(steps, inputs)
+            return self._part_by_part(steps, inputs, inputs.episode_edges)
 
-        The steps are split where an episode begins in any of the sequences; each part is one call
-        of the LSTM.
-        """
-        numbers = torch.arange(self._num_actions, device=features.device)
-        actions = (inputs.last_actions.unsqueeze(-1) == numbers).to(features.dtype)
-        steps = torch.cat([features, actions, inputs.last_rewards.unsqueeze(-1)], dim=-1)
-        edges = sorted({0, *inputs.episode_edges, steps.shape[1]})
+    def _step_by_step(self, steps: Tensor, inputs: SequenceInputs) -> tuple[Tensor, Tensor]:
+        """Reset the state at each step where `is_first` says so."""
+        (weights,) = self.lstm.all_weights
+        hidden, cell = inputs.core_state.chunk(2, dim=-1)
+        outputs = []
+        for step, first in zip(steps.unbind(1), inputs.is_first.unsqueeze(-1).unbind(1)):
+            hidden, cell = torch.where(first, 0.0, hidden), torch.where(first, 0.0, cell)
+            hidden, cell = torch.lstm_cell(step, (hidden, cell), *weights)
+            outputs.append(hidden)
+        return torch.stack(outputs, dim=1), torch.cat([hidden, cell], dim=-1)
+
+    def _part_by_part(
+        self, steps: Tensor, inputs: SequenceInputs, episode_edges: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """Split the steps where an episode begins in any of the sequences; each part is one call
+        of the LSTM, which is faster."""
+        edges = sorted({0, *episode_edges, steps.shape[1]})
         state, outputs = inputs.core_state, []
         for begin, end in pairwise(edges):
             state = torch.where(inputs.is_first[:, begin, None], 0.0, state)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from apex.envs.spec import EnvSpec
+from apex.networks.full_precision import OutputLayer
 from apex.networks.recurrent_cores import SequenceInputs
 from apex.networks.sequence import Layers, SequenceNetwork
 from apex.networks.torsos import mlp
@@ -25,9 +26,9 @@ class RecurrentDuelingQNetwork(SequenceNetwork):
     def __init__(self, spec: EnvSpec, layers: Layers, stream_hidden: Sequence[int]) -> None:
         super().__init__(spec, layers)
         self.value, value_features = mlp(self.core.out_features, stream_hidden)
-        self.value.append(nn.Linear(value_features, 1))
+        self.value.append(OutputLayer(value_features, 1))
         self.advantage, advantage_features = mlp(self.core.out_features, stream_hidden)
-        self.advantage.append(nn.Linear(advantage_features, spec.num_actions))
+        self.advantage.append(OutputLayer(advantage_features, spec.num_actions))
 
     def forward(self, inputs: SequenceInputs) -> tuple[Tensor, Tensor]:
         """Q-values `[B, L, A]`, and the recurrent state after the last step."""

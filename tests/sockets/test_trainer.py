@@ -259,6 +259,51 @@ def test_parameters_are_published_after_the_next_finite_loss(
         assert newest is not None and newest.learner_step == expected
 
 
+def test_priorities_read_one_update_late_are_the_same_bit_for_bit(tmp_path: Path) -> None:
+    """One fixed stream of batches: the network is the same, too."""
+    put, states = [], []
+    for lag in (0, 1):
+        folder = tmp_path / str(lag)
+        folder.mkdir()
+        counted, run = Counted(), prepared(folder, "algorithm.target_update_period=7")
+        torch.manual_seed(1)
+        trainer = trainer_of(run, counted, lag=lag)
+        for number in range(50):
+            trainer.update(make_batch(number))
+        assert len(counted.put) == 50 - lag
+        trainer.save()
+        put.append(counted.put)
+        states.append(saved_state(run)["learner"])
+    assert put[0] == put[1] and len(put[0]) == 50
+    assert states[0] == states[1]
+
+
+def test_parameters_are_published_by_time_without_a_period_in_steps(tmp_path: Path) -> None:
+    now = [0.0]
+    run = prepared(tmp_path, "learner.publish_period=0", "learner.publish_period_s=0.25")
+    trainer, seen = trainer_of(run, clock=lambda: now[0]), []
+    for number in range(12):  # ten updates a second, at multiples of an eighth
+        now[0] = number / 8
+        trainer.update(make_batch(number))
+        newest = trainer.board.newest()
+        assert newest is not None
+        seen.append(newest.learner_step)
+    # The updates at 0.25, 0.5, ... s are published at the finite loss of the next one.
+    assert seen == [0, 0, 0, 3, 3, 5, 5, 7, 7, 9, 9, 11]
+
+
+def test_one_process_publishes_by_steps_when_the_configuration_does_by_time(tmp_path: Path) -> None:
+    run = prepared(tmp_path, "learner.publish_period=0")
+    trainer = trainer_of(run, publish_period=2, clock=lambda: 0.0)
+    steps = []
+    for number in range(5):
+        trainer.update(make_batch(number))
+        newest = trainer.board.newest()
+        assert newest is not None
+        steps.append(newest.learner_step)
+    assert steps == [0, 0, 2, 2, 4]
+
+
 def test_learning_rate_of_zero_is_logged_once_until_the_remedy_is_applied(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -305,3 +305,24 @@ def test_defaults_are_the_papers():
     assert (config.importance_sampling_exponent, config.target_update_period) == (0.6, 2500)
     layout = R2D2(config, SPEC).layout()
     assert (layout.length, layout.period) == (125, 40)
+
+
+def test_lstm_that_resets_by_flags_equals_one_that_is_split_at_the_episodes() -> None:
+    torch.manual_seed(1)
+    core = LSTMCore(in_features=5, num_actions=3, width=4)
+    is_first = torch.rand(6, 11) < 0.2
+    edges = tuple(is_first.any(dim=0).nonzero().flatten().tolist())
+    features = torch.randn(6, 11, 5, requires_grad=True)
+    state = torch.randn(6, 8)
+    found = []
+    for known in (edges, None):
+        inputs = SequenceInputs(
+            features, torch.randint(0, 3, (6, 11), generator=torch.Generator().manual_seed(2)),
+            torch.ones(6, 11), is_first, state, known,
+        )  # fmt: skip
+        outputs, final = core(features, inputs)
+        (gradient,) = torch.autograd.grad(outputs.square().sum() + final.sum(), features)
+        found.append((outputs, final, gradient))
+    assert len(edges) >= 3
+    for split, stepped in zip(*found):
+        assert torch.allclose(split, stepped, rtol=1e-5, atol=1e-6)

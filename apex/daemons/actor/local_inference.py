@@ -10,6 +10,7 @@ from apex.algos.agent_factory import make_agent
 from apex.algos.registry import check_schema, make_algorithm
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.learner.parameter_versions import Publication
+from apex.daemons.periodic import Every
 from apex.daemons.replay.backlog import Backlog
 from apex.daemons.replay.client import InsertClient
 from apex.daemons.service import Service
@@ -53,6 +54,7 @@ class LocalInference:
         self._backlog = Backlog(self._replay)
         self._steps_to_refresh = 0
         """Environment steps until the next request for parameters."""
+        self._refresh_due = Every(service.config.actor.parameter_period_s, at_once=True)
         self.learner_step = 0
         """Learner step of the parameters in use."""
 
@@ -95,10 +97,19 @@ class LocalInference:
         assert self._decider is not None
         self._decider.observe(result)
         self._backlog.put(self._decider.agent.take_chunks())
-        self._steps_to_refresh -= self._config.actor.num_envs
-        if self._steps_to_refresh <= 0:
-            self._steps_to_refresh = self._config.actor.parameter_period
+        if self._refresh_is_due():
             self._learner.ask_for_params()
+
+    def _refresh_is_due(self) -> bool:
+        """Whether to request newer parameters after a step."""
+        period = self._config.actor.parameter_period
+        if not period:
+            return self._refresh_due.due()
+        self._steps_to_refresh -= self._config.actor.num_envs
+        due = self._steps_to_refresh <= 0
+        if due:
+            self._steps_to_refresh = period
+        return due
 
     def cut(self) -> None:
         """Truncate all episodes after the environments have failed."""

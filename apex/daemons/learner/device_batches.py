@@ -1,4 +1,4 @@
-"""Copy batches to a GPU and results back, asynchronously to training."""
+"""Copy batches to a GPU, asynchronously to training."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -84,28 +82,3 @@ def copied(batch: Any, copy: Callable[[Tensor], Tensor]) -> Any:
         return whole[key].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
     return map_tensors(tensors, move)
-
-
-class HostCopy:
-    """An asynchronous copy of a tensor to the host, as float64.
-
-    Args:
-        tensor: on any device; the copy starts after the work queued there, without blocking.
-    """
-
-    def __init__(self, tensor: Tensor) -> None:
-        source = tensor.detach().double()
-        self._event: torch.cuda.Event | None = None
-        if tensor.device.type != "cuda":
-            self._tensor = source
-            return
-        self._tensor = torch.empty(source.shape, dtype=source.dtype, pin_memory=True)
-        self._tensor.copy_(source, non_blocking=True)
-        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._event.record()
-
-    def read(self) -> npt.NDArray[np.float64]:
-        """Return the values; blocks until the copy is complete."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._tensor.numpy()

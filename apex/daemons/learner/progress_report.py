@@ -36,7 +36,7 @@ class ProgressReport:
 
     def status(self) -> LearnerReport:
         """The learner's status."""
-        trainer, metrics = self._trainer, self._trainer.metrics
+        trainer, metrics = self._trainer, self._trainer.figures
         newest, rate = trainer.board.newest(), metrics.get("learning_rate")
         updates_per_s = self.updates.per_second()
         return LearnerReport(
@@ -51,7 +51,7 @@ class ProgressReport:
             train_s=round(trainer.train_s, 1),
             ready_batches=self._prefetcher.ready,
             skipped_updates=int(metrics.get("skipped_updates", 0)),
-            learning_rate=float(rate) if rate is not None else None,
+            learning_rate=rate,
             corrupt_items=self._prefetcher.corrupt_items,
             rollbacks=trainer.rollbacks,
             alarm=trainer.alarm,
@@ -60,9 +60,11 @@ class ProgressReport:
 
     def metrics(self) -> dict[str, float]:
         """The last update's metrics and the figures of training, by column."""
-        trainer, status = self._trainer, self.status()
+        trainer = self._trainer
+        figures = trainer.read_metrics()
+        status = self.status()
         return {
-            **{name: float(value) for name, value in trainer.metrics.items()},
+            **figures,
             **{name: getattr(status, name) for name in REPORTED},
             "item_staleness": trainer.item_staleness,
             "table_items": self._prefetcher.table_items,

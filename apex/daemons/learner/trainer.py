@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,15 +23,23 @@ from zlib_ng import zlib_ng
 from apex.acting.exploration import Progress
 from apex.algos.base import Learner, check_priorities
 from apex.config.sections import Config
-from apex.daemons.learner.device_batches import HostCopy
+from apex.daemons.learner.host_copies import (
+    HostCopies,
+    HostCopy,
+    ParameterEncoder,
+    read_numbers,
+)
 from apex.daemons.learner.parameter_versions import (
     Publication,
     PublicationBoard,
     VersionCounter,
 )
 from apex.daemons.learner.prefetcher import Batch
+from apex.daemons.periodic import Every
 from apex.data.chunks import good_priorities
 from apex.errors import ConfigError, DivergedError
+from apex.execution.execution import Execution
+from apex.execution.settings import make_execution, use_precision
 from apex.host import process_tuning
 from apex.networks import parameters
 from apex.runs import checkpoint
@@ -73,6 +82,26 @@ class _Pending(NamedTuple):
     metrics: Mapping[str, Any]
 
 
+class _Unverified(NamedTuple):
+    """A publication that waits for the proof that its parameters are finite."""
+
+    param_version: int
+    learner_step: int
+    env_steps: int
+    train_s: float
+    data: Future[bytes]
+
+    def put(self, board: PublicationBoard) -> None:
+        """Publish, as soon as the parameters are encoded."""
+
+        def publish(data: Future[bytes]) -> None:
+            encoded = data.result()
+            crc32 = zlib_ng.crc32(encoded)
+            board.put(Publication(*self[:4], encoded, crc32))
+
+        self.data.add_done_callback(publish)
+
+
 def begin_training(config: Config) -> torch.device:
     """Set torch's seed and the learner's threads; returns the learner's device."""
     process_tuning.set_up(config.learner.torch_threads)
@@ -89,6 +118,9 @@ class Trainer:
         clock: monotonic time in seconds.
         lag: newer updates that run before an update's results are read; None: 1 on a GPU, which
             then need not wait for the host, and 0 on a CPU.
+        publish_period: learner steps between two publications; 0: by time
+            (`learner.publish_period_s`); None: `learner.publish_period`.
+        execution: makes the updates; None: what `learner.execution` says.
 
     Raises:
         ConfigError: a checkpoint does not fit the configuration.
@@ -100,14 +132,23 @@ class Trainer:
         learner: Learner,
         clock: Callable[[], float] = time.monotonic,
         lag: int | None = None,
+        publish_period: int | None = None,
+        execution: Execution | None = None,
     ) -> None:
         self._run, self._config, self._env = run, run.config(), run.facts().env
         self._learner, self._clock = learner, clock
         self._counts: Counts
         self._priorities: Priorities
-        self._lag = int(learner.device.type == "cuda") if lag is None else lag
+        settings, on_gpu = self._config.learner, learner.device.type == "cuda"
+        self._lag = int(on_gpu) if lag is None else lag
+        learner.precision = use_precision(settings.precision, learner.device)
+        self._execution = execution or make_execution(settings, learner)
+        self._host_copies = HostCopies(learner.device, self._lag + 1)
+        self._encoder = ParameterEncoder(learner.network, threaded=on_gpu)
+        self._publish_period = settings.publish_period if publish_period is None else publish_period
+        self._publish_due = Every(settings.publish_period_s, clock)
         self._pending: deque[_Pending] = deque()
-        self._unverified: deque[Publication] = deque()
+        self._unverified: deque[_Unverified] = deque()
         """Parameters to publish once a finite loss of the next update has verified them, oldest
         first: at most `lag` + 1."""
         self.board = PublicationBoard()
@@ -117,7 +158,8 @@ class Trainer:
         self.outcome: str | None = None
         """Why the run has ended; None while it has not."""
         self.metrics: Mapping[str, Any] = {}
-        """Metrics of the last update."""
+        """Metrics of the last update whose results were read, on the device."""
+        self._figures: dict[str, float] = {}
         self.item_staleness = 0.0
         """Mean over the last batch of the learner steps between an item and its update."""
         self._resumed_s = 0.0
@@ -185,6 +227,9 @@ class Trainer:
                 "of its network or optimizer, or start a new run with --init-from"
             ) from None
         torch.set_rng_state(state["rng"])
+        if self._learner.device.type == "cuda" and "cuda_rng" in state:
+            torch.cuda.set_rng_state(state["cuda_rng"], self._learner.device)
+        self._execution.reset()
         self.learner_step = found.manifest.learner_step
 
     def update(self, batch: Batch) -> None:
@@ -195,17 +240,21 @@ class Trainer:
             DivergedError: the run diverged and cannot be rolled back.
         """
         progress = Progress(self.learner_step, self._counts.env_steps)
-        update = self._learner.learn(batch.data, progress)
+        update = self._learner.learn(batch.data, progress, self._execution)
         check_priorities(update, len(batch.item_ids), self._learner)
-        copy = HostCopy(update.priorities)
+        copy = self._host_copies.copy(update.priorities)
         self._pending.append(_Pending(self.learner_step, batch, copy, update.metrics))
         self.learner_step += 1
         if not self._process_pending(self._lag):
             return
-        if self.learner_step % self._config.learner.publish_period == 0:
+        if self._publication_is_due():
             publication = self._publication()
             if publication is not None:
                 self._unverified.append(publication)
+
+    def _publication_is_due(self) -> bool:
+        period = self._publish_period
+        return self.learner_step % period == 0 if period else self._publish_due.due()
 
     def _process_pending(self, keep: int = 0) -> bool:
         """Process results until `keep` updates are pending; returns False after a rollback."""
@@ -230,7 +279,7 @@ class Trainer:
             )
             self._priorities.reject(item_ids[~good].tolist())
         while self._unverified and self._unverified[0].learner_step <= update.learner_step:
-            self.board.put(self._unverified.popleft())
+            self._unverified.popleft().put(self.board)
         if self._config.replay.selector == "prioritized":
             self._priorities.put_priorities(item_ids[good], priorities[good])
         age = np.maximum(update.learner_step - update.batch.learner_steps, 0)
@@ -268,18 +317,32 @@ class Trainer:
         """Publish the current parameters unverified: new ones, or those of a checkpoint."""
         publication = self._publication()
         if publication is not None:
-            self.board.put(publication)
+            publication.put(self.board)
 
-    def _publication(self) -> Publication | None:
+    def _publication(self) -> _Unverified | None:
         """Encode the current parameters; None when no version can be reserved on disk."""
         try:
             version = self._versions.take()
         except OSError as error:
             log.error("cannot publish parameters, training continues: %s", error)
             return None
-        data = parameters.encode(self._learner.network)
-        env_steps, crc32 = self._counts.env_steps, zlib_ng.crc32(data)
-        return Publication(version, self.learner_step, env_steps, self.train_s, data, crc32)
+        env_steps, data = self._counts.env_steps, self._encoder.encode()
+        return _Unverified(version, self.learner_step, env_steps, self.train_s, data)
+
+    def read_metrics(self) -> dict[str, float]:
+        """Read the newest metrics as numbers; on a GPU this waits for it."""
+        self._figures = read_numbers(self.metrics)
+        return self._figures
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """Metrics as numbers: on a CPU the newest ones, on a GPU those that were last read.
+
+        Another thread may call it.
+        """
+        if self._learner.device.type == "cuda":
+            return self._figures
+        return {name: float(value) for name, value in self.metrics.items()}
 
     def save(self) -> Path | None:
         """Write a checkpoint; returns None and sets the alarm when it cannot be written.
@@ -292,6 +355,8 @@ class Trainer:
         self._process_pending()
         folder = self._run.checkpoints
         state = {"learner": self._learner.state_dict(), "rng": torch.get_rng_state()}
+        if self._learner.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self._learner.device)
         try:
             data = parameters.encode(self._learner.network)
             path = checkpoint.save(folder, "step", self._manifest(), data, state)

@@ -1,0 +1,110 @@
+"""Record the work of a function on the device, and replay it without running Python."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Recorder(Protocol):
+    """Records functions whose work on the device is the same each time.
+
+    A replay reads and writes the tensors that the function used, at their addresses. Python does
+    not run in it, so it repeats what Python decided when the function was recorded.
+    """
+
+    tolerance: float
+    """Largest relative difference between a replay and the function itself that is rounding."""
+
+    def warm_up(self, function: Callable[[], T]) -> T:
+        """Run a function that is going to be recorded, as `record` needs it to have run."""
+
+    def record(self, function: Callable[[], T]) -> tuple[Callable[[], None], T]:
+        """Record a function.
+
+        Returns:
+            What replays it, and its result, whose tensors each replay overwrites.
+
+        Raises:
+            RuntimeError: it waits for the device, or does what cannot be recorded.
+        """
+
+    def now(self) -> Moment:
+        """The present moment in the device's work."""
+
+
+class Moment(Protocol):
+    """A moment in the device's work."""
+
+    def ms_until(self, later: Moment) -> float:
+        """Milliseconds until a later moment; waits until the device has reached that."""
+
+
+class CudaGraphs:
+    """Records CUDA graphs, which share their memory: only one of them runs at a time.
+
+    Other threads may copy and allocate on the device meanwhile (`thread_local`).
+
+    Args:
+        device: a CUDA device.
+    """
+
+    tolerance = 1e-2
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, function: Callable[[], T]) -> T:
+        """Run a function on the stream of the recording."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result = function()
+        current.wait_stream(self._stream)
+        return result
+
+    def record(self, function: Callable[[], T]) -> tuple[Callable[[], None], T]:
+        """Capture a function as a CUDA graph."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            result = function()
+        return graph.replay, result
+
+    def now(self) -> CudaMoment:
+        """An event on the current stream."""
+        return CudaMoment()
+
+
+class CudaMoment:
+    """An event on the current CUDA stream."""
+
+    def __init__(self) -> None:
+        self._event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        self._event.record()
+
+    def ms_until(self, later: Moment) -> float:
+        """Milliseconds of the device's time."""
+        assert isinstance(later, CudaMoment)
+        later._event.synchronize()
+        return float(self._event.elapsed_time(later._event))
+
+
+class HostMoment:
+    """A moment of the host's clock, for work that runs where it is started."""
+
+    def __init__(self) -> None:
+        self._at = time.perf_counter()
+
+    def ms_until(self, later: Moment) -> float:
+        """Milliseconds of the host's time."""
+        assert isinstance(later, HostMoment)
+        return 1e3 * (later._at - self._at)

@@ -1,0 +1,174 @@
+"""Batches in memory that stays in place, as a recorded graph reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from apex.algos.batches import Padded, map_tensors
+
+ALIGNMENT = 16
+"""Bytes; a multiple of every dtype's size."""
+
+
+class Form(NamedTuple):
+    """What two batches have in common that one graph can take."""
+
+    structure: Hashable
+    """Nesting, names, dtypes, shapes without the first dimension, and values that no tensor has."""
+    rows: int | None
+    """Size of the first dimension of every tensor; None: they differ."""
+
+
+def form_of(batch: Any) -> Form:
+    """The form of a nested batch (`map_tensors`)."""
+    sizes = {tensor.shape[0] if tensor.ndim else -1 for tensor in tensors_of(batch)}
+    rows = sizes.pop() if len(sizes) == 1 else -1
+    return Form(_structure(batch, 1 if rows >= 0 else 0), rows if rows >= 0 else None)
+
+
+def _structure(part: Any, first: int) -> Hashable:
+    if isinstance(part, Tensor):
+        return part.dtype, part.shape[first:]
+    if isinstance(part, (dict, MappingProxyType)):
+        return tuple((name, _structure(value, first)) for name, value in part.items())
+    if isinstance(part, tuple):
+        return type(part), *(_structure(value, first) for value in part)
+    return part if isinstance(part, Hashable) else repr(part)
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """The tensors of a nested batch, in order."""
+    found: list[Tensor] = []
+
+    def add(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(batch, add)
+    return found
+
+
+def without_host_rows(batch: Any) -> Any:
+    """A batch without `episode_edges`, which differ from batch to batch, unless there are none."""
+    if not isinstance(batch, tuple) or not hasattr(batch, "_fields"):
+        return batch
+    parts: dict[str, Any] = {
+        name: without_host_rows(part) for name, part in zip(batch._fields, batch)
+    }
+    if parts.get("episode_edges"):
+        parts["episode_edges"] = None
+    return type(batch)(**parts)
+
+
+class _Span(NamedTuple):
+    """A range of a storage's bytes that some tensors are views of."""
+
+    begin: int
+    end: int
+    members: tuple[int, ...]
+    """Positions of the tensors in the batch."""
+
+
+class StaticBatch:
+    """A batch at fixed addresses. `fill` copies other batches of its form into it.
+
+    Tensors that are views of one storage, such as overlapping frame stacks or all tensors of a
+    batch that was copied to the device at once, are one copy.
+
+    Args:
+        example: a batch of the form.
+        rows: size of the first dimension.
+    """
+
+    def __init__(self, example: Any, rows: int) -> None:
+        tensors = tensors_of(example)
+        self._rows = rows
+        self._layout, spans = _layout(tensors)
+        self._spans = [
+            (torch.empty(_padded(span.end - span.begin), dtype=torch.uint8, device=device), span)
+            for span, device in ((span, tensors[span.members[0]].device) for span in spans)
+        ]
+        places: dict[int, Tensor] = {}
+        for memory, span in self._spans:
+            for member in span.members:
+                places[member] = _view(memory, tensors[member], span.begin)
+        self._tensors = [places.get(k, torch.empty_like(t)) for k, t in enumerate(tensors)]
+        self._weights = torch.ones(rows, device=tensors[0].device)
+        remaining = iter(self._tensors)
+        whole = map_tensors(example, lambda _: next(remaining))
+        self.batch = Padded(whole, self._weights)
+        """The batch and its item weights; always the same tensors."""
+
+    def fill(self, batch: Any, rows: int) -> None:
+        """Copy a batch; if it has fewer rows, its first one fills the rest with weight 0."""
+        tensors = tensors_of(batch)
+        if rows == self._rows and (found := _layout(tensors))[0] == self._layout:
+            for (memory, _), span in zip(self._spans, found[1]):
+                source = tensors[span.members[0]]
+                memory[: span.end - span.begin].copy_(_bytes(source, span), non_blocking=True)
+        else:
+            for own, tensor in zip(self._tensors, tensors):
+                own[:rows].copy_(tensor, non_blocking=True)
+                own[rows:].copy_(tensor[:1].expand_as(own[rows:]), non_blocking=True)
+        self._weights.fill_(1.0)
+        self._weights[rows:].fill_(0.0)
+
+
+def _layout(tensors: list[Tensor]) -> tuple[Hashable, list[_Span]]:
+    """Where the tensors are in their storages, comparable between batches, and the spans.
+
+    A tensor without elements is in no span. Tensors that leave more than half of their storage's
+    span unused have a span each.
+    """
+    by_storage: dict[int, list[int]] = {}
+    for k, tensor in enumerate(tensors):
+        if tensor.numel():
+            by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(k)
+    spans: list[_Span] = []
+    for members in by_storage.values():
+        ranges = [_range(tensors[k]) for k in members]
+        whole = _Span(min(b for b, _ in ranges), max(e for _, e in ranges), tuple(members))
+        if 2 * sum(tensors[k].nbytes for k in members) >= whole.end - whole.begin:
+            spans.append(whole)
+        else:
+            spans += [_Span(*limits, (k,)) for k, limits in zip(members, ranges)]
+    places = tuple(
+        (k, tensors[k].shape, tensors[k].stride(), _first_byte(tensors[k]) - span.begin)
+        for span in spans
+        for k in span.members
+    )
+    return (places, tuple(span.members for span in spans)), spans
+
+
+def _range(tensor: Tensor) -> tuple[int, int]:
+    """First byte of a tensor in its storage, aligned downwards, and the byte after its last."""
+    size = tensor.element_size()
+    extent = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride())) + 1
+    begin = _first_byte(tensor)
+    return int(begin - begin % ALIGNMENT), int(begin + extent * size)
+
+
+def _first_byte(tensor: Tensor) -> int:
+    return int(tensor.storage_offset() * tensor.element_size())
+
+
+def _padded(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _view(memory: Tensor, like: Tensor, begin: int) -> Tensor:
+    """The tensor in `memory` that is where `like` is in its storage from byte `begin` on."""
+    offset = like.storage_offset() - begin // like.element_size()
+    return memory.view(like.dtype).as_strided(like.shape, like.stride(), offset)
+
+
+def _bytes(tensor: Tensor, span: _Span) -> Tensor:
+    """The bytes of a span of a tensor's storage."""
+    flat = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+    size = (span.end - span.begin,)
+    return flat.set_(tensor.untyped_storage(), span.begin, size, (1,))
