@@ -24,6 +24,8 @@ from apex.envs.recreation import close
 from apex.envs.registry import make_environments
 from apex.envs.spec import EnvSpec
 from apex.errors import ApexError, ConfigError, EnvError, EnvFaultError
+from apex.execution.settings import check_settings
+from apex.host import process_tuning
 from apex.plugins import NONE, Extensions
 
 log = logging.getLogger("apex.launch.preflight")
@@ -60,6 +62,7 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
     config = plugins.with_absolute_paths(config)
     spec, observation = try_environment(config.env, extensions, steps=steps)
     algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm)
+    check_settings(config.learner, process_tuning.pick_device(config.learner.device))
     try_algorithm(algorithm, observation)
     section = msgspec.to_builtins(algorithm.config)
     whole = msgspec.structs.replace(config, algorithm=section)

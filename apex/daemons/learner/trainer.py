@@ -10,7 +10,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -18,23 +17,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
-from zlib_ng import zlib_ng
 
 from apex.acting.exploration import Progress
 from apex.algos.base import Learner, check_priorities
 from apex.config.sections import Config
-from apex.daemons.learner.host_copies import (
-    HostCopies,
-    HostCopy,
-    ParameterEncoder,
-    read_numbers,
-)
-from apex.daemons.learner.parameter_versions import (
-    Publication,
-    PublicationBoard,
-    VersionCounter,
-)
+from apex.daemons.learner.host_copies import HostCopies, HostCopy, read_numbers
+from apex.daemons.learner.parameter_versions import PublicationBoard, VersionCounter
 from apex.daemons.learner.prefetcher import Batch
+from apex.daemons.learner.publisher import Moment, Publisher
 from apex.daemons.periodic import Every
 from apex.data.chunks import good_priorities
 from apex.errors import ConfigError, DivergedError
@@ -82,26 +72,6 @@ class _Pending(NamedTuple):
     metrics: Mapping[str, Any]
 
 
-class _Unverified(NamedTuple):
-    """A publication that waits for the proof that its parameters are finite."""
-
-    param_version: int
-    learner_step: int
-    env_steps: int
-    train_s: float
-    data: Future[bytes]
-
-    def put(self, board: PublicationBoard) -> None:
-        """Publish, as soon as the parameters are encoded."""
-
-        def publish(data: Future[bytes]) -> None:
-            encoded = data.result()
-            crc32 = zlib_ng.crc32(encoded)
-            board.put(Publication(*self[:4], encoded, crc32))
-
-        self.data.add_done_callback(publish)
-
-
 def begin_training(config: Config) -> torch.device:
     """Set torch's seed and the learner's threads; returns the learner's device."""
     process_tuning.set_up(config.learner.torch_threads)
@@ -144,13 +114,7 @@ class Trainer:
         learner.precision = use_precision(settings.precision, learner.device)
         self._execution = execution or make_execution(settings, learner)
         self._host_copies = HostCopies(learner.device, self._lag + 1)
-        self._encoder = ParameterEncoder(learner.network, threaded=on_gpu)
-        self._publish_period = settings.publish_period if publish_period is None else publish_period
-        self._publish_due = Every(settings.publish_period_s, clock)
         self._pending: deque[_Pending] = deque()
-        self._unverified: deque[_Unverified] = deque()
-        """Parameters to publish once a finite loss of the next update has verified them, oldest
-        first: at most `lag` + 1."""
         self.board = PublicationBoard()
         self.learner_step = 0
         self.rollbacks = 0
@@ -168,7 +132,14 @@ class Trainer:
         self.resumed = self._restore()
         """Manifest of the checkpoint from which training has resumed, if any."""
         known = self.resumed.param_version if self.resumed else -1
-        self._versions = VersionCounter(run.checkpoints / "param_version", known)
+        self._publisher = Publisher(
+            learner.network,
+            self.board,
+            VersionCounter(run.checkpoints / "param_version", known),
+            period=settings.publish_period if publish_period is None else publish_period,
+            due=Every(settings.publish_period_s, clock),
+            threaded=on_gpu,
+        )
 
     def begin(self, counts: Counts, priorities: Priorities) -> None:
         """Publish the first parameters.
@@ -247,14 +218,8 @@ class Trainer:
         self.learner_step += 1
         if not self._process_pending(self._lag):
             return
-        if self._publication_is_due():
-            publication = self._publication()
-            if publication is not None:
-                self._unverified.append(publication)
-
-    def _publication_is_due(self) -> bool:
-        period = self._publish_period
-        return self.learner_step % period == 0 if period else self._publish_due.due()
+        if self._publisher.due(self.learner_step):
+            self._publisher.publish(self._moment(), proven=False)
 
     def _process_pending(self, keep: int = 0) -> bool:
         """Process results until `keep` updates are pending; returns False after a rollback."""
@@ -278,8 +243,7 @@ class Trainer:
                 (~good).sum(),
             )
             self._priorities.reject(item_ids[~good].tolist())
-        while self._unverified and self._unverified[0].learner_step <= update.learner_step:
-            self._unverified.popleft().put(self.board)
+        self._publisher.prove(update.learner_step)
         if self._config.replay.selector == "prioritized":
             self._priorities.put_priorities(item_ids[good], priorities[good])
         age = np.maximum(update.learner_step - update.batch.learner_steps, 0)
@@ -309,25 +273,16 @@ class Trainer:
         self.rollbacks += 1
         self._pending.clear()
         self._load(found)
-        self._unverified.clear()
+        self._publisher.discard_unproven()
         log.error("%s: rolled back to %s; a second time ends the run", what, found.path.name)
         self.publish()
 
     def publish(self) -> None:
-        """Publish the current parameters unverified: new ones, or those of a checkpoint."""
-        publication = self._publication()
-        if publication is not None:
-            publication.put(self.board)
+        """Publish the current parameters without proof: new ones, or those of a checkpoint."""
+        self._publisher.publish(self._moment())
 
-    def _publication(self) -> _Unverified | None:
-        """Encode the current parameters; None when no version can be reserved on disk."""
-        try:
-            version = self._versions.take()
-        except OSError as error:
-            log.error("cannot publish parameters, training continues: %s", error)
-            return None
-        env_steps, data = self._counts.env_steps, self._encoder.encode()
-        return _Unverified(version, self.learner_step, env_steps, self.train_s, data)
+    def _moment(self) -> Moment:
+        return Moment(self.learner_step, self._counts.env_steps, self.train_s)
 
     def read_metrics(self) -> dict[str, float]:
         """Read the newest metrics as numbers; on a GPU this waits for it."""

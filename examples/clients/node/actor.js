@@ -70,6 +70,7 @@ class Actor {
   #ending = false;
   #envSteps = 0;
   #askedAtStep = 0;
+  #askedAt = -Infinity;
   #episodes = 0;
   #recentReturns = [];
   #beats = [];
@@ -139,10 +140,18 @@ class Actor {
       lane.insert(this.#producer);
     }
     this.#envSteps += this.#lanes.length;
-    if (this.#envSteps - this.#askedAtStep >= this.#run.settings.parameterPeriod) {
+    if (this.#refreshIsDue()) {
       this.#askedAtStep = this.#envSteps;
+      this.#askedAt = performance.now();
       this.#learner.ask();
     }
+  }
+
+  /** Whether to ask for newer parameters: by environment steps, or by time without such a period. */
+  #refreshIsDue() {
+    const { parameterPeriod, parameterPeriodS } = this.#run.settings;
+    if (parameterPeriod > 0) return this.#envSteps - this.#askedAtStep >= parameterPeriod;
+    return performance.now() - this.#askedAt >= 1000 * parameterPeriodS;
   }
 
   #noteEpisode(whole) {

@@ -16,7 +16,7 @@ import { UserError } from "./wire.js";
  * @property {{insert: Endpoint, params: Endpoint}} endpoints
  * @property {{name: string, dtype: string, shape: number[]}[]} columns of the run's table
  * @property {{observation_shape: number[], num_actions: number, env_id: string}} env
- * @property {{nStep: number, discount: number, clipRewards: boolean, numEnvs: number, chunkLength: number, parameterPeriod: number, learnerPatienceS: number}} settings
+ * @property {{nStep: number, discount: number, clipRewards: boolean, numEnvs: number, chunkLength: number, parameterPeriod: number, parameterPeriodS: number, learnerPatienceS: number}} settings
  */
 
 /**
@@ -62,6 +62,7 @@ function settingsOf({ algorithm, env, actor }) {
     numEnvs: actor.num_envs,
     chunkLength: actor.chunk_length,
     parameterPeriod: actor.parameter_period,
+    parameterPeriodS: actor.parameter_period_s,
     learnerPatienceS: actor.learner_patience_s,
   };
 }
