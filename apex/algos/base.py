@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apex.acting.accumulator import Accumulator
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import LadderPlace, Progress
-from apex.algos.batches import map_tensors
+from apex.algos.batches import expanded, map_tensors
 from apex.algos.optimization import Optimization
 from apex.algos.target_network import TargetNetwork
 from apex.config.sections import AlgorithmConfig
@@ -165,7 +165,7 @@ class Learner(ABC):
         """Set the learning rates, call `update`, then update the target networks.
 
         Args:
-            batch: from `Algorithm.collate`.
+            batch: from `Algorithm.collate` or `Algorithm.pack`; a packed one is expanded.
             progress: progress of the run before this update.
         """
         if self._progress is None:
@@ -175,7 +175,7 @@ class Learner(ABC):
             tensor.fill_(count)
         for optimization in self.optimizations().values():
             optimization.schedule(self.updates)
-        result: Any = self.update(map_tensors(batch, lambda tensor: tensor.to(self.device)))
+        result: Any = self.update(expanded(map_tensors(batch, lambda part: part.to(self.device))))
         update = (
             result if isinstance(result, Update) else deprecated_interface().as_update(result, self)
         )
@@ -299,6 +299,17 @@ class Algorithm(ABC):
         Raises:
             CorruptItemsError: some items are invalid.
         """
+
+    def pack(self, items: Items) -> Any:
+        """Make a batch on the CPU as it crosses to the learner's device, with each frame once.
+
+        `batches.expanded` makes on the device what `collate` makes on the CPU. Default: the batch
+        of `collate`. Runs outside the training thread.
+
+        Raises:
+            CorruptItemsError: some items are invalid.
+        """
+        return self.collate(items)
 
     @abstractmethod
     def exploration(self, place: LadderPlace) -> Exploration:
