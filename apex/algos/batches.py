@@ -104,7 +104,7 @@ class PackedTransitions(NamedTuple):
         stacks = self.frames.flatten(0, 1).index_select(0, chosen.flatten())
         return Transitions(
             observation=self.frames[:, : self.frame_stack],
-            next_observation=stacks.unflatten(0, (count, self.frame_stack)),
+            next_observation=stacks.view(count, self.frame_stack, *self.frames.shape[2:]),
             **self.columns,
         )
 
