@@ -135,6 +135,12 @@ class DeviceMemoryError(ApexError):
     exit_code = ExitCode.OUT_OF_MEMORY
 
 
+class DeviceError(ApexError):
+    """The device or its driver failed, and not for lack of memory."""
+
+    exit_code = ExitCode.CRASH
+
+
 class PeerTimeoutError(ApexError):
     """A peer did not answer before the deadline."""
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from apex.acting.accumulator import Accumulator
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import LadderPlace, Progress
-from apex.algos.batches import Padded, map_tensors
+from apex.algos.batches import Padded, expanded, map_tensors
 from apex.algos.optimization import Optimization
 from apex.algos.target_network import TargetNetwork
 from apex.config.sections import AlgorithmConfig
@@ -173,7 +173,7 @@ class Learner(ABC):
         """Set the learning rates, make one update, then update the target networks.
 
         Args:
-            batch: from `Algorithm.collate`.
+            batch: from `Algorithm.collate` or `Algorithm.pack`; a packed one is expanded.
             progress: progress of the run before this update.
             execute: makes the update from a batch on the device, such as by a CUDA graph; None:
                 `run_update`.
@@ -207,7 +207,7 @@ class Learner(ABC):
             enabled=self.precision is not None,
             cache_enabled=False,  # a weight that was cast without gradients would have none later
         ):
-            result: Any = self.update(batch)
+            result: Any = self.update(expanded(batch))
         update = (
             result if isinstance(result, Update) else deprecated_interface().as_update(result, self)
         )
@@ -351,6 +351,17 @@ class Algorithm(ABC):
         Raises:
             CorruptItemsError: some items are invalid.
         """
+
+    def pack(self, items: Items) -> Any:
+        """Make a batch on the CPU as it crosses to the learner's device, with each frame once.
+
+        `batches.expanded` makes on the device what `collate` makes on the CPU. Default: the batch
+        of `collate`. Runs outside the training thread.
+
+        Raises:
+            CorruptItemsError: some items are invalid.
+        """
+        return self.collate(items)
 
     @abstractmethod
     def exploration(self, place: LadderPlace) -> Exploration:

@@ -1,4 +1,8 @@
-"""Batches of n-step transitions and of sequences."""
+"""Batches of n-step transitions and of sequences, and their packed forms.
+
+A packed batch has each frame once; `expanded` builds the frame stacks of the network's input from
+it, on the device.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Observation = Tensor | dict[str, Tensor]
 """`[B, ...]`, or one such tensor for each key of a dictionary observation. No built-in environment
@@ -75,6 +79,79 @@ class Sequences(NamedTuple):
     fills it yet."""
     extras: dict[str, Tensor] = _NO_EXTRAS
     """`[B, L, ...]` each: the policy's extra outputs in each row."""
+
+
+class PackedTransitions(NamedTuple):
+    """B n-step transitions of image observations, with each frame once."""
+
+    frames: Tensor
+    """`[B, frame_stack + n, *observation_shape] uint8`."""
+    next_start: Tensor
+    """`[B] int64`, index of the first frame of the bootstrap observation."""
+    frame_stack: int
+    """Frames in an observation; the first observation begins at frame 0."""
+    columns: dict[str, Any]
+    """The fields of `Transitions` but the observations."""
+
+    def expanded(self) -> Transitions:
+        """The transitions with their frame stacks, on the frames' device.
+
+        It runs the same operations for every batch of a shape and reads no tensor value.
+        """
+        count, depth = self.frames.shape[:2]
+        begins = torch.arange(0, count * depth, depth, device=self.frames.device)
+        places = torch.arange(self.frame_stack, device=self.frames.device)
+        chosen = (begins + self.next_start).unsqueeze(1) + places
+        stacks = self.frames.flatten(0, 1).index_select(0, chosen.flatten())
+        return Transitions(
+            observation=self.frames[:, : self.frame_stack],
+            next_observation=stacks.view(count, self.frame_stack, *self.frames.shape[2:]),
+            **self.columns,
+        )
+
+
+class PackedSequences(NamedTuple):
+    """B sequences of L rows of image observations, with each frame once."""
+
+    frames: Tensor
+    """`[B, frame_stack - 1 + L, *observation_shape] uint8`."""
+    columns: dict[str, Any]
+    """The fields of `Sequences` but the observation."""
+
+    def expanded(self) -> Sequences:
+        """The sequences with their frame stacks, on the frames' device.
+
+        It runs the same operations for every batch of a shape and reads no tensor value.
+        """
+        observation = stacked_rows(self.frames, self.columns["is_first"])
+        return Sequences(observation=observation, **self.columns)
+
+
+def stacked_rows(frames: Tensor, is_first: Tensor) -> Tensor:
+    """Stack the newest frames of each row; frames of an earlier episode become zero.
+
+    Args:
+        frames: `[B, depth - 1 + L, *shape] uint8`.
+        is_first: `[B, L] bool`, the row is the first of an episode.
+
+    Returns:
+        `[B, L, depth, *shape] uint8`, contiguous.
+    """
+    count, length = is_first.shape
+    depth = frames.shape[1] - length + 1
+    # The number of the episode that each frame belongs to; 0: it began before the first row.
+    episode = nn.functional.pad(is_first.cumsum(1), (depth - 1, 0))
+    same = episode.unfold(1, depth, 1) == episode[:, depth - 1 :].unsqueeze(2)
+    stacks = frames.unfold(1, depth, 1).movedim(-1, 2)
+    kept = same.reshape(count, length, depth, *(1 for _ in frames.shape[2:]))
+    # Without `out` the result's memory would be in the order of the overlapping views.
+    out = torch.empty(stacks.shape, dtype=torch.uint8, device=frames.device)
+    return torch.mul(stacks, kept, out=out)
+
+
+def expanded(batch: Any) -> Any:
+    """Expand a packed batch; any other batch is returned unchanged."""
+    return batch.expanded() if isinstance(batch, (PackedTransitions, PackedSequences)) else batch
 
 
 class Padded(NamedTuple):

@@ -14,7 +14,7 @@ from torch import Tensor
 from apex.acting.decisions import Inputs
 from apex.acting.sequence_accumulator import SequenceAccumulator, SequenceLayout
 from apex.algos.base import Algorithm
-from apex.algos.batches import Sequences
+from apex.algos.batches import PackedSequences, Sequences
 from apex.algos.optimization import OptimizerConfig
 from apex.config.sections import NonNegativeInt, PositiveInt
 from apex.data.chunks import Items
@@ -94,30 +94,44 @@ class SequenceAlgorithm(Algorithm):
                 one frame for each row.
         """
         self._check(items)
+        fields = self._fields(items)
+        if items.frames is None:
+            observation = items.columns["observation"]
+        else:
+            is_first = fields["is_first"].numpy()
+            observation = stacked(items.frames, is_first, self.spec.frame_stack)
+        return Sequences(observation=torch.from_numpy(observation), **fields)
+
+    def pack(self, items: Items) -> Any:
+        """`PackedSequences`; what `collate` makes, if there are no frames or it is overridden.
+
+        Raises:
+            CorruptItemsError: as `collate`.
+        """
+        if items.frames is None or type(self).collate is not SequenceAlgorithm.collate:
+            return self.collate(items)
+        self._check(items)
+        return PackedSequences(torch.from_numpy(items.frames), self._fields(items))
+
+    def _fields(self, items: Items) -> dict[str, Any]:
+        """The fields of a batch but the observation."""
         columns = items.columns
         is_first = columns["is_first"].astype(np.bool_)
-        observation = columns.get("observation")
-        if items.frames is not None:
-            observation = stacked(items.frames, is_first, self.spec.frame_stack)
-        assert observation is not None
         empty = np.zeros((len(items), 0), np.float32)
-        return Sequences(
-            observation=torch.from_numpy(observation),
-            action=torch.from_numpy(columns["action"]),
-            reward=torch.from_numpy(columns["reward"]),
-            discount=torch.from_numpy(columns["discount"]),
-            is_first=torch.from_numpy(is_first),
-            is_last=torch.from_numpy(columns["is_last"].astype(np.bool_)),
-            last_action=_shifted(columns["last_action"], columns["action"], is_first),
-            last_reward=_shifted(columns["last_reward"], columns["reward"], is_first),
-            core_state=torch.from_numpy(columns.get(CORE_STATE, empty)),
-            probability=torch.from_numpy(items.probabilities.astype(np.float32)),
-            episode_edges=tuple(np.flatnonzero(is_first.any(axis=0)).tolist()),
-            extras={
+        return {
+            **{name: torch.from_numpy(columns[name]) for name in ("action", "reward", "discount")},
+            "is_first": torch.from_numpy(is_first),
+            "is_last": torch.from_numpy(columns["is_last"].astype(np.bool_)),
+            "last_action": _shifted(columns["last_action"], columns["action"], is_first),
+            "last_reward": _shifted(columns["last_reward"], columns["reward"], is_first),
+            "core_state": torch.from_numpy(columns.get(CORE_STATE, empty)),
+            "probability": torch.from_numpy(items.probabilities.astype(np.float32)),
+            "episode_edges": tuple(np.flatnonzero(is_first.any(axis=0)).tolist()),
+            "extras": {
                 column.name: torch.from_numpy(columns[column.name])
                 for column in self.layout().row_extras
             },
-        )
+        }
 
     def _check(self, items: Items) -> None:
         """Check what the schema does not: the range of actions and the number of frames."""

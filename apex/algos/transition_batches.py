@@ -12,7 +12,7 @@ from torch import Tensor
 
 from apex.acting.transition_accumulator import NStepAccumulator
 from apex.algos.base import Algorithm
-from apex.algos.batches import Transitions
+from apex.algos.batches import PackedTransitions, Transitions
 from apex.algos.optimization import OptimizerConfig
 from apex.config.sections import PositiveInt, UnitFloat
 from apex.data.chunks import Items
@@ -110,33 +110,67 @@ class TransitionAlgorithm(Algorithm):
                 few frames.
         """
         self._check(items)
-        columns = {name: torch.from_numpy(array) for name, array in items.columns.items()}
         if items.frames is not None:
-            columns["observation"], columns["next_observation"] = self._stacks(items)
+            observation, next_observation = self._stacks(items)
+        else:
+            names = ("observation", "next_observation")
+            observation, next_observation = (torch.from_numpy(items.columns[n]) for n in names)
         return Transitions(
-            observation=columns["observation"],
-            action=columns["action"],
-            n_step_return=columns["n_step_return"],
-            discount=columns["discount"],
-            next_observation=columns["next_observation"],
-            probability=torch.from_numpy(items.probabilities.astype(np.float32)),
-            extras={column.name: columns[column.name] for column in self.extra_columns},
+            observation=observation, next_observation=next_observation, **self._fields(items)
         )
+
+    def pack(self, items: Items) -> Any:
+        """`PackedTransitions`; what `collate` makes, if there are no frames or it is overridden.
+
+        Raises:
+            CorruptItemsError: as `collate`.
+        """
+        if items.frames is None or type(self).collate is not TransitionAlgorithm.collate:
+            return self.collate(items)
+        self._check(items)
+        return PackedTransitions(
+            torch.from_numpy(items.frames),
+            torch.from_numpy(self._next_start(items)),
+            self.spec.frame_stack,
+            self._fields(items),
+        )
+
+    def _fields(self, items: Items) -> dict[str, Any]:
+        """The fields of a batch but the observations."""
+        columns = {name: torch.from_numpy(array) for name, array in items.columns.items()}
+        return {
+            **{name: columns[name] for name in ("action", "n_step_return", "discount")},
+            "probability": torch.from_numpy(items.probabilities.astype(np.float32)),
+            "extras": {column.name: columns[column.name] for column in self.extra_columns},
+        }
 
     def _stacks(self, items: Items) -> tuple[Tensor, Tensor]:
         """The first and the bootstrap frame stacks of each item, `[B, stack, ...]` each.
 
-        If every item that bootstraps has n steps, the stacks are views, which saves copying half
-        of the batch. Fewer steps before a bootstrap occur only where an episode was truncated.
+        If all bootstrap stacks begin at frame n, the stacks are views, which saves copying half of
+        the batch.
         """
-        assert items.frames is not None and items.frame_count is not None
+        assert items.frames is not None
         stack, n_step = self.spec.frame_stack, self.config.n_step
-        frames, steps = torch.from_numpy(items.frames), items.frame_count - stack
-        if ((steps == n_step) | (items.columns["discount"] == 0)).all():
+        frames, start = torch.from_numpy(items.frames), self._next_start(items)
+        if (start == n_step).all():
             return frames[:, :stack], frames[:, n_step:]
         rows = np.arange(len(items))[:, None]
-        gathered = items.frames[rows, steps[:, None] + np.arange(stack)]
+        gathered = items.frames[rows, start[:, None] + np.arange(stack)]
         return frames[:, :stack], torch.from_numpy(gathered)
+
+    def _next_start(self, items: Items) -> npt.NDArray[np.int64]:
+        """The first frame of each item's bootstrap stack, `[B]`.
+
+        Fewer than n steps before a bootstrap occur only where an episode was truncated. Without
+        such an item all are n, since a bootstrap value after a termination has the discount 0.
+        """
+        assert items.frame_count is not None
+        n_step = self.config.n_step
+        steps = items.frame_count.astype(np.int64) - self.spec.frame_stack
+        if ((steps == n_step) | (items.columns["discount"] == 0)).all():
+            steps[:] = n_step
+        return steps
 
     def _check(self, items: Items) -> None:
         """Check what the schema does not: the range of actions and the number of frames."""

@@ -55,14 +55,14 @@ def tensors_of(batch: Any) -> list[Tensor]:
 
 def without_host_rows(batch: Any) -> Any:
     """A batch without `episode_edges`, which differ from batch to batch, unless there are none."""
-    if not isinstance(batch, tuple) or not hasattr(batch, "_fields"):
+    named = isinstance(batch, tuple) and hasattr(batch, "_asdict")
+    if not named and not isinstance(batch, dict):
         return batch
-    parts: dict[str, Any] = {
-        name: without_host_rows(part) for name, part in zip(batch._fields, batch)
-    }
+    items = (batch._asdict() if named else batch).items()
+    parts = {name: without_host_rows(part) for name, part in items}
     if parts.get("episode_edges"):
         parts["episode_edges"] = None
-    return type(batch)(**parts)
+    return type(batch)(**parts) if named else parts
 
 
 class _Span(NamedTuple):

@@ -59,8 +59,9 @@ class ImageTorso(nn.Module):
         """Features `[B, out_features]` of frames `[B, S, ...] uint8`."""
         if self._channels_last:
             frames = frames.movedim(-1, 2)
-        image = frames.flatten(1, -3).contiguous(memory_format=torch.channels_last).float()
-        image = _standardized(image) if self._standardize else image * (1.0 / 255.0)
+        # Bytes are reordered faster than floats. The product converts them in the same kernel.
+        pixels = frames.flatten(1, -3).contiguous(memory_format=torch.channels_last)
+        image = _standardized(pixels.float()) if self._standardize else pixels * (1.0 / 255.0)
         features: Tensor = self.convolutions(image).flatten(1)
         return features
 
@@ -126,12 +127,13 @@ class VectorTorso(nn.Module):
 
     def __init__(self, spec: EnvSpec) -> None:
         super().__init__()
-        self._scale = 1.0 / 255.0 if spec.observation_dtype == "uint8" else 1.0
+        self._scaled = spec.observation_dtype == "uint8"
         self.out_features = math.prod(spec.observation_shape)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Flatten `[B, ...]` to `[B, out_features]`."""
-        return observations.flatten(1).float() * self._scale
+        numbers = observations.flatten(1)
+        return numbers * (1.0 / 255.0) if self._scaled else numbers.float()
 
 
 def torso(

@@ -384,3 +384,20 @@ def test_torso_is_made_for_vectors_and_images() -> None:
     images = EnvSpec("Test-v0", (12, 12), "uint8", 2, 4)
     assert torso(images, ((4, 3, 2),)).out_features == 4 * 5 * 5
     assert mlp(3, (8, 7))[1] == 7
+
+
+@pytest.mark.parametrize(("shape", "stack"), [((16, 16), 1), ((256,), 0)])
+def test_torso_scales_each_byte_as_numpy_does(shape: tuple[int, ...], stack: int) -> None:
+    values = np.arange(256, dtype=np.uint8)
+    spec = EnvSpec("Test-v0", shape, "uint8", stack, 4)
+    features = torso(spec, ())(torch.from_numpy(values.reshape(1, *spec.policy_shape)))
+    wanted = values.astype(np.float32) * np.float32(1 / 255)
+    assert features.dtype == torch.float32
+    np.testing.assert_array_equal(features[0].numpy(), wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_torso_does_not_scale_other_vectors(dtype: str) -> None:
+    numbers = torch.tensor([[-1, 0, 300]], dtype=getattr(torch, dtype))
+    features = torso(EnvSpec("Test-v0", (3,), dtype, 0, 4), ())(numbers)
+    assert features.dtype == torch.float32 and features.tolist() == [[-1.0, 0.0, 300.0]]

@@ -13,7 +13,13 @@ import torch
 
 from apex.acting.exploration import Progress
 from apex.algos.base import Algorithm, Learner
-from apex.algos.batches import map_tensors
+from apex.algos.batches import (
+    PackedSequences,
+    PackedTransitions,
+    Transitions,
+    expanded,
+    map_tensors,
+)
 from apex.api import R2D2, ApexDPG, ApexDQN, Impala
 from apex.envs.spec import ActionBounds, EnvSpec
 from apex.execution.execution import COMPARED, WARM_UP, Eager, Execution, Graphed
@@ -38,6 +44,9 @@ CASES: dict[str, tuple[Any, EnvSpec, dict[str, Any]]] = {
     ),
     "apex_dpg": (ApexDPG, CONTINUOUS, {"actor_hidden": (8, 8), "critic_hidden": (8, 8)}),
     "r2d2": (R2D2, VECTORS, {**SEQUENCES, "lstm": 4, "stream_hidden": (8,)}),
+    "r2d2, images": (
+        R2D2, IMAGES, {**SEQUENCES, "conv": ((4, 3, 2),), "lstm": 4, "stream_hidden": (8,)},
+    ),
     "impala": (Impala, VECTORS, {"unroll_length": 9, "hidden": (8,)}),
     "impala, lstm": (Impala, VECTORS, {"unroll_length": 9, "lstm": 4, "hidden": (8,)}),
     "munchausen": (Munchausen, VECTORS, {}),
@@ -89,6 +98,34 @@ def test_100_replayed_updates_equal_eager_ones(name: str) -> None:
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-6)
     for one, other in zip(states_of(graphed), states_of(eager)):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def packed(algorithm: Algorithm, seed: int) -> PackedTransitions | PackedSequences:
+    """A random batch of images as it crosses to the device."""
+    whole = batch_for(algorithm, seed)
+    columns = {**whole._asdict()}
+    rng = np.random.default_rng(seed)
+    depth = IMAGES.frame_stack
+    del columns["observation"]
+    if isinstance(whole, Transitions):
+        del columns["next_observation"]
+        frames = rng.integers(0, 256, (SIZE, depth + 3, 12, 12), dtype=np.uint8)
+        starts = torch.from_numpy(rng.integers(1, 4, SIZE))
+        return PackedTransitions(torch.from_numpy(frames), starts, depth, columns)
+    length = whole.action.shape[1]
+    frames = rng.integers(0, 256, (SIZE, depth - 1 + length, 12, 12), dtype=np.uint8)
+    return PackedSequences(torch.from_numpy(frames), columns)
+
+
+@pytest.mark.parametrize("name", ["apex_dqn, images, adam", "r2d2, images"])
+def test_packed_batches_are_expanded_in_the_recorded_update(name: str) -> None:
+    algorithm, tape = algorithm_of(name), Tape(tolerance=1e-5)
+    batches = [packed(algorithm, seed) for seed in range(15)]
+    graphed, eager = learner_of(algorithm), learner_of(algorithm)
+    found = train(graphed, Graphed(graphed, tape, SIZE), batches)
+    expected = train(eager, Eager(eager), [expanded(batch) for batch in batches])
+    assert tape.recorded == 1 and tape.replayed == 15 - WARM_UP
+    assert np.allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_transitions_are_replayed_bit_for_bit() -> None:

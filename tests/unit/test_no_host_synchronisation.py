@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from apex.acting.exploration import Progress
 from apex.algos.base import Algorithm
 from apex.algos.batches import map_tensors
 from apex.api import R2D2, ApexDPG, ApexDQN, Impala
+from apex.data.chunks import Items
 from apex.envs.spec import ActionBounds, EnvSpec
 from examples.munchausen import Munchausen
 from examples.own_network import WideDQN
@@ -66,8 +68,18 @@ def no_numbers() -> Iterator[None]:
         yield
 
 
-def update_without_numbers(algorithm: Algorithm) -> None:
-    batch = batch_of(numbers_of(algorithm))
+def zero_items(algorithm: Algorithm) -> Items:
+    """Four items of zeros, with frames."""
+    schema = algorithm.schema()
+    assert schema.frames is not None
+    columns = {c.name: np.zeros((4, *c.shape), c.dtype) for c in schema.columns}
+    depth = schema.frames.max_frames
+    frames = np.zeros((4, depth, *schema.frames.shape), np.uint8)
+    return Items(np.arange(4), np.ones(4), columns, frames, np.full(4, depth, np.int32))
+
+
+def update_without_numbers(algorithm: Algorithm, batch: Any = None) -> None:
+    batch = batch_of(numbers_of(algorithm)) if batch is None else batch
     with no_numbers():
         fake = map_tensors(batch, lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         learner = algorithm.learner(CPU)
@@ -90,6 +102,13 @@ CASES["progress"] = (Cooling, VECTORS, {})
 def test_update_reads_no_tensor_value(name: str) -> None:
     kind, spec, settings = CASES[name]
     update_without_numbers(kind(kind.Config(**settings), spec))
+
+
+@pytest.mark.parametrize("name", ["apex_dqn, images, adam", "r2d2, images"])
+def test_expansion_of_a_packed_batch_reads_no_tensor_value(name: str) -> None:
+    kind, spec, settings = CASES[name]
+    algorithm = kind(kind.Config(**settings), spec)
+    update_without_numbers(algorithm, algorithm.pack(zero_items(algorithm)))
 
 
 class Peeking(ApexDQN):

@@ -75,7 +75,7 @@ class LearnerDaemon:
         self._prefetcher = prefetcher or Prefetcher(
             self._connect,
             service.facts.schema,
-            algorithm.collate,
+            algorithm.pack if device.type == "cuda" else algorithm.collate,
             config.prefetch,
             config.decode_threads,
             transfer_to(device),

@@ -2,27 +2,110 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from apex.algos.batches import map_tensors
-from apex.errors import DeviceMemoryError
+from apex.daemons.learner.batch_layout import BatchLayout, DistinctArrays
+from apex.errors import ApexError, DeviceError, DeviceMemoryError
+
+OUT_OF_MEMORY = ("out of memory", "memory allocation", "allocate memory")
+"""Texts of the errors that torch and CUDA raise when memory is short."""
 
 
 def transfer_to(device: torch.device) -> Callable[[Any], Any]:
     """Return a function that moves batches to a device; on the CPU it does nothing."""
-    return Transfer(device) if device.type == "cuda" else lambda batch: batch
+    return Transfer(pinned, CudaCopy(device)) if device.type == "cuda" else lambda batch: batch
 
 
 class Transfer:
-    """Moves batches to a GPU through pinned memory, on the threads that prepare them.
+    """Moves batches to a device, on the threads that prepare them, with one copy for each batch.
 
-    The copy is complete when the call returns, so the training loop never waits for one. Several
-    threads may copy at the same time.
+    A batch is first written to a staging buffer on the host. The buffers are reused; there are as
+    many as batches were moved at the same time.
+
+    Args:
+        allocate: makes a host buffer of some bytes, `[N] uint8`.
+        send: copies the filled part of a buffer to the device; the copy is complete when it
+            returns, so the training loop never waits for one.
+    """
+
+    def __init__(self, allocate: Callable[[int], Tensor], send: Callable[[Tensor], Tensor]) -> None:
+        self._allocate, self._send = allocate, send
+        self._idle: deque[StagingBuffer] = deque()
+
+    def __call__(self, batch: Any) -> Any:
+        """Return a copy of the batch on the device: views of one tensor.
+
+        Raises:
+            DeviceMemoryError: there is no memory for a staging buffer.
+            DeviceError: a staging buffer could not be made for another reason.
+        """
+        distinct = DistinctArrays(batch)
+        layout = BatchLayout.of(distinct.arrays)
+        try:
+            staging = self._idle.pop()
+        except IndexError:
+            staging = StagingBuffer(self._allocate)
+        try:
+            buffer = staging.of(layout.nbytes)
+            for view, array in zip(layout.views(buffer), distinct.arrays):
+                view.copy_(array)
+            moved = self._send(buffer)
+        finally:
+            self._idle.append(staging)
+        return distinct.rebuilt(layout.views(moved))
+
+
+class StagingBuffer:
+    """A host buffer that grows to the largest batch that it has held.
+
+    Args:
+        allocate: makes a host buffer of some bytes, `[N] uint8`.
+    """
+
+    def __init__(self, allocate: Callable[[int], Tensor]) -> None:
+        self._allocate = allocate
+        self._buffer: Tensor | None = None
+
+    def of(self, nbytes: int) -> Tensor:
+        """The first `nbytes` bytes of the buffer.
+
+        Raises:
+            DeviceMemoryError: there is no memory for a larger buffer.
+            DeviceError: a larger buffer could not be made for another reason.
+        """
+        if self._buffer is None or len(self._buffer) < nbytes:
+            self._buffer = None  # the larger one may take its memory
+            try:
+                self._buffer = self._allocate(nbytes)
+            except RuntimeError as error:
+                raise _staging_error(error, nbytes) from error
+        return self._buffer[:nbytes]
+
+
+def _staging_error(error: RuntimeError, nbytes: int) -> ApexError:
+    """The error of a failed allocation, with its remedy if memory is short."""
+    what = f"cannot allocate {nbytes} bytes of pinned memory for a batch: {error}"
+    text = str(error).lower()
+    if isinstance(error, torch.OutOfMemoryError) or any(part in text for part in OUT_OF_MEMORY):
+        return DeviceMemoryError(
+            f"{what} Lower learner.batch_size or learner.decode_threads, or raise the limit of "
+            "locked memory"
+        )
+    return DeviceError(f"{what} This is not a lack of memory: check the device and its driver")
+
+
+def pinned(nbytes: int) -> Tensor:
+    """A host buffer `[nbytes] uint8` that a GPU copies from without the CPU."""
+    return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+
+class CudaCopy:
+    """Copies pinned bytes to a GPU on a stream of its own.
 
     Args:
         device: a CUDA device.
@@ -32,53 +115,12 @@ class Transfer:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def __call__(self, batch: Any) -> Any:
-        """Return a copy of the batch on the device."""
+    def __call__(self, staged: Tensor) -> Tensor:
+        """Return a copy on the device; blocks until it is complete."""
         with torch.cuda.stream(self._stream):
-            moved = copied(batch, self._copy)
+            moved = staged.to(self._device, non_blocking=True)
             done = self._stream.record_event()
-        done.synchronize()
-        return moved
-
-    def _copy(self, tensor: Tensor) -> Tensor:
-        try:
-            pinned = tensor.pin_memory()
-        except RuntimeError as error:
-            raise DeviceMemoryError(
-                f"cannot allocate pinned memory for a batch: {error} Lower learner.batch_size or "
-                "learner.prefetch, or raise the limit of locked memory"
-            ) from None
-        moved = pinned.to(self._device, non_blocking=True)
         # Free the memory only after the training stream has read it, not once this one wrote it.
         moved.record_stream(torch.cuda.default_stream(self._device))
+        done.synchronize()
         return moved
-
-
-def copied(batch: Any, copy: Callable[[Tensor], Tensor]) -> Any:
-    """Copy a batch; overlapping views of one tensor stay views of one copy.
-
-    The two observations of a transition, for example, share all but n of their frames.
-
-    Args:
-        batch: any structure that `map_tensors` accepts.
-        copy: copies a contiguous tensor.
-    """
-    viewed: dict[tuple[int, torch.dtype], int] = defaultdict(int)
-
-    def count(tensor: Tensor) -> Tensor:
-        viewed[tensor.untyped_storage().data_ptr(), tensor.dtype] += tensor.nbytes
-        return tensor
-
-    tensors = map_tensors(batch, count)
-    whole: dict[tuple[int, torch.dtype], Tensor] = {}
-
-    def move(tensor: Tensor) -> Tensor:
-        storage, key = tensor.untyped_storage(), (tensor.untyped_storage().data_ptr(), tensor.dtype)
-        if viewed[key] <= storage.nbytes():
-            return copy(tensor.contiguous())
-        if key not in whole:
-            size = storage.nbytes() // tensor.element_size()
-            whole[key] = copy(tensor.as_strided((size,), (1,), 0))
-        return whole[key].as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-
-    return map_tensors(tensors, move)

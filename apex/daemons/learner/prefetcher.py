@@ -35,7 +35,7 @@ class Batch:
     item_ids: npt.NDArray[np.int64]
     learner_steps: npt.NDArray[np.int64]
     data: Any
-    """Result of `Algorithm.collate`, on the learner's device."""
+    """Result of `Algorithm.collate` or `Algorithm.pack`, on the learner's device."""
     corrupt_ids: list[int]
     """Ids of corrupt items, which the batch does not have."""
 

@@ -67,7 +67,9 @@ class _Pending(NamedTuple):
 
     learner_step: int
     """Learner step before the update."""
-    batch: Batch
+    item_ids: npt.NDArray[np.int64]
+    item_steps: npt.NDArray[np.int64]
+    """Learner steps of the policies that made the items."""
     priorities: HostCopy
     metrics: Mapping[str, Any]
 
@@ -214,7 +216,9 @@ class Trainer:
         update = self._learner.learn(batch.data, progress, self._execution)
         check_priorities(update, len(batch.item_ids), self._learner)
         copy = self._host_copies.copy(update.priorities)
-        self._pending.append(_Pending(self.learner_step, batch, copy, update.metrics))
+        self._pending.append(
+            _Pending(self.learner_step, batch.item_ids, batch.learner_steps, copy, update.metrics)
+        )
         self.learner_step += 1
         if not self._process_pending(self._lag):
             return
@@ -230,7 +234,7 @@ class Trainer:
 
     def _process(self, update: _Pending) -> bool:
         """Check and distribute an update's results; returns False after a rollback."""
-        priorities, item_ids = update.priorities.read(), update.batch.item_ids
+        priorities, item_ids = update.priorities.read(), update.item_ids
         self.metrics = update.metrics
         good = good_priorities(priorities)
         if not good.all() and (not good.any() or not self._learner.is_finite()):
@@ -246,7 +250,7 @@ class Trainer:
         self._publisher.prove(update.learner_step)
         if self._config.replay.selector == "prioritized":
             self._priorities.put_priorities(item_ids[good], priorities[good])
-        age = np.maximum(update.learner_step - update.batch.learner_steps, 0)
+        age = np.maximum(update.learner_step - update.item_steps, 0)
         self.item_staleness = float(age.mean())
         return True
 
