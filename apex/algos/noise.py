@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
-
 import torch
 from torch import nn
 
 
-@runtime_checkable
-class Noisy(Protocol):
-    """A module with noise in its parameters."""
-
-    def resample_noise(self, generator: torch.Generator | None) -> None:
-        """Draw new noise into the buffers; without a generator set it to zero."""
-
-
 def resample_noise(network: nn.Module, *, noisy: bool = True) -> None:
     """Draw new noise in each noisy module of a network, or set it to zero.
+
+    A module is noisy if it has a method `resample_noise(generator)`, which draws new noise into the
+    module's buffers, or without a generator sets it to zero.
 
     Args:
         network: may have no noisy modules; nothing happens then.
         noisy: draw noise; False: set it to zero, so that the mean parameters are used.
     """
     for module in network.modules():
-        if isinstance(module, Noisy):
-            module.resample_noise(_generator(network) if noisy else None)
+        # By name: an isinstance check of a protocol took 1 % of an actor's time.
+        resample = getattr(type(module), "resample_noise", None)
+        if resample is not None:
+            resample(module, _generator(network) if noisy else None)
 
 
 def _generator(network: nn.Module) -> torch.Generator:
