@@ -28,7 +28,8 @@ from apex.config.loading import OVERLAYS, Table
 from apex.config.sections import Config
 from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError, UsageError
-from apex.host import hardware
+from apex.execution.settings import check_settings
+from apex.host import hardware, process_tuning
 from apex.launch.preflight import try_config, try_environment
 from apex.plugins import NONE, Extensions
 from apex.replay.log.records import segments
@@ -217,6 +218,7 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
             f"of {config.replay.capacity}; do not set it, or remove that directory to start empty"
         )
     check_schema(make_algorithm(config.algorithm, facts.env), facts.schema)
+    check_settings(config.learner, process_tuning.pick_device(config.learner.device))
     run.write_config(config)
     provenance.add_command(run)
     return config
