@@ -14,7 +14,7 @@ import zmq
 from apex.acting.agent import Agent
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import Sampled
-from apex.algos.base import Policy
+from apex.algos.policy import Policy
 from apex.config.loading import merge, parse
 from apex.daemons.inference.client import result_to_arrays
 from apex.daemons.inference.endpoint import ActEndpoint

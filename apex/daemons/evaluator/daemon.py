@@ -12,7 +12,7 @@ import numpy as np
 from apex.acting.agent import greedy
 from apex.acting.exploration import evaluation_seed
 from apex.acting.loop import ActingLoop, play_episodes
-from apex.algos.base import Policy
+from apex.algos.policy import Policy
 from apex.algos.registry import make_algorithm
 from apex.daemons import cpu_affinity
 from apex.daemons.command import daemon_command

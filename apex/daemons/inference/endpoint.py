@@ -13,7 +13,7 @@ import numpy as np
 
 from apex.acting.agent import Agent
 from apex.acting.decisions import Exploration, Inputs, JoinedExploration
-from apex.algos.base import Policy
+from apex.algos.policy import Policy
 from apex.config.sections import Config
 from apex.daemons.inference.client import FLAGS
 from apex.daemons.status.reports import InferenceReport, to_wire
