@@ -1,4 +1,4 @@
-"""Updates read no tensor value, so they never wait for the device (checked with fake tensors)."""
+"""Updates and decisions read no tensor value, so they never wait for the device (fake tensors)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from apex.acting.exploration import Progress
 from apex.algos.base import Algorithm
 from apex.algos.batches import map_tensors
-from apex.api import R2D2, ApexDPG, ApexDQN, Impala
+from apex.api import R2D2, ApexDPG, ApexDQN, Impala, InputTensors
 from apex.envs.spec import ActionBounds, EnvSpec
 from examples.munchausen import Munchausen
 from examples.own_network import WideDQN
@@ -90,6 +90,24 @@ CASES["progress"] = (Cooling, VECTORS, {})
 def test_update_reads_no_tensor_value(name: str) -> None:
     kind, spec, settings = CASES[name]
     update_without_numbers(kind(kind.Config(**settings), spec))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "apex_dpg"])
+def test_policy_computes_without_reading_a_tensor_value(name: str) -> None:
+    kind, spec, settings = CASES[name]
+    algorithm = kind(kind.Config(**settings), spec)
+    dtype = torch.uint8 if spec.frame_stack else torch.float32
+    with no_numbers(), torch.no_grad():
+        policy = algorithm.policy()
+        outputs = policy.compute(
+            InputTensors(
+                torch.empty((6, *spec.policy_shape), dtype=dtype),
+                torch.empty((6, policy.core_size)),
+                torch.empty(6, dtype=torch.int64),
+                torch.empty(6),
+            )
+        )
+    assert {len(output) for output in outputs.values()} == {6}
 
 
 class Peeking(ApexDQN):
