@@ -46,11 +46,12 @@ class Policy:
     """Whether `load` copies into the existing tensors on a CPU too; on a GPU it always does."""
 
     def compute(self, inputs: InputTensors) -> Mapping[str, Tensor]:
-        """Run the network, without waiting for the device: for each row of the inputs alone.
+        """Run the network, without waiting for the device.
 
-        A CUDA graph may record one call and repeat its operations later, so that nothing may
-        change from call to call but the inputs, the parameters and the noise of noisy modules,
-        which is drawn before.
+        A row of the outputs depends on its row of the inputs alone, since batches may be padded.
+        A CUDA graph may record one call and repeat its operations later. So nothing may change
+        from call to call but the inputs, the parameters, and the noise of noisy modules, which is
+        drawn before.
 
         Returns:
             What `decide` needs, by name: tensors `[E, ...]` on the policy's device.

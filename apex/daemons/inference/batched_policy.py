@@ -168,7 +168,12 @@ class StreamedPolicy:
         """The inputs of the batch on the device; its rows beyond are an earlier batch's."""
         self._replays: dict[int, Callable[[], Outputs]] = {}
         self._records = True
+        # Not the default generator: a failed capture leaves that one unusable in some versions of
+        # torch (RuntimeError: Offset increment outside graph capture).
+        self._generator = torch.Generator(policy.device)
+        self._generator.seed()
 
+    @torch.inference_mode()
     def load(self, parameters: Mapping[str, Tensor]) -> None:
         """Load published parameters, after the batches in flight."""
         with self._stream.context():
@@ -182,7 +187,7 @@ class StreamedPolicy:
             inputs = slot.write(parts)
             count = len(inputs.observations)
             noisy = exploration is not None
-            resample_noise(self._policy.network, noisy=noisy)
+            self._draw_noise(noisy)
             assert self._inputs is not None
             for tensor, source in zip(self._inputs, slot.inputs):
                 tensor[:count].copy_(source[:count], non_blocking=True)
@@ -210,6 +215,9 @@ class StreamedPolicy:
             self._record(size, noisy=noisy)
         return self._replays[size]() if self._records else self._call(count)
 
+    def _draw_noise(self, noisy: bool) -> None:
+        resample_noise(self._policy.network, noisy=noisy, generator=self._generator)
+
     def _call(self, rows: int) -> Outputs:
         assert self._inputs is not None
         return self._policy.compute(InputTensors(*(tensor[:rows] for tensor in self._inputs)))
@@ -218,7 +226,7 @@ class StreamedPolicy:
         """Record a size; it waits for the device, once for each size."""
         try:
             replay = self._stream.record(partial(self._call, size))
-            resample_noise(self._policy.network, noisy=noisy)
+            self._draw_noise(noisy)
             _check_replay(replay(), self._call(size))
             self._replays[size] = replay
         except torch.OutOfMemoryError:
