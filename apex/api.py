@@ -24,11 +24,12 @@ from apex.acting.sequence_accumulator import SequenceLayout
 from apex.acting.transition_accumulator import NStepAccumulator
 from apex.algos.apex_dpg import ApexDPG
 from apex.algos.apex_dqn import ApexDQN
-from apex.algos.base import Algorithm, Learner, Loss, Metrics, Policy, Update
+from apex.algos.base import Algorithm, Learner, Loss, Metrics, Update
 from apex.algos.batches import Sequences, Transitions
 from apex.algos.impala import Impala
 from apex.algos.noise import resample_noise
 from apex.algos.optimization import Optimization, OptimizerConfig
+from apex.algos.policy import InputTensors, Policy
 from apex.algos.q_learning import QAlgorithm, QPolicy
 from apex.algos.r2d2 import R2D2
 from apex.algos.sequence_batches import (
@@ -102,6 +103,7 @@ __all__ = [
     "GaussianNoise",
     "ImageTorso",
     "Impala",
+    "InputTensors",
     "Inputs",
     "Items",
     "LadderPlace",

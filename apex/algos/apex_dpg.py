@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import GaussianNoise, LadderPlace, noise_ladder
-from apex.algos.base import Learner, Metrics, Policy, Update
+from apex.algos.base import Learner, Metrics, Update
 from apex.algos.batches import Transitions
 from apex.algos.optimization import Optimization
+from apex.algos.policy import Policy
 from apex.algos.target_network import TargetNetwork
 from apex.algos.transition_batches import MAX_Q, Q_VALUE, TransitionAlgorithm
 from apex.config.sections import PositiveFloat, PositiveInt
@@ -86,7 +87,10 @@ class ApexDPG(TransitionAlgorithm):
 
 
 class DeterministicPolicy(Policy):
-    """Acts with the actor; the critic's values are used for initial priorities."""
+    """Acts with the actor; the critic's values are used for initial priorities.
+
+    It is one `act`, since the critic needs the explored actions, which are made on the host.
+    """
 
     network: DeterministicNetwork
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from apex.acting.accumulator import Accumulator
-from apex.acting.decisions import Decision, Exploration, Inputs
+from apex.acting.decisions import Exploration
 from apex.acting.exploration import LadderPlace, Progress
 from apex.algos.batches import Padded, expanded, map_tensors
 from apex.algos.optimization import Optimization
+from apex.algos.policy import Policy
 from apex.algos.target_network import TargetNetwork
 from apex.config.sections import AlgorithmConfig
 from apex.data.chunks import Items
@@ -24,47 +25,6 @@ from apex.errors import ConfigError
 
 Metrics = Mapping[str, Tensor]
 """Metrics of an update by name: 0-dimensional tensors, read from the device when logged."""
-
-
-class Policy(ABC):
-    """A network that chooses actions. Actors and the evaluator load new parameters into it."""
-
-    network: nn.Module
-    device = torch.device("cpu")
-    core_size: int = 0
-    """Numbers in the recurrent state of one environment; 0: the policy is not recurrent."""
-
-    @abstractmethod
-    def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
-        """Choose actions for E environments.
-
-        Args:
-            inputs: their observations, recurrent states, last actions and last rewards.
-            exploration: chooses the actions from the network's output; None: act greedily.
-        """
-
-    def to(self, device: torch.device) -> None:
-        """Move the policy to another device."""
-        self.device = device
-        self.network.to(device)
-
-    def load(self, parameters: Mapping[str, Tensor]) -> None:
-        """Load published parameters; on a CPU the tensors are used without a copy.
-
-        Raises:
-            RuntimeError: the names or shapes do not match the network.
-        """
-        own = self.network.state_dict(keep_vars=True)
-        fits = {n: t.shape for n, t in own.items()} == {n: t.shape for n, t in parameters.items()}
-        if self.device.type != "cpu" or not fits:
-            self.network.load_state_dict(parameters)
-            return
-        for name, parameter in own.items():
-            tensor = parameters[name]
-            if tensor.stride() == parameter.stride() and tensor.dtype == parameter.dtype:
-                parameter.data = tensor
-            else:  # convolutions keep their own memory format, which computes faster
-                parameter.data.copy_(tensor)
 
 
 class Loss(NamedTuple):

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import LadderPlace, Sampled
 from apex.acting.sequence_accumulator import SequenceLayout
-from apex.algos.base import Loss, Policy
+from apex.algos.base import Loss
 from apex.algos.batches import Sequences
-from apex.algos.noise import resample_noise
+from apex.algos.policy import InputTensors, Policy
 from apex.algos.sequence_batches import (
     CORE_STATE,
     SequenceAlgorithm,
@@ -138,14 +137,15 @@ class ActorCriticPolicy(Policy):
         self.network = network.eval()
         self.core_size = network.core.core_size
 
-    @torch.inference_mode()
-    def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
-        resample_noise(self.network, noisy=exploration is not None)
-        logits, _, core_state = self.network(acting_inputs(inputs, self.device))
-        logits = logits.squeeze(1).cpu().numpy()
+    def compute(self, inputs: InputTensors) -> Mapping[str, Tensor]:
+        logits, _, core_state = self.network(acting_inputs(inputs))
+        return {BEHAVIOUR_LOGITS: logits.squeeze(1), CORE_STATE: core_state}
+
+    def decide(self, outputs: Arrays, inputs: Inputs, exploration: Exploration | None) -> Decision:
+        logits = outputs[BEHAVIOUR_LOGITS]
         actions = logits.argmax(axis=1) if exploration is None else exploration(logits)
         extras = {BEHAVIOUR_LOGITS: logits, CORE_STATE: inputs.core_state}
-        return Decision(actions, core_state.cpu().numpy(), extras)
+        return Decision(actions, outputs[CORE_STATE], extras)
 
 
 __getattr__ = deprecated_names(__name__)

@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 
-def resample_noise(network: nn.Module, *, noisy: bool = True) -> None:
+def resample_noise(
+    network: nn.Module, *, noisy: bool = True, generator: torch.Generator | None = None
+) -> None:
     """Draw new noise in each noisy module of a network, or set it to zero.
 
     A module is noisy if it has a method `resample_noise(generator)`, which draws new noise into the
@@ -15,12 +17,13 @@ def resample_noise(network: nn.Module, *, noisy: bool = True) -> None:
     Args:
         network: may have no noisy modules; nothing happens then.
         noisy: draw noise; False: set it to zero, so that the mean parameters are used.
+        generator: draws the noise; None: torch's default generator of the network's device.
     """
     for module in network.modules():
         # By name: an isinstance check of a protocol took 1 % of an actor's time.
         resample = getattr(type(module), "resample_noise", None)
         if resample is not None:
-            resample(module, _generator(network) if noisy else None)
+            resample(module, (generator or _generator(network)) if noisy else None)
 
 
 def _generator(network: nn.Module) -> torch.Generator:

@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import EpsilonGreedy, LadderPlace, epsilon_ladder
-from apex.algos.base import Loss, Metrics, Policy, check_errors
+from apex.algos.base import Loss, Metrics, check_errors
 from apex.algos.batches import Observation, Transitions
-from apex.algos.noise import resample_noise
+from apex.algos.policy import InputTensors, Policy
 from apex.algos.transition_batches import MAX_Q, Q_VALUE, TransitionAlgorithm
 from apex.config.sections import NonNegativeFloat, UnitFloat
+from apex.data.schema import Arrays
 from apex.deprecated_imports import deprecated_names
 from apex.envs.spec import EnvSpec
 from apex.ops.double_q_learning import huber_loss, squared_loss
@@ -125,17 +125,17 @@ class QPolicy(Policy):
         self.network = network.eval()
         self._q_values = q_values or (lambda network, observation: network(observation))
 
-    @torch.inference_mode()
-    def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
-        resample_noise(self.network, noisy=exploration is not None)
-        observations = torch.from_numpy(inputs.observations).to(self.device)
-        q_values = self._q_values(self.network, observations).cpu().numpy()
+    def compute(self, inputs: InputTensors) -> Mapping[str, Tensor]:
+        return {"q_values": self._q_values(self.network, inputs.observations)}
+
+    def decide(self, outputs: Arrays, inputs: Inputs, exploration: Exploration | None) -> Decision:
+        q_values = outputs["q_values"]
         actions = q_values.argmax(axis=1) if exploration is None else exploration(q_values)
-        extras: Mapping[str, Any] = {
+        extras = {
             Q_VALUE: q_values[np.arange(len(actions)), actions].astype(np.float64),
             MAX_Q: q_values.max(axis=1).astype(np.float64),
         }
-        return Decision(actions, inputs.core_state, dict(extras))
+        return Decision(actions, inputs.core_state, extras)
 
 
 __getattr__ = deprecated_names(__name__)

@@ -16,6 +16,7 @@ from apex.acting.sequence_accumulator import SequenceAccumulator, SequenceLayout
 from apex.algos.base import Algorithm
 from apex.algos.batches import PackedSequences, Sequences
 from apex.algos.optimization import OptimizerConfig
+from apex.algos.policy import InputTensors
 from apex.config.sections import NonNegativeInt, PositiveInt
 from apex.data.chunks import Items
 from apex.data.schema import Array, Arrays, Column, Schema
@@ -169,19 +170,25 @@ def stacked(frames: npt.NDArray[np.uint8], is_first: Array, depth: int) -> Array
     return stacks
 
 
-def acting_inputs(inputs: Inputs, device: torch.device) -> SequenceInputs:
-    """One step of E environments as sequences of length one, `[E, 1, ...]`."""
+def acting_inputs(
+    inputs: Inputs | InputTensors, device: torch.device | None = None
+) -> SequenceInputs:
+    """One step of E environments as sequences of length one, `[E, 1, ...]`.
 
-    def tensor(array: Array) -> Tensor:
-        return torch.from_numpy(array).to(device).unsqueeze(1)
-
-    first = torch.zeros((len(inputs.observations), 1), dtype=torch.bool, device=device)
+    Args:
+        inputs: arrays, or tensors on the policy's device.
+        device: copies arrays to this device; None: the CPU.
+    """
+    if isinstance(inputs, Inputs):
+        inputs = InputTensors.of(inputs, device or torch.device("cpu"))
+    observations = inputs.observations
+    first = torch.zeros((len(observations), 1), dtype=torch.bool, device=observations.device)
     return SequenceInputs(
-        tensor(inputs.observations),
-        tensor(inputs.last_actions),
-        tensor(inputs.last_rewards),
+        observations.unsqueeze(1),
+        inputs.last_actions.unsqueeze(1),
+        inputs.last_rewards.unsqueeze(1),
         first,  # no reset needed: the state is already zero where an episode begins
-        torch.from_numpy(inputs.core_state).to(device),
+        inputs.core_state,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import LadderPlace
-from apex.algos.base import Loss, Policy
+from apex.algos.base import Loss
 from apex.algos.batches import Sequences, map_tensors
-from apex.algos.noise import resample_noise
+from apex.algos.policy import InputTensors, Policy
 from apex.algos.q_learning import ladder_exploration
 from apex.algos.sequence_batches import (
     CORE_STATE,
@@ -28,6 +29,7 @@ from apex.config.sections import (
     PositiveInt,
     UnitFloat,
 )
+from apex.data.schema import Arrays
 from apex.networks.recurrent_dueling import RecurrentDuelingQNetwork
 from apex.ops.double_q_learning import sequence_priorities
 
@@ -148,15 +150,16 @@ class RecurrentQPolicy(Policy):
         self.network = network.eval()
         self.core_size = network.core.core_size
 
-    @torch.inference_mode()
-    def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
-        resample_noise(self.network, noisy=exploration is not None)
-        q_values, core_state = self.network(acting_inputs(inputs, self.device))
-        q_values = q_values.squeeze(1).cpu().numpy()
+    def compute(self, inputs: InputTensors) -> Mapping[str, Tensor]:
+        q_values, core_state = self.network(acting_inputs(inputs))
+        return {"q_values": q_values.squeeze(1), CORE_STATE: core_state}
+
+    def decide(self, outputs: Arrays, inputs: Inputs, exploration: Exploration | None) -> Decision:
+        q_values = outputs["q_values"]
         actions = q_values.argmax(axis=1) if exploration is None else exploration(q_values)
         extras = {
             Q_VALUE: q_values[np.arange(len(actions)), actions],
             MAX_Q: q_values.max(axis=1),
             CORE_STATE: inputs.core_state,
         }
-        return Decision(actions, core_state.cpu().numpy(), extras)
+        return Decision(actions, outputs[CORE_STATE], extras)

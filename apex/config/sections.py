@@ -222,6 +222,11 @@ class EvaluatorConfig(Section, frozen=True):
     """
     max_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.1
     """Largest share of the run's cores that evaluations may use on average."""
+    device: str = "auto"
+    """`auto` (the learner's GPU if it has one and observations are images, else the CPU), `cpu`,
+    `cuda` or `cuda:N`."""
+    torch_threads: Threads = 1
+    """Threads (cores) of one call of the network, without a GPU."""
     nice: Niceness = 15
     """Added to the process's niceness, so that evaluations use CPU time that is left over."""
 

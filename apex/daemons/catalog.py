@@ -133,8 +133,8 @@ EVALUATOR = DaemonSpec(
     enabled=lambda config: config.evaluator.enabled,
     role="evaluator",
     connects=always(("learner.params",)),
-    torch=always("yes, on the CPU"),
-    threads=always(10),
+    torch=always("yes"),
+    threads=lambda config: 9 + config.evaluator.torch_threads,
     memory_bytes=always(ACTOR_BYTES),
 )
 ACTOR = DaemonSpec(

@@ -14,7 +14,7 @@ from apex.acting.agent import greedy
 from apex.acting.decisions import Decision, Inputs, seen_rewards
 from apex.acting.exploration import evaluation_seed
 from apex.acting.loop import ActingLoop, play_episodes
-from apex.algos.base import Policy
+from apex.algos.policy import Policy
 from apex.algos.registry import make_algorithm
 from apex.config import loading
 from apex.config.conversion import convert

@@ -19,6 +19,7 @@ from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.agent_factory import make_agent
 from apex.algos.base import Algorithm
 from apex.algos.registry import make_algorithm
+from apex.daemons.evaluator.device import evaluation_device
 from apex.daemons.evaluator.results import evaluation_values, keep_best
 from apex.daemons.learner.parameter_versions import Publication
 from apex.daemons.learner.prefetcher import PriorityWriter, prepare
@@ -101,6 +102,7 @@ class SerialRun:
         self.table = make_table(config, self._facts.schema, first_id=0)
         self._priorities = _TablePriorities(self.table)
         self.policy, self.evaluated_policy = algorithm.policy(), algorithm.policy()
+        self.evaluated_policy.to(evaluation_device(config, self._facts.env, self.evaluated_policy))
         self._actors = [
             _Actor(self, slot, algorithm, extensions) for slot in range(config.actor.count)
         ]

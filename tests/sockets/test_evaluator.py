@@ -13,13 +13,19 @@ from typing import Any
 import pytest
 import torch
 
+from apex.acting.decisions import Decision, Exploration, Inputs
+from apex.algos.q_learning import QPolicy
 from apex.algos.registry import make_algorithm
 from apex.daemons import cpu_affinity
 from apex.daemons.evaluator import daemon as evaluator
 from apex.daemons.evaluator.daemon import EvaluatorDaemon
+from apex.daemons.evaluator.device import evaluation_device
 from apex.daemons.learner.parameter_versions import Publication
 from apex.envs.registry import EnvFactory
+from apex.envs.spec import EnvSpec
+from apex.errors import ConfigError
 from apex.evaluation.trained_policy import evaluation_env
+from apex.launch.prepare import preset_config
 from apex.networks import parameters
 from apex.plugins import Extensions
 from apex.runs import checkpoint
@@ -290,3 +296,47 @@ def test_evaluation_restarts_after_an_environment_fault(tmp_path, monkeypatch, c
     assert report.returns == (15.0,) * 4
     (line,) = (run.metrics / "evaluator.jsonl").read_text().splitlines()
     assert json.loads(line)["param_version"] == 3
+
+
+class OnlyAct(QPolicy):
+    """Defines `act` alone."""
+
+    def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
+        raise NotImplementedError
+
+
+FRAMES = EnvSpec("Test-v0", (12, 12), "uint8", 2, 4)
+VECTORS = EnvSpec("Test-v0", (3,), "float32", 0, 4)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "learner", "spec", "kind", "cuda", "expected"),
+    [
+        ("auto", "auto", FRAMES, QPolicy, True, "cuda"),
+        ("auto", "auto", FRAMES, QPolicy, False, "cpu"),
+        ("auto", "cuda", FRAMES, QPolicy, False, "cpu"),
+        ("auto", "cpu", FRAMES, QPolicy, True, "cpu"),
+        ("auto", "auto", VECTORS, QPolicy, True, "cpu"),
+        ("auto", "auto", FRAMES, OnlyAct, True, "cpu"),
+        ("cpu", "auto", FRAMES, QPolicy, True, "cpu"),
+    ],
+)
+def test_device_of_evaluations(
+    chosen: str, learner: str, spec: EnvSpec, kind: type[QPolicy], cuda: bool, expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    settings = [f"evaluator.device={chosen}", f"learner.device={learner}"]
+    config = preset_config("cartpole", settings)
+    precision = torch.get_float32_matmul_precision()
+    try:
+        device = evaluation_device(config, spec, kind(torch.nn.Linear(3, 4)))
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert device == torch.device(expected)
+
+
+def test_missing_device_of_evaluations_is_refused_by_its_setting():
+    config = preset_config("cartpole", ["evaluator.device=cuda:77"])
+    with pytest.raises(ConfigError, match=r"evaluator\.device = 'cuda:77': cannot use this device"):
+        evaluation_device(config, VECTORS, QPolicy(torch.nn.Linear(3, 4)))

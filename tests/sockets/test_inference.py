@@ -14,126 +14,33 @@ from apex.acting.agent import Agent, LocalDecider
 from apex.acting.loop import ActingLoop
 from apex.algos.agent_factory import make_agent
 from apex.algos.registry import make_algorithm
-from apex.daemons.inference import endpoint
 from apex.daemons.inference.client import ActClient
 from apex.daemons.inference.daemon import InferenceDaemon
-from apex.daemons.inference.endpoint import ActEndpoint, AgentNumbers
+from apex.daemons.inference.endpoint import AgentNumbers
 from apex.daemons.learner.parameter_versions import Publication
 from apex.data.chunk_bytes import chunk_to_arrays
 from apex.data.chunks import Chunk
 from apex.envs.base import Environments
-from apex.envs.registry import EnvFactory
-from apex.envs.spec import StepResult
 from apex.errors import EndpointError, SchemaError
 from apex.launch.prepare import prepare_run, preset_config
 from apex.networks import parameters
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import Act
 from tests.support.builders import hello
-from tests.support.clock import Clock
+from tests.support.cpu_stream import CpuStream
+from tests.support.inference_stage import ONE_STEP, Stage, first_observations, result, seen
 from tests.support.services import prepared, service_of
 from tests.support.stand_ins import LearnerStandIn, PollerStandIn, ReplayStandIn, in_turn
-from tests.support.statuses import inference_report
 from tests.support.waiting import wait_until
 from tests.support.walks import ENVS, SMALL, small, walk_for, walks
 
 torch.set_num_threads(1)
-ONE_STEP = "algorithm.n_step=1"
-
-
-class Stage:
-    """An endpoint and the clients of several actors in one process."""
-
-    def __init__(
-        self,
-        folder: Path,
-        stack: ExitStack,
-        *settings: str,
-        preset: str = "cartpole",
-        make_env: EnvFactory | None = None,
-    ) -> None:
-        self.stack = stack
-        self.run = prepared(
-            folder, f"actor.num_envs={ENVS}", "actor.count=3", "actor.inference=central",
-            "inference.max_wait_ms=5", "actor.chunk_length=1", *settings,
-            make_env=make_env, preset=preset,
-        )  # fmt: skip
-        self.config, self.facts = self.run.config(), self.run.facts()
-        self.algorithm = make_algorithm(self.config.algorithm, self.facts.env)
-        torch.manual_seed(0)
-        self.policy = self.algorithm.policy()
-        self.clock = Clock()
-        self.clients: dict[str, ActClient] = {}
-        self.made: list[Agent] = []
-        """The agents that the server has made."""
-        self.open()
-
-    def open(self, starts: int = 0, max_agents: int = endpoint.MAX_AGENTS) -> None:
-        """Start the server, as one that was started `starts` times before."""
-        self.acts = ActEndpoint(
-            self.run.endpoints().of("inference.act"), self.config, self.facts, self.make_agent,
-            status=inference_report, starts=starts, clock=self.clock,
-            max_agents=max_agents,
-        )  # fmt: skip
-        self.stack.callback(self.acts.server.close)
-
-    def make_agent(self, *place: int) -> Agent:
-        self.made.append(make_agent(self.algorithm, self.config, self.policy.core_size, *place))
-        return self.made[-1]
-
-    def client(self, name: str, epoch: int = 1) -> ActClient:
-        """Connect one more actor."""
-        facts = self.facts
-        greeting = hello(name, run_id=facts.run_id, schema_hash=facts.schema.hash, epoch=epoch)
-        address = self.run.endpoints().of("inference.act")
-        client = ActClient(address, greeting, facts.env, self.clock)
-        client.start(int(name[-1]), incarnation=0)
-        self.stack.callback(client.close)
-        self.clients[name] = client
-        wait_until(lambda: client.client.ready, turn=self.turn)
-        return client
-
-    def turn(self) -> None:
-        """Let the server and all clients receive; decide nothing."""
-        self.acts.receive()
-        for client in self.clients.values():
-            client.poll()
-
-    def until_asking(self, actors: int) -> None:
-        wait_until(lambda: self.acts.waiting_envs == actors * ENVS, turn=self.turn)
-
-    def decide(self) -> int:
-        return self.acts.decide(self.policy, 7)
-
-    def answered(self, client: ActClient) -> np.ndarray:
-        wait_until(lambda: client.answered, turn=self.turn)
-        return client.take()
-
-    def round(self, client: ActClient) -> np.ndarray:
-        """The answer to one actor's question, alone in its batch."""
-        self.until_asking(1)
-        self.decide()
-        return self.answered(client)
 
 
 @pytest.fixture
 def stage(tmp_path: Path) -> Iterator[Stage]:
     with ExitStack() as stack:
         yield Stage(tmp_path, stack, ONE_STEP)
-
-
-def seen(value: float) -> np.ndarray:
-    return np.full((ENVS, 4), value, np.float32)
-
-
-def result(value: float, reward: float = 1.0, ended: bool = False) -> StepResult:
-    flags = np.zeros((3, ENVS), dtype=np.bool_)
-    flags[0] = ended
-    return StepResult(seen(value), np.full(ENVS, reward), *flags)
-
-
-def first_observations(chunks: list[Chunk]) -> list[float]:
-    return sorted(chunk.columns["observation"][0, 0].item() for chunk in chunks)
 
 
 def test_batch_is_due_when_all_actors_asked_or_the_first_waited_long_enough(stage):
@@ -385,8 +292,9 @@ def test_malformed_question_is_refused(stage, change, reason):
 
 @pytest.mark.parametrize("preset", SMALL)
 @pytest.mark.parametrize("pixels", [False, True], ids=["vectors", "frames"])
+@pytest.mark.parametrize("stream", [None, CpuStream()], ids=["at once", "recorded"])
 def test_items_of_central_inference_are_byte_for_byte_those_of_local_inference(
-    tmp_path, preset, pixels
+    tmp_path, preset, pixels, stream
 ):
     env = walk_for(preset, pixels)
 
@@ -396,7 +304,7 @@ def test_items_of_central_inference_are_byte_for_byte_those_of_local_inference(
     settings = [*small(preset), "algorithm.conv=[[4, 2, 1]]"]
     with ExitStack() as stack:
         settings += ["env.frame_stack=3"] if pixels else []
-        stage = Stage(tmp_path, stack, *settings, preset=preset, make_env=env)
+        stage = Stage(tmp_path, stack, *settings, preset=preset, make_env=env, stream=stream)
         local = stage.make_agent(0, 0)
         loop = ActingLoop(walk(), LocalDecider(stage.policy, local, 7), seed=5)
         for _ in range(120):
@@ -452,3 +360,18 @@ def test_central_actor_cuts_its_episodes_when_it_begins_again(stage):
         for c in chunks
     }
     assert pairs == {(0.0, 1.0), (5.0, 6.0)}
+
+
+def test_actor_that_begins_again_before_its_answer_makes_no_item_across(stage):
+    one = stage.client("actor_000")
+    one.begin(seen(0.0))
+    stage.round(one)
+    one.observe(result(1.0))
+    stage.until_asking(1)
+    one.begin(seen(5.0))
+    wait_until(lambda: len(stage.made) == 2, turn=stage.turn)
+    for value in (6.0, 7.0):
+        stage.round(one)
+        one.observe(result(value))
+    stage.until_asking(1)
+    assert first_observations(stage.acts.take_chunks()) == [5.0, 5.0]

@@ -14,8 +14,9 @@ import zmq
 from apex.acting.agent import Agent
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import Sampled
-from apex.algos.base import Policy
+from apex.algos.policy import Policy
 from apex.config.loading import merge, parse
+from apex.daemons.inference.batched_policy import batched
 from apex.daemons.inference.client import result_to_arrays
 from apex.daemons.inference.endpoint import ActEndpoint
 from apex.daemons.learner.parameter_server import ParameterServer
@@ -127,7 +128,8 @@ class Servers:
                 self.replay.turn(0.001)
                 self.acts.receive()
                 if self.acts.waiting_envs:
-                    self.acts.decide(ZeroPolicy(), 0)
+                    self.acts.begin(batched(ZeroPolicy(), 2), 0)
+                    self.acts.finish()
                 while not over() and socket.poll(1):
                     found.append(decode(socket.recv_multipart()).message)
 

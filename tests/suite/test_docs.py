@@ -175,7 +175,7 @@ def test_python_api_has_what_a_researcher_uses(site: Path):
         ("runs", "apex.launch.run_handle.Run.wait"),
         ("runs", "apex.launch.run_handle.Run.metrics"),
         ("runs", "apex.evaluation.trained_policy.load_policy"),
-        ("algorithms", "apex.algos.base.Policy.act"),
+        ("algorithms", "apex.algos.policy.Policy.act"),
         ("acting", "apex.acting.decisions.Inputs.last_rewards"),
         ("ops", "apex.ops.vtrace.vtrace"),
         ("networks", "apex.networks.dueling.DuelingQNetwork"),

@@ -79,6 +79,7 @@ def test_unknown_key_is_refused_by_path_with_the_closest_one(raw, expected):
         ("evaluator", "nice", 20),
         ("actor", "torch_threads", 1025),
         ("inference", "torch_threads", 1025),
+        ("evaluator", "torch_threads", 0),
         ("learner", "torch_threads", 0),
         ("learner", "decode_threads", 1025),
         ("learner", "batch_size", 65_537),

@@ -1,4 +1,4 @@
-"""Updates read no tensor value, so they never wait for the device (checked with fake tensors)."""
+"""Updates and decisions read no tensor value, so they never wait for the device (fake tensors)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from apex.acting.exploration import Progress
 from apex.algos.base import Algorithm
 from apex.algos.batches import map_tensors
-from apex.api import R2D2, ApexDPG, ApexDQN, Impala
+from apex.api import R2D2, ApexDPG, ApexDQN, Impala, InputTensors
 from apex.data.chunks import Items
 from apex.envs.spec import ActionBounds, EnvSpec
 from examples.munchausen import Munchausen
@@ -109,6 +109,24 @@ def test_expansion_of_a_packed_batch_reads_no_tensor_value(name: str) -> None:
     kind, spec, settings = CASES[name]
     algorithm = kind(kind.Config(**settings), spec)
     update_without_numbers(algorithm, algorithm.pack(zero_items(algorithm)))
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "apex_dpg"])
+def test_policy_computes_without_reading_a_tensor_value(name: str) -> None:
+    kind, spec, settings = CASES[name]
+    algorithm = kind(kind.Config(**settings), spec)
+    dtype = torch.uint8 if spec.frame_stack else torch.float32
+    with no_numbers(), torch.no_grad():
+        policy = algorithm.policy()
+        outputs = policy.compute(
+            InputTensors(
+                torch.empty((6, *spec.policy_shape), dtype=dtype),
+                torch.empty((6, policy.core_size)),
+                torch.empty(6, dtype=torch.int64),
+                torch.empty(6),
+            )
+        )
+    assert {len(output) for output in outputs.values()} == {6}
 
 
 class Peeking(ApexDQN):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from apex.acting.decisions import Decision, Exploration, Inputs
-from apex.algos.base import Policy
+from apex.algos.policy import Policy
 from apex.daemons.learner.parameter_versions import Publication, PublicationBoard, VersionCounter
 from apex.errors import CheckpointError
 from apex.networks import parameters

@@ -12,10 +12,11 @@ import numpy as np
 from apex.acting.agent import greedy
 from apex.acting.exploration import evaluation_seed
 from apex.acting.loop import ActingLoop, play_episodes
-from apex.algos.base import Policy
+from apex.algos.policy import Policy
 from apex.algos.registry import make_algorithm
 from apex.daemons import cpu_affinity
 from apex.daemons.command import daemon_command
+from apex.daemons.evaluator.device import evaluation_device
 from apex.daemons.evaluator.results import evaluation_values, keep_best
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.learner.parameter_versions import Publication
@@ -67,6 +68,8 @@ class EvaluatorDaemon:
             service.config.algorithm, service.facts.env, extensions.algorithm
         )
         self._policy: Policy = algorithm.policy()
+        device = evaluation_device(service.config, service.facts.env, self._policy)
+        self._policy.to(device)
         env, num_envs = evaluation_env(service.config.env), config.num_envs
         self._recreation = Recreation(
             lambda: make_environments(env, num_envs, extensions.make_env), clock
@@ -94,7 +97,8 @@ class EvaluatorDaemon:
 
     def run(self) -> None:
         """Evaluate until the service is asked to stop."""
-        log.info("waiting for the learner at %s", self._service.endpoints.learner.params)
+        learner = self._service.endpoints.learner.params
+        log.info("evaluations on %s; waiting for the learner at %s", self._policy.device, learner)
         try:
             while not self._service.stopping:
                 if self._recreation.due is not None:
@@ -205,8 +209,9 @@ class EvaluatorDaemon:
 def body(service: Service, extensions: Extensions = NONE) -> None:
     """Run the evaluator until it is asked to stop."""
     os.nice(service.config.evaluator.nice)
-    process_tuning.set_up(threads=1)
-    EvaluatorDaemon(service, extensions).run()
+    process_tuning.set_up(service.config.evaluator.torch_threads)
+    with process_tuning.memory_errors():
+        EvaluatorDaemon(service, extensions).run()
 
 
 main = daemon_command("evaluator", body, "Play greedy episodes with the newest parameters.")

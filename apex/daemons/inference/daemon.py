@@ -11,6 +11,8 @@ from apex.algos.agent_factory import make_agent
 from apex.algos.base import Algorithm
 from apex.algos.registry import check_schema, make_algorithm
 from apex.daemons.command import daemon_command
+from apex.daemons.inference.batched_policy import MAX_IN_FLIGHT, batched
+from apex.daemons.inference.cuda_stream import Stream
 from apex.daemons.inference.endpoint import ActEndpoint
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.metrics import METRICS_PERIOD_S, MetricsLog, Rate
@@ -40,6 +42,7 @@ class InferenceDaemon:
         learner: the connection to the learner; None: create one, as for the two below.
         replay: receives the items.
         poller: waits for messages of all connections.
+        stream: computes the batches; None: a stream of the GPU, or none on a CPU.
     """
 
     def __init__(
@@ -50,11 +53,15 @@ class InferenceDaemon:
         learner: LearnerClient | None = None,
         replay: InsertClient | None = None,
         poller: Poller | None = None,
+        stream: Stream | None = None,
     ) -> None:
         config = service.config
         self._service = service
-        self._policy = algorithm.policy()
-        self._policy.to(process_tuning.pick_device(config.inference.device, "inference.device"))
+        policy = algorithm.policy()
+        self._device = process_tuning.pick_device(config.inference.device, "inference.device")
+        policy.to(self._device)
+        most_envs = max(config.inference.max_batch, config.actor.num_envs)
+        self._policy = batched(policy, most_envs, stream)
         self._learner_step = 0
         hello = service.hello()
         self._learner = learner or LearnerClient(service.endpoints.of("learner.params"), hello)
@@ -63,7 +70,7 @@ class InferenceDaemon:
             service.endpoints.of("inference.act"),
             config,
             service.facts,
-            partial(make_agent, algorithm, config, self._policy.core_size),
+            partial(make_agent, algorithm, config, policy.core_size),
             status=self.status,
             starts=service.starts,
         )
@@ -73,6 +80,8 @@ class InferenceDaemon:
         self._backlog = Backlog(self._replay)
         self._refresh_due = Every(REFRESH_S, at_once=True)
         self._batches, self._decided, self._busy = Rate(), Rate(), Rate()
+        self._busy_since = 0.0
+        """Time until which `_busy` counts, while a batch is in flight."""
         self._largest = 0
         """Environments in the largest batch since metrics were last written."""
         self._metrics = MetricsLog(
@@ -83,7 +92,7 @@ class InferenceDaemon:
 
     def run(self) -> None:
         """Serve until the service is asked to stop."""
-        log.info("inference on %s; waiting for the learner's parameters", self._policy.device)
+        log.info("inference on %s; waiting for the learner's parameters", self._device)
         os.nice(self._service.config.inference.nice)
         try:
             while not self._service.stopping:
@@ -97,20 +106,36 @@ class InferenceDaemon:
 
     @property
     def _blocked(self) -> bool:
-        """Whether no batch may be decided: parameters are missing, or replay is too slow."""
+        """Whether no batch may begin: parameters are missing, or replay is too slow."""
         return self._learner.param_version < 0 or len(self._backlog) > self._acts.agents + 1
 
     def _turn(self) -> None:
-        wait_s = IDLE_WAIT_S if self._blocked else self._acts.wait_s(IDLE_WAIT_S)
+        """Receive; begin the batch that is due; finish the oldest one that is in flight."""
+        if self._acts.in_flight:
+            wait_s = 0.0
+        else:
+            wait_s = IDLE_WAIT_S if self._blocked else self._acts.wait_s(IDLE_WAIT_S)
         self._poll(wait_s)
-        if not self._blocked and self._acts.waiting_envs and self._acts.wait_s(1.0) == 0.0:
-            started = time.monotonic()
-            size = self._acts.decide(self._policy, self._learner_step)
-            self._busy.add(time.monotonic() - started)
-            self._batches.add(1)
-            self._decided.add(size)
-            self._total += size
-            self._largest = max(self._largest, size)
+        may_begin = self._acts.in_flight < MAX_IN_FLIGHT and not self._blocked
+        if may_begin and self._acts.waiting_envs and self._acts.wait_s(1.0) == 0.0:
+            self._begin()
+        if self._acts.must_finish:
+            self._acts.finish()
+            self._count_busy()
+
+    def _begin(self) -> None:
+        if not self._acts.in_flight:
+            self._busy_since = time.monotonic()
+        size = self._acts.begin(self._policy, self._learner_step)
+        self._batches.add(1)
+        self._decided.add(size)
+        self._total += size
+        self._largest = max(self._largest, size)
+
+    def _count_busy(self) -> None:
+        now = time.monotonic()
+        self._busy.add(now - self._busy_since)
+        self._busy_since = now
 
     def _poll(self, wait_s: float) -> None:
         """Wait for messages, process them, and send complete chunks to replay."""
@@ -144,7 +169,7 @@ class InferenceDaemon:
         return InferenceReport(
             state="waiting" if self._learner.param_version < 0 else "running",
             pid=os.getpid(),
-            device=str(self._policy.device),
+            device=str(self._device),
             actors=self._acts.agents,
             decisions_per_s=round(self._decided.per_second(), 1),
             batch_mean=round(self._decided.per_second() / batches, 2) if batches else 0.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from apex.acting.agent import Agent
-from apex.acting.decisions import Exploration, Inputs, JoinedExploration
-from apex.algos.base import Policy
+from apex.acting.decisions import Exploration, JoinedExploration
 from apex.config.sections import Config
+from apex.daemons.inference.batched_policy import MAX_IN_FLIGHT, BatchedPolicy, Ticket
 from apex.daemons.inference.client import FLAGS
 from apex.daemons.status.reports import InferenceReport, to_wire
 from apex.data.chunks import Chunk
@@ -44,6 +44,16 @@ class _Member:
     """Number of the last request."""
     answer: Array | None = None
     """Actions for the last request; None while it waits."""
+
+
+@dataclass(eq=False)
+class _Batch:
+    """Requests that are being decided together."""
+
+    members: dict[str, _Member]
+    """By name, in the order of the batch's rows."""
+    ticket: Ticket
+    learner_step: int
 
 
 class _CheckedAct(NamedTuple):
@@ -81,7 +91,8 @@ class ActEndpoint:
 
     A batch begins with its first request. It is decided when it has `inference.max_batch`
     environments, when all actors have sent a request, or after `inference.max_wait_ms`. An actor
-    that hangs therefore delays the others by no more than that.
+    that hangs therefore delays the others by no more than that. Two batches may be in flight: what
+    an actor asks, or that it is removed, while its request is in flight makes that request void.
 
     Args:
         endpoint: the address to bind.
@@ -123,7 +134,11 @@ class ActEndpoint:
         )
         self._members: dict[str, _Member] = {}
         self._waiting: OrderedDict[str, float] = OrderedDict()
-        """Time of each undecided request by actor, in the order of arrival."""
+        """Time of each request by actor that is in no batch yet, in the order of arrival."""
+        self._batches: deque[_Batch] = deque()
+        """Batches in flight, oldest first."""
+        self._deciding: dict[str, _Batch] = {}
+        """The batch of each request that is in flight, by actor."""
         self._max_agents = max_agents
         self._agent_numbers = AgentNumbers(starts * AGENTS_PER_START, max_agents)
         self._chunks_of_removed: list[Chunk] = []
@@ -136,7 +151,7 @@ class ActEndpoint:
 
     @property
     def waiting_envs(self) -> int:
-        """Environments that wait for a decision."""
+        """Environments that wait for a batch."""
         return len(self._waiting) * self._num_envs
 
     def receive(self) -> None:
@@ -182,6 +197,10 @@ class ActEndpoint:
 
     def _begin(self, request: Request, act: _CheckedAct, member: _Member | None) -> None:
         hello, message = request.peer.hello, act.message
+        if member is not None and member.answer is None:
+            # Without a decision at its last observation the agent cannot cut its episodes there.
+            self._remove(hello.member)
+            member = None
         if member is None:
             number = self._agent_numbers.take(message.slot, message.incarnation)
             agent = self._make_agent(message.slot, message.incarnation, number)
@@ -195,6 +214,7 @@ class ActEndpoint:
 
     def _enqueue(self, name: str, member: _Member, seq: int) -> None:
         member.seq, member.answer = seq, None
+        self._deciding.pop(name, None)
         self._waiting.setdefault(name, self._clock())
 
     def _answer(self, member: _Member) -> None:
@@ -205,6 +225,7 @@ class ActEndpoint:
         """Remove an actor: truncate its episodes and keep their items."""
         member = self._members.pop(name, None)
         self._waiting.pop(name, None)
+        self._deciding.pop(name, None)
         if member is not None:
             member.agent.cut()
             self._chunks_of_removed += member.agent.flush()
@@ -218,26 +239,52 @@ class ActEndpoint:
         """Return the seconds until a batch is due, at most `limit_s`."""
         if not self._waiting:
             return limit_s
-        if len(self._waiting) == len(self._members) or self.waiting_envs >= self._max_batch:
+        asking = len(self._waiting) + len(self._deciding)
+        if asking == len(self._members) or self.waiting_envs >= self._max_batch:
             return 0.0
         since = next(iter(self._waiting.values()))
         return min(limit_s, max(0.0, since + self._max_wait_s - self._clock()))
 
-    def decide(self, policy: Policy, learner_step: int) -> int:
-        """Decide one batch and send its actions; returns the number of its environments."""
+    @property
+    def in_flight(self) -> int:
+        """Batches that have begun and are not finished."""
+        return len(self._batches)
+
+    @property
+    def must_finish(self) -> bool:
+        """Whether to finish the oldest batch now: it is done, or no other batch can begin."""
+        if not self._batches:
+            return False
+        none_asks = len(self._deciding) == len(self._members)
+        return self.in_flight == MAX_IN_FLIGHT or none_asks or self._batches[0].ticket.done()
+
+    def begin(self, policy: BatchedPolicy, learner_step: int) -> int:
+        """Begin to decide the oldest requests; returns the number of environments."""
         max_actors = max(1, self._max_batch // self._num_envs)
         names = [name for name, _ in zip(self._waiting, range(max_actors))]
-        members = [self._members[name] for name in names]
-        decision = policy.act(
-            Inputs.joined([member.agent.inputs for member in members]),
-            JoinedExploration([(_exploration(member), self._num_envs) for member in members]),
+        members = {name: self._members[name] for name in names}
+        ticket = policy.begin(
+            [member.agent.inputs for member in members.values()],
+            JoinedExploration([(_exploration(m), self._num_envs) for m in members.values()]),
         )
-        for position, (name, member) in enumerate(zip(names, members)):
+        batch = _Batch(members, ticket, learner_step)
+        self._batches.append(batch)
+        for name in names:
             del self._waiting[name]
-            rows = decision.rows(position * self._num_envs, (position + 1) * self._num_envs)
-            member.answer = member.agent.decide(rows, learner_step)
-            self._answer(member)
+            self._deciding[name] = batch
         return len(members) * self._num_envs
+
+    def finish(self) -> None:
+        """Finish the oldest batch, which may wait for the device, and send its actions."""
+        batch = self._batches.popleft()
+        decision = batch.ticket.finish()
+        for position, (name, member) in enumerate(batch.members.items()):
+            if self._deciding.get(name) is batch:
+                del self._deciding[name]
+                begin = position * self._num_envs
+                rows = decision.rows(begin, begin + self._num_envs)
+                member.answer = member.agent.decide(rows, batch.learner_step)
+                self._answer(member)
 
     def take_chunks(self) -> list[Chunk]:
         """Remove and return the complete chunks."""

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from apex.acting.decisions import Inputs
+from apex.daemons.inference.batched_policy import batched
 from apex.host import process_tuning
 from apex.host.hardware import has_gpu
 from apex.runs.directory import RunDirectory
@@ -109,23 +109,27 @@ def acting(folder: Path, actors: int, envs: int) -> Figure:
 
 
 def deciding(path: Path, batch_size: int, device: str) -> Step:
-    """Step of the run's policy on random frames; counts environments."""
+    """Step of the run's policy on random frames, as the inference server decides.
+
+    It counts environments. One batch is in flight at a time, so that its time is the latency.
+    """
     process_tuning.set_up(1)
     policy = algorithm_of(RunDirectory(path)).policy()
-    policy.to(torch.device(device))
+    policy.to(process_tuning.pick_device(device))
+    server = batched(policy, batch_size)
     frames = np.random.default_rng(1).integers(0, 256, (batch_size, 4, 84, 84), dtype=np.uint8)
     nothing = np.zeros(batch_size)
     inputs = Inputs(frames, np.zeros((batch_size, 0), np.float32), nothing, nothing)
 
     def step() -> float:
-        policy.act(inputs, None)
+        server.begin([inputs], None).finish()
         return batch_size
 
     return step
 
 
 def curve(run: RunDirectory) -> Iterator[Figure]:
-    """Decisions per second of a GPU by batch size, compared with a core."""
+    """Latency and decisions per second of a GPU by batch size, compared with a core."""
     for batch_size in BATCHES:
         make = partial(Worker, deciding, cores.TRAINING, run.path, batch_size)
         with make("cuda") as ours, make("cpu") as bare:
