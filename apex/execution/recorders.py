@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -45,10 +45,46 @@ class Moment(Protocol):
         """Milliseconds until a later moment; waits until the device has reached that."""
 
 
+def capture(
+    function: Callable[[], T], stream: torch.cuda.Stream, pool: Any
+) -> tuple[Callable[[], None], T]:
+    """Capture one call of a function as a CUDA graph.
+
+    Args:
+        function: queues work on the current stream.
+        stream: to capture on.
+        pool: memory of graphs of which one runs at a time (`torch.cuda.graph_pool_handle`).
+
+    Returns:
+        What replays the graph, and the function's result, whose tensors each replay overwrites.
+
+    Raises:
+        RuntimeError: the function waits for the device, or does what a graph cannot.
+    """
+    graph = torch.cuda.CUDAGraph()
+    try:
+        # "thread_local": what other threads do with CUDA meanwhile does not end the capture.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            result = function()
+    except RuntimeError as error:
+        _leave_capture(stream)
+        # The error that ended the capture is the context of the one that its end raised.
+        raise RuntimeError(str(error.__context__ or error).partition("\n")[0]) from error
+    return graph.replay, result
+
+
+def _leave_capture(stream: torch.cuda.Stream) -> None:
+    """Make the default generator usable after a failed capture.
+
+    In some versions of torch it goes on refusing to draw outside of a capture ("Offset increment
+    outside graph capture") until a later capture has succeeded.
+    """
+    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
+        torch.zeros((), device=stream.device)
+
+
 class CudaGraphs:
     """Records CUDA graphs, which share their memory: only one of them runs at a time.
-
-    Other threads may copy and allocate on the device meanwhile (`thread_local`).
 
     Args:
         device: a CUDA device.
@@ -72,12 +108,7 @@ class CudaGraphs:
 
     def record(self, function: Callable[[], T]) -> tuple[Callable[[], None], T]:
         """Capture a function as a CUDA graph."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            result = function()
-        return graph.replay, result
+        return capture(function, self._stream, self._pool)
 
     def now(self) -> CudaMoment:
         """An event on the current stream."""

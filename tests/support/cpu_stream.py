@@ -8,33 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from apex.daemons.inference.cuda_stream import Outputs
-
-
-class Recording(TorchDispatchMode):
-    """Records operations with the memory that they read and write."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, Any, Any, Any]] = []
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
-        output = operation(*args, **(kwargs or {}))
-        # An alias keeps today's memory when the tensor's own is exchanged.
-        memory = tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}, output))
-        self.calls.append((operation, *memory))
-        return output
-
-    def replay(self) -> None:
-        """Repeat the operations on the same memory."""
-        for operation, args, kwargs, output in self.calls:
-            repeated = operation(*args, **kwargs)
-            for old, new in zip(tree_leaves(output), tree_leaves(repeated)):
-                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
+from tests.support.tape import Recording
 
 
 class CpuMark:

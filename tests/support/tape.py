@@ -5,13 +5,13 @@ It has what is essential of a CUDA graph: fixed addresses, and no Python in a re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from apex.execution.recorders import HostMoment
 
@@ -19,35 +19,30 @@ T = TypeVar("T")
 
 
 class Recording(TorchDispatchMode):
-    """Records each operation with its arguments and its result."""
+    """Records operations with the memory that they read and write."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.operations: list[tuple[Any, Sequence[Any], Mapping[str, Any], list[Tensor]]] = []
+        self._calls: list[tuple[Any, Any, Any, Any]] = []
 
     def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if function is torch.ops.aten._local_scalar_dense.default:
+        if operation is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("operation not permitted when recording: a value is read")
-        result = function(*args, **kwargs)
-        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        self.operations.append((function, args, kwargs, results))
-        return result
+        output = operation(*args, **(kwargs or {}))
+        # An alias keeps today's memory when the tensor's own is exchanged.
+        memory = tree_map_only(Tensor, Tensor.detach, (args, kwargs or {}, output))
+        self._calls.append((operation, *memory))
+        return output
 
     @torch.no_grad()
     def replay(self) -> None:
-        """Repeat the operations; results go to where they were."""
-        for function, args, kwargs, results in self.operations:
-            inputs = {
-                leaf.untyped_storage().data_ptr()
-                for leaf in tree_leaves((args, kwargs))
-                if isinstance(leaf, Tensor)
-            }
-            again = [r for r in tree_leaves(function(*args, **kwargs)) if isinstance(r, Tensor)]
-            for old, new in zip(results, again):
-                if old.untyped_storage().data_ptr() not in inputs:  # not a view, not in place
+        """Repeat the operations on the same memory."""
+        for operation, args, kwargs, output in self._calls:
+            repeated = operation(*args, **kwargs)
+            for old, new in zip(tree_leaves(output), tree_leaves(repeated)):
+                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
 
 

@@ -232,9 +232,7 @@ class StreamedPolicy:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            # The error that ends a capture is the context of the one that its end raises.
-            reason = str(error.__context__ or error).partition("\n")[0]
-            log.warning("batches of %d cannot be a CUDA graph; computing without: %s", size, reason)
+            log.warning("batches of %d cannot be a CUDA graph; computing without: %s", size, error)
             self._records = False
             self._replays.clear()
 

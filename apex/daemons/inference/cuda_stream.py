@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from apex.execution.recorders import capture
+
 WARM_UPS = 3
 """Calls before a recording: they load kernels and allocate what libraries keep."""
 
@@ -79,15 +81,10 @@ class CudaStream:
         """Capture one call as a CUDA graph, after `WARM_UPS` calls."""
         for _ in range(WARM_UPS):
             function()
-        graph = torch.cuda.CUDAGraph()
-        # "thread_local": what other threads do with CUDA meanwhile does not end the capture.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
-            outputs = function()
+        repeat, outputs = capture(function, self._stream, self._pool)
 
         def replay() -> Outputs:
-            graph.replay()
+            repeat()
             return outputs
 
         return replay
