@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from subprocess import PIPE, Popen
 
 import pytest
 from click.testing import CliRunner
 
 from apex.errors import ApexError
+from benchmarks import provenance
+from benchmarks.gpu import sweep
 from benchmarks.peers import scenarios as peers
 from benchmarks.peers.__main__ import pins
 from benchmarks.peers.processes import Peer
 from benchmarks.run import __main__ as command
 from benchmarks.run import plot, scenarios
 from benchmarks.run.figures import figure, in_turn, line
+from benchmarks.run.scenarios import gpu
+from tests.support.paths import ROOT
+from tests.support.waiting import wait_until
 
 SCENARIOS = {
     "actor", "actor-random", "learner", "learner-data", "replay", "suite", "params", "scale",
-    "start", "inference", "precision",
+    "start", "inference", "precision", "gpu",
 }  # fmt: skip
 
 
@@ -66,7 +73,7 @@ def test_figure_and_limit_take_turns_in_coming_first():
 
 
 def test_only_option_takes_each_scenarios_name_and_no_other():
-    assert set(scenarios.NAMES + scenarios.ON_DEMAND) == SCENARIOS
+    assert set(command.ONE) == SCENARIOS
     assert all(callable(scenarios.load(name)) for name in SCENARIOS)
     refused = CliRunner().invoke(command.main, ["--only", "act"])
     assert refused.exit_code == 2 and "'act' is not one of" in refused.output
@@ -97,3 +104,33 @@ def test_every_peer_has_a_scenario_and_the_exact_versions_of_its_environment():
 def test_peer_without_its_environment_raises_with_the_setup_command(tmp_path: Path):
     with pytest.raises(ApexError, match="none: no such environment; `make bench-peers`"):
         Peer("none", "sb3", os.sched_getaffinity(0), tmp_path)
+
+
+def test_provenance_needs_neither_git_nor_every_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(provenance, "PACKAGES", ("numpy", "no-such-package"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("APEX_COMMIT", raising=False)
+    found = provenance.provenance()
+    assert found["commit"] == "unknown" and found["versions"].keys() == {"numpy"}
+    monkeypatch.setenv("APEX_COMMIT", "abc1234")
+    assert provenance.provenance()["commit"] == "abc1234"
+
+
+def test_gpu_scenario_has_the_stages_of_the_measuring_kit() -> None:
+    assert gpu.PARTS.keys() == {"learner", "learner-data", "inference", "suite"}
+    script = (ROOT / "benchmarks" / "gpu" / "measure.sh").read_text()
+    assert all(f"{name}) bench {name} " in script for name in gpu.PARTS)
+
+
+def test_sweep_finds_only_daemons_of_runs_below_its_folders(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "input()", "--run"]
+    runs = (tmp_path / "ours" / "run", tmp_path / "others" / "run")
+    started = [Popen([*command, str(run)], stdin=PIPE) for run in runs]
+    try:
+        wait_until(lambda: [*sweep.daemons([f"{tmp_path}/ours/"])] == [started[0].pid])
+        assert set(sweep.daemons([f"{tmp_path}/"])) == {one.pid for one in started}
+    finally:
+        for one in started:
+            one.communicate(b"\n")
