@@ -25,11 +25,6 @@ def set_up(threads: int) -> None:
     _keep_freed_memory()
 
 
-def has_usable_gpu() -> bool:
-    """Whether torch can use a GPU. A driver alone is not enough: torch may be a CPU build."""
-    return torch.cuda.is_available()
-
-
 def pick_device(name: str, setting: str = "learner.device") -> torch.device:
     """Select the torch device that a setting names, and enable TF32 matrix products on a GPU.
 

@@ -30,7 +30,7 @@ Step = Callable[[Any], Tensor]
 """Makes one update with a batch and returns the priorities."""
 
 START = Progress(0, 0)
-CUDA = process_tuning.has_usable_gpu()
+CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 SECONDS = float(os.environ.get("MICRO_SECONDS", "0.6"))
 BATCHES = [int(size) for size in os.environ.get("MICRO_BATCHES", "64,128,256,512").split(",")]

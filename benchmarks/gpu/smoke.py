@@ -32,7 +32,7 @@ from benchmarks.gpu.played_batches import played_batches
 from benchmarks.gpu.stage import check, emit, left_s, relative
 
 START = Progress(0, 0)
-CUDA = process_tuning.has_usable_gpu()
+CUDA = torch.cuda.is_available()
 DEVICE, CPU = torch.device("cuda" if CUDA else "cpu"), torch.device("cpu")
 SKIPPED = {"skipped": "no GPU"}
 TOLERANCE = 0.02

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import click
+import torch
 
-from apex.host.process_tuning import has_usable_gpu
 from benchmarks.provenance import provenance
 from benchmarks.run import plot, scenarios
 from benchmarks.run.figures import line, save
@@ -24,7 +24,7 @@ ONE = EVERYTHING + scenarios.SHORT
 def main(only: str | None, out: Path | None) -> None:
     """See `--help`."""
     where_from = provenance()  # before the first result changes the checkout
-    names = EVERYTHING if has_usable_gpu() else scenarios.NAMES
+    names = EVERYTHING if torch.cuda.is_available() else scenarios.NAMES
     for name in [only] if only else names:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="apex-bench-") as folder:

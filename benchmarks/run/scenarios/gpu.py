@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from apex.host.process_tuning import has_usable_gpu
+import torch
+
 from apex.launch.prepare import preset_config
 from benchmarks.run.daemons import pong_run
 from benchmarks.run.figures import Figure
@@ -48,7 +49,7 @@ def learner_data(folder: Path) -> Iterator[Figure]:
 
 def inference(folder: Path) -> Iterator[Figure]:
     """Decisions per second and latency by batch size, then env steps with central inference."""
-    if has_usable_gpu():
+    if torch.cuda.is_available():
         run = pong_run(folder / "curve", [])
         yield from inference_scenario.curve(run, INFERENCE_BATCHES, REPETITIONS)
     yield inference_scenario.acting(folder, actors(), 16, REPETITIONS)

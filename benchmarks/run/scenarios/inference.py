@@ -12,7 +12,6 @@ import torch
 
 from apex.acting.decisions import Inputs
 from apex.host import process_tuning
-from apex.host.process_tuning import has_usable_gpu
 from apex.runs.directory import RunDirectory
 from benchmarks.run import cores
 from benchmarks.run.daemons import Asker, Daemon, Daemons, pong_run, until
@@ -144,6 +143,6 @@ def curve(
 def measure(folder: Path) -> Sequence[Figure]:
     """Measure all cases."""
     shown = [acting(folder, actors, envs) for actors, envs in SUITES]
-    if has_usable_gpu():
+    if torch.cuda.is_available():
         shown += curve(pong_run(folder / "curve", []))
     return shown
