@@ -90,6 +90,31 @@ def test_large_machine_leaves_cores_to_each_part_that_needs_one(
 
 
 @pytest.mark.parametrize(
+    ("preset", "count"),
+    [("pong", 11), ("breakout", 11), ("pong-impala", 12), ("pong-r2d2", 11), ("pong-seed", 11)],
+)
+def test_presets_use_the_cores_of_a_gpu_machine(
+    monkeypatch: pytest.MonkeyPatch, preset: str, count: int
+) -> None:
+    on_machine(monkeypatch, cores=16, driver=True, usable=True)
+    gpu = prepare.preset_config(preset, [])
+    assert gpu.actor.count == count
+    on_machine(monkeypatch, cores=16)
+    cpu = prepare.preset_config(preset, [])
+    assert cpu.actor.count <= 2 and cpu.learner.prefetch < gpu.learner.prefetch
+
+
+def test_r2d2_makes_as_many_updates_for_a_step_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The schedule of its learning rate counts updates."""
+    ratios = set()
+    for usable in (False, True):
+        on_machine(monkeypatch, driver=usable, usable=usable)
+        config = prepare.preset_config("pong-r2d2", [])
+        ratios.add(config.replay.samples_per_insert / config.learner.batch_size)
+    assert ratios == {0.125}
+
+
+@pytest.mark.parametrize(
     ("total", "available", "words"),
     [
         (8e9, 8e9, "25 % of this machine's memory"),
