@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
-from subprocess import PIPE, Popen
 
 import pytest
 from click.testing import CliRunner
 
 from apex.errors import ApexError
 from benchmarks import provenance
-from benchmarks.gpu import sweep
 from benchmarks.peers import scenarios as peers
 from benchmarks.peers.__main__ import pins
 from benchmarks.peers.processes import Peer
@@ -22,7 +19,6 @@ from benchmarks.run import plot, scenarios
 from benchmarks.run.figures import figure, in_turn, line
 from benchmarks.run.scenarios import gpu
 from tests.support.paths import ROOT
-from tests.support.waiting import wait_until
 
 SCENARIOS = {
     "actor", "actor-random", "learner", "learner-data", "replay", "suite", "params", "scale",
@@ -122,15 +118,3 @@ def test_gpu_scenario_has_the_stages_of_the_measuring_kit() -> None:
     assert gpu.PARTS.keys() == {"learner", "learner-data", "inference", "suite"}
     script = (ROOT / "benchmarks" / "gpu" / "measure.sh").read_text()
     assert all(f"{name}) bench {name} " in script for name in gpu.PARTS)
-
-
-def test_sweep_finds_only_daemons_of_runs_below_its_folders(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "input()", "--run"]
-    runs = (tmp_path / "ours" / "run", tmp_path / "others" / "run")
-    started = [Popen([*command, str(run)], stdin=PIPE) for run in runs]
-    try:
-        wait_until(lambda: [*sweep.daemons([f"{tmp_path}/ours/"])] == [started[0].pid])
-        assert set(sweep.daemons([f"{tmp_path}/"])) == {one.pid for one in started}
-    finally:
-        for one in started:
-            one.communicate(b"\n")
