@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run-pong learn-pong status logs restart-actor attach stop test test-unit \
-	test-learning chaos fuzz soak bench bench-peers check docs clean
+	test-learning chaos fuzz soak bench bench-peers bundle check docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -89,9 +89,15 @@ $(PEERS)/%/.installed: benchmarks/peers/environments/%.txt
 bench-peers: $(STAMP) $(PEER_STAMPS)  ## compare apex with its peers (4 GB, 25 minutes); one peer: make bench-peers ONLY=reverb
 	@$(VENV)/bin/python -m benchmarks.peers $(if $(ONLY),--only $(ONLY)) --out benchmarks/speed
 
+# PYTHON is the version of the wheels here, not the interpreter that makes the environment.
+bundle:  ## wheels for a machine without a network: make bundle PYTHON=3.12 (TORCH=1, EXTRAS=, MORE=)
+	@$(MAKE) --no-print-directory PYTHON=python3 setup
+	@$(VENV)/bin/python deploy/bundle.py $(if $(filter 3.%,$(PYTHON)),--python $(PYTHON)) \
+		$(if $(EXTRAS),--extras $(EXTRAS)) $(if $(MORE),--more "$(MORE)") $(if $(TORCH),--torch)
+
 check: $(STAMP)  ## check lint, format, types and import layers
-	@$(VENV)/bin/ruff check apex bin benchmarks docs examples tests
-	@$(VENV)/bin/ruff format --check apex bin benchmarks docs examples tests
+	@$(VENV)/bin/ruff check apex bin benchmarks deploy docs examples tests
+	@$(VENV)/bin/ruff format --check apex bin benchmarks deploy docs examples tests
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --config setup.cfg
 
@@ -99,5 +105,5 @@ docs: $(STAMP)  ## build the documentation in site/ and check its links; SERVE=1
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs $(if $(SERVE),serve,build --strict)
 
 clean:  ## remove generated files; runs/ is kept
-	rm -rf $(VENV) .venv-peers *.egg-info build dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers *.egg-info build bundle dist site .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -exec rm -rf {} +

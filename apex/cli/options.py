@@ -18,10 +18,17 @@ from apex.runs.directory import RunDirectory, all_runs, find_run, runs_root
 
 
 def default_preset() -> str:
-    """The Pong preset for this machine: the paper's network on a GPU, else the fastest learner."""
+    """The Pong preset for this machine: the paper's network on a GPU, else the fastest learner.
+
+    torch, which takes seconds to import, is asked only where a driver reports a GPU.
+    """
     from apex.host.hardware import has_gpu
 
-    return "pong" if has_gpu() else "pong-fast"
+    if not has_gpu():
+        return "pong-fast"
+    import torch
+
+    return "pong" if torch.cuda.is_available() else "pong-fast"
 
 
 def complete_preset(

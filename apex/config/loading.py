@@ -27,7 +27,7 @@ else:
 
 
 OVERLAYS = ("cpu", "gpu")
-"""Tables that override the rest: `cpu` on a machine without a GPU, `gpu` on one with a GPU."""
+"""Tables that override the rest: `gpu` where torch can use a GPU, `cpu` elsewhere."""
 DEFAULT_ALGORITHM = "apex_dqn"
 
 
@@ -76,7 +76,7 @@ def apply_overlay(table: Table, *, gpu: bool) -> dict[str, Any]:
 
     Args:
         table: as the user wrote it.
-        gpu: whether this machine has a GPU; the part `gpu` is not used if `learner.device` is cpu.
+        gpu: whether torch can use a GPU; the part `gpu` is not used if `learner.device` is cpu.
 
     Raises:
         ConfigError: the part for this machine is not a table.

@@ -108,7 +108,8 @@ class ActorConfig(Section, frozen=True):
     """The processes that step environments."""
 
     count: Annotated[int, msgspec.Meta(ge=0, le=MAX_ACTORS)] = 0
-    """Actors that the engine starts; 0: cores less one, as memory allows, at least two."""
+    """Actors that the engine starts; 0: one for each core that training, replay, decoding,
+    evaluation and central inference leave, as memory allows, at least two."""
     num_envs: PositiveInt = 8
     """Environments per actor, stepped together."""
     chunk_length: PositiveInt = 50
@@ -147,7 +148,8 @@ class ReplayConfig(Section, frozen=True):
     """The table of the replay server."""
 
     capacity: PositiveInt = 100_000
-    """Largest number of items; lowered at the start of a run if they would not fit in memory."""
+    """Largest number of items; lowered at the start of a run to what half of the available memory
+    holds."""
     min_size: PositiveInt = 1_000
     """Items in the table before the first sample is served."""
     selector: Literal["prioritized", "uniform", "fifo"] = "prioritized"

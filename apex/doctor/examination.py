@@ -70,6 +70,7 @@ def _checks(subject: Subject) -> list[tuple[str, Callable[[], Iterator[Finding]]
     return [
         ("extras", partial(_extras, config.env.id)),
         ("torch", lambda: gpu.check_gpu(gpu.facts(), config.learner.device)),
+        ("GPU", partial(_cuda_learner, subject)),
         ("roms", partial(environment.check_roms, config.env.id)),
         ("environment", partial(_environment, subject)),
         ("cores", lambda: system.check_cores(config, hardware.cores())),
@@ -90,16 +91,37 @@ def _environment(subject: Subject) -> Iterator[Finding]:
     yield from environment.check_environment(subject.name, subject.environment, subject.failure)
 
 
+def _cuda_learner(subject: Subject) -> Iterator[Finding]:
+    """Check what a learner on a GPU needs; nothing if it trains on the CPU or is running."""
+    import torch  # imported late: it may be missing
+
+    from apex.doctor import cuda_learner
+
+    device = subject.config.learner.device
+    if not torch.cuda.is_available() or device == "cpu" or subject.running:
+        return
+    yield from cuda_learner.check_cuda_learner(
+        subject.config,
+        subject.schema,
+        subject.parameter_bytes,
+        subject.activation_bytes,
+        cuda_learner.facts(device),
+    )
+
+
 def _memory(subject: Subject) -> Iterator[Finding]:
     if subject.running:
         yield Finding("memory", "ok", f"{subject.name} is running, so it has what it needs")
     elif subject.schema is None:
         yield Finding("memory", "note", "not estimated: the environment cannot be made")
     else:
+        available = hardware.available_memory_bytes()
+        # A new run's table is limited to a share of what is available; a run's table is as it is.
+        limiting = hardware.memory_bytes() if subject.run is not None else available
         needed = memory.memory_needed(
-            subject.config, subject.schema, subject.parameter_bytes, hardware.memory_bytes()
+            subject.config, subject.schema, subject.parameter_bytes, limiting
         )
-        yield from memory.check_memory(needed, hardware.available_memory_bytes())
+        yield from memory.check_memory(needed, available)
 
 
 def _disk(subject: Subject) -> Iterator[Finding]:

@@ -93,7 +93,7 @@ def check_gpu(gpu: GpuFacts, device: str) -> Iterator[Finding]:
     yield Finding(
         "torch",
         "problem" if wanted else "warning",
-        f"{torch}; {reason}",
+        f"{torch}; {reason}" + ("" if wanted else ": training on the CPU"),
         f"learner.device = {device!r}" if wanted else "torch uses the GPU of this machine",
         remedy or "leave learner.device at 'auto', or run on a machine with a GPU",
     )

@@ -36,21 +36,25 @@ def memory_needed(config: Config, schema: Schema, parameters: int, machine: int)
         config: the suite's configuration.
         schema: schema of its items.
         parameters: bytes of the network's parameters.
-        machine: bytes of the machine's memory; the table is limited to a share of it.
+        machine: bytes of memory that the table is limited to a share of.
     """
     table = min(config.replay.capacity * schema.item_bytes, machine * REPLAY_MEMORY_SHARE)
-    frames = 2 * schema.frames.max_frames * schema.frames.frame_bytes if schema.frames else 0
-    batches = (config.learner.prefetch + 1) * config.learner.batch_size
     needed = {"table": table}
     for spec in CATALOG:
         count = len(spec.names(config))
         if count:
             name = spec.kind if spec.count is None else f"{spec.kind}s ({count})"
             needed[name] = count * spec.memory_bytes(config)
-    needed["learner"] += batches * (schema.item_bytes + frames)
+    needed["learner"] += (config.learner.prefetch + 1) * batch_bytes(config, schema)
     needed["learner"] += PARAMETERS_IN_LEARNER * parameters
     needed["engine"] = ENGINE_BYTES
     return {name: int(count) for name, count in needed.items()}
+
+
+def batch_bytes(config: Config, schema: Schema) -> float:
+    """Bytes of a batch, decompressed and as it came."""
+    frames = 2 * schema.frames.max_frames * schema.frames.frame_bytes if schema.frames else 0
+    return config.learner.batch_size * (schema.item_bytes + frames)
 
 
 def check_memory(needed: Mapping[str, int], available: int) -> Iterator[Finding]:
@@ -61,7 +65,7 @@ def check_memory(needed: Mapping[str, int], available: int) -> Iterator[Finding]
         available: bytes that are free now on the machine and in the cgroup.
     """
     remedy = "end other programs, or lower actor.count (--actors N) or replay.capacity (--set)"
-    yield _compared("memory", needed, available, "free", remedy)
+    yield compared("memory", needed, available, "free", remedy)
 
 
 def disk_needed(config: Config, schema: Schema, parameters: int) -> dict[str, int]:
@@ -91,11 +95,19 @@ def check_disk(needed: Mapping[str, int], free: int, folder: str) -> Iterator[Fi
         folder: the directory of the runs.
     """
     remedy = "free some space (`apex runs list`, `apex runs rm`), or set APEX_RUNS to another disk"
-    yield _compared("disk", needed, free, f"free in {folder}", remedy)
+    yield compared("disk", needed, free, f"free in {folder}", remedy)
 
 
-def _compared(check: str, needed: Mapping[str, int], free: int, where: str, remedy: str) -> Finding:
-    """Compare the sum of the needed bytes with the free bytes."""
+def compared(check: str, needed: Mapping[str, int], free: int, where: str, remedy: str) -> Finding:
+    """Compare the sum of the needed bytes with the free bytes.
+
+    Args:
+        check: the finding's name.
+        needed: bytes by part.
+        free: bytes that are free.
+        where: `free in …`, for the text.
+        remedy: what to do if they are too few.
+    """
     total = sum(needed.values())
     parts = ", ".join(f"{name} {format_bytes(count)}" for name, count in needed.items())
     found = f"{format_bytes(free)} {where}"

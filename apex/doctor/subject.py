@@ -23,6 +23,7 @@ class Subject:
         failure: why the environment or the algorithm cannot be used; empty if they can.
         schema: schema of its items, if known.
         parameter_bytes: bytes of the network's parameters, if known.
+        activation_bytes: bytes of the network's activations for one item, if known.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Subject:
     failure: str = ""
     schema: Schema | None = None
     parameter_bytes: int = 0
+    activation_bytes: int = 0
 
     @property
     def running(self) -> bool:
@@ -62,11 +64,13 @@ def run_subject(run: RunDirectory) -> Subject:
 
 def _with_trial(subject: Subject) -> Subject:
     """Try the subject's environment and algorithm, and add the results to it."""
+    from apex.doctor.activations import activation_bytes
     from apex.launch.preflight import try_config
 
     try:
         trial = try_config(subject.config, steps=0)
         network = trial.algorithm.policy().network
+        activations = activation_bytes(trial.algorithm)
     except ApexError as error:
         return replace(subject, failure=str(error))
     spec = trial.spec
@@ -76,4 +80,5 @@ def _with_trial(subject: Subject) -> Subject:
         schema=subject.schema or trial.schema,
         environment=f"{spec.env_id}, observations {spec.policy_shape} {spec.observation_dtype}",
         parameter_bytes=sum(p.numel() * p.element_size() for p in network.parameters()),
+        activation_bytes=activations,
     )

@@ -9,6 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+MEMORY_FACTS = Path("/proc/meminfo")
+
 
 class Machine(NamedTuple):
     """The resources that this process may use."""
@@ -20,11 +22,16 @@ class Machine(NamedTuple):
     """CPU model, for display."""
     gpus: tuple[str, ...]
     """GPU models, for display."""
+    available_bytes: int | None = None
+    """Bytes of memory that are free or reclaimable now; None: unknown."""
 
 
 def this_machine() -> Machine:
     """The machine that this process runs on."""
-    return Machine(cores(), memory_bytes(), has_gpu(), cpu_model(), tuple(gpu_models()))
+    models = tuple(gpu_models())
+    return Machine(
+        cores(), memory_bytes(), has_gpu(), cpu_model(), models, available_memory_bytes()
+    )
 
 
 def cpu_model() -> str:
@@ -59,9 +66,7 @@ def memory_bytes() -> int:
 
 def available_memory_bytes() -> int:
     """Bytes of memory that are free or reclaimable now, on the machine and in the cgroup."""
-    import psutil  # imported late: it takes 0.1 s, and only `apex doctor` needs it
-
-    available = int(psutil.virtual_memory().available)
+    available = 1024 * _named_number(MEMORY_FACTS.read_text(), "MemAvailable:")
     for limit_file in _cgroup_files("memory.max"):
         limit, folder = limit_file.read_text().strip(), limit_file.parent
         if limit != "max":
@@ -76,7 +81,7 @@ def available_memory_bytes() -> int:
 
 
 def _named_number(text: str, name: str) -> int:
-    """The number after `name` in a text with one name and number per line; 0 if it is missing."""
+    """The number after `name` in a text with a name and a number in each line; 0 if missing."""
     for line in text.splitlines():
         words = line.split()
         if words and words[0] == name:
@@ -97,7 +102,10 @@ def tasks_left() -> int | None:
 
 
 def has_gpu() -> bool:
-    """Whether the driver reports a CUDA device. Avoids importing torch, which takes seconds."""
+    """Whether the driver reports a CUDA device. Avoids importing torch, which takes seconds.
+
+    torch may be unable to use it: `torch.cuda.is_available()` is false then.
+    """
     driver = _cuda_driver()
     return driver is not None and _gpu_count(driver) > 0
 

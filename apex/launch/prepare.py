@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import torch
 
 from apex import plugins
 from apex.algos.base import Algorithm
@@ -25,6 +26,7 @@ from apex.algos.registry import algorithm_class, check_schema, make_algorithm
 from apex.config import loading, machine_fitting
 from apex.config.conversion import convert
 from apex.config.loading import OVERLAYS, Table
+from apex.config.machine_fitting import Memory
 from apex.config.sections import Config
 from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError, UsageError
@@ -39,6 +41,11 @@ from apex.wire import endpoints as addresses
 from apex.wire.curve_keys import read_secret
 
 log = logging.getLogger("apex.launch.prepare")
+
+UNUSABLE_GPU = (
+    "torch %s cannot use the GPU of this machine, so that the part of the configuration for "
+    "machines without a GPU applies; `apex doctor` says why"
+)
 
 
 def new_run(
@@ -78,9 +85,12 @@ def configure(table: Table, algorithm: type[Algorithm] | None = None) -> Config:
         ConfigError: an unknown key, a wrong type, or values that contradict each other.
     """
     table = _for_algorithm(table, algorithm)
-    machine = hardware.this_machine()
-    config = loading.parse(loading.apply_overlay(table, gpu=machine.has_gpu))
-    return machine_fitting.choose_actor_count(config, machine.cores, machine.memory_bytes)
+    machine, gpu = hardware.this_machine(), torch.cuda.is_available()
+    if machine.has_gpu and not gpu:
+        log.warning(UNUSABLE_GPU, torch.__version__)
+    config = loading.parse(loading.apply_overlay(table, gpu=gpu))
+    memory = Memory(machine.memory_bytes, machine.available_bytes)
+    return machine_fitting.choose_actor_count(config, machine.cores, memory, gpu=gpu)
 
 
 def preset_config(
@@ -108,7 +118,8 @@ def check_script_config(config: Config) -> Config:
             "with other values, pass a function as make_env"
         ) from None
     config, machine = loading.parse(table), hardware.this_machine()
-    return machine_fitting.choose_actor_count(config, machine.cores, machine.memory_bytes)
+    memory, gpu = Memory(machine.memory_bytes, machine.available_bytes), torch.cuda.is_available()
+    return machine_fitting.choose_actor_count(config, machine.cores, memory, gpu=gpu)
 
 
 def _for_algorithm(table: Table, algorithm: type[Algorithm] | None) -> Table:
@@ -176,7 +187,9 @@ def prepare_run(
         endpoints.of("inference.act")
     trial = try_config(config, extensions)
     machine, item_bytes = hardware.this_machine(), trial.schema.item_bytes
-    config = machine_fitting.limit_capacity(trial.config, item_bytes, machine.memory_bytes)
+    config = machine_fitting.limit_capacity(
+        trial.config, item_bytes, Memory(machine.memory_bytes, machine.available_bytes)
+    )
     if config.run.init_from:
         source = checkpoint.find(Path(config.run.init_from))
         _check_like(source.manifest.env, trial.spec, "run.init_from")
@@ -210,7 +223,8 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
         spec, _ = try_environment(config.env, NONE)
         _check_like(spec, facts.env, "env.id")
     if not segments(run.replay) or config.replay.durability == "off":
-        memory = hardware.memory_bytes()
+        # Not by what is available now: the run's capacity stays when other programs come and go.
+        memory = Memory(hardware.memory_bytes())
         config = machine_fitting.limit_capacity(config, facts.schema.item_bytes, memory)
     elif config.replay.capacity != before.replay.capacity:
         raise ConfigError(
@@ -244,14 +258,24 @@ def check_preset(run: RunDirectory, preset: str) -> None:
 
 
 def _would_configure(table: Table, run: RunDirectory) -> bool:
-    """Whether a table gives the same configuration as a run's."""
-    facts = run.facts()
+    """Whether a table gives the same configuration as a run's.
+
+    What was fitted to the memory available at the run's start is not compared: an actor count that
+    the table leaves to the machine, and a capacity below the table's.
+    """
+    facts, own = run.facts(), run.config()
     try:
-        config = plugins.with_absolute_paths(configure(table))
+        table = _for_algorithm(table, None)
+        raw = loading.apply_overlay(table, gpu=torch.cuda.is_available())
+        config = plugins.with_absolute_paths(loading.parse(raw))
         section = msgspec.to_builtins(make_algorithm(config.algorithm, facts.env).config)
-        config = msgspec.structs.replace(config, algorithm=section)
-        memory = hardware.memory_bytes()
-        config = machine_fitting.limit_capacity(config, facts.schema.item_bytes, memory)
     except ConfigError:  # such as an algorithm that cannot learn the run's environment
         return False
-    return loading.dump(config) == loading.dump(run.config())
+    capacity = min(config.replay.capacity, own.replay.capacity)
+    config = msgspec.structs.replace(
+        config,
+        algorithm=section,
+        actor=msgspec.structs.replace(config.actor, count=config.actor.count or own.actor.count),
+        replay=msgspec.structs.replace(config.replay, capacity=capacity),
+    )
+    return loading.dump(config) == loading.dump(own)

@@ -21,7 +21,8 @@ from apex.wire.messages import Status, StatusReply
 from benchmarks.provenance import ROOT
 from benchmarks.run import cores
 
-WAIT_S = 90.0
+WAIT_S = 240.0
+"""Allows for a learner that compiles its update and for a GPU's first use."""
 TICK_S = 0.01
 
 

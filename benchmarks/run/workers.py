@@ -12,8 +12,9 @@ from benchmarks.run import cores
 
 Step = Callable[[], float]
 """Does some work and returns its amount."""
-START_TIMEOUT_S = 60.0
-RATE_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 240.0
+"""Allows for a GPU's first use and for a compilation, which take tens of seconds on a busy core."""
+RATE_TIMEOUT_S = 120.0
 
 
 class Worker:

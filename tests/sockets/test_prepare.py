@@ -7,13 +7,15 @@ from pathlib import Path
 import gymnasium as gym
 import msgspec
 import pytest
+import torch
 from click.testing import CliRunner
 
 import apex
 from apex.cli.main import main
+from apex.cli.options import default_preset
 from apex.config.loading import load, read_table
 from apex.envs.registry import make_environments
-from apex.errors import CheckpointError, ConfigError, EndpointError, EnvError, RunError
+from apex.errors import CheckpointError, ConfigError, EndpointError, EnvError, RunError, UsageError
 from apex.host import hardware
 from apex.launch import prepare
 from apex.launch.preflight import try_config
@@ -39,31 +41,133 @@ def test_atari_settings_that_another_environment_ignores_are_logged(caplog):
     assert caplog.records == []
 
 
-@pytest.mark.parametrize(
-    ("cores", "memory", "count"), [(2, 24e9, 2), (16, 64e9, 15), (64, 8e9, 5), (1, 1e9, 2)]
-)
-def test_actor_count_follows_cores_and_memory(
-    monkeypatch: pytest.MonkeyPatch, cores: int, memory: float, count: int
+def on_machine(
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    cores: int = 2,
+    total: float = 640e9,
+    available: float = 640e9,
+    driver: bool = False,
+    usable: bool = False,
 ) -> None:
+    """Let preparation see another machine."""
     monkeypatch.setattr(hardware, "cores", lambda: cores)
-    monkeypatch.setattr(hardware, "memory_bytes", lambda: int(memory))
-    assert prepare.preset_config("pong", ["actor.count=0"]).actor.count == count
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: int(total))
+    monkeypatch.setattr(hardware, "available_memory_bytes", lambda: int(available))
+    monkeypatch.setattr(hardware, "has_gpu", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: usable)
 
 
-def test_replay_capacity_is_lowered_to_half_of_the_memory(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def actors(*settings: str, preset: str = "pong") -> int:
+    """The number of actors that `actor.count = 0` becomes."""
+    return prepare.preset_config(preset, ["actor.count=0", *settings]).actor.count
+
+
+@pytest.mark.parametrize(("cores", "count"), [(1, 2), (2, 2), (3, 2), (4, 3), (5, 4), (8, 6)])
+@pytest.mark.parametrize("usable", [False, True])
+def test_small_machine_has_an_actor_on_most_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, count: int, usable: bool
 ) -> None:
-    monkeypatch.setattr(hardware, "memory_bytes", lambda: 400_000_000)
+    on_machine(monkeypatch, cores=cores, driver=usable, usable=usable)
+    assert actors("learner.decode_threads=4", "learner.torch_threads=2") == count
+
+
+def test_large_machine_leaves_cores_to_each_part_that_needs_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_machine(monkeypatch, cores=16, driver=True, usable=True)
+    # The training thread, replay, four decode threads as two, the evaluator.
+    assert actors("learner.decode_threads=4") == 16 - 5
+    assert actors("learner.decode_threads=1", "evaluator.enabled=false") == 16 - 3
+    on_machine(monkeypatch, cores=64, driver=True, usable=True)
+    one = "learner.decode_threads=1"
+    assert actors(one, "learner.torch_threads=8") == 64 - 4
+    assert actors(one, "learner.torch_threads=8", "learner.device=cpu") == 64 - 11
+    central = "actor.inference=central"
+    assert actors(one, central, "inference.torch_threads=6") == 64 - 5
+    on_machine(monkeypatch, cores=64)
+    assert actors(one, central, "learner.torch_threads=8", "inference.torch_threads=6") == 64 - 17
+
+
+@pytest.mark.parametrize(
+    ("preset", "count"),
+    [("pong", 11), ("breakout", 11), ("pong-impala", 12), ("pong-r2d2", 11), ("pong-seed", 11)],
+)
+def test_presets_use_the_cores_of_a_gpu_machine(
+    monkeypatch: pytest.MonkeyPatch, preset: str, count: int
+) -> None:
+    on_machine(monkeypatch, cores=16, driver=True, usable=True)
+    gpu = prepare.preset_config(preset, [])
+    assert gpu.actor.count == count
+    on_machine(monkeypatch, cores=16)
+    cpu = prepare.preset_config(preset, [])
+    assert cpu.actor.count <= 2 and cpu.learner.prefetch < gpu.learner.prefetch
+
+
+def test_r2d2_makes_as_many_updates_for_a_step_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The schedule of its learning rate counts updates."""
+    ratios = set()
+    for usable in (False, True):
+        on_machine(monkeypatch, driver=usable, usable=usable)
+        config = prepare.preset_config("pong-r2d2", [])
+        ratios.add(config.replay.samples_per_insert / config.learner.batch_size)
+    assert ratios == {0.125}
+
+
+@pytest.mark.parametrize(
+    ("total", "available", "words"),
+    [
+        (8e9, 8e9, "25 % of this machine's memory"),
+        (64e9, 8e9, "25 % of the memory that is available now (8.0 of 64.0 GB)"),
+    ],
+)
+def test_actors_take_a_quarter_of_the_memory_that_is_available(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    total: float,
+    available: float,
+    words: str,
+) -> None:
+    on_machine(monkeypatch, cores=64, total=total, available=available)
+    assert actors("learner.torch_threads=1") == 5
+    assert [one.getMessage() for one in caplog.records] == [
+        f"5 actors instead of 60: together they may take {words}"
+    ]
+
+
+@pytest.mark.parametrize(("total", "available"), [(400e6, 900e6), (64e9, 400e6)])
+def test_replay_capacity_is_lowered_to_half_of_the_memory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, total: float, available: float
+) -> None:
+    on_machine(monkeypatch, total=total, available=available)
     config = prepare.preset_config("pong", [])
     run = prepare.prepare_run(tmp_path / "run", config)
     # An item: 100 bytes, 20 bytes of columns, and 27 % of 84 x 84 pixels.
     assert run.config().replay.capacity == int(200e6 / (100 + 20 + 0.27 * 7056))
 
 
+def test_capacity_of_a_run_does_not_follow_what_is_available_later(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def among_others(available: float) -> None:
+        on_machine(monkeypatch, cores=64, available=available, driver=True, usable=True)
+
+    among_others(400e6)
+    run = prepare.prepare_run(tmp_path / "run", prepare.preset_config("pong", []))
+    lowered = run.config()
+    assert (lowered.replay.capacity, lowered.actor.count) == (98_759, 2)
+    for available in (64e9, 1e6):
+        among_others(available)
+        prepare.check_preset(run, "pong")
+        assert prepare.resume_run(run, []) == lowered
+    with pytest.raises(UsageError, match="was made from another configuration"):
+        prepare.check_preset(run, "pong-fast")
+
+
 def test_preset_part_is_chosen_by_gpu_and_device(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(hardware, "has_gpu", lambda: True)
+    on_machine(monkeypatch, driver=True, usable=True)
     assert prepare.preset_config("breakout", []).learner.batch_size == 512
     assert prepare.preset_config("breakout", ["learner.device=cpu"]).learner.batch_size == 64
     assert prepare.preset_config("breakout", ["learner.batch_size=7"]).learner.batch_size == 7
@@ -73,14 +177,28 @@ def test_preset_part_is_chosen_by_gpu_and_device(
         "[gpu.learner]\nbatch_size = 99\n[cpu.learner]\nbatch_size = 11\n"
     )
     assert prepare.configure(read_table(file=own)).learner.batch_size == 99
-    monkeypatch.setattr(hardware, "has_gpu", lambda: False)
+    on_machine(monkeypatch)
     assert prepare.configure(read_table(file=own)).learner.batch_size == 11
+
+
+def test_gpu_that_torch_cannot_use_is_reported_and_does_not_count(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_machine(monkeypatch, driver=True, usable=False)
+    assert prepare.preset_config("breakout", []).learner.batch_size == 64
+    (warning,) = [one.getMessage() for one in caplog.records]
+    assert "cannot use the GPU of this machine" in warning and "`apex doctor` says why" in warning
+    assert default_preset() == "pong-fast"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_preset() == "pong"
+    monkeypatch.setattr(hardware, "has_gpu", lambda: False)
+    assert default_preset() == "pong-fast", "torch is not asked without a driver"
 
 
 def test_table_too_small_for_the_other_settings_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(hardware, "memory_bytes", lambda: 100_000)
+    on_machine(monkeypatch, total=100_000)
     config = prepare.preset_config("cartpole", ["replay.min_size=400"])
     # 100 bytes, two observations of 16 and four numbers of 20 an item: 328 fit half of it.
     message = r"50 % of this machine's memory holds 328 items.* at least 400; lower replay\.min"
@@ -100,7 +218,7 @@ def test_table_too_small_for_the_other_settings_is_refused(
 def test_config_file_section_that_is_not_a_table_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, message: str
 ) -> None:
-    monkeypatch.setattr(hardware, "has_gpu", lambda: False)
+    on_machine(monkeypatch)
     own = tmp_path / "own.toml"
     own.write_text(text + '[env]\nid = "CartPole-v1"\n')
     with pytest.raises(ConfigError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from apex.errors import ApexError
+from benchmarks.gpu import sweep
 from benchmarks.run.daemons import Daemon
 from benchmarks.run.scenarios import params
 from benchmarks.run.workers import Worker
@@ -79,3 +80,15 @@ def test_guard_kills_all_descendants_when_a_command_exits():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0
     assert gone(int(done.stdout))
+
+
+def test_sweep_finds_only_daemons_of_runs_below_its_folders(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "input()", "--run"]
+    runs = (tmp_path / "ours" / "run", tmp_path / "others" / "run")
+    started = [subprocess.Popen([*command, str(run)], stdin=subprocess.PIPE) for run in runs]
+    try:
+        wait_until(lambda: [*sweep.daemons([f"{tmp_path}/ours/"])] == [started[0].pid])
+        assert set(sweep.daemons([f"{tmp_path}/"])) == {one.pid for one in started}
+    finally:
+        for one in started:
+            one.communicate(b"\n")

@@ -10,16 +10,19 @@ import pytest
 from click.testing import CliRunner
 
 from apex.errors import ApexError
+from benchmarks import provenance
 from benchmarks.peers import scenarios as peers
 from benchmarks.peers.__main__ import pins
 from benchmarks.peers.processes import Peer
 from benchmarks.run import __main__ as command
 from benchmarks.run import plot, scenarios
 from benchmarks.run.figures import figure, in_turn, line
+from benchmarks.run.scenarios import gpu
+from tests.support.paths import ROOT
 
 SCENARIOS = {
     "actor", "actor-random", "learner", "learner-data", "replay", "suite", "params", "scale",
-    "start", "inference", "precision",
+    "start", "inference", "precision", "gpu",
 }  # fmt: skip
 
 
@@ -66,7 +69,7 @@ def test_figure_and_limit_take_turns_in_coming_first():
 
 
 def test_only_option_takes_each_scenarios_name_and_no_other():
-    assert set(scenarios.NAMES + scenarios.ON_DEMAND) == SCENARIOS
+    assert set(command.ONE) == SCENARIOS
     assert all(callable(scenarios.load(name)) for name in SCENARIOS)
     refused = CliRunner().invoke(command.main, ["--only", "act"])
     assert refused.exit_code == 2 and "'act' is not one of" in refused.output
@@ -97,3 +100,21 @@ def test_every_peer_has_a_scenario_and_the_exact_versions_of_its_environment():
 def test_peer_without_its_environment_raises_with_the_setup_command(tmp_path: Path):
     with pytest.raises(ApexError, match="none: no such environment; `make bench-peers`"):
         Peer("none", "sb3", os.sched_getaffinity(0), tmp_path)
+
+
+def test_provenance_needs_neither_git_nor_every_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(provenance, "PACKAGES", ("numpy", "no-such-package"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("APEX_COMMIT", raising=False)
+    found = provenance.provenance()
+    assert found["commit"] == "unknown" and found["versions"].keys() == {"numpy"}
+    monkeypatch.setenv("APEX_COMMIT", "abc1234")
+    assert provenance.provenance()["commit"] == "abc1234"
+
+
+def test_gpu_scenario_has_the_stages_of_the_measuring_kit() -> None:
+    assert gpu.PARTS.keys() == {"learner", "learner-data", "inference", "suite"}
+    script = (ROOT / "benchmarks" / "gpu" / "measure.sh").read_text()
+    assert all(f"{name}) bench {name} " in script for name in gpu.PARTS)

@@ -9,14 +9,25 @@ from pathlib import Path
 import click
 import pytest
 
+from apex.algos.registry import make_algorithm
 from apex.cli.doctor import lines_of, summary
 from apex.config.loading import parse
 from apex.data.schema import Column, FramesColumn, Schema
-from apex.doctor import environment, gpu, left_sockets, limits, memory, packages, system
+from apex.doctor import (
+    cuda_learner,
+    environment,
+    gpu,
+    left_sockets,
+    limits,
+    memory,
+    packages,
+    system,
+)
+from apex.doctor.activations import activation_bytes
 from apex.doctor.findings import Finding, guarded
 from apex.host import hardware
 from apex.launch.prepare import preset_config
-from tests.support.builders import preset
+from tests.support.builders import env_spec, preset
 from tests.support.findings import only
 from tests.support.paths import ROOT
 
@@ -233,3 +244,79 @@ def test_socket_path_above_107_bytes_is_a_problem() -> None:
     longer = fitting.parent.with_name(fitting.parent.name + "a") / "digest"
     found = only(left_sockets.check_new_sockets(endpoints, longer))
     assert (found.state, found.found.split()[0]) == ("problem", "108")
+
+
+H200 = cuda_learner.CudaFacts(
+    "H200", (9, 0), ("sm_80", "sm_90"), 130_000_000_000, 150_000_000_000, None, True, "/bin/cc"
+)
+
+
+@pytest.mark.parametrize(
+    ("built_for", "capability", "state"),
+    [
+        (("sm_80", "sm_90"), (9, 0), "ok"),
+        (("sm_80",), (8, 6), "ok"),
+        (("sm_86",), (8, 0), "problem"),
+        (("sm_80", "sm_90"), (12, 0), "problem"),
+        (("sm_80", "compute_90"), (12, 0), "ok"),
+        (("sm_90a",), (9, 0), "ok"),
+        (("gfx942",), (9, 0), "problem"),
+    ],
+)
+def test_card_that_torch_was_not_built_for_is_a_problem(
+    built_for: tuple[str, ...], capability: tuple[int, int], state: str
+) -> None:
+    card = H200._replace(built_for=built_for, capability=capability)
+    assert only(cuda_learner.check_card(card)).state == state
+
+
+def test_memory_of_a_learner_on_a_gpu_is_the_sum_of_its_parts() -> None:
+    config = preset_config("cartpole", ["learner.batch_size=10", "learner.prefetch=4"])
+    needed = cuda_learner.device_memory_needed(config, SCHEMA, parameters=1000, activations=70)
+    assert needed == {
+        "parameters": 5000,
+        "activations": 3 * 10 * 70,
+        "batches": 5 * 10 * (139 + 2 * 7 * 100),
+        "CUDA": 600_000_000,
+    }
+    checks = (config, SCHEMA, 1000, 70)
+    findings = list(cuda_learner.check_cuda_learner(*checks, H200))
+    assert [(one.check, one.state) for one in findings] == [
+        ("GPU", "ok"), ("GPU memory", "ok"), ("pinned memory", "ok"), ("compiler", "ok"),
+    ]  # fmt: skip
+    full = H200._replace(free_bytes=600_000_000)
+    short = list(cuda_learner.check_cuda_learner(*checks, full))[1]
+    assert short.state == "problem" and short.found == "600 MB free on H200"
+
+
+def test_low_limit_of_locked_memory_is_a_note() -> None:
+    assert only(cuda_learner.check_pinned(8e6, H200._replace(locked_bytes=8_000_000))).state == "ok"
+    found = only(cuda_learner.check_pinned(8e6, H200._replace(locked_bytes=7_999_999)))
+    assert found.state == "note" and "ulimit -l unlimited" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("execution", "triton", "compiler", "state"),
+    [
+        ("compile", True, "/bin/cc", "ok"), ("compile", False, "/bin/cc", "problem"),
+        ("compile", True, None, "problem"), ("auto", False, None, "note"),
+    ],
+)  # fmt: skip
+def test_missing_compiler_is_a_problem_only_for_a_learner_that_compiles(
+    execution: str, triton: bool, compiler: str | None, state: str
+) -> None:
+    here = H200._replace(triton=triton, compiler=compiler)
+    assert only(cuda_learner.check_compiler(execution, here)).state == state
+
+
+def test_activations_are_the_observation_and_the_outputs_of_all_layers() -> None:
+    config = preset_config("cartpole", ["algorithm.hidden=[7]", "algorithm.stream_hidden=[]"])
+    dqn = make_algorithm(config.algorithm, env_spec((4,), "float32", actions=2))
+    # 4 inputs, flattened; the layer of 7 and its ReLU; the streams' outputs, 1 and 2.
+    assert activation_bytes(dqn) == 4 * (4 + 4 + 7 + 7 + 1 + 2)
+    config = preset_config("cartpole-impala", ["algorithm.hidden=[7]"])
+    impala = make_algorithm(config.algorithm, env_spec((4,), "float32", actions=2))
+    # A sequence has one row more than it has steps.
+    rows = impala.config.unroll_length + 1
+    # Besides the same layers, its core without memory returns its 7 inputs.
+    assert activation_bytes(impala) == 4 * rows * (4 + 4 + 7 + 7 + 7 + 1 + 2)

@@ -15,6 +15,8 @@ NAMES = (
 """Scenarios that `make bench` runs."""
 ON_DEMAND = ("inference", "precision")
 """Scenarios that `make bench` runs when named, and on a machine with a GPU."""
+SHORT = ("gpu",)
+"""Short forms of others, which `make bench` runs only when named."""
 
 
 def load(name: str) -> Callable[[Path], Sequence[Figure]]:

@@ -12,11 +12,10 @@ import numpy as np
 from apex.acting.decisions import Inputs
 from apex.daemons.inference.batched_policy import batched
 from apex.host import process_tuning
-from apex.host.hardware import has_gpu
 from apex.runs.directory import RunDirectory
 from benchmarks.run import cores
 from benchmarks.run.daemons import Asker, Daemon, Daemons, pong_run, until
-from benchmarks.run.figures import Figure, figure, in_turn
+from benchmarks.run.figures import REPETITIONS, Figure, figure, in_turn
 from benchmarks.run.pong import algorithm_of
 from benchmarks.run.scenarios.actor import NOT_LEARNING, env_steps
 from benchmarks.run.workers import Step, Worker
@@ -82,7 +81,7 @@ class Suite:
         self._daemons.__exit__()
 
 
-def acting(folder: Path, actors: int, envs: int) -> Figure:
+def acting(folder: Path, actors: int, envs: int, repetitions: int = REPETITIONS) -> Figure:
     """Env steps of `actors` actors with `num_envs` environments each."""
 
     def suite(kind: str) -> Suite:
@@ -102,7 +101,7 @@ def acting(folder: Path, actors: int, envs: int) -> Figure:
 
                 return rate
 
-            pairs = in_turn(rate_of(central, local), rate_of(local, central))
+            pairs = in_turn(rate_of(central, local), rate_of(local, central), repetitions)
     return figure(f"{actors} actors of {envs} environments", "env steps/s", pairs,
                   "inference in each actor", batch_mean=central.batch_mean,
                   a_core=round(pairs[-1][0] / len(cores.OTHERS), 1))  # fmt: skip
@@ -128,13 +127,17 @@ def deciding(path: Path, batch_size: int, device: str) -> Step:
     return step
 
 
-def curve(run: RunDirectory) -> Iterator[Figure]:
+def curve(
+    run: RunDirectory, batches: Sequence[int] = BATCHES, repetitions: int = REPETITIONS
+) -> Iterator[Figure]:
     """Latency and decisions per second of a GPU by batch size, compared with a core."""
-    for batch_size in BATCHES:
+    for batch_size in batches:
         make = partial(Worker, deciding, cores.TRAINING, run.path, batch_size)
         with make("cuda") as ours, make("cpu") as bare:
             pairs = in_turn(
-                lambda: ours.measure(BATCH_SECONDS), lambda: bare.measure(BATCH_SECONDS)
+                lambda: ours.measure(BATCH_SECONDS),
+                lambda: bare.measure(BATCH_SECONDS),
+                repetitions,
             )
         latency_ms = round(1e3 * batch_size / pairs[-1][0], 3)
         yield figure(f"GPU, batch {batch_size}", "environments/s", pairs, "one core of the CPU",
@@ -144,6 +147,6 @@ def curve(run: RunDirectory) -> Iterator[Figure]:
 def measure(folder: Path) -> Sequence[Figure]:
     """Measure all cases."""
     shown = [acting(folder, actors, envs) for actors, envs in SUITES]
-    if has_gpu():
+    if torch.cuda.is_available():
         shown += curve(pong_run(folder / "curve", []))
     return shown

@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from apex.data.chunks import Chunk
-from apex.host.hardware import has_gpu
 from benchmarks.run import cores
 from benchmarks.run.daemons import Daemons, pong_run, until
-from benchmarks.run.figures import Figure, figure, in_turn
+from benchmarks.run.figures import REPETITIONS, Figure, figure, in_turn
 from benchmarks.run.pong import bare_updating, fill, record
 from benchmarks.run.workers import Worker
 
 ITEMS = 20_000
 SECONDS = {32: 4.0, 128: 4.0, 512: 6.0}
-BAR = 0.90 if has_gpu() else 0.97
+BAR = 0.90 if torch.cuda.is_available() else 0.97
 """On a GPU the bar is lower because batches are also copied to it."""
-LIMIT = "the same update on one batch " + ("on the GPU" if has_gpu() else "in memory, one core")
+LIMIT = "the same update on one batch " + (
+    "on the GPU" if torch.cuda.is_available() else "in memory, one core"
+)
 
 
 def settings(batch_size: int) -> list[str]:
@@ -32,27 +35,51 @@ def learner_steps(status: dict[str, Any]) -> int:
     return int(status["learner"]["learner_step"])
 
 
-def learning_figure(folder: Path, batch_size: int, chunks: list[Chunk]) -> Figure:
-    """Updates per second at one batch size."""
-    run = pong_run(folder / f"run_{batch_size}", settings(batch_size))
-    seconds = SECONDS[batch_size]
+def recorded(folder: Path) -> list[Chunk]:
+    """Random play to fill the table with, in a folder of its own."""
+    return record(pong_run(folder / "record", settings(32)), ITEMS // 4)
+
+
+def learning_figure(
+    folder: Path,
+    batch_size: int,
+    chunks: list[Chunk],
+    *,
+    seconds: float,
+    repetitions: int = REPETITIONS,
+    more: Sequence[str] = (),
+) -> Figure:
+    """Updates per second at one batch size.
+
+    Args:
+        folder: for the run.
+        batch_size: items per update.
+        chunks: result of `recorded`.
+        seconds: of each measurement.
+        repetitions: measurements of the figure and of its limit.
+        more: further settings of the run.
+    """
+    run = pong_run(folder / f"run_{batch_size}", [*settings(batch_size), *more])
     with Worker(bare_updating, cores.TRAINING, run.path, batch_size) as bare, Daemons(run) as all_:
         all_.replay(cores.OTHERS)
         learner = all_.learner(cores.OTHERS, cores.TRAINING)
         asker = all_.asker("learner.params")
-        fill(run, chunks or record(run, ITEMS // 4), ITEMS)
+        fill(run, chunks, ITEMS)
         until(lambda: learner_steps(asker.status()) > 2, "the learner trains")
 
         def alone() -> float:
             with learner.stopped():
                 return bare.measure(seconds)
 
-        pairs = in_turn(lambda: asker.rate(learner_steps, seconds), alone)
+        pairs = in_turn(lambda: asker.rate(learner_steps, seconds), alone, repetitions)
         all_.check()
     return figure(f"batch {batch_size}", "updates/s", pairs, LIMIT, bar=BAR)
 
 
 def measure(folder: Path) -> Sequence[Figure]:
     """Measure all cases."""
-    chunks = record(pong_run(folder / "record", settings(32)), ITEMS // 4)
-    return [learning_figure(folder, batch_size, chunks) for batch_size in SECONDS]
+    chunks = recorded(folder)
+    return [
+        learning_figure(folder, batch_size, chunks, seconds=seconds)
+        for batch_size, seconds in SECONDS.items()
+    ]

@@ -15,7 +15,7 @@ from apex.host import process_tuning
 from apex.runs.directory import RunDirectory
 from benchmarks.run import cores
 from benchmarks.run.daemons import Daemons, pong_run
-from benchmarks.run.figures import Figure, figure, in_turn
+from benchmarks.run.figures import REPETITIONS, Figure, figure, in_turn
 from benchmarks.run.pong import algorithm_of, fill, hello, record, samples_of
 from benchmarks.run.workers import Step, Worker
 
@@ -66,7 +66,7 @@ def decompression(path: Path) -> Step:
     return step
 
 
-def measure(folder: Path) -> Sequence[Figure]:
+def measure(folder: Path, repetitions: int = REPETITIONS) -> Sequence[Figure]:
     """Measure all cases."""
     run = pong_run(folder / "run", ["replay.samples_per_insert=0", f"replay.min_size={ITEMS}"])
     with Daemons(run) as daemons:
@@ -79,7 +79,9 @@ def measure(folder: Path) -> Sequence[Figure]:
                 Worker(decompression, cores.TRAINING, run.path) as bare,
                 Worker(batches, kept_to, run.path, threads) as ours,
             ):
-                pairs = in_turn(lambda: ours.measure(SECONDS), lambda: bare.measure(SECONDS))
+                pairs = in_turn(
+                    lambda: ours.measure(SECONDS), lambda: bare.measure(SECONDS), repetitions
+                )
             case = f"{threads} thread" + "s, sharing both cores with replay" * (threads > 1)
             shown.append(figure(case, "transitions/s", pairs, LIMIT, bar=bar))
         daemons.check()

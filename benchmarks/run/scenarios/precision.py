@@ -9,19 +9,18 @@ from typing import Any
 
 import torch
 
-from apex.host.hardware import has_gpu
 from benchmarks.run import cores
 from benchmarks.run.daemons import pong_run
 from benchmarks.run.figures import Figure, figure, in_turn
 from benchmarks.run.pong import START, bare_learner, bare_updating
 from benchmarks.run.workers import Step, Worker
 
-BATCHES = (512,) if has_gpu() else (32, 512)
+BATCHES = (512,) if torch.cuda.is_available() else (32, 512)
 SECONDS = 5.0
 LIMIT = "the update as the learner makes it"
 MODES = {"compiled": "default", "CUDA graphs": "reduce-overhead"}
 """Mode of `torch.compile` for each variant."""
-WAYS = ("bfloat16", "compiled", *(("float32", "CUDA graphs") if has_gpu() else ()))
+WAYS = ("bfloat16", "compiled", *(("float32", "CUDA graphs") if torch.cuda.is_available() else ()))
 
 
 def updating(path: Path, batch_size: int, way: str) -> Step:

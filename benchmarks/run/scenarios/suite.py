@@ -1,26 +1,26 @@
-"""A whole suite on two cores, compared with separate acting and updating loops."""
+"""A whole suite, by default on two cores, compared with separate acting and updating loops."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.run import cores
 from benchmarks.run.daemons import Asker, Daemons, pong_run, until
-from benchmarks.run.figures import Figure, figure, in_turn
+from benchmarks.run.figures import REPETITIONS, Figure, figure, in_turn
 from benchmarks.run.pong import NUM_ENVS, bare_acting, bare_updating, fill, record
 from benchmarks.run.scenarios.actor import env_steps
 from benchmarks.run.scenarios.learner import learner_steps
-from benchmarks.run.workers import Worker
+from benchmarks.run.workers import Worker, together
 
 BATCH = 32
 ITEMS = 10_000
 SECONDS = 5.0
-LIMIT = "both bare loops at once, one core each"
+LIMIT = "the bare loops at once, one core each"
 SETTINGS = (
-    f"actor.num_envs={NUM_ENVS}", f"learner.batch_size={BATCH}", f"replay.min_size={ITEMS}",
-    "replay.samples_per_insert=0",
+    f"actor.num_envs={NUM_ENVS}", f"replay.min_size={ITEMS}", "replay.samples_per_insert=0",
 )  # fmt: skip
 
 
@@ -37,33 +37,50 @@ def both_rates(asker: Asker, seconds: float, batch: int) -> list[float]:
     ]
 
 
-def measure(folder: Path) -> Sequence[Figure]:
-    """Measure all cases."""
-    run = pong_run(folder / "run", SETTINGS)
-    with (
-        Worker(bare_acting, cores.ACTING, run.path) as acting,
-        Worker(bare_updating, cores.TRAINING, run.path, BATCH) as updating,
-        Daemons(run) as daemons,
-    ):
+def measure(
+    folder: Path,
+    *,
+    actors: int = 1,
+    batch: int = BATCH,
+    seconds: float = SECONDS,
+    repetitions: int = REPETITIONS,
+) -> Sequence[Figure]:
+    """Measure all cases.
+
+    Args:
+        folder: for the run.
+        actors: actors of the suite, and bare acting loops of its limit.
+        batch: items per update.
+        seconds: of each measurement.
+        repetitions: measurements of the figures and of their limits.
+    """
+    settings = [*SETTINGS, f"learner.batch_size={batch}", f"actor.count={actors}"]
+    run = pong_run(folder / "run", settings)
+    apart = cores.ACTING if actors == 1 else cores.OTHERS
+    with ExitStack() as stack:
+        acting = [stack.enter_context(Worker(bare_acting, apart, run.path)) for _ in range(actors)]
+        updating = stack.enter_context(Worker(bare_updating, cores.TRAINING, run.path, batch))
+        daemons = stack.enter_context(Daemons(run))
         daemons.replay(cores.OTHERS)
         learner = daemons.learner(cores.OTHERS, cores.TRAINING)
         fill(run, record(run, ITEMS // 2), ITEMS)
-        actor = daemons.actor(cores.OTHERS)
+        stepping = [daemons.actor(cores.OTHERS, index=index) for index in range(actors)]
         asker = daemons.asker("learner.params")
-        until(lambda: env_steps(asker.status()) > 1000, "the actor steps")
+        until(lambda: env_steps(asker.status()) > 1000 * actors, "the actors step")
         until(lambda: learner_steps(asker.status()) > 10, "the learner trains")
 
         def bare() -> list[float]:
-            with learner.stopped(), actor.stopped():
-                acting.begin(SECONDS)
-                updating.begin(SECONDS)
-                return [acting.rate(), updating.rate() * BATCH]
+            with ExitStack() as paused:
+                for daemon in (learner, *stepping):
+                    paused.enter_context(daemon.stopped())
+                *steps, updates = together([*acting, updating], seconds)
+                return [sum(steps), updates * batch]
 
-        pairs = in_turn(lambda: both_rates(asker, SECONDS, BATCH), bare)
+        pairs = in_turn(lambda: both_rates(asker, seconds, batch), bare, repetitions)
         daemons.check()
     return [
         figure(name, unit, [(value[k], limit[k]) for value, limit in pairs], LIMIT, bar=0.85)
         for k, (name, unit) in enumerate(
-            (("acting", "env steps/s"), ("learning, batch 32", "trained samples/s"))
+            (("acting", "env steps/s"), (f"learning, batch {batch}", "trained samples/s"))
         )
     ]
