@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from apex.acting.decisions import Inputs
 from apex.daemons.inference.batched_policy import batched
