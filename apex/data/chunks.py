@@ -21,7 +21,7 @@ def good_priorities(priorities: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_
 
 BLOCK_HEADER = 4
 """Bytes of the block size before each compressed frame, little-endian."""
-BLOCK_HEADER_WEIGHTS = 256 ** np.arange(BLOCK_HEADER)
+BLOCK_HEADER_BYTES = np.arange(BLOCK_HEADER)
 
 
 def frame_block_bound(frame_bytes: int) -> int:
@@ -111,12 +111,11 @@ class FrameRanges:
         """Raise `SchemaError` unless each frame is one block and belongs to an item."""
         begins = np.cumsum(self.frame_lengths, dtype=np.int64) - self.frame_lengths
         data = np.frombuffer(self.blob, dtype=np.uint8)
-        declared = data[begins[:, None] + np.arange(BLOCK_HEADER)] @ BLOCK_HEADER_WEIGHTS
+        declared = data[begins[:, None] + BLOCK_HEADER_BYTES].view("<u4")[:, 0]
         if (declared != self.frame_lengths - BLOCK_HEADER).any():
             raise SchemaError("frames: a frame's block size does not match its frame_lengths entry")
-        edges = np.zeros(len(self.frame_lengths) + 1, dtype=np.int64)
-        np.add.at(edges, self.first_frame, 1)
-        np.add.at(edges, last, -1)
+        rows = len(self.frame_lengths) + 1
+        edges = np.bincount(self.first_frame, minlength=rows) - np.bincount(last, minlength=rows)
         if (np.cumsum(edges)[:-1] < 1).any():
             raise SchemaError("frames: a frame belongs to no item")
 
