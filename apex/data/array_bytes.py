@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -13,7 +13,7 @@ from apex.data.schema import Array, Arrays
 from apex.errors import DecodeError
 
 MAX_BUFFERS, MAX_RANK = 64, 8
-DTYPES = {
+DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(name).newbyteorder("<")
     for name in ("uint8", "int32", "int64", "float32", "float64")
 }

@@ -27,7 +27,7 @@ class SumTree:
         self.capacity = capacity
         self._leaves = 1 << max(0, capacity - 1).bit_length()
         self._nodes = np.zeros(2 * self._leaves, dtype=np.float64)
-        self._node = memoryview(self._nodes)
+        self._node = self._nodes.data
         """The same nodes, for reading and writing single ones: NumPy takes several times longer."""
         self._pairs = self._nodes.reshape(-1, 2)
         """The same nodes: row k is the two children of node k."""
@@ -88,7 +88,8 @@ class SumTree:
         points = uniforms * nodes[1]
         before = np.zeros(top + 1)  # mass before each node of the top level
         np.cumsum(nodes[top : 2 * top], out=before[1:])
-        chosen = np.minimum(before[1:].searchsorted(points, side="right"), top - 1)
+        chosen: npt.NDArray[np.int64] = before[1:].searchsorted(points, side="right")
+        np.minimum(chosen, top - 1, out=chosen)
         remaining = points - before.take(chosen)
         chosen += top
         for _ in range((self._leaves // top).bit_length() - 1):
