@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -13,7 +13,12 @@ from apex.data.schema import Array, Arrays
 from apex.errors import DecodeError
 
 MAX_BUFFERS, MAX_RANK = 64, 8
-DTYPES = frozenset({"uint8", "int32", "int64", "float32", "float64"})
+DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in ("uint8", "int32", "int64", "float32", "float64")
+}
+"""The dtypes of buffers by name, little-endian."""
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 Frame: TypeAlias = bytes | memoryview
 
@@ -33,12 +38,12 @@ class Buffer(msgspec.Struct, frozen=True, array_like=True):
                 f"buffer '{self.name}': dtype '{self.dtype}' is not one of "
                 f"{', '.join(sorted(DTYPES))}"
             )
-        if any(size < 0 for size in self.shape) or len(self.shape) > MAX_RANK:
+        if min(self.shape, default=0) < 0 or len(self.shape) > MAX_RANK:
             raise DecodeError(
                 f"buffer '{self.name}': expected at most {MAX_RANK} sizes of at least 0 as its "
                 f"shape, got {self.shape}"
             )
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def declare(arrays: Mapping[str, Array]) -> tuple[tuple[Buffer, ...], list[Frame]]:
@@ -52,14 +57,14 @@ def declare(arrays: Mapping[str, Array]) -> tuple[tuple[Buffer, ...], list[Frame
         One declaration and one frame for each array. Frames of C-contiguous arrays are views of
         their memory.
     """
-    contiguous = {
-        name: np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-        for name, array in arrays.items()
-    }
-    declared = tuple(
-        Buffer(name, array.dtype.name, arrays[name].shape) for name, array in contiguous.items()
-    )
-    return declared, [array.reshape(-1).view(np.uint8).data for array in contiguous.values()]
+    declared: list[Buffer] = []
+    frames: list[Frame] = []
+    for name, array in arrays.items():
+        declared.append(Buffer(name, NAMES.get(array.dtype) or array.dtype.name, array.shape))
+        if array.dtype not in NAMES or not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
+        frames.append(array.data.cast("B") if array.size else b"")
+    return tuple(declared), frames
 
 
 def restore(declared: Sequence[Buffer], frames: Sequence[Frame]) -> Arrays:
@@ -87,8 +92,7 @@ def _array(buffer: Buffer, frame: Frame) -> Array:
             f"buffer '{buffer.name}': expected {buffer.nbytes} bytes for {buffer.dtype} "
             f"{buffer.shape}, got {len(frame)}"
         )
-    dtype = np.dtype(buffer.dtype).newbyteorder("<")
     try:
-        return np.frombuffer(frame, dtype=dtype).reshape(buffer.shape)
+        return np.frombuffer(frame, dtype=DTYPES[buffer.dtype]).reshape(buffer.shape)
     except (ValueError, OverflowError) as error:
         raise DecodeError(f"buffer '{buffer.name}': shape {buffer.shape}: {error}") from None

@@ -21,7 +21,7 @@ def good_priorities(priorities: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_
 
 BLOCK_HEADER = 4
 """Bytes of the block size before each compressed frame, little-endian."""
-BLOCK_HEADER_WEIGHTS = 256 ** np.arange(BLOCK_HEADER)
+BLOCK_HEADER_BYTES = np.arange(BLOCK_HEADER)
 
 
 def frame_block_bound(frame_bytes: int) -> int:
@@ -84,22 +84,20 @@ class FrameRanges:
                 f"frames: expected at most {spec.max_frames} for each of {rows} items, got "
                 f"{len(self.frame_lengths)} in total"
             )
-        longest = frame_block_bound(spec.frame_bytes)
-        if ((self.frame_lengths <= BLOCK_HEADER) | (self.frame_lengths > longest)).any():
-            raise SchemaError(f"frame_lengths: expected {BLOCK_HEADER + 1} to {longest} bytes each")
-        if int(self.frame_lengths.sum(dtype=np.int64)) != len(self.blob):
+        shortest, longest = BLOCK_HEADER + 1, frame_block_bound(spec.frame_bytes)
+        if _outside(self.frame_lengths, shortest, longest):
+            raise SchemaError(f"frame_lengths: expected {shortest} to {longest} bytes each")
+        total = int(self.frame_lengths.sum(dtype=np.int64))
+        if total != len(self.blob):
             raise SchemaError(
-                f"frames: frame_lengths add up to {int(self.frame_lengths.sum(dtype=np.int64))} "
-                f"bytes, but the blob has {len(self.blob)}"
+                f"frames: frame_lengths add up to {total} bytes, but the blob has {len(self.blob)}"
             )
-        last = self.first_frame.astype(np.int64) + self.frame_count
-        total = self.frame_count.astype(np.int64) + self.pad_count
+        # As unsigned numbers, negative ones are too large.
+        last: npt.NDArray[np.int64] = self.first_frame.view(np.uint32) + self.frame_count
         if rows and (
-            self.first_frame.min() < 0
-            or self.frame_count.min() < 1
-            or self.pad_count.min() < 0
+            _outside(self.frame_count, 1, spec.max_frames)
             or last.max() > len(self.frame_lengths)
-            or total.max() > spec.max_frames
+            or (self.pad_count.view(np.uint32) + self.frame_count).max() > spec.max_frames
         ):
             raise SchemaError(
                 f"frames: an item's range is outside the chunk's {len(self.frame_lengths)} frames "
@@ -109,16 +107,23 @@ class FrameRanges:
 
     def _check_blocks(self, last: npt.NDArray[np.int64]) -> None:
         """Raise `SchemaError` unless each frame is one block and belongs to an item."""
-        begins = np.cumsum(self.frame_lengths, dtype=np.int64) - self.frame_lengths
+        begins = self.frame_lengths.cumsum(dtype=np.int64) - self.frame_lengths
         data = np.frombuffer(self.blob, dtype=np.uint8)
-        declared = data[begins[:, None] + np.arange(BLOCK_HEADER)] @ BLOCK_HEADER_WEIGHTS
-        if (declared != self.frame_lengths - BLOCK_HEADER).any():
+        declared = data[begins[:, None] + BLOCK_HEADER_BYTES].tobytes()
+        if declared != (self.frame_lengths - BLOCK_HEADER).astype("<i4").tobytes():
             raise SchemaError("frames: a frame's block size does not match its frame_lengths entry")
-        edges = np.zeros(len(self.frame_lengths) + 1, dtype=np.int64)
-        np.add.at(edges, self.first_frame, 1)
-        np.add.at(edges, last, -1)
-        if (np.cumsum(edges)[:-1] < 1).any():
+        size = len(self.frame_lengths) + 1
+        changes = np.bincount(self.first_frame, minlength=size) - np.bincount(last, minlength=size)
+        if len(begins) and changes.cumsum()[:-1].min() < 1:
             raise SchemaError("frames: a frame belongs to no item")
+
+
+def _outside(numbers: npt.NDArray[np.int32], lowest: int, highest: int) -> bool:
+    """Whether a number is below `lowest` or above `highest`.
+
+    One comparison finds both: as an unsigned number, a negative difference is too large.
+    """
+    return bool(len(numbers) and (numbers - lowest).view(np.uint32).max() > highest - lowest)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any, TypeAlias
 
 import msgspec
@@ -48,7 +49,7 @@ class FramesColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def frame_bytes(self) -> int:
         """Uncompressed bytes of one frame."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
 
 class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,6 +9,8 @@ from apex.errors import EmptyTableError
 from apex.replay.table.sum_tree import SumTree
 
 CAPACITIES = [1, 2, 3, 5, 8, 13, 64, 100]
+WIDE = [1000, 1025, 3000, 70_000]
+"""Around and above the number of nodes at which a search begins."""
 
 
 def naive_sample(masses: np.ndarray, uniform: float) -> int:
@@ -37,6 +39,41 @@ def test_sums_and_samples_match_a_naive_search_on_random_data(capacity):
             uniforms = rng.random(20)
             expected = [naive_sample(masses, u) for u in uniforms]
             assert tree.sample(uniforms).tolist() == expected
+
+
+@pytest.mark.parametrize("capacity", [*CAPACITIES, *WIDE])
+def test_masses_match_an_array_when_slots_are_repeated_adjacent_or_far_apart(capacity):
+    rng = np.random.default_rng(capacity)
+    tree, masses = SumTree(capacity), np.zeros(capacity)
+    for count in (1, 2, 50, 512):
+        begin, spread = rng.integers(capacity), rng.integers(1, capacity + 1)
+        for slots in (
+            rng.integers(0, capacity, count),
+            (begin + np.arange(count)) % capacity,  # an insert; some reach the end of the table
+            (begin + rng.integers(0, spread, count)) % capacity,
+        ):
+            new = rng.integers(0, 5, count) / 4
+            tree.set(slots, new)
+            for slot, mass in zip(slots, new):
+                masses[slot] = mass
+            tree.check_valid()
+            assert tree.total == masses.sum()
+            np.testing.assert_array_equal(tree.get(np.arange(capacity)), masses)
+
+
+@pytest.mark.parametrize("capacity", WIDE)
+def test_samples_match_a_search_of_running_sums_in_a_wide_tree(capacity):
+    rng = np.random.default_rng(capacity)
+    tree, masses = SumTree(capacity), rng.integers(0, 5, capacity) / 4
+    masses[rng.random(capacity) < 0.4] = 0
+    masses[capacity // 3 : capacity // 2] = 0
+    tree.set(np.arange(capacity), masses)
+    running = np.cumsum(masses)
+    starts = (running - masses)[masses > 0] / running[-1]
+    uniforms = rng.permutation(np.concatenate([rng.random(2000), starts]))
+    expected = np.searchsorted(running, uniforms * running[-1], side="right")
+    assert tree.sample(uniforms).tolist() == expected.tolist()
+    assert (masses[expected] > 0).all()
 
 
 @pytest.mark.parametrize("capacity", CAPACITIES)

@@ -65,7 +65,7 @@ class Prioritized:
 
 def _powers(values: Floats, exponent: float) -> Floats:
     """Raise to an exponent; 0 stays 0, although NumPy's 0 ** 0 is 1."""
-    return np.where(values > 0, values**exponent, 0.0)
+    return values**exponent if exponent else (values > 0).astype(np.float64)
 
 
 class Uniform:

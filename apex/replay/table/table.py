@@ -210,13 +210,16 @@ class Table:
         """
         good = good_priorities(priorities)
         slots = item_ids % self.capacity
-        present = (self._ids[slots] == item_ids) & (item_ids >= 0)
-        self.counters.refused_priorities += int((~good).sum())
-        self.counters.stale_priorities += int((good & ~present).sum())
-        apply = good & present
-        if apply.any():
-            self._selector.update(slots[apply], priorities[apply])
-            self.counters.updated_priorities += int(apply.sum())
+        apply = good & (self._ids[slots] == item_ids) & (item_ids >= 0)
+        applied = int(np.count_nonzero(apply))
+        if applied < len(item_ids):
+            refused = len(item_ids) - int(np.count_nonzero(good))
+            self.counters.refused_priorities += refused
+            self.counters.stale_priorities += len(item_ids) - refused - applied
+            slots, priorities = slots[apply], priorities[apply]
+        if applied:
+            self._selector.update(slots, priorities)
+            self.counters.updated_priorities += applied
 
     @property
     def oldest_id(self) -> int:
