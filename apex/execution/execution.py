@@ -96,6 +96,11 @@ class Graphed:
         self._graphs: dict[Hashable, _Graph] = {}
         self._too_many = False
 
+    @property
+    def replays(self) -> bool:
+        """Whether further batches of some form are replayed."""
+        return any(graph.compared == COMPARED for graph in self._graphs.values() if graph.replay)
+
     def reset(self) -> None:
         """Forget the graphs: they hold the addresses of the optimizer's former averages."""
         self._graphs.clear()

@@ -69,7 +69,7 @@ def make_execution(config: LearnerConfig, learner: Learner) -> Execution:
     if config.execution == "eager" or learner.device.type != "cuda":
         return Eager(learner)
     if config.execution == "compile":
-        _compile(learner)
+        compile_networks(learner)
     return Graphed(
         learner,
         CudaGraphs(learner.device),
@@ -78,7 +78,7 @@ def make_execution(config: LearnerConfig, learner: Learner) -> Execution:
     )
 
 
-def _compile(learner: Learner) -> None:
+def compile_networks(learner: Learner) -> None:
     """Compile the networks at their first use; what cannot be compiled stays as it is."""
     from torch import _dynamo
 

@@ -44,7 +44,7 @@ def _played(preset: str, settings: tuple[str, ...]) -> tuple[Algorithm, list[Chu
 
 
 def played_batches(
-    preset: str, size: int, count: int = 1, settings: Sequence[str] = ()
+    preset: str, size: int, count: int = 1, settings: Sequence[str] = (), *, packed: bool = False
 ) -> tuple[Algorithm, list[Any]]:
     """The algorithm of a preset as a machine with a GPU has it, and batches on the CPU.
 
@@ -53,9 +53,10 @@ def played_batches(
         size: items per batch.
         count: number of batches.
         settings: as of `--set`.
+        packed: as they cross to a GPU (`Algorithm.pack`).
     """
     algorithm, chunks = _played(preset, tuple(settings))
-    total = sum(map(len, chunks))
+    make, total = algorithm.pack if packed else algorithm.collate, sum(map(len, chunks))
     store, slot = Store(algorithm.schema(), total), 0
     for chunk in chunks:
         store.put(np.arange(slot, slot + len(chunk)), chunk)
@@ -65,5 +66,5 @@ def played_batches(
         chosen = rng.choice(total, size, replace=size > total)
         columns, frames = store.get(chosen)
         samples = Samples(chosen, np.full(size, 1 / total), columns, frames)
-        batches.append(prepare(samples, algorithm.schema(), algorithm.collate).data)
+        batches.append(prepare(samples, algorithm.schema(), make).data)
     return algorithm, batches

@@ -21,8 +21,11 @@ import torch
 from apex.acting.decisions import Inputs
 from apex.acting.exploration import Progress
 from apex.algos.base import Algorithm, Learner
-from apex.daemons.learner.device_batches import HostCopy, transfer_to
+from apex.daemons.learner.device_batches import transfer_to
+from apex.daemons.learner.host_copies import HostCopies, ParameterEncoder
 from apex.errors import DeviceMemoryError
+from apex.execution.execution import COMPARED, WARM_UP, Graphed
+from apex.execution.recorders import CudaGraphs
 from apex.host import hardware, process_tuning
 from apex.networks import parameters
 from apex.runs import checkpoint
@@ -37,6 +40,8 @@ DEVICE, CPU = torch.device("cuda" if CUDA else "cpu"), torch.device("cpu")
 SKIPPED = {"skipped": "no GPU"}
 TOLERANCE = 0.02
 """Relative error that TF32 may make in the priorities of one update."""
+UPDATES = 12
+"""Updates of a comparison with a graph, most of them replayed."""
 RACE_THREADS, RACE_SECONDS = 8, 8.0
 
 
@@ -99,6 +104,29 @@ def learner_beside_cpu(preset: str, size: int) -> Callable[[], dict[str, Any]]:
     return run
 
 
+def graph_beside_eager(preset: str, size: int) -> Callable[[], dict[str, Any]]:
+    """Compare recorded updates of packed batches with eager ones, from the same parameters."""
+
+    def run() -> dict[str, Any]:
+        if not CUDA:
+            return SKIPPED
+        algorithm, batches = played_batches(preset, size, UPDATES, packed=True)
+        ours, theirs = algorithm.learner(DEVICE), algorithm.learner(DEVICE)
+        theirs.load_state_dict(saved(algorithm, ours))
+        move, errors = transfer_to(DEVICE), []
+        graph = Graphed(ours, CudaGraphs(DEVICE), size)
+        for batch in map(move, batches):
+            found = ours.learn(batch, START, graph).priorities.double().cpu()
+            errors.append(relative(found, theirs.learn(batch, START).priorities.double().cpu()))
+        return {
+            "replayed": graph.replays,
+            "priority_errors": [round(error, 6) for error in errors],
+            "ok": graph.replays and max(errors[: WARM_UP + COMPARED + 2]) < TOLERANCE,
+        }
+
+    return run
+
+
 def checkpoint_round_trip() -> dict[str, Any]:
     """From the device to a file to a new learner on the device: the next update is the same."""
     algorithm, (first, second) = played_batches("pong", 32, 2)
@@ -121,15 +149,18 @@ def publication() -> dict[str, Any]:
     algorithm, (batch,) = played_batches("pong", 32)
     learner, policy = algorithm.learner(DEVICE), algorithm.policy()
     priorities_of(learner, batch)
-    times = []
+    encoder, times = ParameterEncoder(learner.network, threaded=True), []
     for _ in range(5):
         began = time.perf_counter()
-        data = parameters.encode(learner.network)
-        times.append(time.perf_counter() - began)
+        encoding = encoder.encode()
+        begun = time.perf_counter()
+        data = encoding.result(10.0)
+        times.append((begun - began, time.perf_counter() - began))
     policy.load(parameters.decode(bytearray(data)))
     pairs = zip(learner.network.parameters(), policy.network.parameters())
     same = all(torch.equal(p.detach().cpu(), q.detach()) for p, q in pairs)
-    return {"bytes": len(data), "encode_ms": round(1e3 * min(times), 2), "ok": same}
+    copy_ms, encode_ms = (round(1e3 * min(each), 2) for each in zip(*times))
+    return {"bytes": len(data), "copy_ms": copy_ms, "encode_ms": encode_ms, "ok": same}
 
 
 def transfer_race() -> dict[str, Any]:
@@ -167,7 +198,8 @@ def transfer_race() -> dict[str, Any]:
 def host_copies() -> dict[str, Any]:
     """Asynchronous copies to the host have the values, in the order in which they were made."""
     values = torch.arange(1000.0, device=DEVICE)
-    copies = [HostCopy(values * factor) for factor in range(20)]
+    ring = HostCopies(DEVICE, unread=20)
+    copies = [ring.copy(values * factor) for factor in range(20)]
     wrong = sum(not np.array_equal(c.read(), np.arange(1000.0) * k) for k, c in enumerate(copies))
     return {"copies": len(copies), "wrong": wrong, "ok": not wrong}
 
@@ -234,6 +266,7 @@ def acting_on_device() -> dict[str, Any]:
 CHECKS: tuple[tuple[str, Callable[[], dict[str, Any]]], ...] = (
     ("machine", machine),
     ("dqn pong, 84x84", learner_beside_cpu("pong", 64)),
+    ("dqn pong, 84x84, graph", graph_beside_eager("pong", 64)),
     ("transfer_race", transfer_race),
     ("host_copies", host_copies),
     ("checkpoint_round_trip", checkpoint_round_trip),
@@ -248,6 +281,9 @@ CHECKS: tuple[tuple[str, Callable[[], dict[str, Any]]], ...] = (
     ("impala cartpole", learner_beside_cpu("cartpole-impala", 16)),
     ("r2d2 cartpole", learner_beside_cpu("cartpole-r2d2", 16)),
     ("dpg pendulum", learner_beside_cpu("pendulum-dpg", 64)),
+    ("impala cartpole, graph", graph_beside_eager("cartpole-impala", 16)),
+    ("r2d2 cartpole, graph", graph_beside_eager("cartpole-r2d2", 16)),
+    ("dpg pendulum, graph", graph_beside_eager("pendulum-dpg", 64)),
     ("impala pong", learner_beside_cpu("pong-impala", 8)),
     ("r2d2 pong", learner_beside_cpu("pong-r2d2", 4)),
 )

@@ -189,8 +189,10 @@ def test_update_with_python_state_stays_eager_and_the_log_says_why(
     eager = make()
     expected = train(eager, Eager(eager), batches)
     graphed, tape = make(), Tape()
+    execution = Graphed(graphed, tape, SIZE)
     with caplog.at_level(logging.INFO, "apex.learner"):
-        found = train(graphed, Graphed(graphed, tape, SIZE), batches)
+        found = train(graphed, execution, batches)
+    assert not execution.replays
     said = [r.getMessage() for r in caplog.records if "execution" in r.getMessage()]
     assert len(said) == 1 and said[0].startswith("execution: eager: ") and reason in said[0]
     assert tape.replayed <= 1
@@ -231,6 +233,7 @@ def test_graphs_are_recorded_again_after_a_checkpoint_was_loaded() -> None:
     graphed, eager = learner_of(algorithm), learner_of(algorithm)
     execution = Graphed(graphed, tape, SIZE)
     train(graphed, execution, batches[:10])
+    assert execution.replays
     train(eager, Eager(eager), batches[:10])
     graphed.load_state_dict(deepcopy(eager.state_dict()))  # the optimizer has new averages
     execution.reset()
