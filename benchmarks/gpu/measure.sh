@@ -119,7 +119,7 @@ for name in $STAGES; do
         # shellcheck disable=SC2086
         run) stage run "${RUN_S:-300}" 60 "$PYTHON" -m benchmarks.gpu.run_to_return \
             "${RUN_NAME:-run}" $RUN_SETTINGS ;;
-        learner) bench learner "${LEARNER_S:-90}" 25 ;;
+        learner) bench learner "${LEARNER_S:-110}" 25 ;;
         smoke) stage smoke "${SMOKE_S:-60}" 8 "$PYTHON" -m benchmarks.gpu.smoke ;;
         doctor)
             stage doctor "${DOCTOR_S:-30}" 5 "${APEX[@]}" doctor --preset "${PRESET:-pong}" --json

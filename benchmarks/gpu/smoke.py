@@ -165,8 +165,8 @@ def publication() -> dict[str, Any]:
 
 def transfer_race() -> dict[str, Any]:
     """Batches that several threads bring while the device computes are what they were."""
-    move, busy = transfer_to(DEVICE), torch.randn(4096 if CUDA else 64, 64, device=DEVICE)
-    size = 64 if CUDA else 4
+    move, (size, width) = transfer_to(DEVICE), ((64, 4096) if CUDA else (4, 64))
+    busy = torch.randn(width, width, device=DEVICE)
 
     def bring(seed: int) -> tuple[Any, dict[str, float]]:
         rng = np.random.default_rng(seed)
@@ -183,7 +183,7 @@ def transfer_race() -> dict[str, Any]:
         pending = [pool.submit(bring, seed) for seed in range(2 * RACE_THREADS)]
         while time.monotonic() - began < RACE_SECONDS and done < 240:
             tensors, sums = pending.pop(0).result()
-            busy = torch.tanh(busy @ (busy.T @ busy) * 1e-3)
+            busy = torch.tanh(busy @ busy * 1e-3)
             found = {name: tensors[name].double().sum() for name in sums}
             del tensors
             pending.append(pool.submit(bring, done + 2 * RACE_THREADS))
