@@ -91,8 +91,8 @@ def check_cuda_learner(
         needed = device_memory_needed(config, schema, parameters, activations)
         remedy = "end other programs on the GPU, or lower learner.batch_size or learner.prefetch"
         yield compared("GPU memory", needed, cuda.free_bytes, f"free on {cuda.name}", remedy)
-        yield from check_pinned(config.learner.prefetch * batch_bytes(config, schema), cuda)
-    yield from check_compiler(getattr(config.learner, "execution", "auto"), cuda)
+        yield from check_pinned(config.learner.decode_threads * batch_bytes(config, schema), cuda)
+    yield from check_compiler(config.learner.execution, cuda)
 
 
 def check_card(cuda: CudaFacts) -> Iterator[Finding]:
