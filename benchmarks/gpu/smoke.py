@@ -126,7 +126,7 @@ def publication() -> dict[str, Any]:
         began = time.perf_counter()
         data = parameters.encode(learner.network)
         times.append(time.perf_counter() - began)
-    policy.load(parameters.decode(bytearray(data)))
+    policy.load(parameters.decode(data))
     pairs = zip(learner.network.parameters(), policy.network.parameters())
     same = all(torch.equal(p.detach().cpu(), q.detach()) for p, q in pairs)
     return {"bytes": len(data), "encode_ms": round(1e3 * min(times), 2), "ok": same}
