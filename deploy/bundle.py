@@ -68,8 +68,8 @@ class Target:
             sys.exit(f"expected a version of Python such as 3.12, got '{python}'")
         self.python = python
         self.machine = machine
-        self._environment = {
-            **default_environment(), "python_version": python,
+        self._environment: dict[str, str] = {
+            **{k: str(v) for k, v in default_environment().items()}, "python_version": python,
             "python_full_version": f"{python}.0", "platform_machine": machine,
         }  # fmt: skip
 
@@ -92,6 +92,11 @@ def constraints(target: Target) -> dict[str, Requirement]:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     found = (Requirement(line) for line in lines if line and not line.startswith("#"))
     return {canonicalize_name(one.name): one for one in found if target.needs(one)}
+
+
+def without_marker(requirement: Requirement) -> str:
+    """A requirement's name and version only."""
+    return f"{requirement.name}{requirement.specifier}"
 
 
 def closure(wanted: Iterable[Requirement], target: Target) -> Iterator[str]:
@@ -126,7 +131,7 @@ def download(folder: Path, target: Target, specs: Iterable[str]) -> None:
 def download_torch(folder: Path, target: Target, pinned: dict[str, Requirement]) -> None:
     """Download torch and what it needs, as its own requirements say."""
     with (folder.parent / "constraints.txt").open("w", encoding="utf-8") as file:
-        file.writelines(f"{one.name}{one.specifier}\n" for one in pinned.values())
+        file.writelines(f"{without_marker(one)}\n" for one in pinned.values())
     command = [*PIP, "download", *target.options(), "--dest", str(folder)]
     subprocess.run([*command, "--constraint", file.name, TORCH], check=True)
     Path(file.name).unlink()
@@ -179,7 +184,7 @@ def main() -> None:
     unknown = [name for name in names if name not in pinned and name not in exact]
     if unknown:
         sys.exit(f"not in constraints.txt: {', '.join(unknown)}; expected NAME==VERSION in --more")
-    specs = [exact.get(name) or f"{name}{pinned[name].specifier}" for name in names]
+    specs = [exact[name] if name in exact else without_marker(pinned[name]) for name in names]
     shutil.rmtree(given.out, ignore_errors=True)
     wheels = given.out / "wheels"
     wheels.mkdir(parents=True)

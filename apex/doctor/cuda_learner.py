@@ -1,6 +1,7 @@
 """Check what a learner on a CUDA device needs: the card, its memory, pinned memory, a compiler.
 
-Estimates; none of them was compared with a GPU yet.
+The sizes are estimates; none was compared with a GPU yet. `/dev/shm` is not checked, since batches
+come through sockets.
 """
 
 from __future__ import annotations

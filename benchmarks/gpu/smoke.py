@@ -156,7 +156,7 @@ def publication() -> dict[str, Any]:
         begun = time.perf_counter()
         data = encoding.result(10.0)
         times.append((begun - began, time.perf_counter() - began))
-    policy.load(parameters.decode(bytearray(data)))
+    policy.load(parameters.decode(data))
     pairs = zip(learner.network.parameters(), policy.network.parameters())
     same = all(torch.equal(p.detach().cpu(), q.detach()) for p, q in pairs)
     copy_ms, encode_ms = (round(1e3 * min(each), 2) for each in zip(*times))
