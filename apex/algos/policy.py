@@ -28,7 +28,10 @@ class InputTensors(NamedTuple):
     @classmethod
     def of(cls, inputs: Inputs, device: torch.device) -> InputTensors:
         """Copy inputs to a device; on a CPU the tensors share the arrays' memory."""
-        return cls(*(torch.from_numpy(array).to(device) for array in inputs))
+        tensors = cls._make(map(torch.from_numpy, inputs))
+        if device.type == "cpu":
+            return tensors
+        return cls._make(tensor.to(device) for tensor in tensors)
 
 
 class Policy:
