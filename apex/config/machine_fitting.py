@@ -88,7 +88,7 @@ def cores_beside_actors(config: Config, cores: int, *, gpu: bool) -> int:
     needed += (config.learner.decode_threads + 1) // 2
     needed += config.evaluator.enabled
     if config.central:
-        central_on_gpu = gpu and config.inference.device != "cpu"
+        central_on_gpu = gpu and config.inference_device != "cpu"
         needed += 1 if central_on_gpu else config.inference.torch_threads
     return max(1, min(needed, int(cores * SHARE_BESIDE_ACTORS)))
 

@@ -137,7 +137,7 @@ class InferenceConfig(Section, frozen=True):
     max_wait_ms: NonNegativeFloat = 2.0
     """Milliseconds that the first request of a batch waits for others; 0 once all are there."""
     device: str = "auto"
-    """`auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`."""
+    """`auto` (CUDA if there is one; the CPU if the learner is on it), `cpu`, `cuda` or `cuda:N`."""
     torch_threads: Threads = 1
     """Threads (cores) of one call of the network, without a GPU."""
     nice: Niceness = 10
@@ -249,6 +249,12 @@ class Config(Section, frozen=True):
     def central(self) -> bool:
         """Whether one inference server computes the actions of all actors."""
         return self.actor.inference == "central"
+
+    @property
+    def inference_device(self) -> str:
+        """The device of central inference: `auto` is the CPU if the learner is on it."""
+        device = self.inference.device
+        return "cpu" if device == "auto" and self.learner.device == "cpu" else device
 
     @property
     def min_tolerance(self) -> float:

@@ -134,12 +134,17 @@ def device_memory_needed(
         parameters: bytes of the network's parameters.
         activations: bytes of the network's activations for one item.
     """
+    batch, computed = batch_bytes(config, schema), config.learner.batch_size * activations
+    processes = 1 + (config.central and config.inference_device != "cpu")
+    processes += config.evaluator.enabled and config.evaluator.device != "cpu"
     needed = {
         "parameters": PARAMETERS_IN_LEARNER * parameters,
-        "activations": ACTIVATION_COPIES * config.learner.batch_size * activations,
-        "batches": (config.learner.prefetch + 1) * batch_bytes(config, schema),
-        "CUDA": CONTEXT_BYTES,
+        "activations": ACTIVATION_COPIES * computed,
+        "batches": (config.learner.prefetch + 1) * batch,
+        "CUDA": processes * CONTEXT_BYTES,
     }
+    if config.learner.execution != "eager":
+        needed["recorded update"] = ACTIVATION_COPIES * computed + batch
     return {name: int(count) for name, count in needed.items()}
 
 

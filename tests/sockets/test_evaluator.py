@@ -313,6 +313,7 @@ VECTORS = EnvSpec("Test-v0", (3,), "float32", 0, 4)
     ("chosen", "learner", "spec", "kind", "cuda", "expected"),
     [
         ("auto", "auto", FRAMES, QPolicy, True, "cuda"),
+        ("auto", "auto", FRAMES, QPolicy, "full", "cpu"),
         ("auto", "auto", FRAMES, QPolicy, False, "cpu"),
         ("auto", "cuda", FRAMES, QPolicy, False, "cpu"),
         ("auto", "cpu", FRAMES, QPolicy, True, "cpu"),
@@ -322,15 +323,20 @@ VECTORS = EnvSpec("Test-v0", (3,), "float32", 0, 4)
     ],
 )
 def test_device_of_evaluations(
-    chosen: str, learner: str, spec: EnvSpec, kind: type[QPolicy], cuda: bool, expected: str,
-    monkeypatch: pytest.MonkeyPatch,
+    chosen: str, learner: str, spec: EnvSpec, kind: type[QPolicy], cuda: bool | str,
+    expected: str, monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    def zeros(*shape: int, device: torch.device) -> None:
+        if cuda == "full":
+            raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(cuda))
     settings = [f"evaluator.device={chosen}", f"learner.device={learner}"]
     config = preset_config("cartpole", settings)
-    precision = torch.get_float32_matmul_precision()
+    precision, policy = torch.get_float32_matmul_precision(), kind(torch.nn.Linear(3, 4))
+    monkeypatch.setattr(torch, "zeros", zeros)
     try:
-        device = evaluation_device(config, spec, kind(torch.nn.Linear(3, 4)))
+        device = evaluation_device(config, spec, policy)
     finally:
         torch.set_float32_matmul_precision(precision)
     assert device == torch.device(expected)

@@ -277,7 +277,8 @@ def test_memory_of_a_learner_on_a_gpu_is_the_sum_of_its_parts() -> None:
         "parameters": 5000,
         "activations": 3 * 10 * 70,
         "batches": 5 * 10 * (139 + 2 * 7 * 100),
-        "CUDA": 600_000_000,
+        "CUDA": 2 * 600_000_000,  # of the learner and of the evaluator
+        "recorded update": 3 * 10 * 70 + 10 * (139 + 2 * 7 * 100),
     }
     checks = (config, SCHEMA, 1000, 70)
     findings = list(cuda_learner.check_cuda_learner(*checks, H200))

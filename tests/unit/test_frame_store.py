@@ -147,3 +147,20 @@ def test_queue_that_is_emptied_at_once_uses_one_segment():
     tracemalloc.stop()
     assert 300 * len(chunk.blob) > 2 * SEGMENT_BYTES
     assert peak < SEGMENT_BYTES + 200_000 and store.nbytes == 0
+
+
+def test_numbers_of_segments_begin_again_after_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, store = np.random.default_rng(1), FrameStore(LARGE, 200)
+    monkeypatch.setattr("apex.replay.table.frame_store.SEGMENT_NUMBERS", 5)
+    kept: dict[int, tuple[int, list[bytes]]] = {}
+    oldest = 0
+    for number in range(40):  # a segment each, of which at most four at a time
+        ranges, items = random_chunk(rng, LARGE, 2, longest=LARGE_CHUNK_BYTES)
+        slots = np.array([2 * number, 2 * number + 1]) % 200
+        store.put(slots, ranges)
+        kept.update(zip(slots.tolist(), items))
+        check(store, kept, rng)
+        if len(kept) == 8:
+            store.delete(np.array([oldest, oldest + 1]))
+            del kept[oldest], kept[oldest + 1]
+            oldest += 2

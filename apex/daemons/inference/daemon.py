@@ -58,7 +58,7 @@ class InferenceDaemon:
         config = service.config
         self._service = service
         policy = algorithm.policy()
-        self._device = process_tuning.pick_device(config.inference.device, "inference.device")
+        self._device = process_tuning.pick_device(config.inference_device, "inference.device")
         policy.to(self._device)
         most_envs = max(config.inference.max_batch, config.actor.num_envs)
         self._policy = batched(policy, most_envs, stream)

@@ -20,7 +20,9 @@ OFFSET_BITS = 32
 """Low bits of a position: the offset in its segment. The others are the segment's number."""
 OFFSET_MASK = 2**OFFSET_BITS - 1
 CHUNK_NUMBERS = 2**32
-"""Numbers of chunks repeat after so many. There are never as many chunks at a time."""
+SEGMENT_NUMBERS = 2**31
+"""Numbers of chunks and of segments begin again after so many; there are never as many at a time.
+A position, of 64 bits with its sign, has room for no more segments."""
 
 
 @dataclass(slots=True)
@@ -103,7 +105,9 @@ class FrameStore:
             segment = self._segments[self._open]
             if segment.used + nbytes <= len(segment.data):
                 return self._open, segment
-        number, self._next_segment = self._next_segment, self._next_segment + 1
+        while self._next_segment in self._segments:  # an old one, after the numbers began again
+            self._next_segment = (self._next_segment + 1) % SEGMENT_NUMBERS
+        number = self._next_segment
         segment = _Segment(memoryview(bytearray(nbytes if large else SEGMENT_BYTES)))
         self._segments[number], self._data[number] = segment, segment.data
         if not large:
