@@ -199,14 +199,18 @@ class Learner(ABC):
         for target in self.targets():
             target.copy_online()
 
-    def state_tensors(self) -> list[Tensor]:
-        """All tensors that an update or a target network's update changes."""
+    def state_tensors(self) -> dict[str, list[Tensor]]:
+        """All tensors that an update or a target network's update changes, by kind."""
         modules = self.modules().values()
-        return [
-            *(tensor for module in modules for tensor in (*module.parameters(), *module.buffers())),
-            *(t for optimization in self.optimizations().values() for t in optimization.tensors()),
-            *self.buffers().values(),
-        ]
+        found: dict[str, list[Tensor]] = {
+            "parameters": [tensor for module in modules for tensor in module.parameters()],
+            "networks' buffers": [tensor for module in modules for tensor in module.buffers()],
+            "buffers": list(self.buffers().values()),
+        }
+        for optimization in self.optimizations().values():
+            for name, tensors in optimization.tensors().items():
+                found.setdefault(f"optimizer's {name}", []).extend(tensors)
+        return found
 
     def is_finite(self) -> bool:
         """Whether all parameters and buffers are finite. Waits for the device."""

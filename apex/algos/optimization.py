@@ -80,12 +80,16 @@ class Optimization:
     def _make_optimizer(self) -> torch.optim.Adam | RMSProp:
         config = self._config
         if config.optimizer == "adam":
-            return torch.optim.Adam(
+            on_gpu = self.parameters[0].device.type == "cuda"
+            adam = torch.optim.Adam(
                 self.parameters,
                 eps=config.optimizer_epsilon,
                 fused=True,
-                capturable=self.parameters[0].device.type == "cuda",  # by a CUDA graph
+                capturable=on_gpu,  # by a CUDA graph
             )
+            # It warns when a capturable optimizer steps eagerly, as it does before a capture.
+            vars(adam)["_warned_capturable_if_run_uncaptured"] = True
+            return adam
         return RMSProp(
             self.parameters,
             self.learning_rate,
@@ -126,10 +130,13 @@ class Optimization:
             "gradient_norm": norm.detach(),
         }
 
-    def tensors(self) -> list[Tensor]:
-        """All tensors that a step changes."""
-        averages = [value for state in self.optimizer.state.values() for value in state.values()]
-        return [*self.parameters, *averages, self.skipped]
+    def tensors(self) -> dict[str, list[Tensor]]:
+        """All tensors that a step changes besides the parameters, by name."""
+        found = {"skipped": [self.skipped]}
+        for state in self.optimizer.state.values():
+            for name, tensor in state.items():
+                found.setdefault(name, []).append(tensor)
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer's averages and the number of skipped steps."""

@@ -27,6 +27,8 @@ COMPARED = 3
 """Replayed updates that are compared with eager ones."""
 TIMED = 20
 """Updates of either kind that are timed, where the faster one is wanted."""
+FAR = 10**6
+"""Updates by which the learner's count is moved, to see whether an update depends on it."""
 MOST_FORMS = 4
 """Forms of batches that are recorded; each takes memory of its own."""
 
@@ -91,7 +93,6 @@ class Graphed:
         self, learner: Learner, recorder: Recorder, batch_size: int, *, only_if_faster: bool = False
     ) -> None:
         self._learner, self._recorder, self._batch_size = learner, recorder, batch_size
-        self._only_if_faster = only_if_faster
         self._timed = TIMED if only_if_faster else 0
         self._graphs: dict[Hashable, _Graph] = {}
         self._too_many = False
@@ -104,28 +105,37 @@ class Graphed:
     def reset(self) -> None:
         """Forget the graphs: they hold the addresses of the optimizer's former averages."""
         self._graphs.clear()
+        self._too_many = False
+        self._recorder.forget()
 
     def __call__(self, batch: Any) -> Update:
         """Make one update."""
         fixed = without_host_rows(batch)
         graph, rows = self._graph_of(fixed)
-        if graph is None or graph.refused or (rows != self._batch_size and graph.replay is None):
+        if graph is None or rows is None or (rows != self._batch_size and graph.replay is None):
             return self._learner.run_update(batch)
-        if graph.warm_ups < WARM_UP + self._timed:
-            graph.warm_ups += 1
-            return self._warm_up(graph, batch)
-        if graph.replay is None and not self._record(graph, fixed):
-            return self._learner.run_update(batch)
-        assert graph.static is not None and rows is not None
+        if len(graph.eager_ms) < self._timed:
+            return self._timed_run(graph, batch)
+        if graph.static is None:
+            graph.static = StaticBatch(fixed, self._batch_size)
         graph.static.fill(fixed, rows)
-        update = self._compare(graph) if graph.compared < COMPARED else self._replay(graph)
+        update = self._update(graph, graph.static)
         return update._replace(priorities=update.priorities[:rows])
+
+    def _update(self, graph: _Graph, static: StaticBatch) -> Update:
+        """Make an update of the batch in the graph's memory."""
+        if graph.warm_ups < WARM_UP:
+            graph.warm_ups += 1
+            return self._recorder.warm_up(lambda: self._learner.run_update(static.batch))
+        if graph.replay is None and not self._record(graph, static):
+            return self._learner.run_update(static.batch)
+        return self._compare(graph, static) if graph.compared < COMPARED else self._replay(graph)
 
     def _graph_of(self, batch: Any) -> tuple[_Graph | None, int | None]:
         """The graph of a batch's form, with the batch's items; None: the form stays eager."""
         form = form_of(batch)
-        graph = self._graphs.get(form.structure)
-        if graph is None and form.rows == self._batch_size:
+        graph, rows = self._graphs.get(form.structure), form.rows
+        if graph is None and rows == self._batch_size:
             if len(self._graphs) < MOST_FORMS:
                 graph = self._graphs[form.structure] = _Graph()
                 if len(self._graphs) > 1:
@@ -135,22 +145,20 @@ class Graphed:
                 log.warning(
                     "execution: eager for further forms of batches: %d are recorded", MOST_FORMS
                 )
-        rows = form.rows
+        if graph is None or graph.refused:
+            return None, rows
         short = rows is not None and 0 < rows < self._batch_size and self._learner.weighs_items
         return (graph if rows == self._batch_size or short else None), rows
 
-    def _warm_up(self, graph: _Graph, batch: Any) -> Update:
+    def _timed_run(self, graph: _Graph, batch: Any) -> Update:
         began = self._recorder.now()
-        update = self._recorder.warm_up(lambda: self._learner.run_update(batch))
-        if self._timed and graph.warm_ups > WARM_UP:
-            graph.eager_ms.append((began, self._recorder.now()))
+        update = self._learner.run_update(batch)
+        graph.eager_ms.append((began, self._recorder.now()))
         return update
 
-    def _record(self, graph: _Graph, batch: Any) -> bool:
-        """Record an update of the form; returns False if that is refused."""
+    def _record(self, graph: _Graph, static: StaticBatch) -> bool:
+        """Record an update; returns False if that is refused."""
         learner = self._learner
-        static = StaticBatch(batch, self._batch_size)
-        static.fill(batch, self._batch_size)
         state, values = LearnerState(learner), host_values(learner)
         try:
             graph.replay, graph.result = self._recorder.record(
@@ -162,29 +170,38 @@ class Graphed:
             return self._refuse(graph, f"the update cannot be recorded: {error}")
         finally:
             state.restore()
-        graph.static = static
         changed = changed_value(values, host_values(learner))
         return self._refuse(graph, changed) if changed else True
 
-    def _compare(self, graph: _Graph) -> Update:
+    def _compare(self, graph: _Graph, static: StaticBatch) -> Update:
         """Replay the update and run it from the same state; compare, and keep the second."""
-        assert graph.replay is not None and graph.result is not None and graph.static is not None
+        assert graph.replay is not None and graph.result is not None
         learner = self._learner
         before = LearnerState(learner)
         graph.replay()
         replayed = copied(graph.result), LearnerState(learner)
         before.restore()
-        update = learner.run_update(graph.static.batch)
+        differs = None
+        if graph.compared == 0:  # a schedule by the number of updates, however slow, shows here
+            learner.updates += FAR
+            differs = self._difference(static, replayed, before)
+            learner.updates -= FAR
+            before.restore()
+        update = learner.run_update(static.batch)
         run = update, LearnerState(learner)
-        differs = difference(replayed, run, before, self._recorder.tolerance)
+        differs = differs or difference(replayed, run, before, self._recorder.tolerance)
         graph.compared += 1
         if differs:
-            self._refuse(
-                graph, f"a replayed update is not the same as one that Python runs: {differs}"
-            )
+            self._refuse(graph, f"a replay differs from the update that Python runs: {differs}")
         elif graph.compared == COMPARED and not self._timed:
             log.info("execution: updates are replayed as a graph")
         return update
+
+    def _difference(
+        self, static: StaticBatch, replayed: tuple[Update, LearnerState], before: LearnerState
+    ) -> str | None:
+        run = self._learner.run_update(static.batch), LearnerState(self._learner)
+        return difference(replayed, run, before, self._recorder.tolerance)
 
     def _replay(self, graph: _Graph) -> Update:
         assert graph.replay is not None and graph.result is not None
@@ -194,9 +211,10 @@ class Graphed:
         began = self._recorder.now()
         graph.replay()
         graph.replay_ms.append((began, self._recorder.now()))
+        result = graph.result
         if len(graph.replay_ms) == self._timed:
             self._choose(graph)
-        return graph.result
+        return result
 
     def _choose(self, graph: _Graph) -> None:
         """Stay with the graph only if it is faster."""
@@ -213,5 +231,5 @@ class Graphed:
     def _refuse(self, graph: _Graph, reason: str) -> bool:
         """Stay eager for a form of batch; returns False."""
         log.warning("execution: eager: %s", reason)
-        graph.refused, graph.replay, graph.static = True, None, None
+        graph.refused, graph.replay, graph.result, graph.static = True, None, None, None
         return False

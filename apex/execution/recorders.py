@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -22,10 +23,10 @@ class Recorder(Protocol):
     """Largest relative difference between a replay and the function itself that is rounding."""
 
     def warm_up(self, function: Callable[[], T]) -> T:
-        """Run a function that is going to be recorded, as `record` needs it to have run."""
+        """Run a function as it has to run some times before it is recorded."""
 
     def record(self, function: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """Record a function.
+        """Record a function, which may run once more than it is recorded.
 
         Returns:
             What replays it, and its result, whose tensors each replay overwrites.
@@ -33,6 +34,9 @@ class Recorder(Protocol):
         Raises:
             RuntimeError: it waits for the device, or does what cannot be recorded.
         """
+
+    def forget(self) -> None:
+        """Forget all recordings."""
 
     def now(self) -> Moment:
         """The present moment in the device's work."""
@@ -61,7 +65,7 @@ def capture(
     Raises:
         RuntimeError: the function waits for the device, or does what a graph cannot.
     """
-    graph = torch.cuda.CUDAGraph()
+    graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(stream.device)
     try:
         # "thread_local": what other threads do with CUDA meanwhile does not end the capture.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
@@ -70,6 +74,9 @@ def capture(
         _leave_capture(stream)
         # The error that ended the capture is the context of the one that its end raised.
         raise RuntimeError(str(error.__context__ or error).partition("\n")[0]) from error
+    finally:  # a failed capture leaves its stream the current one
+        torch.cuda.set_stream(current)
+        current.wait_stream(stream)
     return graph.replay, result
 
 
@@ -77,10 +84,28 @@ def _leave_capture(stream: torch.cuda.Stream) -> None:
     """Make the default generator usable after a failed capture.
 
     In some versions of torch it goes on refusing to draw outside of a capture ("Offset increment
-    outside graph capture") until a later capture has succeeded.
+    outside graph capture") until a later capture has succeeded. In others no capture succeeds.
     """
-    with torch.cuda.graph(torch.cuda.CUDAGraph(), stream=stream, capture_error_mode="thread_local"):
+    graph = torch.cuda.CUDAGraph()
+    with (
+        suppress(RuntimeError),
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+    ):
         torch.zeros((), device=stream.device)
+
+
+@contextmanager
+def _no_waits() -> Iterator[None]:
+    """Raise `RuntimeError` where the host waits for the device.
+
+    A capture would fail there, after which some versions of torch free no more memory.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class CudaGraphs:
@@ -95,6 +120,8 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._replays: list[Callable[[], None]] = []
+        """All graphs: without one that is alive their memory could not be shared any more."""
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, function: Callable[[], T]) -> T:
@@ -107,8 +134,17 @@ class CudaGraphs:
         return result
 
     def record(self, function: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """Capture a function as a CUDA graph."""
-        return capture(function, self._stream, self._pool)
+        """Run a function once to see that it does not wait, then capture it as a CUDA graph."""
+        with _no_waits():
+            self.warm_up(function)
+        replay, result = capture(function, self._stream, self._pool)
+        self._replays.append(replay)
+        return replay, result
+
+    def forget(self) -> None:
+        """Free the graphs that are not used elsewhere; further ones share other memory."""
+        self._replays.clear()
+        self._pool = torch.cuda.graph_pool_handle()
 
     def now(self) -> CudaMoment:
         """An event on the current stream."""

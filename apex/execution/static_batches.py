@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -19,16 +20,32 @@ class Form(NamedTuple):
     """What two batches have in common that one graph can take."""
 
     structure: Hashable
-    """Nesting, names, dtypes, shapes without the first dimension, and values that no tensor has."""
+    """Nesting, names, dtypes, shapes without the first dimension, values that no tensor has, and
+    which tensors overlap in memory."""
     rows: int | None
     """Size of the first dimension of every tensor; None: they differ."""
 
 
 def form_of(batch: Any) -> Form:
     """The form of a nested batch (`map_tensors`)."""
-    sizes = {tensor.shape[0] if tensor.ndim else -1 for tensor in tensors_of(batch)}
+    tensors = tensors_of(batch)
+    sizes = {tensor.shape[0] if tensor.ndim else -1 for tensor in tensors}
     rows = sizes.pop() if len(sizes) == 1 else -1
-    return Form(_structure(batch, 1 if rows >= 0 else 0), rows if rows >= 0 else None)
+    structure = _structure(batch, 1 if rows >= 0 else 0), _overlaps(tensors)
+    return Form(structure, rows if rows >= 0 else None)
+
+
+def _overlaps(tensors: list[Tensor]) -> Hashable:
+    """Tensors that share bytes with another one, with their places relative to the first."""
+    found = []
+    for members in _by_storage(tensors).values():
+        ranges = sorted((_first_byte(tensors[k]), _range(tensors[k])[1], k) for k in members)
+        if any(begin < end for (_, end, _), (begin, _, _) in pairwise(ranges)):
+            first = min(_first_byte(tensors[k]) for k in members)
+            found.append(
+                tuple((k, _first_byte(tensors[k]) - first, tensors[k].stride()) for k in members)
+            )
+    return tuple(found)
 
 
 def _structure(part: Any, first: int) -> Hashable:
@@ -97,8 +114,11 @@ class StaticBatch:
         for memory, span in self._spans:
             for member in span.members:
                 places[member] = _view(memory, tensors[member], span.begin)
-        self._tensors = [places.get(k, torch.empty_like(t)) for k, t in enumerate(tensors)]
+        self._tensors = [
+            places[k] if k in places else torch.empty_like(t) for k, t in enumerate(tensors)
+        ]
         self._weights = torch.ones(rows, device=tensors[0].device)
+        self._weighted = rows
         remaining = iter(self._tensors)
         whole = map_tensors(example, lambda _: next(remaining))
         self.batch = Padded(whole, self._weights)
@@ -115,8 +135,10 @@ class StaticBatch:
             for own, tensor in zip(self._tensors, tensors):
                 own[:rows].copy_(tensor, non_blocking=True)
                 own[rows:].copy_(tensor[:1].expand_as(own[rows:]), non_blocking=True)
-        self._weights.fill_(1.0)
-        self._weights[rows:].fill_(0.0)
+        if rows != self._weighted:
+            self._weights.fill_(1.0)
+            self._weights[rows:].fill_(0.0)
+            self._weighted = rows
 
 
 def _layout(tensors: list[Tensor]) -> tuple[Hashable, list[_Span]]:
@@ -125,12 +147,8 @@ def _layout(tensors: list[Tensor]) -> tuple[Hashable, list[_Span]]:
     A tensor without elements is in no span. Tensors that leave more than half of their storage's
     span unused have a span each.
     """
-    by_storage: dict[int, list[int]] = {}
-    for k, tensor in enumerate(tensors):
-        if tensor.numel():
-            by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(k)
     spans: list[_Span] = []
-    for members in by_storage.values():
+    for members in _by_storage(tensors).values():
         ranges = [_range(tensors[k]) for k in members]
         whole = _Span(min(b for b, _ in ranges), max(e for _, e in ranges), tuple(members))
         if 2 * sum(tensors[k].nbytes for k in members) >= whole.end - whole.begin:
@@ -143,6 +161,15 @@ def _layout(tensors: list[Tensor]) -> tuple[Hashable, list[_Span]]:
         for k in span.members
     )
     return (places, tuple(span.members for span in spans)), spans
+
+
+def _by_storage(tensors: list[Tensor]) -> dict[int, list[int]]:
+    """Positions of the tensors that have elements, by the address of their storage."""
+    found: dict[int, list[int]] = {}
+    for k, tensor in enumerate(tensors):
+        if tensor.numel():
+            found.setdefault(tensor.untyped_storage().data_ptr(), []).append(k)
+    return found
 
 
 def _range(tensor: Tensor) -> tuple[int, int]:

@@ -17,10 +17,12 @@ from apex.acting.agent import LocalDecider
 from apex.acting.decisions import Decision, Inputs
 from apex.acting.loop import ActingLoop
 from apex.algos.agent_factory import make_agent
+from apex.algos.policy import Policy
 from apex.algos.registry import algorithm_class, make_algorithm
 from apex.daemons.actor.daemon import ActorDaemon
 from apex.daemons.actor.local_inference import LocalInference
 from apex.daemons.evaluator.daemon import EvaluatorDaemon
+from apex.daemons.inference.batched_policy import batched
 from apex.daemons.inference.client import ActClient
 from apex.daemons.inference.endpoint import ActEndpoint
 from apex.daemons.learner.parameter_versions import Publication
@@ -76,7 +78,7 @@ class LargeRewards(gym.Env):
         return np.zeros((4, 4, 3), np.uint8)
 
 
-class Recorder:
+class Recorder(Policy):
     """A policy that records its inputs, acts greedily, and keeps its first parameters."""
 
     def __init__(self, policy: Any) -> None:
@@ -167,7 +169,8 @@ def in_inference_server(run: RunDirectory) -> list[Inputs]:
             acts.receive()
             client.poll()
             if acts.waiting_envs:
-                acts.decide(recorder, 1)
+                acts.begin(batched(recorder, ENVS), 1)
+                acts.finish()
 
         wait_until(lambda: client.client.ready, turn=turn)
         environments = make_environments(config.env, ENVS)

@@ -74,6 +74,9 @@ class Tape:
 
         return replay, result
 
+    def forget(self) -> None:
+        """Nothing is kept."""
+
     def now(self) -> HostMoment:
         """The present."""
         return HostMoment()

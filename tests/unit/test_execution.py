@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from apex.acting.exploration import Progress
-from apex.algos.base import Algorithm, Learner
+from apex.algos.base import Algorithm, Learner, Update
 from apex.algos.batches import (
     PackedSequences,
     PackedTransitions,
@@ -20,9 +20,25 @@ from apex.algos.batches import (
     expanded,
     map_tensors,
 )
+from apex.algos.loss_learner import LossLearner
 from apex.api import R2D2, ApexDPG, ApexDQN, Impala
 from apex.envs.spec import ActionBounds, EnvSpec
-from apex.execution.execution import COMPARED, WARM_UP, Eager, Execution, Graphed
+from apex.execution.comparison import (
+    LearnerState,
+    changed_value,
+    copied,
+    difference,
+    equal,
+    host_values,
+)
+from apex.execution.execution import (
+    COMPARED,
+    MOST_FORMS,
+    WARM_UP,
+    Eager,
+    Execution,
+    Graphed,
+)
 from examples.munchausen import Munchausen
 from tests.support.batches import batch_of, random_sequences, random_transitions
 from tests.support.tape import Tape
@@ -73,7 +89,7 @@ def learner_of(algorithm: Algorithm) -> Learner:
 
 
 def states_of(learner: Learner) -> list[torch.Tensor]:
-    return [tensor.detach().clone() for tensor in learner.state_tensors()]
+    return [t.detach().clone() for tensors in learner.state_tensors().values() for t in tensors]
 
 
 def train(
@@ -172,8 +188,8 @@ class Reading(ApexDQN):
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        (Counting, "an update changes Counting.count in Python, from 3 to 4"),
-        (Alternating, "not the same as one that Python runs: the priorities differ"),
+        (Counting, "an update changes LossLearner._algorithm.count in Python, from 3 to 4"),
+        (Alternating, "a replay differs from the update that Python runs: the priorities"),
         (Reading, "the update cannot be recorded: operation not permitted"),
     ],
 )
@@ -200,8 +216,9 @@ def test_update_with_python_state_stays_eager_and_the_log_says_why(
         assert found == expected
 
 
-def test_short_batch_is_padded_with_items_of_no_weight() -> None:
-    algorithm, tape = algorithm_of("apex_dqn, rmsprop"), Tape(tolerance=1e-5)
+@pytest.mark.parametrize("name", CASES)
+def test_short_batch_is_padded_with_items_of_no_weight(name: str) -> None:
+    algorithm, tape = algorithm_of(name), Tape(tolerance=1e-5)
     batches = [batch_for(algorithm, seed) for seed in range(WARM_UP + COMPARED + 2)]
     short = map_tensors(batch_for(algorithm, 99), lambda tensor: tensor[:5].clone())
     graphed, eager = learner_of(algorithm), learner_of(algorithm)
@@ -213,6 +230,131 @@ def test_short_batch_is_padded_with_items_of_no_weight() -> None:
         assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
     for tensor, other in zip(states_of(graphed), states_of(eager)):
         assert torch.allclose(tensor, other, rtol=1e-4, atol=1e-6)
+
+
+class Annealed(LossLearner):
+    """Scales its loss by a Python number that hardly changes from one update to the next."""
+
+    def update(self, batch: Any) -> Update:
+        self._optimization.step(batch.n_step_return.mean() * self.network.value[0].weight.sum())
+        loss = self._algorithm.loss(batch, self.network, self.target)
+        return Update(loss.priority * (1.0 + self.updates / 1e7), {})
+
+
+def test_update_that_reads_the_number_of_updates_stays_eager(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    algorithm, tape = algorithm_of("apex_dqn, rmsprop"), Tape(tolerance=1e-2)
+    learner = Annealed(algorithm, CPU)
+    execution = Graphed(learner, tape, SIZE)
+    with caplog.at_level(logging.INFO, "apex.learner"):
+        train(learner, execution, [batch_for(algorithm, seed) for seed in range(10)])
+    assert not execution.replays and learner.updates == 10
+    assert "a replay differs from the update that Python runs: the priorities" in caplog.text
+
+
+def test_only_so_many_forms_are_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    algorithm, tape = algorithm_of("apex_dqn, rmsprop"), Tape()
+    learner = learner_of(algorithm)
+    execution = Graphed(learner, tape, SIZE)
+    batch = batch_for(algorithm, 0)
+    for extra in range(MOST_FORMS + 2):
+        extras = {f"extra {extra}": torch.ones(SIZE)}
+        train(learner, execution, [batch._replace(extras=extras)] * (WARM_UP + COMPARED + 1))
+    assert tape.recorded == MOST_FORMS
+    assert caplog.text.count("eager for further forms of batches: 4 are recorded") == 1
+
+
+def compared(
+    change: Callable[[Update, LearnerState], Update], tolerance: float = 1e-2
+) -> str | None:
+    """What `difference` says after a change of the replayed results, in place or not."""
+    algorithm = algorithm_of("apex_dqn, images, adam")
+    learner = learner_of(algorithm)
+    learner.network.register_buffer("mask", torch.tensor([True, False]))
+    batch = batch_for(algorithm, 0)
+    learner.learn(batch, Progress(0, 0))  # the optimizer has its averages
+    before = LearnerState(learner)
+    results = []
+    for _ in range(2):
+        before.restore()
+        results.append((learner.run_update(batch), LearnerState(learner)))
+    replayed, run = results
+    replayed = (change(copied(replayed[0]), replayed[1]), replayed[1])
+    return difference(replayed, run, before, tolerance)
+
+
+def _with_metric(update: Update, value: float) -> Update:
+    return update._replace(metrics={**update.metrics, "loss": torch.tensor(value)})
+
+
+def _set(tensors: list[torch.Tensor], value: float) -> None:
+    for tensor in tensors:
+        tensor.fill_(value)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-2])
+def test_equal_updates_do_not_differ(tolerance: float) -> None:
+    assert compared(lambda update, state: update, tolerance) is None
+
+
+def test_each_kind_of_result_is_compared() -> None:
+    def frozen(update: Update, state: LearnerState) -> Update:
+        """As a replay that changes no parameter: the optimizer's averages are right."""
+        learner = learner_of(algorithm_of("apex_dqn, images, adam"))
+        learner.learn(batch_for(algorithm_of("apex_dqn, images, adam"), 0), Progress(0, 0))
+        state.copies["parameters"] = LearnerState(learner).copies["parameters"]
+        return update
+
+    def averages(update: Update, state: LearnerState) -> Update:
+        _set(state.copies["optimizer's exp_avg_sq"], 1.0)
+        return update
+
+    def step(update: Update, state: LearnerState) -> Update:
+        _set(state.copies["optimizer's step"], 7.0)
+        return update
+
+    assert compared(lambda update, state: _with_metric(update, 99.0)) == "the metric 'loss'"
+    assert compared(frozen) == "the parameters"
+    assert compared(averages) == "the optimizer's exp_avg_sq"
+    assert compared(step) == "the optimizer's step"
+    nan = torch.full((SIZE,), torch.nan)
+    assert compared(lambda update, state: update._replace(priorities=nan)) == "the priorities"
+
+
+def test_numbers_that_are_not_finite_are_equal_at_the_same_places_only() -> None:
+    one = torch.tensor([1.0, torch.nan, torch.inf])
+    assert equal(one, one.clone(), 0.0) and equal(one, one.clone(), 1e-2)
+    assert not equal(torch.tensor([torch.nan, 1.0, torch.inf]), one, 1e-2)
+    assert not equal(torch.tensor([2.0, torch.nan, torch.inf]), one, 1e-2)
+    assert equal(torch.tensor([1.005, torch.nan, torch.inf]), one, 1e-2)
+
+
+class Nested:
+    """A user's helper object that counts."""
+
+    def __init__(self) -> None:
+        self.calls = {"made": 0}
+
+
+class Helped(ApexDQN):
+    """Counts in a dictionary of an object of its own."""
+
+    def td_error(self, batch: Any, online: Any, target: Any) -> Any:
+        self.helper.calls["made"] += 1
+        return super().td_error(batch, online, target)
+
+
+def test_python_values_are_found_in_objects_within_objects() -> None:
+    algorithm = Helped(ApexDQN.Config(stream_hidden=(8,)), VECTORS)
+    algorithm.helper = Nested()
+    learner = algorithm.learner(CPU)
+    before = host_values(learner)
+    learner.learn(batch_for(algorithm, 0), Progress(0, 0))
+    assert changed_value(before, host_values(learner)) == (
+        "an update changes LossLearner._algorithm.helper.calls in Python, from \"{'made': 0}\" to "
+        "\"{'made': 1}\""
+    )
 
 
 def test_batch_of_another_form_runs_eagerly_until_it_is_recorded_itself() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import nn
@@ -24,6 +26,24 @@ def test_float64_priorities_are_copied_too() -> None:
     copy = HostCopies(torch.device("cpu"), unread=1).copy(priorities)
     priorities.fill_(3.0)
     assert copy.read().tolist() == [1.0]
+
+
+def test_memory_of_copies_is_used_in_turn_and_grows_with_the_batch() -> None:
+    made: list[torch.Tensor] = []
+
+    def allocate(shape: Sequence[int]) -> torch.Tensor:
+        made.append(torch.empty(tuple(shape), dtype=torch.float64))
+        return made[-1]
+
+    copies, seen = HostCopies(torch.device("cpu"), unread=2, allocate=allocate), []
+    for number in range(6):
+        dtype = torch.bfloat16 if number % 2 else torch.float32  # NumPy has no bfloat16
+        seen.append(copies.copy(torch.full((3,), float(number), dtype=dtype)))
+        if number:
+            assert seen[number - 1].read().tolist() == [number - 1.0] * 3
+    assert len(made) == 2
+    assert copies.copy(torch.ones(5)).read().tolist() == [1.0] * 5
+    assert [memory.shape[0] for memory in made] == [3, 3, 5]
 
 
 def test_numbers_of_metrics_are_read_at_once() -> None:

@@ -35,7 +35,7 @@ def addresses(batch: object) -> list[int]:
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_filled_batch_has_the_values_of_the_other_at_its_own_addresses(apart: bool) -> None:
-    static = StaticBatch(transitions(0), rows=2)
+    static = StaticBatch(transitions(0, apart=apart), rows=2)
     before = addresses(static.batch)
     static.fill(transitions(20, apart=apart), rows=2)
     batch, weights = static.batch
@@ -49,6 +49,14 @@ def test_filled_batch_has_the_values_of_the_other_at_its_own_addresses(apart: bo
 def test_overlapping_stacks_are_one_piece_of_memory() -> None:
     batch = StaticBatch(transitions(0), rows=2).batch.batch
     assert batch.next_observation.data_ptr() == batch.observation.data_ptr() + 3
+
+
+def test_batches_with_and_without_overlapping_stacks_have_different_forms() -> None:
+    """A stack that is not a view may differ from the frames that it would overlap with."""
+    views, copies = form_of(transitions(0)), form_of(transitions(0, apart=True))
+    assert views.structure != copies.structure
+    assert form_of(transitions(9, size=5)).structure == views.structure
+    assert form_of(transitions(9, size=5, apart=True)).structure == copies.structure
 
 
 def test_short_batch_repeats_its_first_item_with_weight_0() -> None:

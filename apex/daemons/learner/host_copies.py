@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -23,8 +23,8 @@ class HostCopy:
 
     Args:
         tensor: on any device. It may be overwritten by later work on the device.
-        memory: pinned memory of the same shape and dtype; None on a CPU, where the tensor is
-            copied at once.
+        memory: pinned memory of the same shape, float64; None on a CPU, where the tensor is copied
+            at once.
     """
 
     def __init__(self, tensor: Tensor, memory: Tensor | None = None) -> None:
@@ -35,16 +35,22 @@ class HostCopy:
                 self._tensor = tensor.clone()
             return
         self._tensor = memory
-        memory.copy_(tensor, non_blocking=True)
-        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._event.record()
+        memory.copy_(tensor.double(), non_blocking=True)
+        if tensor.device.type == "cuda":
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
 
     def read(self) -> npt.NDArray[np.float64]:
         """Return the values; blocks until the copy is complete."""
         if self._event is not None:
             self._event.synchronize()
-        values: npt.NDArray[np.float64] = self._tensor.numpy().astype(np.float64)
+        values: npt.NDArray[np.float64] = self._tensor.numpy().copy()
         return values
+
+
+def pinned(shape: Sequence[int]) -> Tensor:
+    """Pinned memory for float64 numbers."""
+    return torch.empty(tuple(shape), dtype=torch.float64, pin_memory=True)
 
 
 class HostCopies:
@@ -53,31 +59,37 @@ class HostCopies:
     Args:
         device: of the results.
         unread: most copies that are not read at a time.
+        allocate: makes the ring's memory, float64; by default there is none on a CPU.
     """
 
-    def __init__(self, device: torch.device, unread: int) -> None:
-        self._pinned = device.type == "cuda"
+    def __init__(
+        self,
+        device: torch.device,
+        unread: int,
+        allocate: Callable[[Sequence[int]], Tensor] = pinned,
+    ) -> None:
+        self._direct, self._allocate = device.type != "cuda" and allocate is pinned, allocate
         self._ring: list[Tensor | None] = [None] * unread
         self._next = 0
 
     def copy(self, tensor: Tensor) -> HostCopy:
         """Begin to copy a tensor. The copy must be read before `unread` further ones begin."""
-        if not self._pinned:
+        if self._direct:
             return HostCopy(tensor)
         place, self._next = self._next, (self._next + 1) % len(self._ring)
         memory = self._ring[place]
-        if memory is None or memory.shape != tensor.shape or memory.dtype != tensor.dtype:
-            memory = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-            self._ring[place] = memory
+        if memory is None or memory.shape != tensor.shape:
+            memory = self._ring[place] = self._allocate(tensor.shape)
         return HostCopy(tensor, memory)
 
 
 def read_numbers(values: Mapping[str, Tensor]) -> dict[str, float]:
-    """0-dimensional tensors as numbers, by one copy; waits for the device."""
-    if not values:
-        return {}
-    numbers = torch.stack([value.double() for value in values.values()]).tolist()
-    return dict(zip(values, numbers))
+    """0-dimensional tensors as numbers, by one copy from each device; waits for them."""
+    found: dict[str, float] = {}
+    for device in {value.device for value in values.values()}:
+        here = {name: value.double() for name, value in values.items() if value.device == device}
+        found.update(zip(here, torch.stack(list(here.values())).tolist()))
+    return {name: found[name] for name in values}
 
 
 class ParameterEncoder:
@@ -114,9 +126,9 @@ class ParameterEncoder:
         return self._thread.submit(self._encode, copy, event)
 
     def _encode(self, copy: dict[str, Tensor], event: Any) -> bytes:
-        if event is not None:
-            event.synchronize()
         try:
+            if event is not None:
+                event.synchronize()
             return parameters.encode_tensors(copy)
         finally:
             self._free.put(copy)

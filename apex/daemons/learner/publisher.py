@@ -101,6 +101,9 @@ class Publisher:
         """Publish as soon as the parameters are encoded. One thread encodes them, in order."""
 
         def put(encoded: Future[bytes]) -> None:
+            if (error := encoded.exception()) is not None:
+                log.error("cannot encode parameters, training continues: %s", error)
+                return
             data = encoded.result()
             crc32 = zlib_ng.crc32(data)
             self._board.put(
