@@ -20,7 +20,9 @@ import torch
 
 from apex.acting.decisions import Inputs
 from apex.acting.exploration import Progress
+from apex.algos.apex_dqn import ApexDQN
 from apex.algos.base import Algorithm, Learner
+from apex.algos.batches import map_tensors
 from apex.daemons.learner.device_batches import transfer_to
 from apex.daemons.learner.host_copies import HostCopies, ParameterEncoder
 from apex.errors import DeviceMemoryError
@@ -125,6 +127,53 @@ def graph_beside_eager(preset: str, size: int) -> Callable[[], dict[str, Any]]:
         }
 
     return run
+
+
+class Waiting(ApexDQN):
+    """Waits for the device in each update."""
+
+    def td_error(self, batch: Any, online: Any, target: Any) -> Any:
+        errors, metrics = super().td_error(batch, online, target)
+        return errors * (1.0 + 0.0 * errors.sum().item()), metrics
+
+
+def update_that_waits() -> dict[str, Any]:
+    """An update that cannot be recorded runs eagerly, on the usual stream and in bounded memory."""
+    if not CUDA:
+        return SKIPPED
+    algorithm, batches = played_batches("pong", 64, 4, packed=True)
+    waiting, move = Waiting(algorithm.config, algorithm.spec), transfer_to(DEVICE)
+    learner, used = waiting.learner(DEVICE), []
+    graph = Graphed(learner, CudaGraphs(DEVICE), 64)
+    for _ in range(5):
+        for batch in batches * 5:
+            learner.learn(move(batch), START, graph)
+        torch.cuda.synchronize()
+        used.append(torch.cuda.memory_allocated(DEVICE))
+    usual = torch.cuda.current_stream(DEVICE) == torch.cuda.default_stream(DEVICE)
+    grown = used[-1] - used[1]
+    return {"replayed": graph.replays, "usual_stream": usual, "grown_bytes": grown,
+            "ok": not graph.replays and usual and grown < 1 << 20}  # fmt: skip
+
+
+def recorded_again() -> dict[str, Any]:
+    """After `reset`, as after a rollback, updates are recorded again; a short batch is padded."""
+    if not CUDA:
+        return SKIPPED
+    algorithm, batches = played_batches("pong", 64, 4, packed=True)
+    ours, theirs, move = algorithm.learner(DEVICE), algorithm.learner(DEVICE), transfer_to(DEVICE)
+    graph, errors, replays = Graphed(ours, CudaGraphs(DEVICE), 64), [], []
+    for _ in range(2):
+        state = saved(algorithm, theirs)
+        ours.load_state_dict(state)
+        graph.reset()
+        short = map_tensors(batches[1], lambda tensor: tensor[:40])
+        for batch in map(move, [*batches * 3, short, batches[2]]):
+            found = ours.learn(batch, START, graph).priorities.double().cpu()
+            errors.append(relative(found, theirs.learn(batch, START).priorities.double().cpu()))
+        replays.append(graph.replays)
+    return {"replayed": replays, "priority_errors": [round(max(errors), 6)],
+            "ok": all(replays) and max(errors) < TOLERANCE}  # fmt: skip
 
 
 def checkpoint_round_trip() -> dict[str, Any]:
@@ -267,6 +316,8 @@ CHECKS: tuple[tuple[str, Callable[[], dict[str, Any]]], ...] = (
     ("machine", machine),
     ("dqn pong, 84x84", learner_beside_cpu("pong", 64)),
     ("dqn pong, 84x84, graph", graph_beside_eager("pong", 64)),
+    ("update_that_waits", update_that_waits),
+    ("recorded_again", recorded_again),
     ("transfer_race", transfer_race),
     ("host_copies", host_copies),
     ("checkpoint_round_trip", checkpoint_round_trip),

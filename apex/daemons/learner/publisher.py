@@ -21,7 +21,7 @@ from apex.daemons.periodic import Every
 log = logging.getLogger("apex.learner")
 
 
-class Moment(NamedTuple):
+class TrainingTime(NamedTuple):
     """A moment of training."""
 
     learner_step: int
@@ -33,7 +33,7 @@ class _Unproven(NamedTuple):
     """A publication whose parameters are not proven to be finite yet."""
 
     param_version: int
-    moment: Moment
+    time: TrainingTime
     data: Future[bytes]
 
 
@@ -72,7 +72,7 @@ class Publisher:
         """Whether to publish after an update."""
         return learner_step % self._period == 0 if self._period else self._due.due()
 
-    def publish(self, moment: Moment, *, proven: bool = True) -> None:
+    def publish(self, time: TrainingTime, *, proven: bool = True) -> None:
         """Publish the network's parameters, or keep them until `prove`.
 
         When no version can be reserved on disk, nothing is published and the log says so.
@@ -82,7 +82,7 @@ class Publisher:
         except OSError as error:
             log.error("cannot publish parameters, training continues: %s", error)
             return
-        publication = _Unproven(version, moment, self._encoder.encode())
+        publication = _Unproven(version, time, self._encoder.encode())
         if proven:
             self._put(publication)
         else:
@@ -90,7 +90,7 @@ class Publisher:
 
     def prove(self, learner_step: int) -> None:
         """Publish what was kept from the first `learner_step` updates: a finite loss proves it."""
-        while self._unproven and self._unproven[0].moment.learner_step <= learner_step:
+        while self._unproven and self._unproven[0].time.learner_step <= learner_step:
             self._put(self._unproven.popleft())
 
     def discard_unproven(self) -> None:
@@ -106,8 +106,6 @@ class Publisher:
                 return
             data = encoded.result()
             crc32 = zlib_ng.crc32(data)
-            self._board.put(
-                Publication(publication.param_version, *publication.moment, data, crc32)
-            )
+            self._board.put(Publication(publication.param_version, *publication.time, data, crc32))
 
         publication.data.add_done_callback(put)

@@ -24,7 +24,7 @@ from apex.config.sections import Config
 from apex.daemons.learner.host_copies import HostCopies, HostCopy, read_numbers
 from apex.daemons.learner.parameter_versions import PublicationBoard, VersionCounter
 from apex.daemons.learner.prefetcher import Batch
-from apex.daemons.learner.publisher import Moment, Publisher
+from apex.daemons.learner.publisher import Publisher, TrainingTime
 from apex.daemons.periodic import Every
 from apex.data.chunks import good_priorities
 from apex.errors import ConfigError, DivergedError
@@ -124,7 +124,7 @@ class Trainer:
         self.outcome: str | None = None
         """Why the run has ended; None while it has not."""
         self.metrics: Mapping[str, Any] = {}
-        """Metrics of the last update whose results were read, on the device."""
+        """Metrics of the newest update, on the device."""
         self._figures: dict[str, float] = {}
         self.item_staleness = 0.0
         """Mean over the last batch of the learner steps between an item and its update."""
@@ -223,7 +223,7 @@ class Trainer:
         if not self._process_pending(self._lag):
             return
         if self._publisher.due(self.learner_step):
-            self._publisher.publish(self._moment(), proven=False)
+            self._publisher.publish(self._training_time(), proven=False)
 
     def _process_pending(self, keep: int = 0) -> bool:
         """Process results until `keep` updates are pending; returns False after a rollback."""
@@ -283,10 +283,10 @@ class Trainer:
 
     def publish(self) -> None:
         """Publish the current parameters without proof: new ones, or those of a checkpoint."""
-        self._publisher.publish(self._moment())
+        self._publisher.publish(self._training_time())
 
-    def _moment(self) -> Moment:
-        return Moment(self.learner_step, self._counts.env_steps, self.train_s)
+    def _training_time(self) -> TrainingTime:
+        return TrainingTime(self.learner_step, self._counts.env_steps, self.train_s)
 
     def read_metrics(self) -> dict[str, float]:
         """Read the newest metrics as numbers; on a GPU this waits for it."""
