@@ -287,6 +287,8 @@ def test_100_000_transitions_use_the_memory_that_the_schema_says():
         {"pad_count": np.array([3, 0], dtype=np.int32)},
         {"pad_count": np.array([0], dtype=np.int32)},
         {"frame_lengths": np.array([1, 1, 1, 1], dtype=np.int32)},
+        {"frame_lengths": np.array([-(2**31), 9, 9, 9], dtype=np.int32)},
+        {"frame_lengths": np.array([2**31 - 1, 9, 9, 9], dtype=np.int32)},
         {"blob": b""},
     ],
     ids=lambda change: next(iter(change)),
