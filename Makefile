@@ -92,7 +92,7 @@ bench-peers: $(STAMP) $(PEER_STAMPS)  ## compare apex with its peers (4 GB, 25 m
 # PYTHON is the version of the wheels here, not the interpreter that makes the environment.
 bundle:  ## wheels for a machine without a network: make bundle PYTHON=3.12 (TORCH=1, EXTRAS=, MORE=)
 	@$(MAKE) --no-print-directory PYTHON=python3 setup
-	@$(VENV)/bin/python deploy/bundle.py $(if $(filter 3.%,$(PYTHON)),--python $(PYTHON)) \
+	@$(VENV)/bin/python deploy/bundle.py $(if $(filter command,$(origin PYTHON)),--python '$(PYTHON)') \
 		$(if $(EXTRAS),--extras $(EXTRAS)) $(if $(MORE),--more "$(MORE)") $(if $(TORCH),--torch)
 
 check: $(STAMP)  ## check lint, format, types and import layers

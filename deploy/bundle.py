@@ -27,6 +27,8 @@ ROOT = Path(__file__).resolve().parent.parent
 OWN = "apex-suite"
 SOURCES = ("apex", "bin", "deploy", "LICENSE", "README.md", "pyproject.toml", "setup.cfg")
 """Files and folders that apex's wheel is built from."""
+WHEELS, SCRIPT = "wheels", "install.sh"
+"""What a bundle has."""
 TORCH = "torch"
 NEWEST_GLIBC = 28
 """Wheels for glibc 2.5 to 2.28 are taken; PyTorch's own wheels need 2.28."""
@@ -43,11 +45,14 @@ python=${{PYTHON:-python3}}
 "$python" -c 'import sys; v = "%d.%d" % sys.version_info[:2]; \\
 v == "{python}" or sys.exit("expected Python {python}, got %s: make a bundle for it" % v)'
 {check}if [ -n "${{TARGET:-}}" ]; then
-    "$python" -m pip install --no-index --no-deps --upgrade --disable-pip-version-check \\
-        --target "$TARGET" "$here"/wheels/*.whl
+    "$python" -m pip install --no-index --no-deps --upgrade --force-reinstall \\
+        --disable-pip-version-check --target "$TARGET" "$here"/wheels/*.whl
 else
     "$python" -m pip install --no-index --disable-pip-version-check --find-links "$here/wheels" \\
         {requirements}
+    # An apex that is there is replaced, even one of the same version.
+    "$python" -m pip install --no-index --no-deps --force-reinstall --disable-pip-version-check \\
+        "$here"/wheels/apex_suite-*.whl
 fi
 """
 CHECK_TORCH = """"$python" -c 'import importlib.util, sys; \\
@@ -59,13 +64,15 @@ class Target:
     """The interpreter that the wheels are for.
 
     Args:
-        python: version, such as `3.12`.
+        python: version, such as `3.12` or `python3.12`.
         machine: architecture, such as `x86_64`.
     """
 
     def __init__(self, python: str, machine: str) -> None:
-        if not re.fullmatch(r"3\.\d+", python):
+        version = re.fullmatch(r"(?:python)?(3\.\d+)", python)
+        if version is None:
             sys.exit(f"expected a version of Python such as 3.12, got '{python}'")
+        python = version[1]
         self.python = python
         self.machine = machine
         self._environment: dict[str, str] = {
@@ -159,9 +166,30 @@ def write_install(folder: Path, target: Target, more: list[str], *, torch: bool)
         check="" if torch else CHECK_TORCH,
         requirements=" ".join(f"'{one}'" for one in more),
     )
-    path = folder / "install.sh"
+    path = folder / SCRIPT
     path.write_text(text, encoding="utf-8")
     path.chmod(0o755)
+
+
+def check_out(out: Path) -> None:
+    """End the program if the folder has something that is not a bundle, which would be lost."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        sys.exit(f"expected a folder for the bundle, got the file {out}: choose another --out")
+    names = {path.name for path in out.iterdir()}
+    if names and not {WHEELS, SCRIPT} <= names:
+        sys.exit(
+            f"expected an empty folder or an older bundle, got {out} without {WHEELS}/ and "
+            f"{SCRIPT}: empty it or choose another --out"
+        )
+
+
+def replace(out: Path, made: Path) -> None:
+    """Move the wheels and the script to where they belong; nothing else there changes."""
+    shutil.rmtree(out / WHEELS, ignore_errors=True)
+    (made / WHEELS).rename(out / WHEELS)
+    (made / SCRIPT).replace(out / SCRIPT)
 
 
 def main() -> None:
@@ -176,6 +204,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "bundle", help="default: bundle/")
     given = parser.parse_args()
     target = Target(given.python, given.machine)
+    check_out(given.out)
     own = Requirement(f"{OWN}[{given.extras}]" if given.extras else OWN)
     more = [Requirement(text) for text in given.more.split()]
     pinned = constraints(target)
@@ -185,16 +214,20 @@ def main() -> None:
     if unknown:
         sys.exit(f"not in constraints.txt: {', '.join(unknown)}; expected NAME==VERSION in --more")
     specs = [exact[name] if name in exact else without_marker(pinned[name]) for name in names]
-    shutil.rmtree(given.out, ignore_errors=True)
-    wheels = given.out / "wheels"
-    wheels.mkdir(parents=True)
-    download(wheels, target, specs)
-    if given.torch:
-        download_torch(wheels, target, pinned)
-    build_own(wheels)
-    write_install(given.out, target, [str(own), *map(str, more)], torch=given.torch)
-    size = sum(path.stat().st_size for path in wheels.iterdir())
-    print(f"{given.out}: {len(list(wheels.iterdir()))} wheels, {size / 2**20:.1f} MiB")
+    given.out.mkdir(parents=True, exist_ok=True)
+    # An older bundle stays until all of the new one is there.
+    with tempfile.TemporaryDirectory(prefix="unfinished-", dir=given.out) as temporary:
+        made = Path(temporary)
+        wheels = made / WHEELS
+        wheels.mkdir()
+        download(wheels, target, specs)
+        if given.torch:
+            download_torch(wheels, target, pinned)
+        build_own(wheels)
+        write_install(made, target, [str(own), *map(str, more)], torch=given.torch)
+        replace(given.out, made)
+    sizes = [path.stat().st_size for path in (given.out / WHEELS).iterdir()]
+    print(f"{given.out}: {len(sizes)} wheels, {sum(sizes) / 2**20:.1f} MiB")
     print(f"install them with: PYTHON=python{target.python} bash {given.out.name}/install.sh")
 
 

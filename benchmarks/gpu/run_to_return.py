@@ -33,7 +33,7 @@ from benchmarks.gpu.stage import OUT, WORK, emit, left_s
 
 PRESET, ACTORS = os.environ.get("PRESET", "pong"), os.environ.get("ACTORS", "")
 UNTIL, SEED = os.environ.get("UNTIL", "18"), os.environ.get("SEED", "1")
-WATCH_S, TELL_S = 2.0, 10.0
+WATCH_S, REPORT_S = 2.0, 10.0
 """Seconds between two looks at the run, and between two lines about it."""
 PROFILE_AFTER_S, PROFILE_NEEDS_S = 25.0, 12.0
 """Seconds after the first update at which the daemons are profiled, and what that takes."""
@@ -65,7 +65,7 @@ class Watch:
         self._file = status_file
         self._cpu = CpuWatch()
         self._evaluations = 0
-        self._told = 0.0
+        self._reported = 0.0
         self._profiled = False
         self.first_update: float | None = None
         """`time.time()` when an update was seen first."""
@@ -81,9 +81,9 @@ class Watch:
         if self.first_update is None and learner.get("learner_step", 0) > 0:
             self.first_update = now
             self._emit(event="first update", device=learner.get("device"))
-        if now - self._told > TELL_S:
-            self._told = now
-            self._tell(status, cores)
+        if now - self._reported > REPORT_S:
+            self._reported = now
+            self._report(status, cores)
         self._new_evaluations()
         self._profile_once(now)
 
@@ -96,7 +96,7 @@ class Watch:
     def _emit(self, **values: Any) -> None:
         emit(run=self._name, at_s=round(time.time() - self._began, 1), **values)
 
-    def _tell(self, status: dict[str, Any], cores: dict[str, float]) -> None:
+    def _report(self, status: dict[str, Any], cores: dict[str, float]) -> None:
         learner, whole = status.get("learner") or {}, status.get("run") or {}
         actors = status.get("actors") or ()
         self._emit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 import traceback
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+ROOT = Path(__file__).resolve().parents[2]
 OUT = Path(os.environ.get("OUT", "/tmp/apex-gpu-out"))
 """Folder of the results."""
 WORK = Path(os.environ.get("WORK", "/tmp/apex-gpu"))
@@ -25,10 +27,26 @@ MARGIN_S = 3.0
 BEGAN = time.monotonic()
 
 
+def without_paths(text: str) -> str:
+    """A text that names no folder of this machine, so that results can be kept in the project.
+
+    Paths in the checkout and in installed packages become relative.
+    """
+    home = Path.home()
+    for path, name in (
+        (f"{OUT}", "OUT"),
+        (f"{WORK}", "WORK"),
+        (f"{ROOT}/", ""),
+        (f"{home}/", "~/"),
+    ):
+        text = text if path in ("/", "//") else text.replace(path, name)
+    return re.sub(r"[^\s\"']*/site-packages/", "", text)
+
+
 def emit(**values: Any) -> None:
     """Write one JSON line to the results and to the stage's log."""
     values = {"stage": STAGE, "t": round(time.monotonic() - BEGAN, 2), **values}
-    line = json.dumps(values, default=str)
+    line = without_paths(json.dumps(values, default=str))
     OUT.mkdir(parents=True, exist_ok=True)
     with (OUT / "results.jsonl").open("a", encoding="utf-8") as file:
         file.write(line + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,10 +21,14 @@ from apex.algos.batches import Transitions, map_tensors
 from apex.algos.q_learning import QPolicy
 from apex.algos.registry import make_algorithm
 from apex.algos.transition_batches import MAX_Q, Q_VALUE
+from apex.daemons.learner.device_batches import transfer_to
 from apex.daemons.learner.prefetcher import prepare
 from apex.daemons.replay.client import InsertClient
 from apex.data.chunks import Chunk, Samples
 from apex.envs.registry import make_environments
+from apex.execution.execution import COMPARED, WARM_UP, Execution, Graphed
+from apex.execution.recorders import CudaGraphs
+from apex.execution.settings import use_precision
 from apex.host import process_tuning
 from apex.replay.table.store import Store
 from apex.runs.directory import RunDirectory
@@ -105,6 +110,11 @@ def batch_of(run: RunDirectory, count: int) -> Transitions:
     return batch
 
 
+def packed_batch_of(run: RunDirectory, count: int) -> Any:
+    """A batch as it crosses to a GPU."""
+    return prepare(samples_of(run, count), run.facts().schema, algorithm_of(run).pack).data
+
+
 def hello(run: RunDirectory, role: str, name: str) -> Hello:
     """The hello message of a benchmark client."""
     facts = run.facts()
@@ -177,7 +187,19 @@ def bare_learner(path: Path, batch_size: int) -> tuple[Learner, Transitions]:
 
 
 def bare_updating(path: Path, batch_size: int) -> Step:
-    """Step of the run's update on one batch; counts updates."""
+    """Step of the run's update on one batch, as fast as it can be; counts updates.
+
+    On a GPU the update is replayed as a graph and not waited for: `synchronize` must come last.
+    """
+    run = RunDirectory(path)
+    settings = run.config().learner
+    device = process_tuning.pick_device(settings.device)
+    if device.type == "cuda":
+        process_tuning.set_up(1)
+        learner = algorithm_of(run).learner(device)
+        learner.precision = use_precision(settings.precision, device)
+        batch = transfer_to(device)(packed_batch_of(run, batch_size))
+        return unwaited(learner, batch, Graphed(learner, CudaGraphs(device), batch_size))
     learner, batch = bare_learner(path, batch_size)
 
     def step() -> float:
@@ -185,3 +207,25 @@ def bare_updating(path: Path, batch_size: int) -> Step:
         return 1
 
     return step
+
+
+def unwaited(learner: Learner, batch: Any, execution: Execution) -> Step:
+    """Step that begins an update on a batch, and does not wait for it; counts updates.
+
+    Whatever the execution records, it has recorded before the first step.
+    """
+
+    def step() -> float:
+        learner.learn(batch, START, execution)
+        return 1
+
+    for _ in range(WARM_UP + COMPARED + 1):
+        step()
+    synchronize()
+    return step
+
+
+def synchronize() -> None:
+    """Wait until a GPU that this process uses has done what was begun."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()

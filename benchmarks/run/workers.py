@@ -25,6 +25,8 @@ class Worker:
         kept_to: cores of the process.
         arguments: arguments of `make`.
         daemon: whether it is a daemonic process, which cannot have children.
+        finish: waits for work that steps have only begun, at the end of each measurement; a
+            module-level function.
     """
 
     def __init__(
@@ -33,11 +35,12 @@ class Worker:
         kept_to: Iterable[int],
         *arguments: Any,
         daemon: bool = True,
+        finish: Callable[[], None] | None = None,
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_work, args=(theirs, make, list(kept_to), arguments), daemon=daemon
+            target=_work, args=(theirs, make, list(kept_to), arguments, finish), daemon=daemon
         )
         self._process.start()
         theirs.close()
@@ -96,7 +99,11 @@ def together(workers: Sequence[Measurable], seconds: float) -> list[float]:
 
 
 def _work(
-    pipe: Connection, make: Callable[..., Step], kept_to: list[int], arguments: tuple[Any, ...]
+    pipe: Connection,
+    make: Callable[..., Step],
+    kept_to: list[int],
+    arguments: tuple[Any, ...],
+    finish: Callable[[], None] | None,
 ) -> None:
     cores.start_on(kept_to)
     step = make(*arguments)
@@ -110,4 +117,7 @@ def _work(
         done, began = 0.0, time.monotonic()
         while (elapsed := time.monotonic() - began) < seconds:
             done += step()
+        if finish is not None:
+            finish()
+            elapsed = time.monotonic() - began
         pipe.send((done, elapsed))

@@ -17,7 +17,7 @@ from benchmarks.run.scenarios import params
 from benchmarks.run.workers import Worker
 from tests.support.processes import gone, suite_processes
 from tests.support.waiting import wait_until
-from tests.support.worker_steps import failing, naming_its_process
+from tests.support.worker_steps import beginning, failing, naming_its_process, waiting
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +29,13 @@ def test_worker_runs_on_its_cores_until_closed(tmp_path: Path):
         assert cores == [core] and pid != os.getpid()
         assert worker.measure(0.05) > 0
     assert gone(pid)
+
+
+def test_rate_counts_the_time_until_what_was_begun_is_done():
+    with Worker(beginning, os.sched_getaffinity(0), finish=waiting) as worker:
+        # At most two steps begin within 0.1 s; they are done after 0.55 s or later.
+        assert 0 < worker.measure(0.1) < 2 / 0.55
+        assert 0 < worker.measure(0.1) < 2 / 0.55
 
 
 def test_worker_raises_timeout_when_its_start_fails():

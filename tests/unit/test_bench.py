@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
+from apex.algos.apex_dqn import ApexDQN
+from apex.envs.spec import EnvSpec
 from apex.errors import ApexError
+from apex.execution.execution import Graphed
+from apex.launch.prepare import preset_config
 from benchmarks import provenance
 from benchmarks.peers import scenarios as peers
 from benchmarks.peers.__main__ import pins
@@ -17,8 +23,11 @@ from benchmarks.peers.processes import Peer
 from benchmarks.run import __main__ as command
 from benchmarks.run import plot, scenarios
 from benchmarks.run.figures import figure, in_turn, line
-from benchmarks.run.scenarios import gpu
+from benchmarks.run.pong import NUM_ENVS, unwaited
+from benchmarks.run.scenarios import gpu, suite
+from tests.support.batches import batch_of, random_transitions
 from tests.support.paths import ROOT
+from tests.support.tape import Tape
 
 SCENARIOS = {
     "actor", "actor-random", "learner", "learner-data", "replay", "suite", "params", "scale",
@@ -118,3 +127,27 @@ def test_gpu_scenario_has_the_stages_of_the_measuring_kit() -> None:
     assert gpu.PARTS.keys() == {"learner", "learner-data", "inference", "suite"}
     script = (ROOT / "benchmarks" / "gpu" / "measure.sh").read_text()
     assert all(f"{name}) bench {name} " in script for name in gpu.PARTS)
+
+
+def test_suite_is_measured_with_local_and_with_central_inference(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    measured: list[dict[str, Any]] = []
+    monkeypatch.setattr(suite, "measure", lambda _, **given: measured.append(given) or [])
+    assert [*gpu.suite(tmp_path)] == []
+    assert [one["inference"] for one in measured] == ["local", "central"]
+    assert f"actor.num_envs={NUM_ENVS}" in suite.SETTINGS
+    for one in measured:
+        settings = ["actor.count=0", "actor.num_envs=16", f"actor.inference={one['inference']}"]
+        assert one["actors"] == preset_config("pong", settings).actor.count
+
+
+def test_bare_loop_of_a_gpu_replays_its_update_from_the_first_measured_step_on() -> None:
+    spec = EnvSpec("Test-v0", (3,), "float32", 0, 4)
+    algorithm = ApexDQN(ApexDQN.Config(stream_hidden=(8,)), spec)
+    learner, tape = algorithm.learner(torch.device("cpu")), Tape(tolerance=1e-5)
+    batch = batch_of(random_transitions(algorithm, batch_size=4))
+    step = unwaited(learner, batch, Graphed(learner, tape, 4))
+    before, updates = tape.replayed, learner.updates
+    assert [step(), step()] == [1, 1]
+    assert (tape.replayed - before, learner.updates - updates) == (2, 2)

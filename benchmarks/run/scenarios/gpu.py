@@ -13,6 +13,7 @@ import torch
 from apex.launch.prepare import preset_config
 from benchmarks.run.daemons import pong_run
 from benchmarks.run.figures import Figure
+from benchmarks.run.pong import NUM_ENVS
 from benchmarks.run.scenarios import inference as inference_scenario
 from benchmarks.run.scenarios import learner as learner_scenario
 from benchmarks.run.scenarios import learner_data as learner_data_scenario
@@ -20,9 +21,11 @@ from benchmarks.run.scenarios import suite as suite_scenario
 
 REPETITIONS = 2
 SECONDS = 3.0
-BATCHES = (64, 128, 512)
+BATCHES = (64, 512, 128)
+"""The most valuable first, for a stage that may be cut short."""
 INFERENCE_BATCHES = (1, 32, 256)
 SUITE_BATCH = 64
+INFERENCES: tuple[suite_scenario.Inference, ...] = ("local", "central")
 
 
 def learner(
@@ -52,19 +55,29 @@ def inference(folder: Path) -> Iterator[Figure]:
     if torch.cuda.is_available():
         run = pong_run(folder / "curve", [])
         yield from inference_scenario.curve(run, INFERENCE_BATCHES, REPETITIONS)
-    yield inference_scenario.acting(folder, actors(), 16, REPETITIONS)
+    yield inference_scenario.acting(folder, actors("central"), NUM_ENVS, REPETITIONS)
 
 
 def suite(folder: Path) -> Iterator[Figure]:
-    """Env steps and trained samples per second of a suite with as many actors as fit."""
-    yield from suite_scenario.measure(
-        folder, actors=actors(), batch=SUITE_BATCH, seconds=SECONDS, repetitions=REPETITIONS
-    )
+    """Env steps and trained samples per second of a suite with as many actors as fit.
+
+    First with the policy in each actor, then with central inference.
+    """
+    for inference in INFERENCES:
+        yield from suite_scenario.measure(
+            folder,
+            actors=actors(inference),
+            batch=SUITE_BATCH,
+            seconds=SECONDS,
+            repetitions=REPETITIONS,
+            inference=inference,
+        )
 
 
-def actors() -> int:
-    """Actors that `actor.count = 0` would give the preset `pong` on this machine."""
-    return preset_config("pong", ["actor.count=0"]).actor.count
+def actors(inference: suite_scenario.Inference) -> int:
+    """Actors of `NUM_ENVS` environments that `actor.count = 0` gives `pong` on this machine."""
+    settings = ("actor.count=0", f"actor.num_envs={NUM_ENVS}", f"actor.inference={inference}")
+    return preset_config("pong", settings).actor.count
 
 
 PARTS: dict[str, Callable[[Path], Iterator[Figure]]] = {

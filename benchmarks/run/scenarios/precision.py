@@ -12,19 +12,20 @@ import torch
 from benchmarks.run import cores
 from benchmarks.run.daemons import pong_run
 from benchmarks.run.figures import Figure, figure, in_turn
-from benchmarks.run.pong import START, bare_learner, bare_updating
+from benchmarks.run.pong import START, bare_learner
 from benchmarks.run.workers import Step, Worker
 
 BATCHES = (512,) if torch.cuda.is_available() else (32, 512)
 SECONDS = 5.0
-LIMIT = "the update as the learner makes it"
+LIMIT = "the same update as Python runs it, waiting for each"
+USUAL = "eager"
 MODES = {"compiled": "default", "CUDA graphs": "reduce-overhead"}
 """Mode of `torch.compile` for each variant."""
 WAYS = ("bfloat16", "compiled", *(("float32", "CUDA graphs") if torch.cuda.is_available() else ()))
 
 
 def updating(path: Path, batch_size: int, way: str) -> Step:
-    """Step of a variant of the update on one batch; counts updates."""
+    """Step of a variant of the update on one batch, or of `USUAL`; counts updates."""
     learner: Any
     learner, batch = bare_learner(path, batch_size)
     narrow = torch.autocast(learner.device.type, torch.bfloat16, enabled=way == "bfloat16")
@@ -48,7 +49,7 @@ def measure(folder: Path) -> Sequence[Figure]:
     run = pong_run(folder / "run", [])
     shown = []
     for batch_size in BATCHES:
-        with Worker(bare_updating, cores.TRAINING, run.path, batch_size) as usual:
+        with Worker(updating, cores.TRAINING, run.path, batch_size, USUAL) as usual:
             for way in WAYS:
                 with Worker(updating, cores.TRAINING, run.path, batch_size, way) as other:
                     pairs = in_turn(lambda: other.measure(SECONDS), lambda: usual.measure(SECONDS))
