@@ -94,7 +94,7 @@ stage() {
 without_paths() {
     local home=${HOME:-/}
     [ "$home" = / ] && home=$WORK
-    sed -E -e "s|$OUT|OUT|g; s|$WORK|WORK|g; s|$ROOT/?||g; s|$home|~|g" \
+    sed -E -e "s|$OUT|OUT|g; s|$WORK|WORK|g; s|$ROOT/||g; s|$ROOT|.|g; s|$home|~|g" \
         -e 's|[^ "]*/site-packages/||g'
 }
 
@@ -102,7 +102,7 @@ facts() {
     date -u
     echo "commit $APEX_COMMIT"
     nvidia-smi
-    nproc
+    env -u OMP_NUM_THREADS nproc
     lscpu | grep -E 'Model name|Thread|Core|Socket|NUMA|MHz'
     free -m
     df -h --output=size,avail,target / /dev/shm /tmp

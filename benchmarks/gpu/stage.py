@@ -37,6 +37,7 @@ def without_paths(text: str) -> str:
         (f"{OUT}", "OUT"),
         (f"{WORK}", "WORK"),
         (f"{ROOT}/", ""),
+        (f"{ROOT}", "."),
         (f"{home}/", "~/"),
     ):
         text = text if path in ("/", "//") else text.replace(path, name)
