@@ -13,9 +13,9 @@ from apex.algos.base import Learner, Update
 PLAIN = (bool, int, float, complex, str, type(None))
 CONTAINERS = (list, tuple, dict, set)
 OWN_STATE = ("torch", "numpy", "msgspec")
-"""Packages whose objects have no Python values that an update of a user changes."""
+"""Packages whose objects are skipped: a user's update changes no Python values in them."""
 DEPTH = 3
-"""Objects within objects whose values are looked at."""
+"""Levels of nested objects that are searched."""
 
 
 class LearnerState:
@@ -101,7 +101,7 @@ def equal(found: Tensor, expected: Tensor, tolerance: float) -> bool:
 
 
 def host_values(learner: Learner) -> dict[str, Any]:
-    """The plain Python values of a learner and of what it holds, by the way to them.
+    """The plain Python values of a learner and of what it holds, by path.
 
     An update that changes one of them, such as a counter, cannot be recorded: a replay would go on
     with the value that it had.

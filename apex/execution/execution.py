@@ -143,7 +143,8 @@ class Graphed:
             elif not self._too_many:
                 self._too_many = True
                 log.warning(
-                    "execution: eager for further forms of batches: %d are recorded", MOST_FORMS
+                    "execution: eager for further forms of batches, since %d are recorded",
+                    MOST_FORMS,
                 )
         if graph is None or graph.refused:
             return None, rows

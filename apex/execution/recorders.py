@@ -23,13 +23,13 @@ class Recorder(Protocol):
     """Largest relative difference between a replay and the function itself that is rounding."""
 
     def warm_up(self, function: Callable[[], T]) -> T:
-        """Run a function as it has to run some times before it is recorded."""
+        """Run a function without recording it; needed a few times before `record`."""
 
     def record(self, function: Callable[[], T]) -> tuple[Callable[[], None], T]:
-        """Record a function, which may run once more than it is recorded.
+        """Record one call of a function; it may also be called once beforehand.
 
         Returns:
-            What replays it, and its result, whose tensors each replay overwrites.
+            A function that replays it, and the result, whose tensors each replay overwrites.
 
         Raises:
             RuntimeError: it waits for the device, or does what cannot be recorded.
@@ -60,7 +60,7 @@ def capture(
         pool: memory of graphs of which one runs at a time (`torch.cuda.graph_pool_handle`).
 
     Returns:
-        What replays the graph, and the function's result, whose tensors each replay overwrites.
+        A function that replays the graph, and the result, whose tensors each replay overwrites.
 
     Raises:
         RuntimeError: the function waits for the device, or does what a graph cannot.
@@ -121,7 +121,7 @@ class CudaGraphs:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._replays: list[Callable[[], None]] = []
-        """All graphs: without one that is alive their memory could not be shared any more."""
+        """All graphs, kept alive: the memory pool can be shared only while one of them exists."""
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, function: Callable[[], T]) -> T:

@@ -42,7 +42,7 @@ def check_settings(config: LearnerConfig, device: torch.device) -> None:
 
 
 def use_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """Set how this process multiplies; returns the dtype for autocast, None for none.
+    """Set the precision of this process's matrix products; returns autocast's dtype, if any.
 
     Args:
         precision: `learner.precision`.
@@ -82,7 +82,7 @@ def compile_networks(learner: Learner) -> None:
     """Compile the networks at their first use; what cannot be compiled stays as it is."""
     from torch import _dynamo
 
-    _dynamo.config.suppress_errors = True  # a missing C compiler is a warning, not the end
+    _dynamo.config.suppress_errors = True  # a missing C compiler is a warning, not an error
     for module in learner.compiled_modules():
         module.compile(dynamic=False)
     log.info("execution: the networks are compiled at their first updates, which takes a minute")

@@ -17,7 +17,7 @@ ALIGNMENT = 16
 
 
 class Form(NamedTuple):
-    """What two batches have in common that one graph can take."""
+    """What batches must share to use the same graph."""
 
     structure: Hashable
     """Nesting, names, dtypes, shapes without the first dimension, values that no tensor has, and
@@ -71,7 +71,7 @@ def tensors_of(batch: Any) -> list[Tensor]:
 
 
 def without_host_rows(batch: Any) -> Any:
-    """A batch without `episode_edges`, which differ from batch to batch, unless there are none."""
+    """Set `episode_edges` to None unless empty: they differ from batch to batch."""
     named = isinstance(batch, tuple) and hasattr(batch, "_asdict")
     if not named and not isinstance(batch, dict):
         return batch
@@ -95,7 +95,7 @@ class StaticBatch:
     """A batch at fixed addresses. `fill` copies other batches of its form into it.
 
     Tensors that are views of one storage, such as overlapping frame stacks or all tensors of a
-    batch that was copied to the device at once, are one copy.
+    batch that was copied to the device at once, are copied at once.
 
     Args:
         example: a batch of the form.
@@ -189,7 +189,7 @@ def _padded(size: int) -> int:
 
 
 def _view(memory: Tensor, like: Tensor, begin: int) -> Tensor:
-    """The tensor in `memory` that is where `like` is in its storage from byte `begin` on."""
+    """View of `memory` like `like`; byte `begin` of its storage is byte 0 of `memory`."""
     offset = like.storage_offset() - begin // like.element_size()
     return memory.view(like.dtype).as_strided(like.shape, like.stride(), offset)
 

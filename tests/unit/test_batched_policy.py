@@ -215,7 +215,7 @@ def test_batches_are_computed_without_recordings_after_one_fails(
             assert_same(found, policy.act(Inputs.joined(parts), explored(algorithm, agents)))
     assert stream.refused == 1
     assert [record.getMessage() for record in caplog.records] == [
-        "batches of 2 cannot be a CUDA graph; computing without: operation not permitted"
+        "batches of 2 cannot be a CUDA graph: operation not permitted; computing without graphs"
     ]
 
 

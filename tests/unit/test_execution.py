@@ -262,7 +262,7 @@ def test_only_so_many_forms_are_recorded(caplog: pytest.LogCaptureFixture) -> No
         extras = {f"extra {extra}": torch.ones(SIZE)}
         train(learner, execution, [batch._replace(extras=extras)] * (WARM_UP + COMPARED + 1))
     assert tape.recorded == MOST_FORMS
-    assert caplog.text.count("eager for further forms of batches: 4 are recorded") == 1
+    assert caplog.text.count("eager for further forms of batches, since 4 are recorded") == 1
 
 
 def compared(

@@ -1,4 +1,4 @@
-"""A policy that decides for batches of several agents; on a GPU, two batches are in flight."""
+"""A policy that decides for batches of several agents; on a GPU, up to two at a time."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ class StreamedPolicy:
         self._free: list[Slot] = []
         self._slots = 0
         self._inputs: InputTensors | None = None
-        """The inputs of the batch on the device; its rows beyond are an earlier batch's."""
+        """The batch's inputs on the device; rows beyond the batch hold an earlier one's."""
         self._replays: dict[int, Callable[[], Outputs]] = {}
         self._records = True
         # Not the default generator: a failed capture leaves that one unusable in some versions of
@@ -209,7 +209,8 @@ class StreamedPolicy:
         return slot
 
     def _compute(self, count: int, *, noisy: bool) -> Outputs:
-        """Outputs of at least `count` rows, by the recording of the next larger size."""
+        """Outputs of at least `count` rows, from the recording of the smallest size that holds
+        them."""
         size = next(size for size in self._sizes if size >= count)
         if self._records and size not in self._replays:
             self._record(size, noisy=noisy)
@@ -232,7 +233,9 @@ class StreamedPolicy:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            log.warning("batches of %d cannot be a CUDA graph; computing without: %s", size, error)
+            log.warning(
+                "batches of %d cannot be a CUDA graph: %s; computing without graphs", size, error
+            )
             self._records = False
             self._replays.clear()
 

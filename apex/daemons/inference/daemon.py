@@ -81,7 +81,7 @@ class InferenceDaemon:
         self._refresh_due = Every(REFRESH_S, at_once=True)
         self._batches, self._decided, self._busy = Rate(), Rate(), Rate()
         self._busy_since = 0.0
-        """Time until which `_busy` counts, while a batch is in flight."""
+        """Time up to which `_busy` has been counted; valid while a batch is in flight."""
         self._largest = 0
         """Environments in the largest batch since metrics were last written."""
         self._metrics = MetricsLog(

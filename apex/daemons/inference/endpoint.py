@@ -91,8 +91,8 @@ class ActEndpoint:
 
     A batch begins with its first request. It is decided when it has `inference.max_batch`
     environments, when all actors have sent a request, or after `inference.max_wait_ms`. An actor
-    that hangs therefore delays the others by no more than that. Two batches may be in flight: what
-    an actor asks, or that it is removed, while its request is in flight makes that request void.
+    that hangs therefore delays the others by no more than that. Two batches may be in flight. If
+    an actor begins again or is removed while its request is in flight, the result is dropped.
 
     Args:
         endpoint: the address to bind.
@@ -134,7 +134,7 @@ class ActEndpoint:
         )
         self._members: dict[str, _Member] = {}
         self._waiting: OrderedDict[str, float] = OrderedDict()
-        """Time of each request by actor that is in no batch yet, in the order of arrival."""
+        """Arrival time of each request that is in no batch yet, by actor; oldest first."""
         self._batches: deque[_Batch] = deque()
         """Batches in flight, oldest first."""
         self._deciding: dict[str, _Batch] = {}
@@ -198,7 +198,7 @@ class ActEndpoint:
     def _begin(self, request: Request, act: _CheckedAct, member: _Member | None) -> None:
         hello, message = request.peer.hello, act.message
         if member is not None and member.answer is None:
-            # Without a decision at its last observation the agent cannot cut its episodes there.
+            # An agent cannot cut its episodes at an observation that has no decision.
             self._remove(hello.member)
             member = None
         if member is None:

@@ -57,10 +57,10 @@ class BatchLayout:
 
 
 class DistinctArrays:
-    """The memory of a batch: its tensors, but once what overlapping tensors are views of.
+    """The distinct memory of a batch: overlapping tensors share one array.
 
-    The two observations of a transition, for example, share all but n of their frames. Small views
-    of a large tensor, which together are not larger than it, are arrays of their own.
+    The two observations of a transition, for example, share all but n of their frames. Views
+    that total no more bytes than their storage are arrays of their own.
 
     Args:
         batch: any structure that `map_tensors` accepts, on the CPU.
@@ -94,7 +94,7 @@ class DistinctArrays:
         return tensor
 
     def rebuilt(self, copies: Sequence[Tensor]) -> Any:
-        """The batch, of copies of `arrays`."""
+        """Rebuild the batch from copies of `arrays`."""
         places = iter(self._places)
 
         def view(tensor: Tensor) -> Tensor:

@@ -93,10 +93,10 @@ def _staging_error(error: RuntimeError, nbytes: int) -> ApexError:
     text = str(error).lower()
     if isinstance(error, torch.OutOfMemoryError) or any(part in text for part in OUT_OF_MEMORY):
         return DeviceMemoryError(
-            f"{what} Lower learner.batch_size or learner.decode_threads, or raise the limit of "
+            f"{what}; lower learner.batch_size or learner.decode_threads, or raise the limit of "
             "locked memory"
         )
-    return DeviceError(f"{what} This is not a lack of memory: check the device and its driver")
+    return DeviceError(f"{what}; this is not a lack of memory: check the device and its driver")
 
 
 def pinned(nbytes: int) -> Tensor:

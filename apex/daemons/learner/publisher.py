@@ -46,7 +46,7 @@ class Publisher:
         network: whose parameters are published.
         board: where they are published.
         versions: numbers them.
-        period: learner steps between two publications; 0: when `due` says so.
+        period: learner steps between two publications; 0: by time, as `due` says.
         due: the period of publications by time.
         threaded: encode on a thread (`ParameterEncoder`).
     """
@@ -65,8 +65,7 @@ class Publisher:
         self._period, self._due = period, due
         self._encoder = ParameterEncoder(network, threaded=threaded)
         self._unproven: deque[_Unproven] = deque()
-        """Oldest first; at most as many as there are updates whose results were not read, and
-        one."""
+        """Oldest first; at most one more than the updates whose results are unread."""
 
     def due(self, learner_step: int) -> bool:
         """Whether to publish after an update."""
@@ -89,7 +88,7 @@ class Publisher:
             self._unproven.append(publication)
 
     def prove(self, learner_step: int) -> None:
-        """Publish what was kept from the first `learner_step` updates: a finite loss proves it."""
+        """Publish what was kept up to `learner_step`, which a finite loss has now proven."""
         while self._unproven and self._unproven[0].time.learner_step <= learner_step:
             self._put(self._unproven.popleft())
 

@@ -15,14 +15,14 @@ Slots = npt.NDArray[np.int64]
 
 SEGMENT_BYTES = 2**20
 LARGE_CHUNK_BYTES = SEGMENT_BYTES // 16
-"""Size above which a chunk gets a segment of its own, so that little of others stays unused."""
+"""A larger chunk gets its own segment, so that little of a shared segment is wasted."""
 OFFSET_BITS = 32
 """Low bits of a position: the offset in its segment. The others are the segment's number."""
 OFFSET_MASK = 2**OFFSET_BITS - 1
 CHUNK_NUMBERS = 2**32
 SEGMENT_NUMBERS = 2**31
-"""Numbers of chunks and of segments begin again after so many; there are never as many at a time.
-A position, of 64 bits with its sign, has room for no more segments."""
+"""Chunk and segment numbers wrap around here. Fewer are in use at a time. Segment numbers have
+31 bits so that a position fits an int64."""
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ class FrameStore:
             segment = self._segments[self._open]
             if segment.used + nbytes <= len(segment.data):
                 return self._open, segment
-        while self._next_segment in self._segments:  # an old one, after the numbers began again
+        while self._next_segment in self._segments:  # still in use after a wrap-around
             self._next_segment = (self._next_segment + 1) % SEGMENT_NUMBERS
         number = self._next_segment
         segment = _Segment(memoryview(bytearray(nbytes if large else SEGMENT_BYTES)))

@@ -11,8 +11,8 @@ TOP_NODES = 1024
 """Nodes of the level at which a search begins: one search of their running sums costs less than
 ten steps down the tree."""
 DENSE = 16
-"""Nodes between the first and the last changed one, per changed slot, up to which all of them are
-summed again as a slice: cheaper than gathering only the changed ones."""
+"""If the changed range has at most this many nodes per changed slot, the whole range is summed
+as a slice: cheaper than gathering the changed ones."""
 
 
 class SumTree:
@@ -100,7 +100,7 @@ class SumTree:
             remaining -= left_mass
             chosen += go_right
         without_mass = nodes.take(chosen) == 0
-        if without_mass.any():  # a point was rounded up to the end of a mass
+        if without_mass.any():  # rounding put a point past the end of a mass
             chosen[without_mass] = self._search(points[without_mass])
         return chosen - self._leaves
 
