@@ -94,6 +94,13 @@ def measure(
 
         pairs = in_turn(lambda: both_rates(asker, seconds, batch), bare, repetitions)
         daemons.check()
+    return figures(pairs, batch, inference)
+
+
+def figures(
+    pairs: Sequence[tuple[list[float], list[float]]], batch: int, inference: Inference
+) -> Sequence[Figure]:
+    """The acting and the learning half of measured pairs of rates and limits."""
     more, bar = ("", 0.85) if inference == "local" else (", central inference", None)
     return [
         figure(name + more, unit, [(value[k], limit[k]) for value, limit in pairs], LIMIT, bar=bar)
