@@ -17,7 +17,7 @@ from apex.execution.comparison import (
     host_values,
 )
 from apex.execution.recorders import Moment, Recorder
-from apex.execution.static_batches import StaticBatch, form_of, without_host_rows
+from apex.execution.static_batches import StaticBatch, form_of, without_episode_edges
 
 log = logging.getLogger("apex.learner")
 
@@ -110,7 +110,7 @@ class Graphed:
 
     def __call__(self, batch: Any) -> Update:
         """Make one update."""
-        fixed = without_host_rows(batch)
+        fixed = without_episode_edges(batch)
         graph, rows = self._graph_of(fixed)
         if graph is None or rows is None or (rows != self._batch_size and graph.replay is None):
             return self._learner.run_update(batch)

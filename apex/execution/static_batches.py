@@ -70,13 +70,13 @@ def tensors_of(batch: Any) -> list[Tensor]:
     return found
 
 
-def without_host_rows(batch: Any) -> Any:
+def without_episode_edges(batch: Any) -> Any:
     """Set `episode_edges` to None unless empty: they differ from batch to batch."""
     named = isinstance(batch, tuple) and hasattr(batch, "_asdict")
     if not named and not isinstance(batch, dict):
         return batch
     items = (batch._asdict() if named else batch).items()
-    parts = {name: without_host_rows(part) for name, part in items}
+    parts = {name: without_episode_edges(part) for name, part in items}
     if parts.get("episode_edges"):
         parts["episode_edges"] = None
     return type(batch)(**parts) if named else parts

@@ -11,7 +11,7 @@ from apex.execution.static_batches import (
     StaticBatch,
     form_of,
     tensors_of,
-    without_host_rows,
+    without_episode_edges,
 )
 
 
@@ -115,6 +115,6 @@ def sequences(episode_edges: tuple[int, ...]) -> Sequences:
 
 
 def test_edges_of_episodes_are_left_to_the_device_unless_there_are_none() -> None:
-    edges = [without_host_rows(sequences(edges)).episode_edges for edges in ((), (2,), (1, 3))]
+    edges = [without_episode_edges(sequences(edges)).episode_edges for edges in ((), (2,), (1, 3))]
     assert edges == [(), None, None]
-    assert without_host_rows({"a": 1}) == {"a": 1}
+    assert without_episode_edges({"a": 1}) == {"a": 1}
