@@ -116,12 +116,11 @@ class ParameterEncoder:
             done: Future[bytes] = Future()
             done.set_result(parameters.encode(self._network))
             return done
-        copy, event = self._free.get(), None
-        for name, tensor in self._network.state_dict().items():
+        copy, tensors, event = self._free.get(), self._network.state_dict(), None
+        for name, tensor in tensors.items():
             copy[name].copy_(tensor, non_blocking=True)
-            if tensor.device.type == "cuda":
-                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        if event is not None:
+        if any(tensor.device.type == "cuda" for tensor in tensors.values()):
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         return self._thread.submit(self._encode, copy, event)
 
