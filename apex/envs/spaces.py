@@ -268,7 +268,9 @@ def _finite_sides(space: gym.spaces.Box, env_id: str, limit: float) -> tuple[Arr
             low = np.where(np.isinf(low), np.float32(-limit), low)
             high = np.where(np.isinf(high), np.float32(limit), high)
         widths = high - low
-    if not (space.shape and (widths >= 0).all() and (widths > 0).any() and np.isfinite(widths).all()):
+    if not (
+        space.shape and (widths >= 0).all() and (widths > 0).any() and np.isfinite(widths).all()
+    ):
         raise EnvError(
             f"{env_id}: expected actions with a finite lower and upper bound, got {space}; give "
             "its Box finite bounds, or set env.action_limit: a missing bound becomes -limit or "

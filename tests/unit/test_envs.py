@@ -148,7 +148,17 @@ class WithSpaces(Countdown):
             "2 or 3 axes",
         ),
     ],
-    ids=["text_in_dict", "text_observation", "integers", "unbounded", "no_room", "huge", "number", "text", "rank_4"],
+    ids=[
+        "text_in_dict",
+        "text_observation",
+        "integers",
+        "unbounded",
+        "no_room",
+        "huge",
+        "number",
+        "text",
+        "rank_4",
+    ],
 )
 def test_space_that_apex_cannot_use_is_named(observation, action, message):
     with pytest.raises(EnvError, match=message):

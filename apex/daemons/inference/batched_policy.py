@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from apex.algos.batches import map_tensors
 from apex.algos.noise import resample_noise
 from apex.algos.policy import InputTensors, Policy
 from apex.daemons.inference.cuda_stream import CudaStream, Mark, Outputs, Stream
-from apex.data.observations import map_arrays
 from apex.data.schema import Array
 
 log = logging.getLogger("apex.inference")
@@ -113,16 +113,18 @@ class Slot:
 
     def __init__(self, stream: Stream, like: Inputs, rows: int) -> None:
         self._stream, self._rows = stream, rows
-        self.inputs: InputTensors = map_tensors(
-            InputTensors(*like),  # type: ignore[arg-type]
-            lambda a: stream.host_tensor((rows, *a.shape[1:]), a.dtype),
+        observations, *rest = like
+        self.inputs = InputTensors(
+            _map(self._tensor, observations), *(self._tensor(array) for array in rest)
         )
-        observations, *rest = self.inputs
-        self._arrays = Inputs(
-            map_tensors(observations, lambda tensor: tensor.numpy()),  # type: ignore[arg-type, return-value]
-            *(tensor.numpy() for tensor in rest),
-        )
+        seen, *others = self.inputs
+        self._arrays = Inputs(_map(Tensor.numpy, seen), *(tensor.numpy() for tensor in others))
         self._outputs: dict[str, Tensor] = {}
+
+    def _tensor(self, like: Array) -> Tensor:
+        """Memory for as many rows as the largest batch has."""
+        dtype = torch.from_numpy(np.empty(0, like.dtype)).dtype
+        return self._stream.host_tensor((self._rows, *like.shape[1:]), dtype)
 
     def write(self, parts: Sequence[Inputs]) -> Inputs:
         """Write the inputs of a batch; returns them, the observations without a copy."""
@@ -134,7 +136,7 @@ class Slot:
             begin = end
         observations, *rest = self._arrays
         return Inputs(
-            map_arrays(lambda array: array[:begin], observations),
+            _map(lambda array: array[:begin], observations),
             *(array[:begin].copy() for array in rest),
         )
 
@@ -149,6 +151,13 @@ class Slot:
     def outputs(self, count: int) -> dict[str, Array]:
         """A copy of the fetched outputs."""
         return {name: tensor[:count].numpy().copy() for name, tensor in self._outputs.items()}
+
+
+def _map(function: Callable[[Any], Any], observations: Any) -> Any:
+    """Apply a function to each array or tensor of observations."""
+    if isinstance(observations, dict):
+        return {name: function(array) for name, array in observations.items()}
+    return function(observations)
 
 
 def _leaves(inputs: Inputs | InputTensors) -> list[Any]:
