@@ -90,13 +90,14 @@ def try_environment(
             "environment itself, with wrappers or env.kwargs",
             ", ".join(f"env.{name}" for name in ignored),
         )
-    spec, observations, offers_mask = _random_steps(config, extensions, steps)
-    if config.action_masks is None:
-        masked = offers_mask and spec.action_kind == "discrete"
-        config = msgspec.structs.replace(config, action_masks=masked)
-        if masked:
-            log.info("%s: info['action_mask'] says which actions are allowed", spec.env_id)
-            spec, observations, _ = _random_steps(config, extensions, steps)
+    spec, observations = _random_steps(config, extensions, steps)
+    if observations is None:
+        log.info("%s: info['action_mask'] says which actions are allowed", spec.env_id)
+        config = msgspec.structs.replace(config, action_masks=True)
+        spec, observations = _random_steps(config, extensions, steps)
+    elif config.action_masks is None:
+        config = msgspec.structs.replace(config, action_masks=False)
+    assert observations is not None
     for part in spec.arrays:
         if part.dtype == "float32" and len(part.shape) == 3:
             log.warning(
@@ -109,14 +110,17 @@ def try_environment(
 
 def _random_steps(
     config: EnvConfig, extensions: Extensions, steps: int
-) -> tuple[EnvSpec, Observations, bool]:
-    """The spec, the last observations, and whether `info` has an action mask that is not used."""
+) -> tuple[EnvSpec, Observations | None]:
+    """The spec and the last observations; None if `info` has masks and nothing says to use them."""
     environments = make_environments(config, 1, extensions.make_env)
     spec, rng = environments.spec, np.random.default_rng(0)
     observations = spec.zero_observations(1)
     try:
         if steps or config.action_masks is None:
             observations = environments.reset(seed=0)
+        is_discrete = spec.action_kind == "discrete"
+        if config.action_masks is None and is_discrete and environments.offers_action_mask:
+            return spec, None
         for _ in range(steps):
             actions = spec.random_actions(1, rng, action_mask(observations))
             observations = environments.step(actions).observations
@@ -124,7 +128,7 @@ def _random_steps(
         raise EnvError(str(error)) from None
     finally:
         close(environments)
-    return spec, observations, environments.offers_action_mask
+    return spec, observations
 
 
 def try_algorithm(algorithm: Algorithm, observation: Observations) -> None:
