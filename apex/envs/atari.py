@@ -7,10 +7,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from apex.config.sections import EnvConfig
+from apex.envs.activity import Activity
 from apex.envs.base import Environments
+from apex.envs.vector import SerialVectorEnv, info_keys
 from apex.errors import EnvError, EnvFaultError
 
 DEFAULT_FRAME_STACK = 4
@@ -18,7 +20,9 @@ SCREEN = (210, 160)
 SCREEN_FPS = 60.0
 
 
-def make_atari(config: EnvConfig, num_envs: int, *, render: bool = False) -> Environments:
+def make_atari(
+    config: EnvConfig, num_envs: int, *, render: bool = False, activity: Activity | None = None
+) -> Environments:
     """Make Atari environments from a configuration.
 
     Observations are single frames: the actor stacks them, and an item stores each once. Rewards
@@ -31,7 +35,7 @@ def make_atari(config: EnvConfig, num_envs: int, *, render: bool = False) -> Env
         raise EnvError("env.kwargs: expected none for Atari; use the other keys of [env] instead")
     frame_stack = config.frame_stack
     if config.obs_type == "ram":
-        vector = _ram_vector(config, num_envs, render)
+        vector = _ram_vector(config, num_envs, render, activity)
     else:
         frame_stack = frame_stack or DEFAULT_FRAME_STACK
         grayscale = config.obs_type == "grayscale"
@@ -45,6 +49,7 @@ def make_atari(config: EnvConfig, num_envs: int, *, render: bool = False) -> Env
         frame_stack,
         config.life_loss_ends,
         squeeze=config.obs_type != "ram",
+        activity=activity,
     )
 
 
@@ -141,7 +146,9 @@ def _snake_case(env_id: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
-def _ram_vector(config: EnvConfig, num_envs: int, render: bool) -> VectorEnv[Any, Any, Any]:
+def _ram_vector(
+    config: EnvConfig, num_envs: int, render: bool, activity: Activity | None
+) -> VectorEnv[Any, Any, Any]:
     import ale_py
 
     gym.register_envs(ale_py)
@@ -158,7 +165,7 @@ def _ram_vector(config: EnvConfig, num_envs: int, render: bool) -> VectorEnv[Any
         )
         return EpisodeStart(env, config.noop_max, config.fire_reset)
 
-    return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+    return SerialVectorEnv([make] * num_envs, info_keys(config), activity)
 
 
 class EpisodeStart(gym.Wrapper[Any, Any, Any, Any]):

@@ -12,9 +12,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from apex import plugins
 from apex.data.schema import Array
+from apex.envs.activity import Activity
 from apex.envs.env_checks import INTERFACE, MisbehavedError
 from apex.envs.spaces import env_spec, to_env_actions
 from apex.envs.spec import MAX_REWARD, StepResult, good_rewards
+from apex.envs.vector import Infos, reported
 from apex.errors import ConfigError, EnvError, EnvFaultError
 
 log = logging.getLogger("apex.envs")
@@ -34,6 +36,7 @@ class Environments:
         frame_stack: see `EnvSpec`.
         life_loss_ends: report a lost life (of `info["lives"]`) in `StepResult.life_lost`.
         squeeze: drop the first axis of each observation, which has a length of one.
+        activity: is told of each call that begins and ends; None: nobody watches.
 
     Raises:
         EnvError: a space or autoreset mode that apex cannot use.
@@ -47,12 +50,14 @@ class Environments:
         life_loss_ends: bool,
         *,
         squeeze: bool = False,
+        activity: Activity | None = None,
     ) -> None:
         mode = vector.metadata.get("autoreset_mode")
         if mode != AutoresetMode.NEXT_STEP:
             raise EnvError(f"{env_id}: expected the autoreset mode NEXT_STEP, got {mode}")
         self._vector = vector
         self._squeeze = squeeze
+        self._activity = activity or Activity()
         self.num_envs: int = vector.num_envs
         self.spec = env_spec(
             vector.single_observation_space, vector.single_action_space, env_id, frame_stack,
@@ -67,11 +72,14 @@ class Environments:
 
     def reset(self, seed: int) -> Array:
         """Begin an episode in each environment; return observations `[E, *observation_shape]`."""
+        self._activity.begin("reset")
         try:
-            observations, info = self._vector.reset(seed=seed)
-            self._lives = self._lives_of(info).copy()
+            observations, infos = self._vector.reset(seed=seed)
+            self._lives = self._lives_of(infos)
         except Exception as error:
             raise EnvFaultError(f"{self.spec.env_id}: reset {_describe(error)}") from error
+        finally:
+            self._activity.end()
         return self._checked(observations)
 
     def step(self, actions: Array) -> StepResult:
@@ -91,28 +99,39 @@ class Environments:
                 f"{self.spec.actions_text}; check its network's outputs and its exploration"
             )
         self._steps += 1
+        self._activity.begin("step")
         try:
             taken = to_env_actions(actions, self._vector.single_action_space)
-            observations, rewards, terminated, truncated, info = self._vector.step(taken)
-            lives = self._lives_of(info)
+            observations, rewards, terminated, truncated, infos = self._vector.step(taken)
+            lives = self._lives_of(infos)
         except Exception as error:
             raise self._fault(_describe(error)) from error
+        finally:
+            self._activity.end()
         rewards = np.asarray(rewards, dtype=np.float64)
         if not good_rewards(rewards):
             raise self._fault(
                 f"returned rewards that are not within ±{MAX_REWARD:g}: {rewards}; look for a "
                 "division by 0 or a diverging state, and terminate the episode before it"
             )
-        lost = (lives < self._lives) & ~terminated & self._life_loss_ends
+        lost = (lives < self._lives) & ~terminated
         self._lives = lives
         return StepResult(self._checked(observations), rewards, terminated, truncated, lost)
 
-    def _lives_of(self, info: dict[str, Any]) -> npt.NDArray[np.int64]:
-        """Lives of each environment; gymnasium marks in `_lives` those that reported them."""
-        if "lives" not in info:
+    def _lives_of(self, infos: Infos) -> npt.NDArray[np.int64]:
+        """Lives of each environment, `[E]`; the last ones where `info` does not report them."""
+        values = reported(infos, "lives") if self._life_loss_ends else None
+        if values is None:
             return self._lives
-        reported = np.asarray(info["lives"], dtype=np.int64)
-        return np.where(info.get("_lives", True), reported, self._lives)
+        try:
+            return np.array(
+                [last if value is None else int(value) for value, last in zip(values, self._lives)]
+            )
+        except (TypeError, ValueError):
+            raise MisbehavedError(
+                f"returned info['lives'] = {values}; return an integer, or set "
+                "env.life_loss_ends = false"
+            ) from None
 
     def render(self) -> list[npt.NDArray[np.uint8]]:
         """One picture per environment, `[H, W, 3] uint8`, after the last step.
@@ -175,7 +194,11 @@ class Environments:
 
     def close(self) -> None:
         """Close all environments."""
-        self._vector.close()
+        self._activity.begin("close")
+        try:
+            self._vector.close()
+        finally:
+            self._activity.end()
 
 
 def _picture(pixels: Array) -> npt.NDArray[np.uint8]:

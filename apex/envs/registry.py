@@ -6,14 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from apex import plugins
 from apex.config.sections import EnvConfig
+from apex.envs.activity import Activity
 from apex.envs.atari import make_atari
 from apex.envs.base import Environments
 from apex.envs.env_checks import Checked
 from apex.envs.spaces import FLATTENED
+from apex.envs.vector import SerialVectorEnv, info_keys
 from apex.errors import ApexError, ConfigError, EnvError
 from apex.plugins import FACTORY
 
@@ -22,7 +23,12 @@ EnvFactory = Callable[[], gym.Env[Any, Any]]
 
 
 def make_environments(
-    config: EnvConfig, num_envs: int, factory: EnvFactory | None = None, *, render: bool = False
+    config: EnvConfig,
+    num_envs: int,
+    factory: EnvFactory | None = None,
+    *,
+    render: bool = False,
+    activity: Activity | None = None,
 ) -> Environments:
     """Make `num_envs` environments.
 
@@ -32,6 +38,7 @@ def make_environments(
         num_envs: number of environments that are stepped together.
         factory: makes one environment; replaces the id.
         render: whether `Environments.render` will be called.
+        activity: is told of each call into an environment; None: nobody watches.
 
     Raises:
         EnvError: the environment cannot be made, or has spaces that apex cannot use.
@@ -44,14 +51,14 @@ def make_environments(
         )
     try:
         if factory is None and config.id.startswith("ALE/"):
-            return make_atari(config, num_envs, render=render)
+            return make_atari(config, num_envs, render=render, activity=activity)
         kwargs = config.kwargs | ({"render_mode": "rgb_array"} if render else {})
         make = factory or _factory(config.id, kwargs)
-        vector = SyncVectorEnv(
-            [lambda: _checked(make())] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP
-        )
+        vector = SerialVectorEnv([lambda: _checked(make())] * num_envs, info_keys(config), activity)
         name = plugins.short(config.id)
-        return Environments(vector, name, config.frame_stack, config.life_loss_ends)
+        return Environments(
+            vector, name, config.frame_stack, config.life_loss_ends, activity=activity
+        )
     except ApexError:
         raise
     except Exception as error:
