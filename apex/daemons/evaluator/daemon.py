@@ -72,7 +72,10 @@ class EvaluatorDaemon:
         self._policy.to(device)
         env, num_envs = evaluation_env(service.config.env), config.num_envs
         self._recreation = Recreation(
-            lambda: make_environments(env, num_envs, extensions.make_env), clock
+            lambda: make_environments(
+                env, num_envs, extensions.make_env, activity=service.activity
+            ),
+            clock,
         )
         self._environments = self._recreation.first(made_before=service.starts > 0)
         self._interrupted: Publication | None = None
@@ -94,6 +97,8 @@ class EvaluatorDaemon:
         self._next_at = clock()
         """When to request parameters for the next evaluation."""
         self._count = 0
+        self._phase: Phase = "idle"
+        service.between_calls = self._heartbeat
 
     def run(self) -> None:
         """Evaluate until the service is asked to stop."""
@@ -152,8 +157,13 @@ class EvaluatorDaemon:
 
     def _poll(self, phase: Phase) -> Publication | None:
         self._service.beat()
-        self._learner.heartbeat(lambda: Heartbeat(phase=phase, env_faults=self._recreation.faults))
+        self._phase = phase
+        self._heartbeat()
         return self._learner.poll()
+
+    def _heartbeat(self) -> None:
+        beat = Heartbeat(phase=self._phase, env_faults=self._recreation.faults)
+        self._learner.heartbeat(lambda: beat)
 
     def evaluate(self, publication: Publication) -> None:
         """Play complete episodes with published parameters, and report their returns."""
