@@ -14,7 +14,7 @@ from apex.config.sections import EnvConfig
 from apex.envs.activity import Activity
 from apex.envs.atari import make_atari
 from apex.envs.atari_games import PREFIX, refuse_other_ids
-from apex.envs.base import Environments
+from apex.envs.base import PICTURES, Environments
 from apex.envs.env_checks import Checked
 from apex.envs.spaces import FLATTENED
 from apex.envs.vector import SerialVectorEnv, info_keys
@@ -74,10 +74,10 @@ def make_environments(
 
 def _remedy(error: Exception, config: EnvConfig, render: bool, from_script: bool) -> str:
     """What to do about an error that is raised when an environment is made."""
+    if render and "render_mode" in str(error):
+        return PICTURES
     if not isinstance(error, TypeError):
         return ""
-    if render and "render_mode" in str(error):
-        return "let it take render_mode=None, and let render() return pictures"
     if from_script:
         return "make_env is called without arguments: give each a default, or bind it"
     if "unexpected keyword" in str(error):

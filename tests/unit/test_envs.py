@@ -132,7 +132,7 @@ class WithSpaces(Countdown):
             "FlattenObservation",
         ),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, 9, (1,), int), "or Box of floats"),
-        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, np.inf, (1,)), "RescaleAction"),
+        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, np.inf, (1,)), "TransformAction"),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(1, 1, (2,)), "a finite lower and upper bound"),
         (
             gym.spaces.Box(0, 1, (3,)),
