@@ -17,6 +17,7 @@ import numpy.typing as npt
 from apex.acting.agent import greedy
 from apex.acting.exploration import evaluation_seed
 from apex.acting.loop import ActingLoop
+from apex.envs.recreation import close
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
 from apex.evaluation.trained_policy import TrainedPolicy, evaluation_env
@@ -60,7 +61,7 @@ def play(policy: TrainedPolicy, episodes: int, seed: int) -> Iterator[Scene]:
             result = finished[0][1] if finished else None
             yield Scene(environments.render()[0], fps, result)
     finally:
-        environments.close()
+        close(environments)
 
 
 def check_video(path: Path) -> None:

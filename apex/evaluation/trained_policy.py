@@ -20,6 +20,7 @@ from apex.config import loading
 from apex.config.conversion import convert
 from apex.config.sections import Config, EnvConfig
 from apex.data.schema import Array
+from apex.envs.recreation import close
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
 from apex.networks import parameters
@@ -142,7 +143,7 @@ class TrainedPolicy:
             loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
             return play_episodes(loop, num_envs, episodes, lambda: True) or []
         finally:
-            environments.close()
+            close(environments)
 
 
 def _mask(which: Which, count: int) -> npt.NDArray[np.bool_]:

@@ -26,6 +26,7 @@ from apex.daemons.learner.prefetcher import PriorityWriter, prepare
 from apex.daemons.learner.trainer import Trainer, begin_training
 from apex.daemons.metrics import MetricsLog
 from apex.daemons.periodic import Every
+from apex.envs.recreation import close
 from apex.envs.registry import make_environments
 from apex.errors import CorruptItemsError
 from apex.evaluation.trained_policy import evaluation_env
@@ -150,7 +151,7 @@ class SerialRun:
     def close(self) -> None:
         """Close the environments and the metrics files."""
         for actor in self._actors:
-            actor.environments.close()
+            close(actor.environments)
         for metrics in self._metrics.values():
             metrics.close()
 
@@ -233,7 +234,7 @@ class SerialRun:
                 loop, config.num_envs, config.episodes, lambda: self.trainer.outcome is None
             )
         finally:
-            environments.close()
+            close(environments)
 
     def _log(self) -> None:
         trainer = self.trainer

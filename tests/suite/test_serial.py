@@ -15,7 +15,9 @@ import zmq
 
 from apex.launch.prepare import prepare_run, preset_config
 from apex.launch.single_process import SerialRun
+from apex.plugins import Extensions
 from apex.runs import checkpoint
+from tests.support.environments import CloseFails
 from tests.support.paths import ROOT
 from tests.support.processes import memory_bytes
 
@@ -53,6 +55,17 @@ def test_parameters_are_identical_for_the_same_seed_and_differ_for_another(prese
     subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=True)
     first, second, again = (parameters(tmp_path / name) for name in ("seed_1", "seed_2", "again"))
     assert again == first and second != first
+
+
+def test_result_is_kept_although_closing_the_environments_fails(tmp_path, caplog):
+    settings = [*SETTINGS["cartpole"], *QUIET, "evaluator.enabled=true", "evaluator.period_s=0.1"]
+    extensions = Extensions(CloseFails)
+    run = prepare_run(tmp_path / "run", preset_config("cartpole", settings), extensions=extensions)
+    assert "env steps (max_env_steps" in SerialRun(run, extensions).run()
+    lines = (run.metrics / "evaluator.jsonl").read_text().splitlines()
+    assert {json.loads(line)["mean_return"] for line in lines} == {5.0}
+    assert "closing the environments raised RuntimeError: close failed" in caplog.text
+    assert checkpoint.newest(run.checkpoints) is not None
 
 
 def test_memory_is_constant_when_the_table_is_full(tmp_path):
