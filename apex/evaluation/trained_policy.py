@@ -20,6 +20,7 @@ from apex.config import loading
 from apex.config.conversion import convert
 from apex.config.sections import Config, EnvConfig
 from apex.data.schema import Array
+from apex.envs.activity import Activity, announced
 from apex.envs.recreation import close
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
@@ -135,15 +136,15 @@ class TrainedPolicy:
             extensions: has the run's environment, if that came from a script.
         """
         num_envs = next(n for n in range(min(episodes, 8), 0, -1) if episodes % n == 0)
-        environments = make_environments(
-            evaluation_env(self.config.env), num_envs, extensions.make_env
-        )
-        try:
-            decider = greedy(self.policy, environments.spec, self.config.env, num_envs)
-            loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
-            return play_episodes(loop, num_envs, episodes, lambda: True) or []
-        finally:
-            close(environments)
+        activity, env = Activity(), evaluation_env(self.config.env)
+        with announced(activity):
+            environments = make_environments(env, num_envs, extensions.make_env, activity=activity)
+            try:
+                decider = greedy(self.policy, environments.spec, self.config.env, num_envs)
+                loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
+                return play_episodes(loop, num_envs, episodes, lambda: True) or []
+            finally:
+                close(environments)
 
 
 def _mask(which: Which, count: int) -> npt.NDArray[np.bool_]:

@@ -21,6 +21,7 @@ from apex.acting.exploration import LadderPlace
 from apex.algos.base import Algorithm, Learner
 from apex.algos.registry import make_algorithm
 from apex.config.sections import ATARI_FIELDS, Config, EnvConfig
+from apex.data.chunks import LARGE_REWARD, LARGE_REWARDS_REMEDY
 from apex.data.schema import Array, Schema
 from apex.envs.activity import Activity, announced
 from apex.envs.base import Environments
@@ -102,7 +103,13 @@ def try_environment(
         observation = np.zeros((1, *spec.observation_shape), spec.observation_dtype)
         try:
             if steps:
-                observation = play_randomly(environments, steps)[:1]
+                observations, largest = play_randomly(environments, steps)
+                observation = observations[:1]
+                if largest >= LARGE_REWARD and not config.clip_rewards:
+                    log.warning(
+                        "%s: rewards reach %g in the first steps: %s",
+                        spec.env_id, largest, LARGE_REWARDS_REMEDY,
+                    )  # fmt: skip
         except EnvFaultError as error:
             raise EnvError(str(error)) from None
         finally:
@@ -117,8 +124,8 @@ def try_environment(
 
 def play_randomly(
     environments: Environments, steps: int, clock: Callable[[], float] = time.monotonic
-) -> Array:
-    """Take random steps; return the last observations `[E, …]`.
+) -> tuple[Array, float]:
+    """Take random steps; return the last observations `[E, …]` and the largest reward's magnitude.
 
     Args:
         environments: reset here.
@@ -131,12 +138,14 @@ def play_randomly(
     """
     rng, until = np.random.default_rng(0), clock() + MORE_S
     observations, ended, begun_again, taken = environments.reset(seed=0), False, False, 0
+    largest = 0.0
     while taken < steps or not (begun_again or taken >= MORE_STEPS or clock() >= until):
         result = environments.step(environments.spec.random_actions(environments.num_envs, rng))
         observations, begun_again = result.observations, begun_again or ended
         ended = ended or bool((result.terminated | result.truncated).any())
+        largest = max(largest, float(np.abs(result.rewards).max()))
         taken += 1
-    return observations
+    return observations, largest
 
 
 def try_algorithm(algorithm: Algorithm, observation: Array) -> None:

@@ -8,16 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import zmq
 
+from apex.errors import DivergedError, SchemaError
 from apex.launch.prepare import prepare_run, preset_config
 from apex.launch.single_process import SerialRun
 from apex.plugins import Extensions
 from apex.runs import checkpoint
-from tests.support.environments import CloseFails
+from tests.support.environments import CloseFails, PaysMuch
 from tests.support.paths import ROOT
 from tests.support.processes import memory_bytes
 
@@ -66,6 +68,30 @@ def test_result_is_kept_although_closing_the_environments_fails(tmp_path, caplog
     assert {json.loads(line)["mean_return"] for line in lines} == {5.0}
     assert "closing the environments raised RuntimeError: close failed" in caplog.text
     assert checkpoint.newest(run.checkpoints) is not None
+
+
+@pytest.mark.parametrize(
+    ("preset", "reward"),
+    [
+        ("cartpole", 1e12),
+        ("pendulum-dpg", 1e12),
+        ("cartpole-r2d2", 1e20),  # its values are rescaled
+        ("cartpole-impala", 1e12),
+        ("cartpole-impala", 1e30),
+    ],
+)
+def test_rewards_that_are_too_large_are_named_and_clipping_them_helps(preset, reward, tmp_path):
+    extensions = Extensions(partial(PaysMuch, reward, continuous=preset == "pendulum-dpg"))
+
+    def run(*settings: str) -> SerialRun:
+        config = preset_config(preset, [*SETTINGS[preset], *QUIET, *settings])
+        path = tmp_path / f"run{len(settings)}"
+        return SerialRun(prepare_run(path, config, extensions=extensions), extensions)
+
+    with pytest.raises((SchemaError, DivergedError), match=r"reach \d.*set env\.clip_rewards"):
+        run().run()
+    clipped = run("env.clip_rewards=true")
+    assert "env steps (max_env_steps" in clipped.run() and clipped.trainer.learner_step >= 5
 
 
 def test_memory_is_constant_when_the_table_is_full(tmp_path):
