@@ -120,8 +120,9 @@ def _registered(env_id: str, kwargs: dict[str, Any], max_episode_steps: int) -> 
         raise EnvError(
             "env.max_episode_steps and env.kwargs.max_episode_steps: expected one of them, got both"
         )
-    limit = {"max_episode_steps": max_episode_steps} if max_episode_steps else {}
-    return partial(gym.make, env_id, **kwargs, **limit)
+    if max_episode_steps:
+        kwargs = kwargs | {"max_episode_steps": max_episode_steps}
+    return partial(gym.make, env_id, **kwargs)
 
 
 def _checked(make: EnvFactory, max_episode_steps: int) -> gym.Env[Any, Any]:

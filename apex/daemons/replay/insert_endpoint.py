@@ -236,9 +236,7 @@ class InsertEndpoint:
             chunk.check(self._table.schema)
         except SchemaError as error:
             self.server.refuse(request.peer.identity, "bad_chunk", f"insert {seq}: {error}")
-            self._refusal = _Refusal(
-                f"a chunk of {request.peer.hello.name}: {error}", self._clock()
-            )
+            self._refusal = _Refusal(f"of {request.peer.hello.name}: {error}", self._clock())
             return None
         return chunk
 
