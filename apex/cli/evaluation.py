@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apex.cli.options import json_option, run_option, set_option
+from apex.cli.json_output import echo_json, json_option
+from apex.cli.options import run_option, set_option
 from apex.errors import UsageError
 from apex.runs.directory import find_run
 
@@ -54,7 +54,7 @@ def evaluate(
     returns = policy.play(episodes, seed)
     mean = sum(returns) / len(returns)
     if as_json:
-        click.echo(json.dumps({"mean_return": mean, "returns": returns}))
+        echo_json({"mean_return": mean, "returns": returns})
         return
     env_id, step = policy.manifest.env.env_id, policy.manifest.learner_step
     click.echo(

@@ -94,6 +94,10 @@ class EnvConfig(Section, frozen=True):
     -limit or limit. 0: such a space is an error."""
     clip_rewards: bool = False
     """Clip the rewards that the policy sees and learns from to [-1, 1]; returns stay unclipped."""
+    max_episode_steps: NonNegativeInt = 0
+    """Steps after which an episode is truncated, in training and evaluation; 0: the environment's
+    own limit. A registered environment's own limit is replaced; on Atari the earlier of this limit
+    and `max_episode_frames` applies, and the no-ops at the start count."""
     frame_skip: PositiveInt = 4
     """Emulator frames per step; the action is repeated in each."""
     obs_type: Literal["grayscale", "rgb", "ram"] = "grayscale"

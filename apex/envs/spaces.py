@@ -255,7 +255,9 @@ def _actions(space: gym.Space[Any], env_id: str, limit: float) -> tuple[int, Act
     if not isinstance(space, gym.spaces.Box) or np.dtype(space.dtype).kind != "f":
         raise EnvError(
             f"{env_id}: expected an action space Discrete, MultiDiscrete, MultiBinary or Box of "
-            f"floats, got {space}; wrap the environment so that it takes one of them"
+            f"floats, got {space}; give it another with gymnasium.wrappers.TransformAction(env, "
+            "convert, gymnasium.spaces.MultiDiscrete([…])), where convert(action) returns what "
+            "the environment takes"
         )
     return 0, _bounds("float32", *_finite_sides(space, env_id, limit))
 

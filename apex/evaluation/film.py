@@ -17,6 +17,8 @@ import numpy.typing as npt
 from apex.acting.agent import greedy
 from apex.acting.exploration import evaluation_seed
 from apex.acting.loop import ActingLoop
+from apex.envs.activity import Activity, announced
+from apex.envs.recreation import close
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
 from apex.evaluation.trained_policy import TrainedPolicy, evaluation_env
@@ -49,18 +51,20 @@ def play(policy: TrainedPolicy, episodes: int, seed: int) -> Iterator[Scene]:
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # gymnasium's own drawing needs no window
     env = policy.config.env
-    environments = make_environments(evaluation_env(env), 1, render=True)
-    try:
-        decider = greedy(policy.policy, environments.spec, env, 1)
-        loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
-        fps = environments.frames_per_second
-        yield Scene(environments.render()[0], fps, None)
-        while loop.episodes < episodes:
-            finished = loop.step()
-            result = finished[0][1] if finished else None
-            yield Scene(environments.render()[0], fps, result)
-    finally:
-        environments.close()
+    activity = Activity()
+    with announced(activity):
+        environments = make_environments(evaluation_env(env), 1, render=True, activity=activity)
+        try:
+            decider = greedy(policy.policy, environments.spec, env, 1)
+            loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
+            fps = environments.frames_per_second
+            yield Scene(environments.render()[0], fps, None)
+            while loop.episodes < episodes:
+                finished = loop.step()
+                result = finished[0][1] if finished else None
+                yield Scene(environments.render()[0], fps, result)
+        finally:
+            close(environments)
 
 
 def check_video(path: Path) -> None:

@@ -22,6 +22,8 @@ from apex.config.sections import Config, EnvConfig
 from apex.data.observations import Observations, map_arrays
 from apex.data.observations import count as rows_of
 from apex.data.schema import Array
+from apex.envs.activity import Activity, announced
+from apex.envs.recreation import close
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
 from apex.networks import parameters
@@ -156,15 +158,15 @@ class TrainedPolicy:
             extensions: has the run's environment, if that came from a script.
         """
         num_envs = next(n for n in range(min(episodes, 8), 0, -1) if episodes % n == 0)
-        environments = make_environments(
-            evaluation_env(self.config.env), num_envs, extensions.make_env
-        )
-        try:
-            decider = greedy(self.policy, environments.spec, self.config.env, num_envs)
-            loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
-            return play_episodes(loop, num_envs, episodes, lambda: True) or []
-        finally:
-            environments.close()
+        activity, env = Activity(), evaluation_env(self.config.env)
+        with announced(activity):
+            environments = make_environments(env, num_envs, extensions.make_env, activity=activity)
+            try:
+                decider = greedy(self.policy, environments.spec, self.config.env, num_envs)
+                loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
+                return play_episodes(loop, num_envs, episodes, lambda: True) or []
+            finally:
+                close(environments)
 
 
 def _rows(values: Any, dtype: str, shape: tuple[int, ...], name: str) -> tuple[Array, bool]:

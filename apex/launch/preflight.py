@@ -6,6 +6,9 @@ A mistake that every actor or the learner would fail at becomes a single one-lin
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,8 +22,11 @@ from apex.acting.exploration import LadderPlace
 from apex.algos.base import Algorithm, Learner
 from apex.algos.registry import make_algorithm
 from apex.config.sections import ATARI_FIELDS, Config, EnvConfig
-from apex.data.observations import Observations, action_mask, concatenate
+from apex.data.chunks import LARGE_REWARD, LARGE_REWARDS_REMEDY
+from apex.data.observations import Observations, action_mask, concatenate, map_arrays
 from apex.data.schema import Schema
+from apex.envs.activity import Activity, announced
+from apex.envs.base import Environments
 from apex.envs.recreation import close
 from apex.envs.registry import make_environments
 from apex.envs.spec import EnvSpec
@@ -32,6 +38,9 @@ from apex.plugins import NONE, Extensions
 log = logging.getLogger("apex.launch.preflight")
 
 STEPS = 3
+"""Steps of a trial. It goes on to the ends of episodes that come early: those are tried too."""
+MORE_STEPS, MORE_S = 50, 1.0
+"""Steps and seconds after which a trial no longer waits for the end of an episode."""
 CHECK_THE_POLICY = (
     "check what its policy and exploration return: arrays with a row for each environment, and "
     "actions in the environment's action space"
@@ -61,7 +70,8 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
         ApexError: the environment or the algorithm cannot be used.
     """
     config = plugins.with_absolute_paths(config)
-    env, spec, observation = try_environment(config.env, extensions, steps=steps)
+    num_envs = min(2, config.actor.num_envs)
+    env, spec, observation = try_environment(config.env, extensions, num_envs=num_envs, steps=steps)
     algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm)
     check_settings(config.learner, process_tuning.pick_device(config.learner.device))
     try_algorithm(algorithm, observation)
@@ -71,13 +81,15 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
 
 
 def try_environment(
-    config: EnvConfig, extensions: Extensions, *, steps: int = STEPS
+    config: EnvConfig, extensions: Extensions, *, num_envs: int = 2, steps: int = STEPS
 ) -> tuple[EnvConfig, EnvSpec, Observations]:
-    """Make the environment and take random steps.
+    """Make environments and take random steps.
+
+    Several are stepped together, as in a run: what works alone may fail beside a second one.
 
     Returns:
         The section with what was found out (`env.action_masks`), the spec, and the last
-        observations, `[1, ...]`.
+        observation of one environment, `[1, ...]`.
 
     Raises:
         EnvError: the environment cannot be made, or failed.
@@ -90,45 +102,88 @@ def try_environment(
             "environment itself, with wrappers or env.kwargs",
             ", ".join(f"env.{name}" for name in ignored),
         )
-    spec, observations = _random_steps(config, extensions, steps)
-    if observations is None:
-        log.info("%s: info['action_mask'] says which actions are allowed", spec.env_id)
-        config = msgspec.structs.replace(config, action_masks=True)
-        spec, observations = _random_steps(config, extensions, steps)
-    elif config.action_masks is None:
-        config = msgspec.structs.replace(config, action_masks=False)
-    assert observations is not None
+    activity = Activity()
+    with announced(activity, each_call=False):
+        make = partial(
+            make_environments, num_envs=num_envs, factory=extensions.make_env, activity=activity
+        )
+        spec, observation = _try_steps(config, make, steps)
+        if observation is None:
+            log.info("%s: info['action_mask'] says which actions are allowed", spec.env_id)
+            config = msgspec.structs.replace(config, action_masks=True)
+            spec, observation = _try_steps(config, make, steps)
+        elif config.action_masks is None:
+            config = msgspec.structs.replace(config, action_masks=False)
+    assert observation is not None
     for part in spec.arrays:
         if part.dtype == "float32" and len(part.shape) == 3:
             log.warning(
-                "%s: float observations %s are treated as vectors; if they are images, return "
+                "%s: float observations (%s) are treated as vectors; if they are images, return "
                 "uint8",
                 spec.env_id, part.text,
             )  # fmt: skip
-    return config, spec, observations
+    return config, spec, observation
 
 
-def _random_steps(
-    config: EnvConfig, extensions: Extensions, steps: int
+def _try_steps(
+    config: EnvConfig, make: Callable[[EnvConfig], Environments], steps: int
 ) -> tuple[EnvSpec, Observations | None]:
-    """The spec and the last observations; None if `info` has masks and nothing says to use them."""
-    environments = make_environments(config, 1, extensions.make_env)
-    spec, rng = environments.spec, np.random.default_rng(0)
-    observations = spec.zero_observations(1)
+    """The spec and an observation `[1, …]`; None if `info` has masks and nothing says to use them.
+
+    Raises:
+        EnvError: an environment cannot be made, or failed.
+    """
+    environments = make(config)
+    spec = environments.spec
     try:
-        if steps or config.action_masks is None:
-            observations = environments.reset(seed=0)
+        if not steps and config.action_masks is not None:
+            return spec, spec.zero_observations(1)
+        observations = environments.reset(seed=0)
         is_discrete = spec.action_kind == "discrete"
         if config.action_masks is None and is_discrete and environments.offers_action_mask:
             return spec, None
-        for _ in range(steps):
-            actions = spec.random_actions(1, rng, action_mask(observations))
-            observations = environments.step(actions).observations
+        observations, largest = play_randomly(environments, observations, steps)
+        if largest >= LARGE_REWARD and not config.clip_rewards:
+            log.warning(
+                "%s: rewards reach %g in the first steps: %s",
+                spec.env_id, largest, LARGE_REWARDS_REMEDY,
+            )  # fmt: skip
     except EnvFaultError as error:
         raise EnvError(str(error)) from None
     finally:
         close(environments)
-    return spec, observations
+    return spec, map_arrays(lambda array: array[:1], observations)
+
+
+def play_randomly(
+    environments: Environments,
+    observations: Observations,
+    steps: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[Observations, float]:
+    """Take random steps; return the last observations `[E, …]` and the largest reward's magnitude.
+
+    Args:
+        environments: reset by the caller.
+        observations: of the reset.
+        steps: smallest number of steps. If it is not 0, up to `MORE_STEPS` are taken within
+            `MORE_S` until an episode has ended and the next one begun, where environments often
+            fail.
+        clock: monotonic seconds.
+
+    Raises:
+        EnvFaultError: an environment failed.
+    """
+    spec, rng, until = environments.spec, np.random.default_rng(0), clock() + MORE_S
+    ended, begun_again, taken, largest = False, steps == 0, 0, 0.0
+    while taken < steps or not (begun_again or taken >= MORE_STEPS or clock() >= until):
+        allowed = action_mask(observations)
+        result = environments.step(spec.random_actions(environments.num_envs, rng, allowed))
+        observations, begun_again = result.observations, begun_again or ended
+        ended = ended or bool((result.terminated | result.truncated).any())
+        largest = max(largest, float(np.abs(result.rewards).max()))
+        taken += 1
+    return observations, largest
 
 
 def try_algorithm(algorithm: Algorithm, observation: Observations) -> None:

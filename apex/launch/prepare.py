@@ -222,7 +222,8 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
     facts = run.check_kept(before)
     config = plugins.with_absolute_paths(configure(table))
     if config.env != before.env:
-        _, spec, _ = try_environment(config.env, NONE)
+        num_envs = min(2, config.actor.num_envs)
+        _, spec, _ = try_environment(config.env, NONE, num_envs=num_envs)
         _check_like(spec, facts.env, "env.id")
     if not segments(run.replay) or config.replay.durability == "off":
         # Not by what is available now: the run's capacity stays when other programs come and go.

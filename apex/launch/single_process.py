@@ -26,6 +26,8 @@ from apex.daemons.learner.prefetcher import PriorityWriter, prepare
 from apex.daemons.learner.trainer import Trainer, begin_training
 from apex.daemons.metrics import MetricsLog
 from apex.daemons.periodic import Every
+from apex.envs.activity import Activity, announced
+from apex.envs.recreation import close
 from apex.envs.registry import make_environments
 from apex.errors import CorruptItemsError
 from apex.evaluation.trained_policy import evaluation_env
@@ -51,7 +53,7 @@ class _Actor:
         agent = make_agent(algorithm, config, run.policy.core_size, slot, incarnation=0)
         self.decider = LocalDecider(run.policy, agent)
         self.environments = make_environments(
-            config.env, config.actor.num_envs, extensions.make_env
+            config.env, config.actor.num_envs, extensions.make_env, activity=run.activity
         )
         seed = environments_seed(config.run.seed, slot, incarnation=0)
         self.loop = ActingLoop(self.environments, self.decider, seed=seed)
@@ -103,9 +105,12 @@ class SerialRun:
         self._priorities = _TablePriorities(self.table)
         self.policy, self.evaluated_policy = algorithm.policy(), algorithm.policy()
         self.evaluated_policy.to(evaluation_device(config, self._facts.env, self.evaluated_policy))
-        self._actors = [
-            _Actor(self, slot, algorithm, extensions) for slot in range(config.actor.count)
-        ]
+        self.activity = Activity()
+        """What the environments are doing; a long wait for one is logged."""
+        with announced(self.activity):
+            self._actors = [
+                _Actor(self, slot, algorithm, extensions) for slot in range(config.actor.count)
+            ]
         self._acting: Publication | None = None
         self._best: float | None = None
         self._metrics = {
@@ -136,11 +141,12 @@ class SerialRun:
             self._evaluate_newest: Every(self.config.evaluator.period_s, self._clock),
         }
         try:
-            while self.trainer.outcome is None:
-                self._turn()
-                for what, period in due.items():
-                    if period.due():
-                        what()
+            with announced(self.activity):
+                while self.trainer.outcome is None:
+                    self._turn()
+                    for what, period in due.items():
+                        if period.due():
+                            what()
             self._log()
             self.trainer.save()
         finally:
@@ -150,7 +156,7 @@ class SerialRun:
     def close(self) -> None:
         """Close the environments and the metrics files."""
         for actor in self._actors:
-            actor.environments.close()
+            close(actor.environments)
         for metrics in self._metrics.values():
             metrics.close()
 
@@ -221,7 +227,10 @@ class SerialRun:
         config = self.config.evaluator
         self.evaluated_policy.load(parameters.decode(publication.data))
         environments = make_environments(
-            evaluation_env(self.config.env), config.num_envs, self._extensions.make_env
+            evaluation_env(self.config.env),
+            config.num_envs,
+            self._extensions.make_env,
+            activity=self.activity,
         )
         seed = evaluation_seed(self.config.run.seed, publication.param_version)
         try:
@@ -233,7 +242,7 @@ class SerialRun:
                 loop, config.num_envs, config.episodes, lambda: self.trainer.outcome is None
             )
         finally:
-            environments.close()
+            close(environments)
 
     def _log(self) -> None:
         trainer = self.trainer

@@ -92,3 +92,18 @@ def test_showing_gives_the_returns_and_leaves_the_cursor_visible():
     out = io.StringIO()
     assert film.show(scenes(3, fps=1000.0), out) == [7.0]
     assert out.getvalue().endswith("\x1b[?25h\n") and "returns so far: 7" in out.getvalue()
+
+
+def test_film_is_whole_although_closing_the_environment_fails(tmp_path, caplog):
+    (tmp_path / "breaks.py").write_text(
+        "import gymnasium as gym\n"
+        "class Breaks(gym.Wrapper):\n"
+        "    def __init__(self, render_mode=None):\n"
+        "        super().__init__(gym.make('CartPole-v1', render_mode=render_mode))\n"
+        "    def close(self):\n"
+        "        raise RuntimeError('close failed')\n"
+    )
+    settings = (f"env.id={tmp_path / 'breaks.py'}:Breaks", "env.max_episode_steps=4")
+    played = list(film.play(load_policy(CARTPOLE, settings), episodes=1, seed=1))
+    assert played[-1].finished == 4.0 and len(played) == 5
+    assert "closing the environments raised RuntimeError: close failed" in caplog.text

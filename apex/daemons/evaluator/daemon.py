@@ -72,7 +72,10 @@ class EvaluatorDaemon:
         self._policy.to(device)
         env, num_envs = evaluation_env(service.config.env), config.num_envs
         self._recreation = Recreation(
-            lambda: make_environments(env, num_envs, extensions.make_env), clock
+            lambda: make_environments(
+                env, num_envs, extensions.make_env, activity=service.activity
+            ),
+            clock,
         )
         self._environments = self._recreation.first(made_before=service.starts > 0)
         self._interrupted: Publication | None = None
@@ -94,6 +97,10 @@ class EvaluatorDaemon:
         self._next_at = clock()
         """When to request parameters for the next evaluation."""
         self._count = 0
+        self._phase: Phase = "idle"
+        self._loop: ActingLoop | None = None
+        """Of the evaluation that is running."""
+        service.between_calls = self._heartbeat
 
     def run(self) -> None:
         """Evaluate until the service is asked to stop."""
@@ -152,8 +159,17 @@ class EvaluatorDaemon:
 
     def _poll(self, phase: Phase) -> Publication | None:
         self._service.beat()
-        self._learner.heartbeat(lambda: Heartbeat(phase=phase, env_faults=self._recreation.faults))
+        self._phase = phase
+        self._heartbeat()
         return self._learner.poll()
+
+    def _heartbeat(self) -> None:
+        beat = Heartbeat(
+            phase=self._phase,
+            env_steps=self._loop.longest_episode if self._loop is not None else 0,
+            env_faults=self._recreation.faults,
+        )
+        self._learner.heartbeat(lambda: beat)
 
     def evaluate(self, publication: Publication) -> None:
         """Play complete episodes with published parameters, and report their returns."""
@@ -163,12 +179,15 @@ class EvaluatorDaemon:
         log.info("learner step %d: playing %d episodes", publication.learner_step, config.episodes)
         self._policy.load(parameters.decode(publication.data))
         faults = self._recreation.faults
-        loop = ActingLoop(
+        self._loop = loop = ActingLoop(
             self._environments,
             greedy(self._policy, self._environments.spec, self._config.env, config.num_envs),
             seed=evaluation_seed(self._config.run.seed, publication.param_version, faults),
         )
-        returns = play_episodes(loop, config.num_envs, config.episodes, self._proceed)
+        try:
+            returns = play_episodes(loop, config.num_envs, config.episodes, self._proceed)
+        finally:
+            self._loop = None
         if returns is None:
             return
         self._count += 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from apex.acting.loop import LONG_EPISODE
+from apex.config.sections import Config
 from apex.daemons.catalog import ACTOR
 from apex.daemons.status.reports import InferenceReport, LearnerReport, ReplayReport
 from apex.daemons.status.run_status import RunStatus
@@ -33,9 +35,36 @@ def health(status: RunStatus, configured: Collection[str]) -> str:
     return "healthy" if all_healthy and not status.run.alarms else "degraded"
 
 
+def endless_episodes(status: RunStatus, config: Config) -> list[str]:
+    """Return an alarm if no episode of the actors, or of the evaluator, ends."""
+    consequence = "; set env.max_episode_steps if episodes may be endless"
+    if config.run.until_return is not None:
+        consequence = f", so run.until_return cannot end the run{consequence}"
+    steps = sum(row.env_steps for row in status.actors)
+    num_envs = len(status.actors) * config.actor.num_envs
+    found = []
+    if steps >= LONG_EPISODE * num_envs > 0 and not any(row.episodes for row in status.actors):
+        found.append(
+            f"no episode has ended after {steps:,} steps of {num_envs} environments: there are no "
+            f"returns{consequence}"
+        )
+    if status.evaluator.episode_steps >= LONG_EPISODE:
+        found.append(
+            f"an episode of the evaluation has not ended after {status.evaluator.episode_steps:,} "
+            f"steps{consequence}"
+        )
+    return found
+
+
 def alarms(status: RunStatus) -> list[str]:
     """Return the alarms that follow from the daemons' own reports."""
     found = []
+    if isinstance(status.replay, ReplayReport) and status.replay.refused_chunk is not None:
+        count = status.replay.refused_by.get("bad_chunk", 0)
+        found.append(
+            f"items are lost: replay has refused {count:,} chunks, the last one "
+            f"{status.replay.refused_chunk}"
+        )
     if status.replay.alarm:
         found.append(f"inserts are not durable: {status.replay.alarm}")
     if status.learner.alarm:

@@ -86,6 +86,8 @@ class EvaluationsReport(Report, frozen=True, kw_only=True):
     mean_return: float | None = None
     """Mean return of the last evaluation."""
     best_mean_return: float | None = None
+    episode_steps: int = 0
+    """Steps of the longest unfinished episode of the evaluation that is running."""
 
 
 class LearnerAnswer(Report, frozen=True, kw_only=True):
@@ -131,6 +133,8 @@ class ReplayReport(ReplaySummary, frozen=True, kw_only=True):
     duplicate_inserts: int
     refused_by: dict[str, int]
     """Refused messages by error code, and dropped replies."""
+    refused_chunk: str | None = None
+    """Whose chunk was refused in the last minute, and why; its items are lost."""
     inserted: int
     sampled: int
     evicted: int
