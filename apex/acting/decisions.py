@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -64,6 +64,15 @@ class Exploration(Protocol):
 
     def describe(self) -> str:
         """A short text for the log, such as `epsilon 0.0007 to 0.4000`."""
+
+
+def exploration_metrics(exploration: Exploration | None) -> dict[str, float]:
+    """Curves of an exploration: what its method `metrics`, if it has one, returns by name.
+
+    The names begin with `exploration/` in an actor's records and in TensorBoard.
+    """
+    metrics: Mapping[str, float] = getattr(exploration, "metrics", dict)()
+    return {f"exploration/{name}": float(value) for name, value in metrics.items()}
 
 
 class JoinedExploration:

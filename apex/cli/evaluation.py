@@ -12,6 +12,7 @@ import click
 
 from apex.cli.options import json_option, run_option, set_option
 from apex.errors import UsageError
+from apex.host.escaping import printable
 from apex.runs.directory import find_run
 
 if TYPE_CHECKING:
@@ -50,17 +51,28 @@ def evaluate(
 
     CHECKPOINT is the directory of a checkpoint or of a run; default: the newest run.
     """
+    from apex.acting.episodes import metric_means
+
     policy = _policy(checkpoint, run_path, pretrained, settings)
-    returns = policy.play(episodes, seed)
+    played = policy.play_episodes(episodes, seed)
+    returns = [episode.episode_return for episode in played]
     mean = sum(returns) / len(returns)
+    means = metric_means(episode.metrics for episode in played)
     if as_json:
-        click.echo(json.dumps({"mean_return": mean, "returns": returns}))
+        metrics = {
+            name: {"mean": value, "values": [episode.metrics.get(name) for episode in played]}
+            for name, value in means.items()
+        }
+        click.echo(json.dumps({"mean_return": mean, "returns": returns, "metrics": metrics}))
         return
     env_id, step = policy.manifest.env.env_id, policy.manifest.learner_step
     click.echo(
         f"{env_id}, learner step {step}: mean return {mean:.2f} of {len(returns)} episodes "
         f"({min(returns):g} to {max(returns):g})"
     )
+    for name, value in means.items():
+        counted = sum(name in episode.metrics for episode in played)
+        click.echo(f"  {printable(name)}: mean {value:.4g} of {counted} episodes")
 
 
 @click.command(name="enjoy")

@@ -24,6 +24,10 @@ MAX_ACTORS = 10_000
 MAX_BATCH_SIZE = 65_536
 """Largest batch that the replay server serves, in items."""
 
+MetricName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+MAX_METRICS = 32
+"""Most names in `env.metrics`; heartbeats carry their values."""
+
 MAX_SEED = 2**63 - 1
 """Largest integer of TOML; torch's generator takes seeds of at most 64 bits."""
 
@@ -83,6 +87,9 @@ class EnvConfig(Section, frozen=True):
     cannot be stacked: more than 1 is an error."""
     clip_rewards: bool = False
     """Clip the rewards that the policy sees and learns from to [-1, 1]; returns stay unclipped."""
+    metrics: Annotated[tuple[MetricName, ...], msgspec.Meta(max_length=MAX_METRICS)] = ()
+    """Names of scalars in `info` that become curves, besides `success`: the value at each episode's
+    last step, averaged over the episodes that have it."""
     frame_skip: PositiveInt = 4
     """Emulator frames per step; the action is repeated in each."""
     obs_type: Literal["grayscale", "rgb", "ram"] = "grayscale"

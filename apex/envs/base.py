@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -14,6 +15,7 @@ from apex import plugins
 from apex.data.schema import Array
 from apex.envs.activity import Activity
 from apex.envs.env_checks import INTERFACE, MisbehavedError
+from apex.envs.info_metrics import InfoMetrics
 from apex.envs.spaces import env_spec, to_env_actions
 from apex.envs.spec import MAX_REWARD, StepResult, good_rewards
 from apex.envs.vector import Infos, reported
@@ -37,6 +39,7 @@ class Environments:
         life_loss_ends: report a lost life (of `info["lives"]`) in `StepResult.life_lost`.
         squeeze: drop the first axis of each observation, which has a length of one.
         activity: is told of each call that begins and ends; None: nobody watches.
+        metrics: names of scalars in `info` for `StepResult.metrics`, besides `success`.
 
     Raises:
         EnvError: a space or autoreset mode that apex cannot use.
@@ -51,6 +54,7 @@ class Environments:
         *,
         squeeze: bool = False,
         activity: Activity | None = None,
+        metrics: Sequence[str] = (),
     ) -> None:
         mode = vector.metadata.get("autoreset_mode")
         if mode != AutoresetMode.NEXT_STEP:
@@ -67,6 +71,7 @@ class Environments:
         self._dtype = np.dtype(self.spec.observation_dtype)
         self._bounds = _finite_bounds(vector.single_observation_space)
         self._life_loss_ends = life_loss_ends
+        self._metrics = InfoMetrics(metrics, self.num_envs, env_id)
         self._lives = np.zeros(self.num_envs, dtype=np.int64)
         self._steps = 0
 
@@ -104,6 +109,7 @@ class Environments:
             taken = to_env_actions(actions, self._vector.single_action_space)
             observations, rewards, terminated, truncated, infos = self._vector.step(taken)
             lives = self._lives_of(infos)
+            metrics = self._measured(infos, terminated | truncated)
         except Exception as error:
             raise self._fault(_describe(error)) from error
         finally:
@@ -116,7 +122,18 @@ class Environments:
             )
         lost = (lives < self._lives) & ~terminated
         self._lives = lives
-        return StepResult(self._checked(observations), rewards, terminated, truncated, lost)
+        return StepResult(
+            self._checked(observations), rewards, terminated, truncated, lost, metrics
+        )
+
+    def _measured(
+        self, infos: Infos, ended: npt.NDArray[np.bool_]
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        """`StepResult.metrics` of a step."""
+        metrics = self._metrics.read(infos)
+        if ended.any():
+            self._metrics.warn_of_missing(getattr(self._vector, "last_keys", infos))
+        return metrics
 
     def _lives_of(self, infos: Infos) -> npt.NDArray[np.int64]:
         """Lives of each environment, `[E]`; the last ones where `info` does not report them."""

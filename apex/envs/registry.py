@@ -57,7 +57,12 @@ def make_environments(
         vector = SerialVectorEnv([lambda: _checked(make())] * num_envs, info_keys(config), activity)
         name = plugins.short(config.id)
         return Environments(
-            vector, name, config.frame_stack, config.life_loss_ends, activity=activity
+            vector,
+            name,
+            config.frame_stack,
+            config.life_loss_ends,
+            activity=activity,
+            metrics=config.metrics,
         )
     except ApexError:
         raise

@@ -57,7 +57,7 @@ def play(policy: TrainedPolicy, episodes: int, seed: int) -> Iterator[Scene]:
         yield Scene(environments.render()[0], fps, None)
         while loop.episodes < episodes:
             finished = loop.step()
-            result = finished[0][1] if finished else None
+            result = finished[0].episode_return if finished else None
             yield Scene(environments.render()[0], fps, result)
     finally:
         environments.close()

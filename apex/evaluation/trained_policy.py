@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from apex.acting.agent import greedy
 from apex.acting.decisions import Decision, Inputs, seen_rewards
+from apex.acting.episodes import Episode
 from apex.acting.exploration import evaluation_seed
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.policy import Policy
@@ -126,12 +127,23 @@ class TrainedPolicy:
         return Inputs(np.ascontiguousarray(observations), core_state, last_actions, last_rewards)
 
     def play(self, episodes: int, seed: int, extensions: Extensions = NONE) -> list[float]:
-        """Play whole greedy episodes, equally many in each environment; return unclipped returns.
+        """Play whole greedy episodes as `play_episodes` does; return their unclipped returns."""
+        played = self.play_episodes(episodes, seed, extensions)
+        return [episode.episode_return for episode in played]
+
+    def play_episodes(
+        self, episodes: int, seed: int, extensions: Extensions = NONE
+    ) -> list[Episode]:
+        """Play whole greedy episodes, equally many in each environment.
 
         Args:
             episodes: number of episodes.
             seed: seed of the environments, at least 0.
             extensions: has the run's environment, if that came from a script.
+
+        Returns:
+            For each episode its `episode_return`, unclipped, and in `metrics` the scalars of `info`
+            at its last step: `success` and the names in `env.metrics`.
         """
         num_envs = next(n for n in range(min(episodes, 8), 0, -1) if episodes % n == 0)
         environments = make_environments(

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.acting.agent import LocalDecider, greedy
+from apex.acting.episodes import Episode, metric_columns, metric_means
 from apex.acting.exploration import environments_seed, evaluation_seed
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.agent_factory import make_agent
@@ -202,11 +203,11 @@ class SerialRun:
     def evaluate(self, publication: Publication) -> None:
         """Play whole episodes with published parameters; record the result and keep the best."""
         started, cpu_started = self._clock(), time.process_time()
-        returns = self._play(publication)
-        if returns is None:
+        episodes = self._play(publication)
+        if episodes is None:
             return
         seconds, cpu_s = self._clock() - started, time.process_time() - cpu_started
-        values = evaluation_values(publication, returns, seconds, cpu_s)
+        values = evaluation_values(publication, episodes, seconds, cpu_s)
         mean = values["mean_return"]
         if self._best is None or mean > self._best:
             self._best = mean
@@ -216,8 +217,8 @@ class SerialRun:
         )
         self.trainer.evaluated(mean)
 
-    def _play(self, publication: Publication) -> list[float] | None:
-        """Returns of an evaluation's episodes; None if the run ended meanwhile."""
+    def _play(self, publication: Publication) -> list[Episode] | None:
+        """Episodes of an evaluation; None if the run ended meanwhile."""
         config = self.config.evaluator
         self.evaluated_policy.load(parameters.decode(publication.data))
         environments = make_environments(
@@ -238,6 +239,7 @@ class SerialRun:
     def _log(self) -> None:
         trainer = self.trainer
         returns = [r for actor in self._actors for r in actor.loop.recent_returns]
+        metrics = [m for actor in self._actors for m in actor.loop.recent_metrics]
         values = trainer.read_metrics()
         counts = {
             "env_steps": self.env_steps,
@@ -245,6 +247,7 @@ class SerialRun:
             "item_staleness": trainer.item_staleness,
             "corrupt_items": self._priorities.corrupt_items,
             "rollbacks": trainer.rollbacks,
+            **metric_columns(metric_means(metrics)),
         }
         self._metrics["learner"].write({**values, **counts}, step=trainer.learner_step)
         log.info(

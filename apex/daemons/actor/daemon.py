@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import click
 import numpy as np
 
+from apex.acting.episodes import metric_columns, metric_means
 from apex.acting.exploration import environments_seed
 from apex.acting.loop import ActingLoop, Decider
 from apex.config.sections import Config
@@ -246,6 +247,7 @@ class ActorDaemon:
             episodes=loop.episodes,
             mean_return=float(np.mean(returns)) if returns else None,
             env_faults=self._recreation.faults,
+            metrics=metric_means(loop.recent_metrics),
         )
 
     def _write_metrics(self) -> None:
@@ -259,6 +261,7 @@ class ActorDaemon:
                 "mean_return": beat.mean_return,
                 "param_version": beat.param_version,
                 "env_faults": beat.env_faults,
+                **metric_columns(beat.metrics),
                 **self._inference.metrics(),
             },
             step=beat.env_steps,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from apex.acting.agent import Agent, LocalDecider
+from apex.acting.decisions import exploration_metrics
 from apex.algos.agent_factory import make_agent
 from apex.algos.registry import check_schema, make_algorithm
 from apex.daemons.learner.client import LearnerClient
@@ -141,7 +142,9 @@ class LocalInference:
 
     def metrics(self) -> dict[str, Any]:
         """Metrics of inference, for the actor's metrics file."""
+        exploration = self._decider.agent.exploration if self._decider is not None else None
         return {
+            **exploration_metrics(exploration),
             "learner_step": self.learner_step,
             "param_staleness": max(0, self._learner.learner_step - self.learner_step),
             "inserted_items": self._replay.inserted_items,

@@ -74,6 +74,8 @@ class ActorReport(Report, frozen=True, kw_only=True):
     episodes: int = 0
     mean_return: float | None = None
     env_faults: int = 0
+    metrics: dict[str, float] = {}
+    """Mean of each measured scalar of `info` over the last episodes."""
 
 
 class EvaluationsReport(Report, frozen=True, kw_only=True):
@@ -86,6 +88,8 @@ class EvaluationsReport(Report, frozen=True, kw_only=True):
     mean_return: float | None = None
     """Mean return of the last evaluation."""
     best_mean_return: float | None = None
+    metrics: dict[str, float] = {}
+    """Mean of each measured scalar of `info` in the last evaluation."""
 
 
 class LearnerAnswer(Report, frozen=True, kw_only=True):
