@@ -25,6 +25,8 @@ def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", type=click.IntRange(0), default=1, show_default=True,
                      help="Seed of the environments."),
         click.option("--pretrained", metavar="NAME", help="A checkpoint that ships with apex."),
+        click.option("--training-env", is_flag=True,
+                     help="Play in the environment of training, without [evaluator.env]."),
         run_option,
         set_option,
         click.argument("checkpoint", required=False, type=click.Path(path_type=Path)),
@@ -45,6 +47,7 @@ def evaluate(
     settings: tuple[str, ...],
     episodes: int,
     seed: int,
+    training_env: bool,
     as_json: bool,
 ) -> None:
     """Score CHECKPOINT over whole greedy episodes.
@@ -54,7 +57,7 @@ def evaluate(
     from apex.acting.episodes import metric_means
 
     policy = _policy(checkpoint, run_path, pretrained, settings)
-    played = policy.play_episodes(episodes, seed)
+    played = policy.play_episodes(episodes, seed, training_env=training_env)
     returns = [episode.episode_return for episode in played]
     mean = sum(returns) / len(returns)
     means = metric_means(episode.metrics for episode in played)
@@ -89,6 +92,7 @@ def enjoy(
     settings: tuple[str, ...],
     episodes: int,
     seed: int,
+    training_env: bool,
     video: Path | None,
 ) -> None:
     """Watch CHECKPOINT play in this terminal.
@@ -104,7 +108,7 @@ def enjoy(
             "expected a terminal to play in; use --video FILE.mp4 to write a video instead"
         )
     policy = _policy(checkpoint, run_path, pretrained, settings)
-    scenes = film.play(policy, episodes, seed)
+    scenes = film.play(policy, episodes, seed, training_env=training_env)
     returns = film.show(scenes) if video is None else film.write_video(video, scenes)
     what = "" if video is None else f"wrote {video}: "
     click.echo(

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from apex.config.conversion import convert
 from apex.errors import ConfigError
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
@@ -238,6 +239,10 @@ class EvaluatorConfig(Section, frozen=True):
     """Threads (cores) of one call of the network, without a GPU."""
     nice: Niceness = 15
     """Added to the process's niceness, so that evaluations use CPU time that is left over."""
+    env: dict[str, Any] = {}
+    """Keys of `[env]` with other values for evaluations, `apex eval` and `apex enjoy`, such as
+    `repeat_action_probability` or `kwargs`. Observations and actions must be those of training.
+    With an `id` of its own, the `kwargs` of `[env]` are not used."""
 
 
 class Config(Section, frozen=True):
@@ -256,6 +261,20 @@ class Config(Section, frozen=True):
     def central(self) -> bool:
         """Whether one inference server computes the actions of all actors."""
         return self.actor.inference == "central"
+
+    @property
+    def evaluation_env(self) -> EnvConfig:
+        """`[env]` with the values of `[evaluator.env]`; a lost life does not count as an end in it.
+
+        Raises:
+            ConfigError: a key of `[evaluator.env]` is unknown or has an invalid value.
+        """
+        given, raw = self.evaluator.env, msgspec.to_builtins(self.env)
+        kwargs = given.get("kwargs", {})
+        if "id" not in given and isinstance(kwargs, dict):
+            kwargs = {**self.env.kwargs, **kwargs}
+        env: EnvConfig = convert({**raw, **given, "kwargs": kwargs}, EnvConfig, "evaluator.env")
+        return msgspec.structs.replace(env, life_loss_ends=False)
 
     @property
     def inference_device(self) -> str:
@@ -314,6 +333,11 @@ def check(config: Config) -> None:
             f"batch_size x prefetch + samples_per_insert x chunk_length = {config.min_tolerance:g} "
             "(or 0, which uses exactly that)"
         )
+    if "life_loss_ends" in evaluator.env:
+        raise ConfigError(
+            "evaluator.env.life_loss_ends: evaluations play whole episodes; leave this key out"
+        )
+    _ = config.evaluation_env
     if evaluator.enabled and evaluator.episodes % evaluator.num_envs:
         raise ConfigError(
             f"evaluator.episodes ({evaluator.episodes}) must be a multiple of evaluator.num_envs "

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium as gym
 
 from apex import plugins
-from apex.config.sections import EnvConfig
+from apex.config.sections import Config, EnvConfig
 from apex.envs.activity import Activity
 from apex.envs.atari import make_atari
 from apex.envs.base import Environments
@@ -73,6 +73,16 @@ def make_environments(
         raise EnvError(
             f"env.id = '{config.id}': making it {plugins.describe_error(error, remedy)}"
         ) from error
+
+
+def evaluation_factory(config: Config, factory: EnvFactory | None) -> EnvFactory | None:
+    """The factory for `make_environments(config.evaluation_env, …)`.
+
+    Args:
+        config: the run's configuration.
+        factory: a script's factory, which an `id` in `[evaluator.env]` replaces.
+    """
+    return None if "id" in config.evaluator.env else factory
 
 
 def _factory(env_id: str, kwargs: dict[str, Any]) -> EnvFactory:

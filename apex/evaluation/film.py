@@ -19,7 +19,7 @@ from apex.acting.exploration import evaluation_seed
 from apex.acting.loop import ActingLoop
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
-from apex.evaluation.trained_policy import TrainedPolicy, evaluation_env
+from apex.evaluation.trained_policy import TrainedPolicy, as_in_training
 from apex.host.files import check_output
 
 Picture = npt.NDArray[np.uint8]
@@ -40,16 +40,18 @@ class Scene(NamedTuple):
     """Unclipped return of the episode, with its last picture; None before."""
 
 
-def play(policy: TrainedPolicy, episodes: int, seed: int) -> Iterator[Scene]:
-    """Play whole greedy episodes, one after the other.
+def play(
+    policy: TrainedPolicy, episodes: int, seed: int, *, training_env: bool = False
+) -> Iterator[Scene]:
+    """Play whole greedy episodes, one after the other; `training_env` as in `play_episodes`.
 
     Raises:
         EnvError: the environment cannot be made.
         EnvFaultError: the environment raised, or returns no pictures.
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # gymnasium's own drawing needs no window
-    env = policy.config.env
-    environments = make_environments(evaluation_env(env), 1, render=True)
+    env = (as_in_training(policy.config) if training_env else policy.config).evaluation_env
+    environments = make_environments(env, 1, render=True)
     try:
         decider = greedy(policy.policy, environments.spec, env, 1)
         loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))

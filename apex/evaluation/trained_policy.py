@@ -19,9 +19,9 @@ from apex.algos.policy import Policy
 from apex.algos.registry import make_algorithm
 from apex.config import loading
 from apex.config.conversion import convert
-from apex.config.sections import Config, EnvConfig
+from apex.config.sections import Config
 from apex.data.schema import Array
-from apex.envs.registry import make_environments
+from apex.envs.registry import evaluation_factory, make_environments
 from apex.errors import UsageError
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions, with_absolute_paths
@@ -32,13 +32,10 @@ Which: TypeAlias = int | bool | Sequence[int] | Sequence[bool] | npt.NDArray[Any
 """A choice of environments: their indices, or a mask."""
 
 
-def evaluation_env(env: EnvConfig) -> EnvConfig:
-    """The section of the environment for evaluations, in which a lost life is not an end.
-
-    Rewards need no change: environments return them unclipped, and returns are sums of those.
-    `env.clip_rewards` affects only what a policy sees, here as in the actors.
-    """
-    return msgspec.structs.replace(env, life_loss_ends=False)
+def as_in_training(config: Config) -> Config:
+    """A configuration without `[evaluator.env]`: it evaluates in the environment of training."""
+    evaluator = msgspec.structs.replace(config.evaluator, env={})
+    return msgspec.structs.replace(config, evaluator=evaluator)
 
 
 class TrainedPolicy:
@@ -132,7 +129,12 @@ class TrainedPolicy:
         return [episode.episode_return for episode in played]
 
     def play_episodes(
-        self, episodes: int, seed: int, extensions: Extensions = NONE
+        self,
+        episodes: int,
+        seed: int,
+        extensions: Extensions = NONE,
+        *,
+        training_env: bool = False,
     ) -> list[Episode]:
         """Play whole greedy episodes, equally many in each environment.
 
@@ -140,17 +142,20 @@ class TrainedPolicy:
             episodes: number of episodes.
             seed: seed of the environments, at least 0.
             extensions: has the run's environment, if that came from a script.
+            training_env: play in the environment of training, without `[evaluator.env]`.
 
         Returns:
             For each episode its `episode_return`, unclipped, and in `metrics` the scalars of `info`
             at its last step: `success` and the names in `env.metrics`.
         """
         num_envs = next(n for n in range(min(episodes, 8), 0, -1) if episodes % n == 0)
+        config = as_in_training(self.config) if training_env else self.config
+        env = config.evaluation_env
         environments = make_environments(
-            evaluation_env(self.config.env), num_envs, extensions.make_env
+            env, num_envs, evaluation_factory(config, extensions.make_env)
         )
         try:
-            decider = greedy(self.policy, environments.spec, self.config.env, num_envs)
+            decider = greedy(self.policy, environments.spec, env, num_envs)
             loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
             return play_episodes(loop, num_envs, episodes, lambda: True) or []
         finally:

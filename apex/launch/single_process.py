@@ -27,9 +27,8 @@ from apex.daemons.learner.prefetcher import PriorityWriter, prepare
 from apex.daemons.learner.trainer import Trainer, begin_training
 from apex.daemons.metrics import MetricsLog
 from apex.daemons.periodic import Every
-from apex.envs.registry import make_environments
+from apex.envs.registry import evaluation_factory, make_environments
 from apex.errors import CorruptItemsError
-from apex.evaluation.trained_policy import evaluation_env
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions
 from apex.replay.table.table import Table, make_table
@@ -221,14 +220,12 @@ class SerialRun:
         """Episodes of an evaluation; None if the run ended meanwhile."""
         config = self.config.evaluator
         self.evaluated_policy.load(parameters.decode(publication.data))
-        environments = make_environments(
-            evaluation_env(self.config.env), config.num_envs, self._extensions.make_env
-        )
+        env = self.config.evaluation_env
+        factory = evaluation_factory(self.config, self._extensions.make_env)
+        environments = make_environments(env, config.num_envs, factory)
         seed = evaluation_seed(self.config.run.seed, publication.param_version)
         try:
-            decider = greedy(
-                self.evaluated_policy, environments.spec, self.config.env, config.num_envs
-            )
+            decider = greedy(self.evaluated_policy, environments.spec, env, config.num_envs)
             loop = ActingLoop(environments, decider, seed=seed)
             return play_episodes(
                 loop, config.num_envs, config.episodes, lambda: self.trainer.outcome is None

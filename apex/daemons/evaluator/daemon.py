@@ -22,9 +22,8 @@ from apex.daemons.learner.parameter_versions import Publication
 from apex.daemons.metrics import MetricsLog
 from apex.daemons.service import Service
 from apex.envs.recreation import Recreation, close
-from apex.envs.registry import make_environments
+from apex.envs.registry import evaluation_factory, make_environments
 from apex.errors import EnvFaultError
-from apex.evaluation.trained_policy import evaluation_env
 from apex.host import process_tuning
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions
@@ -69,9 +68,10 @@ class EvaluatorDaemon:
         self._policy: Policy = algorithm.policy()
         device = evaluation_device(service.config, service.facts.env, self._policy)
         self._policy.to(device)
-        env, num_envs = evaluation_env(service.config.env), config.num_envs
+        self._env = service.config.evaluation_env
+        factory = evaluation_factory(service.config, extensions.make_env)
         self._recreation = Recreation(
-            lambda: make_environments(env, num_envs, extensions.make_env), clock
+            lambda: make_environments(self._env, config.num_envs, factory), clock
         )
         self._environments = self._recreation.first(made_before=service.starts > 0)
         self._interrupted: Publication | None = None
@@ -164,7 +164,7 @@ class EvaluatorDaemon:
         faults = self._recreation.faults
         loop = ActingLoop(
             self._environments,
-            greedy(self._policy, self._environments.spec, self._config.env, config.num_envs),
+            greedy(self._policy, self._environments.spec, self._env, config.num_envs),
             seed=evaluation_seed(self._config.run.seed, publication.param_version, faults),
         )
         episodes = play_episodes(loop, config.num_envs, config.episodes, self._proceed)
