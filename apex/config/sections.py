@@ -91,6 +91,10 @@ class EnvConfig(Section, frozen=True):
     metrics: Annotated[tuple[MetricName, ...], msgspec.Meta(max_length=MAX_METRICS)] = ()
     """Names of scalars in `info` that become curves, besides `success`: the value at each episode's
     last step, averaged over the episodes that have it."""
+    max_episode_steps: NonNegativeInt = 0
+    """Steps after which an episode is truncated, in training and evaluation; 0: the environment's
+    own limit. A registered environment's own limit is replaced; on Atari the earlier of this limit
+    and `max_episode_frames` applies, and the no-ops at the start count."""
     frame_skip: PositiveInt = 4
     """Emulator frames per step; the action is repeated in each."""
     obs_type: Literal["grayscale", "rgb", "ram"] = "grayscale"

@@ -21,6 +21,7 @@ from apex.daemons.catalog import DaemonSpec, spec_of
 from apex.daemons.log_format import log_to_stderr
 from apex.daemons.restart_backoff import CrashHistory
 from apex.daemons.watchdog import Watchdog
+from apex.envs.activity import Activity
 from apex.errors import ApexError, ExitCode, GaveUpError, RunError, StopAskedError
 from apex.host.files import FileLock
 from apex.runs.directory import RunDirectory, RunFacts
@@ -63,9 +64,16 @@ class Service:
         self._signals = 0
         self._signalled = threading.Event()
         self._lock = self._lock_name()
-        self._crashes = CrashHistory(run.crash_file(name), self.config.run.max_crashes)
+        limits = self.config.run
+        self._crashes = CrashHistory(
+            run.crash_file(name), limits.max_crashes, watchdog_s=limits.watchdog_s
+        )
+        self.activity = Activity(self._between_calls)
+        """Of the daemon's environments; the watchdog reads it."""
+        self.between_calls: Callable[[], None] | None = None
+        """Called before an environment is made or reset, which may take long: sends a heartbeat."""
         self._watchdog = Watchdog(
-            self.config.run.watchdog_s, self._crashes.record_age, self._crashes.record_failure
+            limits.watchdog_s, self._crashes.record_age, self._crashes.record_failure, self.activity
         )
         self.epoch = self._crashes.epoch
         """Number of this start of the daemon; a later start has a higher one, even if the clock
@@ -132,6 +140,10 @@ class Service:
     def beat(self) -> None:
         """Tell the watchdog that the work loop makes progress, or waits as it should."""
         self._watchdog.beat()
+
+    def _between_calls(self) -> None:
+        if self.between_calls is not None:
+            self.between_calls()
 
     def install_signals(self) -> None:
         """Install signal handlers.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import gymnasium as gym
@@ -11,6 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from apex.config.sections import EnvConfig
 from apex.envs.activity import Activity
+from apex.envs.atari_games import game_of
 from apex.envs.base import Environments
 from apex.envs.vector import SerialVectorEnv, info_keys
 from apex.errors import EnvError, EnvFaultError
@@ -54,27 +54,24 @@ def make_atari(
     )
 
 
+def _max_frames(config: EnvConfig) -> int:
+    """Emulator frames after which an episode is truncated."""
+    steps = config.max_episode_steps
+    return min(config.max_episode_frames, steps * config.frame_skip or config.max_episode_frames)
+
+
 def _image_vector(
     config: EnvConfig, num_envs: int, frame_size: tuple[int, int], grayscale: bool
 ) -> VectorEnv[Any, Any, Any]:
-    try:
-        from ale_py import roms
-        from ale_py.vector_env import AtariVectorEnv
-    except ImportError as error:
-        raise EnvError(
-            f"{config.id} needs ale-py ({error}): pip install apex-suite[atari]"
-        ) from None
-    game = _snake_case(config.id)
-    if game not in roms.get_all_rom_ids():
-        raise EnvError(
-            f"{config.id}: ALE has no game '{game}'; ale_py.roms.get_all_rom_ids() lists all"
-        )
+    game = game_of(config.id)
+    from ale_py.vector_env import AtariVectorEnv
+
     height, width = frame_size
     return AtariVectorEnv(
         game,
         num_envs,
         num_threads=1,
-        max_num_frames_per_episode=config.max_episode_frames,
+        max_num_frames_per_episode=_max_frames(config),
         repeat_action_probability=config.repeat_action_probability,
         full_action_space=config.full_action_space,
         autoreset_mode=AutoresetMode.NEXT_STEP,
@@ -142,17 +139,10 @@ class FilmedAtari(VectorEnv[Any, Any, Any]):
         self._camera.close()
 
 
-def _snake_case(env_id: str) -> str:
-    name = env_id.removeprefix("ALE/").partition("-")[0]
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-
-
 def _ram_vector(
     config: EnvConfig, num_envs: int, render: bool, activity: Activity | None
 ) -> VectorEnv[Any, Any, Any]:
-    import ale_py
-
-    gym.register_envs(ale_py)
+    game_of(config.id)
 
     def make() -> gym.Env[Any, Any]:
         env = gym.make(
@@ -162,7 +152,7 @@ def _ram_vector(
             frameskip=config.frame_skip,
             repeat_action_probability=config.repeat_action_probability,
             full_action_space=config.full_action_space,
-            max_num_frames_per_episode=config.max_episode_frames,
+            max_num_frames_per_episode=_max_frames(config),
         )
         return EpisodeStart(env, config.noop_max, config.fire_reset)
 

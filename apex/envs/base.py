@@ -24,6 +24,11 @@ from apex.errors import ConfigError, EnvError, EnvFaultError
 log = logging.getLogger("apex.envs")
 
 DEFAULT_FPS = 30.0
+PICTURES = (
+    "let the environment take render_mode='rgb_array' in its constructor and keep it as "
+    "self.render_mode, name it in metadata['render_modes'], and let render() return one picture, "
+    "[height, width, 3] uint8"
+)
 
 
 class Environments:
@@ -159,14 +164,30 @@ class Environments:
         if self._vector.render_mode != "rgb_array":
             raise EnvFaultError(
                 f"{self.spec.env_id}: expected render_mode='rgb_array', got "
-                f"{self._vector.render_mode!r}; let the environment take it and return pictures"
+                f"{self._vector.render_mode!r}; {PICTURES}"
             )
         try:
             pictures = self._vector.render()
         except Exception as error:
-            raise EnvFaultError(f"{self.spec.env_id}: render {_describe(error)}") from error
-        assert pictures is not None
-        return [_picture(np.asarray(one)) for one in pictures]
+            what = plugins.describe_error(error, PICTURES)
+            raise EnvFaultError(f"{self.spec.env_id}: render {what}") from error
+        return [self._picture(one) for one in pictures or ()]
+
+    def _picture(self, returned: Any) -> npt.NDArray[np.uint8]:
+        """Convert a picture to `[H, W, 3] uint8`; some environments return grey levels or floats.
+
+        Raises:
+            EnvFaultError: it is not a picture.
+        """
+        pixels: Array = np.asarray(returned)
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None].repeat(3, axis=2)
+        if pixels.dtype.kind not in "biuf" or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+            found = f"{pixels.dtype} {pixels.shape}" if pixels.shape else type(returned).__name__
+            raise EnvFaultError(f"{self.spec.env_id}: render returned {found}; {PICTURES}")
+        if pixels.dtype.kind == "f":
+            pixels = np.rint(np.clip(pixels, 0.0, 1.0) * 255.0)
+        return pixels[:, :, :3].astype(np.uint8)
 
     @property
     def frames_per_second(self) -> float:
@@ -216,13 +237,6 @@ class Environments:
             self._vector.close()
         finally:
             self._activity.end()
-
-
-def _picture(pixels: Array) -> npt.NDArray[np.uint8]:
-    """Convert pixels to uint8; some environments return floats from 0 to 1."""
-    if pixels.dtype.kind == "f":
-        pixels = np.rint(np.clip(pixels, 0.0, 1.0) * 255.0)
-    return pixels.astype(np.uint8)
 
 
 def _describe(error: Exception) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +13,8 @@ from apex import plugins
 from apex.config.sections import Config, EnvConfig
 from apex.envs.activity import Activity
 from apex.envs.atari import make_atari
-from apex.envs.base import Environments
+from apex.envs.atari_games import PREFIX, refuse_other_ids
+from apex.envs.base import PICTURES, Environments
 from apex.envs.env_checks import Checked
 from apex.envs.spaces import FLATTENED
 from apex.envs.vector import SerialVectorEnv, info_keys
@@ -50,11 +53,12 @@ def make_environments(
             'the run with env.id = "path/to/file.py:Name"'
         )
     try:
-        if factory is None and config.id.startswith("ALE/"):
+        if factory is None and config.id.startswith(PREFIX):
             return make_atari(config, num_envs, render=render, activity=activity)
         kwargs = config.kwargs | ({"render_mode": "rgb_array"} if render else {})
-        make = factory or _factory(config.id, kwargs)
-        vector = SerialVectorEnv([lambda: _checked(make())] * num_envs, info_keys(config), activity)
+        make = factory or _factory(config.id, kwargs, config.max_episode_steps)
+        one = partial(_checked, make, config.max_episode_steps)
+        vector = SerialVectorEnv([one] * num_envs, info_keys(config), activity)
         name = plugins.short(config.id)
         return Environments(
             vector,
@@ -67,9 +71,7 @@ def make_environments(
     except ApexError:
         raise
     except Exception as error:
-        remedy = "let it take render_mode=None, and let render() return pictures"
-        if not (render and isinstance(error, TypeError)):
-            remedy = ""
+        remedy = _remedy(error, config, render, factory is not None)
         raise EnvError(
             f"env.id = '{config.id}': making it {plugins.describe_error(error, remedy)}"
         ) from error
@@ -85,21 +87,37 @@ def evaluation_factory(config: Config, factory: EnvFactory | None) -> EnvFactory
     return None if "id" in config.evaluator.env else factory
 
 
-def _factory(env_id: str, kwargs: dict[str, Any]) -> EnvFactory:
+def _remedy(error: Exception, config: EnvConfig, render: bool, from_script: bool) -> str:
+    """What to do about an error that is raised when an environment is made."""
+    if render and "render_mode" in str(error):
+        return PICTURES
+    if not isinstance(error, TypeError):
+        return ""
+    if from_script:
+        return "make_env is called without arguments: give each a default, or bind it"
+    if "unexpected keyword" in str(error):
+        return f"env.kwargs is {config.kwargs}: remove or rename what it does not take"
+    missing = re.findall(r"'(\w+)'", str(error)) or ["name"]
+    example = ", ".join(f"{name} = …" for name in missing)
+    return f"give it arguments by env.kwargs: --set 'env.kwargs={{{example}}}'"
+
+
+def _factory(env_id: str, kwargs: dict[str, Any], max_episode_steps: int) -> EnvFactory:
     """A function that makes an environment by its gymnasium id, or from a user's module.
 
     Raises:
         EnvError: the module cannot be imported, or has no environment of that name.
     """
+    refuse_other_ids(env_id)
     if not plugins.is_reference(env_id):
-        return lambda: gym.make(env_id, **kwargs)
+        return _registered(env_id, kwargs, max_episode_steps)
     try:
         module, name = plugins.load(env_id, "env.id")
     except ConfigError as error:
         raise EnvError(str(error)) from None
     kind = getattr(module, name, None)
     if callable(kind):
-        return lambda: kind(**kwargs)
+        return partial(kind, **kwargs)
     try:
         gym.spec(name)
     except gym.error.Error as error:
@@ -107,16 +125,30 @@ def _factory(env_id: str, kwargs: dict[str, Any]) -> EnvFactory:
             f"env.id = '{plugins.short(env_id)}': the module neither defines '{name}' nor "
             f"registers it with gymnasium ({error})"
         ) from None
-    return lambda: gym.make(name, **kwargs)
+    refuse_other_ids(name)
+    return _registered(name, kwargs, max_episode_steps)
 
 
-def _checked(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
-    """Wrap an environment: check what it returns, and one-hot encode discrete observations."""
+def _registered(env_id: str, kwargs: dict[str, Any], max_episode_steps: int) -> EnvFactory:
+    """A function that makes an environment of gymnasium's registry."""
+    if max_episode_steps and "max_episode_steps" in kwargs:
+        raise EnvError(
+            "env.max_episode_steps and env.kwargs.max_episode_steps: expected one of them, got both"
+        )
+    limit = {"max_episode_steps": max_episode_steps} if max_episode_steps else {}
+    return partial(gym.make, env_id, **kwargs, **limit)
+
+
+def _checked(make: EnvFactory, max_episode_steps: int) -> gym.Env[Any, Any]:
+    """Make an environment whose values are checked, and whose discrete observations are one-hot."""
+    env = make()
     if not isinstance(env, gym.Env):
         raise EnvError(
             f"expected a gymnasium.Env, got a {type(env).__name__}; derive the class from "
             "gymnasium.Env, or return an instance of one from the function"
         )
     is_discrete = isinstance(env.observation_space, FLATTENED)
-    checked = Checked(env)
-    return gym.wrappers.FlattenObservation(checked) if is_discrete else checked
+    env = Checked(env)
+    if max_episode_steps:
+        env = gym.wrappers.TimeLimit(env, max_episode_steps)
+    return gym.wrappers.FlattenObservation(env) if is_discrete else env

@@ -88,7 +88,9 @@ def _actions(space: gym.Space[Any], env_id: str) -> tuple[int, ActionBounds | No
     if not isinstance(space, gym.spaces.Box) or np.dtype(space.dtype).kind != "f":
         raise EnvError(
             f"{env_id}: expected an action space Discrete, MultiDiscrete, MultiBinary or Box of "
-            f"floats, got {space}; wrap the environment so that it takes one of them"
+            f"floats, got {space}; give it another with gymnasium.wrappers.TransformAction(env, "
+            "convert, gymnasium.spaces.MultiDiscrete([…])), where convert(action) returns what "
+            "the environment takes"
         )
     with np.errstate(over="ignore"):
         low, high = space.low.astype(np.float32), space.high.astype(np.float32)
@@ -97,7 +99,8 @@ def _actions(space: gym.Space[Any], env_id: str) -> tuple[int, ActionBounds | No
         raise EnvError(
             f"{env_id}: expected actions with a finite lower and upper bound, got {space}; give "
             "its Box finite bounds, or wrap the environment with "
-            "gymnasium.wrappers.RescaleAction(env, -1, 1)"
+            f"gymnasium.wrappers.TransformAction(env, convert, gymnasium.spaces.Box(-1, 1, "
+            f"{space.shape or (1,)})), where convert(action) returns what the environment takes"
         )
     return 0, _bounds("float32", low, high)
 

@@ -6,6 +6,8 @@ A mistake that every actor or the learner would fail at becomes a single one-lin
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,6 +22,8 @@ from apex.algos.base import Algorithm, Learner
 from apex.algos.registry import make_algorithm
 from apex.config.sections import ATARI_FIELDS, Config, EnvConfig
 from apex.data.schema import Array, Schema
+from apex.envs.activity import Activity, announced
+from apex.envs.base import Environments
 from apex.envs.recreation import close
 from apex.envs.registry import evaluation_factory, make_environments
 from apex.envs.spec import EnvSpec
@@ -31,6 +35,9 @@ from apex.plugins import NONE, Extensions
 log = logging.getLogger("apex.launch.preflight")
 
 STEPS = 3
+"""Steps of a trial. It goes on to the ends of episodes that come early: those are tried too."""
+MORE_STEPS, MORE_S = 50, 1.0
+"""Steps and seconds after which a trial no longer waits for the end of an episode."""
 CHECK_THE_POLICY = (
     "check what its policy and exploration return: arrays with a row for each environment, and "
     "actions in the environment's action space"
@@ -60,7 +67,8 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
         ApexError: the environment or the algorithm cannot be used.
     """
     config = plugins.with_absolute_paths(config)
-    spec, observation = try_environment(config.env, extensions, steps=steps)
+    num_envs = min(2, config.actor.num_envs)
+    spec, observation = try_environment(config.env, extensions, num_envs=num_envs, steps=steps)
     try_evaluation_environment(config, spec, extensions, steps=steps)
     algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm)
     check_settings(config.learner, process_tuning.pick_device(config.learner.device))
@@ -90,7 +98,11 @@ def try_evaluation_environment(
     factory = evaluation_factory(config, extensions.make_env)
     try:
         found, _ = try_environment(
-            config.evaluation_env, Extensions(factory), steps=steps, section="evaluator.env"
+            config.evaluation_env,
+            Extensions(factory),
+            num_envs=min(2, config.evaluator.num_envs),
+            steps=steps,
+            section="evaluator.env",
         )
     except EnvError as error:
         raise EnvError(f"evaluator.env: {error}") from None
@@ -108,9 +120,16 @@ def try_evaluation_environment(
 
 
 def try_environment(
-    config: EnvConfig, extensions: Extensions, *, steps: int = STEPS, section: str = "env"
+    config: EnvConfig,
+    extensions: Extensions,
+    *,
+    num_envs: int = 2,
+    steps: int = STEPS,
+    section: str = "env",
 ) -> tuple[EnvSpec, Array]:
-    """Make the environment and take random steps; return its spec and last observation `[1, …]`.
+    """Make environments and take random steps; return their spec and an observation `[1, …]`.
+
+    Several are stepped together, as in a run: what works alone may fail beside a second one.
 
     Raises:
         EnvError: the environment cannot be made, or failed.
@@ -123,24 +142,48 @@ def try_environment(
             "environment itself, with wrappers or env.kwargs",
             ", ".join(f"{section}.{name}" for name in ignored),
         )
-    environments = make_environments(config, 1, extensions.make_env)
-    spec, rng = environments.spec, np.random.default_rng(0)
-    observation = np.zeros((1, *spec.observation_shape), spec.observation_dtype)
-    try:
-        if steps:
-            observation = environments.reset(seed=0)
-        for _ in range(steps):
-            observation = environments.step(spec.random_actions(1, rng)).observations
-    except EnvFaultError as error:
-        raise EnvError(str(error)) from None
-    finally:
-        close(environments)
+    activity = Activity()
+    with announced(activity, each_call=False):
+        environments = make_environments(config, num_envs, extensions.make_env, activity=activity)
+        spec = environments.spec
+        observation = np.zeros((1, *spec.observation_shape), spec.observation_dtype)
+        try:
+            if steps:
+                observation = play_randomly(environments, steps)[:1]
+        except EnvFaultError as error:
+            raise EnvError(str(error)) from None
+        finally:
+            close(environments)
     if spec.observation_dtype == "float32" and len(spec.observation_shape) == 3:
         log.warning(
             "%s: float observations %s are treated as vectors; if they are images, return uint8",
             spec.env_id, spec.observation_shape,
         )  # fmt: skip
     return spec, observation
+
+
+def play_randomly(
+    environments: Environments, steps: int, clock: Callable[[], float] = time.monotonic
+) -> Array:
+    """Take random steps; return the last observations `[E, …]`.
+
+    Args:
+        environments: reset here.
+        steps: smallest number of steps. Up to `MORE_STEPS` are taken within `MORE_S` until an
+            episode has ended and the next one begun, where environments often fail.
+        clock: monotonic seconds.
+
+    Raises:
+        EnvFaultError: an environment failed.
+    """
+    rng, until = np.random.default_rng(0), clock() + MORE_S
+    observations, ended, begun_again, taken = environments.reset(seed=0), False, False, 0
+    while taken < steps or not (begun_again or taken >= MORE_STEPS or clock() >= until):
+        result = environments.step(environments.spec.random_actions(environments.num_envs, rng))
+        observations, begun_again = result.observations, begun_again or ended
+        ended = ended or bool((result.terminated | result.truncated).any())
+        taken += 1
+    return observations
 
 
 def try_algorithm(algorithm: Algorithm, observation: Array) -> None:

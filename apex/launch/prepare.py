@@ -220,7 +220,7 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
     facts = run.check_kept(before)
     config = plugins.with_absolute_paths(configure(table))
     if config.env != before.env:
-        spec, _ = try_environment(config.env, NONE)
+        spec, _ = try_environment(config.env, NONE, num_envs=min(2, config.actor.num_envs))
         _check_like(spec, facts.env, "env.id")
     if config.evaluation_env != before.evaluation_env:
         try_evaluation_environment(config, facts.env, NONE)

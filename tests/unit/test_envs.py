@@ -132,7 +132,7 @@ class WithSpaces(Countdown):
             "FlattenObservation",
         ),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, 9, (1,), int), "or Box of floats"),
-        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, np.inf, (1,)), "RescaleAction"),
+        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, np.inf, (1,)), "TransformAction"),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(1, 1, (2,)), "a finite lower and upper bound"),
         (
             gym.spaces.Box(0, 1, (3,)),
@@ -493,7 +493,9 @@ def test_environment_without_render_mode_raises_what_a_film_needs(tmp_path, monk
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "blind_env.py").write_text(OWN_FILE.replace("length=LENGTH", ""))
     (tmp_path / "beside.py").write_text("LENGTH = 7")
-    with pytest.raises(EnvError, match=r"keyword argument 'render_mode'; let it take re"):
+    with pytest.raises(
+        EnvError, match=r"keyword argument 'render_mode'; let the environment take re"
+    ):
         make_environments(EnvConfig(id=f"{tmp_path}/blind_env.py:Corridor"), 1, render=True)
     gym.registry.pop("OwnCorridor-v0", None)
     sys.modules.pop("beside", None)

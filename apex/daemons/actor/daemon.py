@@ -112,7 +112,7 @@ class ActorDaemon:
         self._config = service.config
         make = partial(
             make_environments, service.config.env, service.config.actor.num_envs,
-            extensions.make_env,
+            extensions.make_env, activity=service.activity,
         )  # fmt: skip
         self._recreation = Recreation(make)
         self._environments = self._recreation.first(made_before=service.starts > 0)
@@ -137,6 +137,7 @@ class ActorDaemon:
             tensorboard=not service.config.central,
         )
         self._metrics_due = Every(METRICS_PERIOD_S)
+        service.between_calls = lambda: self._learner.heartbeat(self._heartbeat)
 
     def run(self) -> None:
         """Step environments until the service is asked to stop, then drain."""
@@ -165,6 +166,7 @@ class ActorDaemon:
         config, num_envs = self._config, self._config.actor.num_envs
         exploration = self._inference.start(slot, incarnation)
         os.nice(config.actor.nice)
+        self._phase = "starting"
         log.info("stepping %d environments in slot %d, %s", num_envs, slot, exploration)
 
         def begin(environments: Environments) -> None:

@@ -71,7 +71,10 @@ class EvaluatorDaemon:
         self._env = service.config.evaluation_env
         factory = evaluation_factory(service.config, extensions.make_env)
         self._recreation = Recreation(
-            lambda: make_environments(self._env, config.num_envs, factory), clock
+            lambda: make_environments(
+                self._env, config.num_envs, factory, activity=service.activity
+            ),
+            clock,
         )
         self._environments = self._recreation.first(made_before=service.starts > 0)
         self._interrupted: Publication | None = None
@@ -93,6 +96,8 @@ class EvaluatorDaemon:
         self._next_at = clock()
         """When to request parameters for the next evaluation."""
         self._count = 0
+        self._phase: Phase = "idle"
+        service.between_calls = self._heartbeat
 
     def run(self) -> None:
         """Evaluate until the service is asked to stop."""
@@ -151,8 +156,13 @@ class EvaluatorDaemon:
 
     def _poll(self, phase: Phase) -> Publication | None:
         self._service.beat()
-        self._learner.heartbeat(lambda: Heartbeat(phase=phase, env_faults=self._recreation.faults))
+        self._phase = phase
+        self._heartbeat()
         return self._learner.poll()
+
+    def _heartbeat(self) -> None:
+        beat = Heartbeat(phase=self._phase, env_faults=self._recreation.faults)
+        self._learner.heartbeat(lambda: beat)
 
     def evaluate(self, publication: Publication) -> None:
         """Play complete episodes with published parameters, and report their returns."""
