@@ -152,10 +152,12 @@ class Extensions:
     Args:
         make_env: makes one environment; replaces `env.id`.
         algorithm: the class; replaces `algorithm.name`.
+        pickled: both as of `pickle_extensions`, in a daemon that received them so.
     """
 
     make_env: Callable[..., Any] | None = None
     algorithm: type[Any] | None = None
+    pickled: bytes = b""
 
 
 NONE = Extensions()

@@ -99,6 +99,15 @@ class JoinedExploration:
         """The descriptions of all parts."""
         return ", ".join(exploration.describe() for exploration, _ in self._parts)
 
+    def metrics(self) -> dict[str, float]:
+        """Means over all environments of the parts' metrics."""
+        total = sum(size for _, size in self._parts)
+        means: dict[str, float] = {}
+        for exploration, size in self._parts:
+            for name, value in getattr(exploration, "metrics", dict)().items():
+                means[name] = means.get(name, 0.0) + value * size / total
+        return means
+
 
 class ActingPolicy(Protocol):
     """Chooses actions for E environments."""

@@ -124,6 +124,12 @@ class ActorConfig(Section, frozen=True):
     evaluation and central inference leave, as memory allows, at least two."""
     num_envs: PositiveInt = 8
     """Environments per actor, stepped together."""
+    async_envs: bool = False
+    """Step each environment in a process of its own, so that a slow one does not hold up the
+    others; needs local inference. Worth it where a step takes many milliseconds."""
+    env_timeout_s: PositiveFloat = 300.0
+    """Seconds that making, resetting or stepping an environment may take with `async_envs`; then
+    its process is killed and it is made again."""
     chunk_length: PositiveInt = 50
     """Items per insert, all of one environment."""
     parameter_period: NonNegativeInt = 0
@@ -311,6 +317,11 @@ def check(config: Config) -> None:
     if not isinstance(name := config.algorithm.get("name"), str):
         found = "nothing" if name is None else repr(name)
         raise ConfigError(f'algorithm.name: expected a string, such as "apex_dqn", got {found}')
+    if config.central and config.actor.async_envs:
+        raise ConfigError(
+            'actor.async_envs needs actor.inference = "local": the inference server decides for '
+            "all environments of an actor together; set one of the two"
+        )
     if replay.min_size > replay.capacity:
         raise ConfigError(
             f"replay.min_size ({replay.min_size}) must not exceed replay.capacity "

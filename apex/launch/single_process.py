@@ -93,6 +93,8 @@ class SerialRun:
         self.config = config = run.config()
         self._run, self._facts, self._clock = run, run.facts(), clock
         self._extensions = extensions
+        if config.actor.async_envs:
+            log.info("actor.async_envs: --serial steps all environments in turns, in this process")
         device = begin_training(config)
         algorithm = make_algorithm(config.algorithm, self._facts.env, extensions.algorithm)
         self._collate = algorithm.collate
