@@ -57,7 +57,11 @@ def with_absolute_paths(config: Config) -> Config:
     """Make the paths of a user's own files absolute, so that every daemon finds them."""
     algorithm = {**config.algorithm, "name": absolute(config.algorithm["name"])}
     env = msgspec.structs.replace(config.env, id=absolute(config.env.id))
-    return msgspec.structs.replace(config, algorithm=algorithm, env=env)
+    evaluator = config.evaluator
+    if isinstance(other := evaluator.env.get("id"), str):
+        changed = {**evaluator.env, "id": absolute(other)}
+        evaluator = msgspec.structs.replace(evaluator, env=changed)
+    return msgspec.structs.replace(config, algorithm=algorithm, env=env, evaluator=evaluator)
 
 
 def is_reference(name: str) -> bool:
@@ -148,10 +152,12 @@ class Extensions:
     Args:
         make_env: makes one environment; replaces `env.id`.
         algorithm: the class; replaces `algorithm.name`.
+        pickled: both as of `pickle_extensions`, in a daemon that received them so.
     """
 
     make_env: Callable[..., Any] | None = None
     algorithm: type[Any] | None = None
+    pickled: bytes = b""
 
 
 NONE = Extensions()

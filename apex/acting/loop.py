@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from apex.acting.episodes import Episode
 from apex.data.observations import Observations
 from apex.data.schema import Array
 from apex.envs.spec import StepResult
@@ -72,6 +73,8 @@ class ActingLoop:
         self.episodes = 0
         self.recent_returns: deque[float] = deque(maxlen=RECENT_EPISODES)
         """Undiscounted, unclipped returns of the last `RECENT_EPISODES` episodes."""
+        self.recent_metrics: deque[Mapping[str, float]] = deque(maxlen=RECENT_EPISODES)
+        """`Episode.metrics` of the same episodes."""
 
     def begin(self, environments: Environments, seed: int) -> None:
         """Reset the environments and begin episodes.
@@ -95,11 +98,8 @@ class ActingLoop:
         """Steps of the longest episode that has not ended."""
         return int(self._lengths.max())
 
-    def step(self) -> list[tuple[int, float]]:
-        """Step all environments once.
-
-        Returns:
-            (environment index, return) of each episode that ended.
+    def step(self) -> list[Episode]:
+        """Step all environments once; return the episodes that ended.
 
         Raises:
             EnvFaultError: an environment failed.
@@ -118,7 +118,7 @@ class ActingLoop:
         self._steps += 1
         if self._steps % LENGTHS_EVERY == 0:
             self._report_long_episode()
-        return self._finish(ended) if ended.any() else []
+        return self._finish(ended, result.metrics) if ended.any() else []
 
     def _report_long_episode(self) -> None:
         """Log an episode that has lasted unusually long, at 100,000 steps, 200,000 and so on."""
@@ -131,18 +131,30 @@ class ActingLoop:
             int(self._lengths.argmax()), self.longest_episode,
         )  # fmt: skip
 
-    def _finish(self, ended: npt.NDArray[np.bool_]) -> list[tuple[int, float]]:
-        finished = [(int(env), float(self._returns[env])) for env in np.flatnonzero(ended)]
+    def _finish(
+        self, ended: npt.NDArray[np.bool_], metrics: Mapping[str, npt.NDArray[np.float64]]
+    ) -> list[Episode]:
+        finished = [
+            Episode(env, float(self._returns[env]), measured_at(env, metrics))
+            for env in np.flatnonzero(ended).tolist()
+        ]
         self._returns[ended] = 0.0
         self._lengths[ended] = 0
         self.episodes += len(finished)
-        self.recent_returns.extend(value for _, value in finished)
+        self.recent_returns.extend(episode.episode_return for episode in finished)
+        self.recent_metrics.extend(episode.metrics for episode in finished)
         return finished
+
+
+def measured_at(env: int, metrics: Mapping[str, npt.NDArray[np.float64]]) -> dict[str, float]:
+    """One environment's values of `StepResult.metrics`, without those that are NaN."""
+    values = {name: float(column[env]) for name, column in metrics.items()}
+    return {name: value for name, value in values.items() if not np.isnan(value)}
 
 
 def play_episodes(
     loop: ActingLoop, num_envs: int, episodes: int, proceed: Callable[[], bool]
-) -> list[float] | None:
+) -> list[Episode] | None:
     """Play complete episodes, the same number in each environment.
 
     Taking the first `episodes` to finish would favour short ones.
@@ -154,14 +166,14 @@ def play_episodes(
         proceed: called before each step; playing stops when it returns False.
 
     Returns:
-        The episodes' returns; None if `proceed` stopped it.
+        The episodes, those of the first environment first; None if `proceed` stopped it.
     """
     per_env = episodes // num_envs
-    returns: list[list[float]] = [[] for _ in range(num_envs)]
-    while any(len(values) < per_env for values in returns):
+    played: list[list[Episode]] = [[] for _ in range(num_envs)]
+    while any(len(finished) < per_env for finished in played):
         if not proceed():
             return None
-        for env, value in loop.step():
-            if len(returns[env]) < per_env:
-                returns[env].append(value)
-    return [value for values in returns for value in values]
+        for episode in loop.step():
+            if len(played[episode.env]) < per_env:
+                played[episode.env].append(episode)
+    return [episode for finished in played for episode in finished]

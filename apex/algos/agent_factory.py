@@ -8,6 +8,31 @@ from apex.algos.base import Algorithm
 from apex.config.sections import Config
 
 
+def make_lanes(
+    algorithm: Algorithm, config: Config, core_size: int, slot: int, incarnation: int
+) -> list[Agent]:
+    """Make an agent for each environment of the actor in a slot.
+
+    Places on the ladder and seeds are those of `make_agent`.
+    """
+    num_envs, count = config.actor.num_envs, config.actor.count
+    positions = ladder_positions(slot, count, num_envs)
+    seeds = place_seeds(config.run.seed, slot, incarnation, num_envs)
+    return [
+        Agent(
+            algorithm.spec,
+            1,
+            core_size,
+            exploration=algorithm.exploration(
+                LadderPlace(positions[env : env + 1], count * num_envs, seeds[env : env + 1])
+            ),
+            accumulator=algorithm.accumulator(1, config.actor.chunk_length),
+            clip_rewards=config.env.clip_rewards,
+        )
+        for env in range(num_envs)
+    ]
+
+
 def make_agent(
     algorithm: Algorithm,
     config: Config,

@@ -23,7 +23,7 @@ def describe(status: RunStatus) -> str:
         f"  {replay.inserts_per_s} inserts/s  refused {replay.refused}",
         f"  evaluator {evaluator.phase or evaluator.state:<10} pid {_number(evaluator.pid)}"
         f"  mean return {_return(evaluator.mean_return)}"
-        f"  best {_return(evaluator.best_mean_return)}" + _faults(evaluator),
+        f"  best {_return(evaluator.best_mean_return)}" + _measured(evaluator) + _faults(evaluator),
     ]
     if status.inference is not None:
         lines.append(_describe_inference(status.inference))
@@ -31,7 +31,7 @@ def describe(status: RunStatus) -> str:
         lines.append(
             f"  {row.actor_id:<9} {row.state:<10} pid {_number(row.pid)}  slot {_number(row.slot)}"
             f"  {row.env_steps:,} env steps  {row.env_steps_per_s}/s"
-            f"  return {_return(row.mean_return)}" + _faults(row)
+            f"  return {_return(row.mean_return)}" + _measured(row) + _faults(row)
         )
     lines += [f"  ALARM: {printable(alarm)}" for alarm in run.alarms]
     if learner.rollbacks:
@@ -62,6 +62,11 @@ def _describe_inference(row: InferenceSummary) -> str:
 
 def _faults(row: ActorReport | EvaluatorSummary) -> str:
     return f"  {row.env_faults} environment faults" if row.env_faults else ""
+
+
+def _measured(row: ActorReport | EvaluatorSummary) -> str:
+    """The measured scalars; an actor that is not apex's own chooses their names."""
+    return "".join(f"  {printable(name)} {value:.3g}" for name, value in row.metrics.items())
 
 
 def _return(value: float | None) -> str:

@@ -50,6 +50,7 @@ def make_atari(
         config.life_loss_ends,
         squeeze=config.obs_type != "ram",
         activity=activity,
+        metrics=config.metrics,
     )
 
 

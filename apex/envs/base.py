@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from apex.data.observations import ACTION_MASK, Observations
 from apex.data.schema import Array
 from apex.envs.activity import Activity
 from apex.envs.env_checks import INTERFACE, MisbehavedError
+from apex.envs.info_metrics import InfoMetrics
 from apex.envs.observation_checks import CheckedPart
 from apex.envs.spaces import (
     Channels,
@@ -51,6 +53,7 @@ class Environments:
         masked: take the mask of the allowed actions from `info["action_mask"]`.
         channels, action_limit: see `env_spec`.
         activity: is told of each call that begins and ends; None: nobody watches.
+        metrics: names of scalars in `info` for `StepResult.metrics`, besides `success`.
 
     Raises:
         EnvError: a space or autoreset mode that apex cannot use.
@@ -68,6 +71,7 @@ class Environments:
         channels: Channels = "auto",
         action_limit: float = 0.0,
         activity: Activity | None = None,
+        metrics: Sequence[str] = (),
     ) -> None:
         mode = vector.metadata.get("autoreset_mode")
         if mode != AutoresetMode.NEXT_STEP:
@@ -93,6 +97,7 @@ class Environments:
         self._allowed: Array | None = None
         """The mask of the last observations, `[E, num_actions]`."""
         self._life_loss_ends = life_loss_ends
+        self._metrics = InfoMetrics(metrics, self.num_envs, env_id)
         self._lives = np.zeros(self.num_envs, dtype=np.int64)
         self._steps = 0
 
@@ -126,6 +131,7 @@ class Environments:
             taken = to_env_actions(actions, self._vector.single_action_space)
             observations, rewards, terminated, truncated, infos = self._vector.step(taken)
             lives = self._lives_of(infos)
+            metrics = self._measured(infos, terminated | truncated)
         except Exception as error:
             raise self._fault(_describe(error)) from error
         finally:
@@ -139,7 +145,9 @@ class Environments:
         lost = (lives < self._lives) & ~terminated
         self._lives = lives
         self._ended = terminated | truncated
-        return StepResult(self._checked(observations, infos), rewards, terminated, truncated, lost)
+        return StepResult(
+            self._checked(observations, infos), rewards, terminated, truncated, lost, metrics
+        )
 
     def _check_actions(self, actions: Array) -> None:
         bad = self.spec.bad_actions(actions)
@@ -159,6 +167,15 @@ class Environments:
                 f"{np.flatnonzero(self._allowed[env]).tolist()}; give forbidden actions the value "
                 "-inf before the exploration chooses (apex.api.masked_values)"
             )
+
+    def _measured(
+        self, infos: Infos, ended: npt.NDArray[np.bool_]
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        """`StepResult.metrics` of a step."""
+        metrics = self._metrics.read(infos)
+        if ended.any():
+            self._metrics.warn_of_missing(getattr(self._vector, "last_keys", infos))
+        return metrics
 
     def _lives_of(self, infos: Infos) -> npt.NDArray[np.int64]:
         """Lives of each environment, `[E]`; the last ones where `info` does not report them."""

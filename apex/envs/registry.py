@@ -8,21 +8,24 @@ from functools import partial
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.vector import VectorEnv
 
 from apex import plugins
-from apex.config.sections import EnvConfig
+from apex.config.sections import Config, EnvConfig
 from apex.envs.activity import Activity
 from apex.envs.atari import make_atari
 from apex.envs.atari_games import PREFIX, refuse_other_ids
 from apex.envs.base import PICTURES, Environments
 from apex.envs.env_checks import Checked
+from apex.envs.own_vector import make_own_vector, registered_vector, vector_factory
 from apex.envs.spaces import FLATTENED
 from apex.envs.vector import SerialVectorEnv, info_keys
 from apex.errors import ApexError, ConfigError, EnvError
 from apex.plugins import FACTORY
 
-EnvFactory = Callable[[], gym.Env[Any, Any]]
-"""A function that makes one environment; called once for each."""
+EnvFactory = Callable[..., Any]
+"""A function that makes one environment and is called once for each; or, if it takes `num_envs`,
+one that makes a vector environment."""
 
 
 def make_environments(
@@ -39,7 +42,7 @@ def make_environments(
         config: section with the environment's id: `ALE/Name-v5`, a gymnasium id, `module:Id` or
             `path/to/file.py:Id`.
         num_envs: number of environments that are stepped together.
-        factory: makes one environment; replaces the id.
+        factory: makes one environment, or a vector of them; replaces the id.
         render: whether `Environments.render` will be called.
         activity: is told of each call into an environment; None: nobody watches.
 
@@ -57,18 +60,16 @@ def make_environments(
             return make_atari(config, num_envs, render=render, activity=activity)
         kwargs = config.kwargs | ({"render_mode": "rgb_array"} if render else {})
         make = factory or _factory(config.id, kwargs, config.max_episode_steps)
-        one = partial(_checked, make, config.max_episode_steps)
-        vector = SerialVectorEnv([one] * num_envs, info_keys(config), activity)
-        name = plugins.short(config.id)
         return Environments(
-            vector,
-            name,
+            _vector(make, config, num_envs, activity),
+            plugins.short(config.id),
             config.frame_stack,
             config.life_loss_ends,
             masked=bool(config.action_masks),
             channels=config.image_channels,
             action_limit=config.action_limit,
             activity=activity,
+            metrics=config.metrics,
         )
     except ApexError:
         raise
@@ -77,6 +78,38 @@ def make_environments(
         raise EnvError(
             f"env.id = '{config.id}': making it {plugins.describe_error(error, remedy)}"
         ) from error
+
+
+def _vector(
+    make: EnvFactory, config: EnvConfig, num_envs: int, activity: Activity | None
+) -> VectorEnv[Any, Any, Any]:
+    """A vector of the environments that `make` makes, one at a time or all at once."""
+    env_id, limit = plugins.short(config.id), config.max_episode_steps
+    makes = [make] * num_envs
+    if (many := vector_factory(make)) is not None:
+        made = make_own_vector(many, num_envs, env_id)
+        if isinstance(made, VectorEnv):
+            if limit:
+                made.close()
+                raise EnvError(
+                    f"{env_id}: env.max_episode_steps = {limit}: a vector environment has its own "
+                    "time limit; let its factory take one, and pass it with env.kwargs"
+                )
+            return made
+        makes = [partial(iter(made).__next__)] * num_envs
+    return SerialVectorEnv(
+        [partial(_checked, one, limit) for one in makes], info_keys(config), activity
+    )
+
+
+def evaluation_factory(config: Config, factory: EnvFactory | None) -> EnvFactory | None:
+    """The factory for `make_environments(config.evaluation_env, …)`.
+
+    Args:
+        config: the run's configuration.
+        factory: a script's factory, which an `id` in `[evaluator.env]` replaces.
+    """
+    return None if "id" in config.evaluator.env else factory
 
 
 def _remedy(error: Exception, config: EnvConfig, render: bool, from_script: bool) -> str:
@@ -127,6 +160,8 @@ def _registered(env_id: str, kwargs: dict[str, Any], max_episode_steps: int) -> 
         raise EnvError(
             "env.max_episode_steps and env.kwargs.max_episode_steps: expected one of them, got both"
         )
+    if (vector := registered_vector(env_id, kwargs)) is not None:
+        return vector
     if max_episode_steps:
         kwargs = kwargs | {"max_episode_steps": max_episode_steps}
     return partial(gym.make, env_id, **kwargs)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -243,6 +244,7 @@ class StepResult:
         terminated: the episode ended; the value after its last step is 0.
         truncated: the episode was cut off; bootstrap from its last observation.
         life_lost: learn as if terminated, although the episode continues.
+        metrics: measured scalars of `info`, `[E] float64` by name; NaN where there is none.
     """
 
     observations: Observations
@@ -250,3 +252,4 @@ class StepResult:
     terminated: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]
     life_lost: npt.NDArray[np.bool_]
+    metrics: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)

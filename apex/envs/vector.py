@@ -25,10 +25,20 @@ Infos = dict[str, Any]
 gymnasium's vector environments). `reported` reads both."""
 
 
+SUCCESS = "success"
+"""Key of `info` that is always measured: many environments for robots report it."""
+
+
+def measured_names(metrics: Sequence[str]) -> tuple[str, ...]:
+    """The keys of `info` that are measured, for the names in `env.metrics`."""
+    return tuple(dict.fromkeys((SUCCESS, *metrics)))
+
+
 def info_keys(config: EnvConfig) -> tuple[str, ...]:
     """The keys of `info` that apex reads."""
     lives = ("lives",) if config.life_loss_ends else ()
-    return lives if config.action_masks is False else (*lives, ACTION_MASK)
+    masks = () if config.action_masks is False else (ACTION_MASK,)
+    return (*lives, *masks, *measured_names(config.metrics))
 
 
 def reported(infos: Infos, key: str) -> list[Any] | None:
@@ -67,6 +77,8 @@ class SerialVectorEnv(SyncVectorEnv):
         activity: Activity | None = None,
     ) -> None:
         self._info_keys = tuple(info_keys)
+        self.last_keys: list[str] = []
+        """Keys of `info` at the last end of an episode, also those that are not kept."""
         self._activity = activity or Activity()
         made: list[gym.Env[Any, Any]] = []
         try:
@@ -117,6 +129,7 @@ class SerialVectorEnv(SyncVectorEnv):
                 rewards[index] = reward
                 if over or cut:
                     terminated[index], truncated[index], ended[index] = over, cut, True
+                    self.last_keys = [str(key) for key in info]
             observations.append(observation)
             if info:
                 self._keep(infos, info, index)

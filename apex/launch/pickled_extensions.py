@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import cloudpickle
 
@@ -28,4 +29,4 @@ def unpickle_extensions(payload: bytes) -> Extensions:
             f"a daemon cannot load the script's environment or algorithm: "
             f"{type(error).__name__}: {error}"
         ) from error
-    return extensions
+    return replace(extensions, pickled=payload)

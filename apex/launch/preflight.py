@@ -28,7 +28,7 @@ from apex.data.schema import Schema
 from apex.envs.activity import Activity, announced
 from apex.envs.base import Environments
 from apex.envs.recreation import close
-from apex.envs.registry import make_environments
+from apex.envs.registry import evaluation_factory, make_environments
 from apex.envs.spec import EnvSpec
 from apex.errors import ApexError, ConfigError, EnvError, EnvFaultError
 from apex.execution.settings import check_settings
@@ -72,16 +72,64 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
     config = plugins.with_absolute_paths(config)
     num_envs = min(2, config.actor.num_envs)
     env, spec, observation = try_environment(config.env, extensions, num_envs=num_envs, steps=steps)
+    config = msgspec.structs.replace(config, env=env)
+    try_evaluation_environment(config, spec, extensions, steps=steps)
     algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm)
     check_settings(config.learner, process_tuning.pick_device(config.learner.device))
     try_algorithm(algorithm, observation)
     section = msgspec.to_builtins(algorithm.config)
-    whole = msgspec.structs.replace(config, env=env, algorithm=section)
+    whole = msgspec.structs.replace(config, algorithm=section)
     return Trial(whole, spec, algorithm.schema(), algorithm)
 
 
+def try_evaluation_environment(
+    config: Config, spec: EnvSpec, extensions: Extensions, *, steps: int = STEPS
+) -> None:
+    """Try the environment of `[evaluator.env]`, if that section has keys.
+
+    Raises:
+        ConfigError: its observations or actions differ from those of training.
+        EnvError: it cannot be made, or failed.
+    """
+    given = config.evaluator.env
+    if not given:
+        return
+    if extensions.make_env is not None and "kwargs" in given and "id" not in given:
+        raise ConfigError(
+            "evaluator.env.kwargs: the script's make_env is called without them; name an "
+            "environment for evaluations with evaluator.env.id"
+        )
+    factory = evaluation_factory(config, extensions.make_env)
+    try:
+        _, found, _ = try_environment(
+            config.evaluation_env,
+            Extensions(factory),
+            num_envs=min(2, config.evaluator.num_envs),
+            steps=steps,
+            section="evaluator.env",
+        )
+    except EnvError as error:
+        raise EnvError(f"evaluator.env: {error}") from None
+    differing = [
+        f"{name} {getattr(found, name)} instead of {getattr(spec, name)}"
+        for name in EnvSpec.__struct_fields__
+        if name != "env_id" and getattr(found, name) != getattr(spec, name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"evaluator.env: {found.env_id} must have the observations and actions of training "
+            f"({spec.env_id}), but has {', '.join(differing)}; change it, or the keys of "
+            "[evaluator.env]"
+        )
+
+
 def try_environment(
-    config: EnvConfig, extensions: Extensions, *, num_envs: int = 2, steps: int = STEPS
+    config: EnvConfig,
+    extensions: Extensions,
+    *,
+    num_envs: int = 2,
+    steps: int = STEPS,
+    section: str = "env",
 ) -> tuple[EnvConfig, EnvSpec, Observations]:
     """Make environments and take random steps.
 
@@ -100,7 +148,7 @@ def try_environment(
         log.warning(
             "%s: ignored, as these keys apply to Atari games (ALE/...) only; change the "
             "environment itself, with wrappers or env.kwargs",
-            ", ".join(f"env.{name}" for name in ignored),
+            ", ".join(f"{section}.{name}" for name in ignored),
         )
     activity = Activity()
     with announced(activity, each_call=False):

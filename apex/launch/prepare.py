@@ -32,7 +32,7 @@ from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError, UsageError
 from apex.execution.settings import check_settings
 from apex.host import hardware, process_tuning
-from apex.launch.preflight import try_config, try_environment
+from apex.launch.preflight import try_config, try_environment, try_evaluation_environment
 from apex.plugins import NONE, Extensions
 from apex.replay.log.records import segments
 from apex.runs import checkpoint, provenance
@@ -225,6 +225,8 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
         num_envs = min(2, config.actor.num_envs)
         _, spec, _ = try_environment(config.env, NONE, num_envs=num_envs)
         _check_like(spec, facts.env, "env.id")
+    if config.evaluation_env != before.evaluation_env:
+        try_evaluation_environment(config, facts.env, NONE)
     if not segments(run.replay) or config.replay.durability == "off":
         # Not by what is available now: the run's capacity stays when other programs come and go.
         memory = Memory(hardware.memory_bytes())

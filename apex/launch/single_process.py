@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.acting.agent import LocalDecider, greedy
+from apex.acting.episodes import Episode, metric_columns, metric_means
 from apex.acting.exploration import environments_seed, evaluation_seed
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.agent_factory import make_agent
@@ -28,9 +29,8 @@ from apex.daemons.metrics import MetricsLog
 from apex.daemons.periodic import Every
 from apex.envs.activity import Activity, announced
 from apex.envs.recreation import close
-from apex.envs.registry import make_environments
+from apex.envs.registry import evaluation_factory, make_environments
 from apex.errors import CorruptItemsError
-from apex.evaluation.trained_policy import evaluation_env
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions
 from apex.replay.table.table import Table, make_table
@@ -95,6 +95,8 @@ class SerialRun:
         self.config = config = run.config()
         self._run, self._facts, self._clock = run, run.facts(), clock
         self._extensions = extensions
+        if config.actor.async_envs:
+            log.info("actor.async_envs: --serial steps all environments in turns, in this process")
         device = begin_training(config)
         algorithm = make_algorithm(config.algorithm, self._facts.env, extensions.algorithm)
         self._collate = algorithm.collate
@@ -208,11 +210,11 @@ class SerialRun:
     def evaluate(self, publication: Publication) -> None:
         """Play whole episodes with published parameters; record the result and keep the best."""
         started, cpu_started = self._clock(), time.process_time()
-        returns = self._play(publication)
-        if returns is None:
+        episodes = self._play(publication)
+        if episodes is None:
             return
         seconds, cpu_s = self._clock() - started, time.process_time() - cpu_started
-        values = evaluation_values(publication, returns, seconds, cpu_s)
+        values = evaluation_values(publication, episodes, seconds, cpu_s)
         mean = values["mean_return"]
         if self._best is None or mean > self._best:
             self._best = mean
@@ -222,21 +224,16 @@ class SerialRun:
         )
         self.trainer.evaluated(mean)
 
-    def _play(self, publication: Publication) -> list[float] | None:
-        """Returns of an evaluation's episodes; None if the run ended meanwhile."""
+    def _play(self, publication: Publication) -> list[Episode] | None:
+        """Episodes of an evaluation; None if the run ended meanwhile."""
         config = self.config.evaluator
         self.evaluated_policy.load(parameters.decode(publication.data))
-        environments = make_environments(
-            evaluation_env(self.config.env),
-            config.num_envs,
-            self._extensions.make_env,
-            activity=self.activity,
-        )
+        env = self.config.evaluation_env
+        factory = evaluation_factory(self.config, self._extensions.make_env)
+        environments = make_environments(env, config.num_envs, factory, activity=self.activity)
         seed = evaluation_seed(self.config.run.seed, publication.param_version)
         try:
-            decider = greedy(
-                self.evaluated_policy, environments.spec, self.config.env, config.num_envs
-            )
+            decider = greedy(self.evaluated_policy, environments.spec, env, config.num_envs)
             loop = ActingLoop(environments, decider, seed=seed)
             return play_episodes(
                 loop, config.num_envs, config.episodes, lambda: self.trainer.outcome is None
@@ -247,6 +244,7 @@ class SerialRun:
     def _log(self) -> None:
         trainer = self.trainer
         returns = [r for actor in self._actors for r in actor.loop.recent_returns]
+        metrics = [m for actor in self._actors for m in actor.loop.recent_metrics]
         values = trainer.read_metrics()
         counts = {
             "env_steps": self.env_steps,
@@ -254,6 +252,7 @@ class SerialRun:
             "item_staleness": trainer.item_staleness,
             "corrupt_items": self._priorities.corrupt_items,
             "rollbacks": trainer.rollbacks,
+            **metric_columns(metric_means(metrics)),
         }
         self._metrics["learner"].write({**values, **counts}, step=trainer.learner_step)
         log.info(

@@ -32,7 +32,7 @@ def test_running_suite_is_described_by_a_line_for_each_daemon() -> None:
              "alarms": ("the disk is \x1b[2Jfull",)},
         learner=learner_report(rollbacks=1),
         inference=inference_report(),
-        actors=(actor_report(0, env_faults=2),),
+        actors=(actor_report(0, env_faults=2, metrics={"success": 0.25, "\x1b[2J": 12345.6}),),
     )  # fmt: skip
     assert describe(status).splitlines() == [
         "/runs/x: apex_dqn on CartPole-v1, healthy, engine supervisor, up 00:01:10",
@@ -43,7 +43,7 @@ def test_running_suite_is_described_by_a_line_for_each_daemon() -> None:
         "  evaluator idle       pid 14  mean return 25.0  best 30.0",
         "  inference running    pid 13  300.0 decisions/s  3.0 per batch  version 20",
         "  actor_000 stepping   pid 20  slot 0  2,500 env steps  150.0/s  return 21.5"
-        "  2 environment faults",
+        "  success 0.25  \\x1b[2J 1.23e+04  2 environment faults",
         "  ALARM: the disk is \\x1b[2Jfull",
         "  the learner diverged and was rolled back to its last good checkpoint",
     ]

@@ -747,7 +747,8 @@ def test_loop_clips_rewards_for_learning_and_reports_unclipped_returns(closing):
     agent = Agent(environments.spec, 2, 0, accumulator=recorder, clip_rewards=True)
     loop = ActingLoop(environments, LocalDecider(policy, agent), seed=0)
     finished = [loop.step() for _ in range(8)]
-    assert finished == [[], [], [(0, 15.0), (1, 15.0)], [], [], [], [(0, 15.0), (1, 15.0)], []]
+    both = [(0, 15.0, {}), (1, 15.0, {})]
+    assert finished == [[], [], both, [], [], [], both, []]
     assert [step.rewards[0] for step in recorder.steps] == [1, 1, 1, 0, 1, 1, 1, 0]
     ignored = [bool(step.ignored[0]) for step in recorder.steps]
     assert ignored == [False, False, False, True, False, False, False, True]
@@ -768,7 +769,8 @@ def test_evaluation_takes_the_same_number_of_episodes_from_each_environment(clos
     environments = own(lambda: Countdown(next(lengths)))
     closing.append(environments)
     loop = evaluation_of(environments)
-    assert play_episodes(loop, 2, 6, lambda: True) == [5.0] * 3 + [20.0] * 3
+    played = play_episodes(loop, 2, 6, lambda: True)
+    assert [episode.episode_return for episode in played] == [5.0] * 3 + [20.0] * 3
 
 
 class BothEnds(Countdown):
@@ -781,7 +783,8 @@ def test_episode_that_is_terminated_and_truncated_at_once_is_one_episode(closing
     environments = own(BothEnds)
     closing.append(environments)
     loop = evaluation_of(environments)
-    assert play_episodes(loop, 2, 4, lambda: True) == [15.0] * 4
+    played = play_episodes(loop, 2, 4, lambda: True)
+    assert [episode.episode_return for episode in played] == [15.0] * 4
     assert loop.episodes == 4 and loop.env_steps == 12
 
 

@@ -270,6 +270,18 @@ def test_member_is_known_by_name_and_epoch():
     assert not membership.knows(hello("actor_001", epoch=3))
 
 
+def test_measured_scalars_are_those_of_the_last_heartbeat_and_evaluation():
+    membership, _ = make(1)
+    greeting = hello("actor_000")
+    membership.greet(greeting)
+    membership.heartbeat(greeting, Heartbeat(phase="stepping", metrics={"success": 0.25}))
+    assert membership.actors()[0].metrics == {"success": 0.25}
+    assert membership.evaluator().metrics == {}
+    for value in (0.5, 0.75):
+        membership.evaluation(EvaluationReport(returns=(1.0,), metrics={"success": value}))
+    assert membership.evaluator().metrics == {"success": 0.75}
+
+
 def test_evaluations_give_means_and_the_best_whole_one():
     membership, _ = make(1)
     means = [

@@ -32,7 +32,7 @@ def test_trial_makes_two_environments_but_no_more_than_an_actor_has():
 
 
 def test_valid_info_is_not_accused():
-    spec, observation = try_environment(OWN, Extensions(InfoVaries))
+    _, spec, observation = try_environment(OWN, Extensions(InfoVaries))
     assert spec.observation_shape == (1,) and observation.shape == (1, 1)
 
 
@@ -76,10 +76,15 @@ class Long(Counted):
 
 def test_trial_of_long_or_slow_episodes_ends():
     environments = own(Long)
-    assert play_randomly(environments, 3, lambda: 0.0)[0][:, 0].tolist() == [50, 50]
+    assert play_randomly(environments, environments.reset(0), 3, lambda: 0.0)[0][:, 0].tolist() == [
+        50,
+        50,
+    ]
     # The clock is first read after three steps: at 0.6 s, and after the fourth at 1.2 s.
     slow = iter([0.0, *(0.6 * n for n in range(1, 100))])
-    assert play_randomly(environments, 3, lambda: next(slow))[0][:, 0].tolist() == [4, 4]
+    assert play_randomly(environments, environments.reset(0), 3, lambda: next(slow))[0][
+        :, 0
+    ].tolist() == [4, 4]
     environments.close()
 
 

@@ -140,7 +140,8 @@ class ParameterServer:
         if isinstance(message, GetParams):
             self._send_params(identity, message.newer_than)
         elif isinstance(message, Heartbeat):
-            if not np.isfinite([message.env_steps_per_s, message.mean_return or 0.0]).all():
+            rates = (message.env_steps_per_s, message.mean_return or 0.0)
+            if not np.isfinite([*rates, *message.metrics.values()]).all():
                 self._server.refuse(
                     identity,
                     "bad_request",
@@ -149,9 +150,12 @@ class ParameterServer:
                 return
             self._on_heartbeat(request, message)
         elif isinstance(message, EvaluationReport):
-            if not message.returns or not np.isfinite(message.returns).all():
+            figures = (*message.returns, *message.metrics.values())
+            if not message.returns or not np.isfinite(figures).all():
                 self._server.refuse(
-                    identity, "bad_request", "evaluation: expected one or more finite returns"
+                    identity,
+                    "bad_request",
+                    "evaluation: expected one or more finite returns, and finite metrics",
                 )
                 return
             with self._lock:

@@ -9,6 +9,7 @@ from typing import Any
 
 from msgspec.structs import asdict, replace
 
+from apex.acting.episodes import metrics_of
 from apex.config.sections import Config
 from apex.daemons import restart_backoff
 from apex.daemons.catalog import ACTOR, EVALUATOR, INFERENCE, LEARNER, REPLAY, DaemonSpec
@@ -212,7 +213,9 @@ def _last_evaluation(run: RunDirectory, saved: dict[str, Any]) -> EvaluationsRep
     records = last_records(run.metrics / f"{EVALUATOR.kind}.jsonl", 1)
     try:
         return EvaluationsReport(
-            mean_return=records[0]["mean_return"], best_mean_return=records[0]["best_mean_return"]
+            mean_return=records[0]["mean_return"],
+            best_mean_return=records[0]["best_mean_return"],
+            metrics=metrics_of(records[0]),
         )
     except (IndexError, KeyError):
         return EvaluationsReport(best_mean_return=saved.get("best_return"))

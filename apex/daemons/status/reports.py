@@ -74,6 +74,8 @@ class ActorReport(Report, frozen=True, kw_only=True):
     episodes: int = 0
     mean_return: float | None = None
     env_faults: int = 0
+    metrics: dict[str, float] = {}
+    """Mean of each measured scalar of `info` over the last episodes."""
 
 
 class EvaluationsReport(Report, frozen=True, kw_only=True):
@@ -88,6 +90,8 @@ class EvaluationsReport(Report, frozen=True, kw_only=True):
     best_mean_return: float | None = None
     episode_steps: int = 0
     """Steps of the longest unfinished episode of the evaluation that is running."""
+    metrics: dict[str, float] = {}
+    """Mean of each measured scalar of `info` in the last evaluation."""
 
 
 class LearnerAnswer(Report, frozen=True, kw_only=True):
