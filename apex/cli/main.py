@@ -9,20 +9,30 @@ import click
 
 from apex import __version__
 from apex.cli import actors, doctor, evaluation, keys, listings, logs, plot, runs, status
-from apex.errors import ApexError
+from apex.cli.options import INTERRUPTED
+from apex.errors import ApexError, ExitCode
 from apex.host.escaping import printable
+from apex.host.files import describe_os_error
 
 
 class ApexGroup(click.Group):
-    """Prints an `ApexError` as one line and exits with its code."""
+    """Prints an `ApexError`, an unusable file or Ctrl-C as one line, and exits with its code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
         except ApexError as error:
-            click.echo(f"apex: {printable(str(error))}", err=True)
-            sys.exit(int(error.exit_code))
+            text, code = str(error), error.exit_code
+        except KeyboardInterrupt:
+            text, code = "interrupted by Ctrl-C", INTERRUPTED
+        except OSError as error:
+            described = describe_os_error(error)
+            if described is None:
+                raise
+            text, code = described, ExitCode.CONFIGURATION
+        click.echo(f"apex: {printable(text)}", err=True)
+        sys.exit(int(code))
 
 
 @click.group(cls=ApexGroup, context_settings={"help_option_names": ["-h", "--help"]})

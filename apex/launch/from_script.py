@@ -13,8 +13,8 @@ from apex.errors import RunError, UsageError
 from apex.launch import engine
 from apex.launch.pickled_extensions import pickle_extensions
 from apex.launch.run_handle import Run
-from apex.plugins import NONE, Extensions, with_extensions
-from apex.runs.directory import RunDirectory, new_run_path
+from apex.plugins import NONE, Extensions, short, with_extensions
+from apex.runs.directory import RunDirectory
 
 if TYPE_CHECKING:  # daemons import this module, and the replay server must not import torch
     from apex.algos.base import Algorithm
@@ -54,9 +54,9 @@ def run(
             raise UsageError(
                 "expected settings only with a preset or a file; change the Config itself instead"
             )
-        name = str(config.algorithm.get("name", "run"))
+        name = short(str(config.algorithm.get("name", "run"))).rpartition(":")[2]
         own = check_script_config(with_extensions(config, extensions))
-        directory = prepare_run(target or new_run_path(name), own, extensions=extensions)
+        directory = prepare_run(target, own, extensions=extensions, name=name)
     elif isinstance(config, Path) or config.endswith(".toml"):
         table = read_table(file=Path(config), settings=settings)
         directory = new_run(table, target, extensions=extensions)

@@ -29,14 +29,15 @@ from apex.config.loading import OVERLAYS, Table
 from apex.config.machine_fitting import Memory
 from apex.config.sections import Config
 from apex.envs.spec import EnvSpec
-from apex.errors import ConfigError, UsageError
+from apex.errors import ApexError, ConfigError, UsageError
 from apex.execution.settings import check_settings
 from apex.host import hardware, process_tuning
+from apex.host.files import remove
 from apex.launch.preflight import try_config, try_environment
 from apex.plugins import NONE, Extensions
 from apex.replay.log.records import segments
 from apex.runs import checkpoint, provenance
-from apex.runs.directory import RunDirectory, new_run_path
+from apex.runs.directory import RunDirectory, check_runs_root, claim_run_path
 from apex.wire import endpoints as addresses
 from apex.wire.curve_keys import read_secret
 
@@ -68,8 +69,8 @@ def new_run(
     config = configure(table, extensions.algorithm)
     if extensions != NONE:
         config = plugins.with_extensions(config, extensions)
-    path = path or new_run_path(table.name or run_name(config))
-    return prepare_run(path, config, endpoints_file, extensions, preset=table.preset)
+    name = table.name or run_name(config)
+    return prepare_run(path, config, endpoints_file, extensions, preset=table.preset, name=name)
 
 
 def configure(table: Table, algorithm: type[Algorithm] | None = None) -> Config:
@@ -159,27 +160,31 @@ def run_name(config: Config) -> str:
 
 
 def prepare_run(
-    path: Path,
+    path: Path | None,
     config: Config,
     endpoints_file: Path | None = None,
     extensions: Extensions = NONE,
     *,
     preset: str = "",
+    name: str = "run",
 ) -> RunDirectory:
     """Try a configuration, fit it to this machine's memory, and make the run's directory.
 
     Args:
-        path: the run's directory.
+        path: the run's directory; None: a new one under `runs_root()`.
         config: configuration of `configure` or `check_script_config`.
         endpoints_file: default: the installed endpoints file.
         extensions: a script's own environment and algorithm.
         preset: name of the configuration's preset, for `run.json`.
+        name: name of a new directory, to which the time is added.
 
     Raises:
         ApexError: the configuration, the environment, the endpoints or the directory is unusable.
     """
-    run = RunDirectory(path)
-    run.check_unused()
+    if path is None:
+        check_runs_root()
+    else:
+        RunDirectory(path).check_unused()
     endpoints = addresses.load(endpoints_file)
     if endpoints.keys:
         read_secret(Path(endpoints.keys) / "server.secret")
@@ -194,7 +199,13 @@ def prepare_run(
         source = checkpoint.find(Path(config.run.init_from))
         _check_like(source.manifest.env, trial.spec, "run.init_from")
     more = provenance.files_of_new_run(machine, preset)
-    run.create(config, endpoints, trial.spec, trial.schema, more)
+    run = RunDirectory(claim_run_path(name) if path is None else path)
+    try:
+        run.create(config, endpoints, trial.spec, trial.schema, more)
+    except ApexError:
+        if path is None:
+            remove(run.path)
+        raise
     return run
 
 

@@ -41,6 +41,32 @@ def apex_process(*arguments: str) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "--preset", "cartpole"),
+        ("run", "--preset", "cartpole", "--serial"),
+        ("run", "--preset", "cartpole", "--run", "FILE/run"),
+        ("plot", "-o", "FILE/curve.png"),
+        ("plot", "--csv", "FILE/curve.csv"),
+        ("plot", "FILE/curve.csv", "-o", "curve.png"),
+        ("enjoy", "--video", "FILE/film.mp4"),
+        ("keys", "new", "FILE/keys"),
+        ("config", "check", "FILE/config.toml"),
+    ],
+)
+def test_place_that_cannot_be_used_is_one_line(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "file"
+    file.touch()
+    done = apex(*(word.replace("FILE", str(file)) for word in arguments), runs=file / "runs")
+    assert done.returncode in (2, 78)
+    assert done.stderr.startswith("apex: ") and done.stderr.count("\n") == 1, done.stderr
+    assert str(file) in done.stderr and "irectory" in done.stderr
+
+
 def test_presets_are_listed_and_shown() -> None:
     listed = apex_process("presets", "list")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == [
