@@ -23,6 +23,7 @@ import torch
 from apex import plugins
 from apex.algos.base import Algorithm
 from apex.algos.registry import algorithm_class, check_schema, make_algorithm
+from apex.algos.restoring import load_parameters, restore_learner
 from apex.config import loading, machine_fitting
 from apex.config.conversion import convert
 from apex.config.loading import OVERLAYS, Table
@@ -198,6 +199,7 @@ def prepare_run(
     if config.run.init_from:
         source = checkpoint.find(Path(config.run.init_from))
         _check_like(source.manifest.env, trial.spec, "run.init_from")
+        load_parameters(trial.algorithm.learner(torch.device("cpu")), source, "run.init_from")
     more = provenance.files_of_new_run(machine, preset)
     run = RunDirectory(claim_run_path(name) if path is None else path)
     try:
@@ -223,6 +225,7 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
 
     Raises:
         ConfigError: a setting is invalid.
+        CheckpointError: another user may have written the checkpoint.
         RunError: the run cannot be resumed: its items would change, or a script started it.
     """
     table = loading.read_table(file=run.config_file, settings=settings)
@@ -242,11 +245,36 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
             f"replay.capacity: {run.replay} holds a table of {before.replay.capacity} items, not "
             f"of {config.replay.capacity}; do not set it, or remove that directory to start empty"
         )
-    check_schema(make_algorithm(config.algorithm, facts.env), facts.schema)
+    algorithm = make_algorithm(config.algorithm, facts.env)
+    check_schema(algorithm, facts.schema)
+    _check_checkpoint(run, algorithm)
+    if config.central:
+        run.endpoints().of("inference.act")
     check_settings(config.learner, process_tuning.pick_device(config.learner.device))
     run.write_config(config)
     provenance.add_command(run)
     return config
+
+
+def _check_checkpoint(run: RunDirectory, algorithm: Algorithm) -> None:
+    """Load the checkpoint from which the learner will resume, if any, to see whether it fits.
+
+    Raises:
+        CheckpointError: the learner would refuse to resume from it.
+        ConfigError: the algorithm's networks or optimizers have changed.
+    """
+    found = checkpoint.newest(run.checkpoints)
+    if found is None:
+        return
+    try:
+        restore_learner(algorithm.learner(torch.device("cpu")), found)
+    except ApexError:
+        raise
+    except plugins.RAISED as error:
+        name = plugins.short(algorithm.config.name)
+        raise ConfigError(
+            f"algorithm '{name}': loading {found.path} {plugins.describe_error(error)}"
+        ) from error
 
 
 def check_preset(run: RunDirectory, preset: str) -> None:
