@@ -13,10 +13,14 @@ from apex.cli.options import INTERRUPTED
 from apex.errors import ApexError, ExitCode
 from apex.host.escaping import printable
 from apex.host.files import describe_os_error
+from apex.plugins import called_exit, describe_error
 
 
 class ApexGroup(click.Group):
-    """Prints an `ApexError`, an unusable file or Ctrl-C as one line, and exits with its code."""
+    """Prints as one line what ends a command, and exits with its code.
+
+    That is an `ApexError`, a file that cannot be used, Ctrl-C, or user code that calls `sys.exit`.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -24,6 +28,11 @@ class ApexGroup(click.Group):
             return super().invoke(ctx)
         except ApexError as error:
             text, code = str(error), error.exit_code
+        except SystemExit as error:
+            if not called_exit(error):
+                raise
+            text = f"the environment, the algorithm or a library {describe_error(error)}"
+            code = ExitCode.CONFIGURATION
         except KeyboardInterrupt:
             text, code = "interrupted by Ctrl-C", INTERRUPTED
         except OSError as error:

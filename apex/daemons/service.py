@@ -22,7 +22,8 @@ from apex.daemons.log_format import log_to_stderr
 from apex.daemons.restart_backoff import CrashHistory
 from apex.daemons.watchdog import Watchdog
 from apex.errors import ApexError, ExitCode, GaveUpError, RunError, StopAskedError
-from apex.host.files import FileLock
+from apex.host.files import FileLock, describe_too_many_files
+from apex.plugins import describe_error
 from apex.runs.directory import RunDirectory, RunFacts
 from apex.wire.endpoints import Endpoints
 from apex.wire.messages import Hello
@@ -247,10 +248,10 @@ def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
         if service is not None:
             service.failed(str(error), error.exit_code)
         return int(error.exit_code)
-    except Exception as error:
-        log.exception("crashed")
+    except BaseException as error:  # SystemExit, too: the user's own code may call sys.exit()
+        log.error("crashed", exc_info=error)
         if service is not None:
-            service.failed(f"{type(error).__name__}: {error}", ExitCode.CRASH)
+            service.failed(describe_crash(error), ExitCode.CRASH)
         return int(ExitCode.CRASH)
     assert service is not None
     service.mark_clean()
@@ -258,10 +259,18 @@ def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
     return int(ExitCode.CLEAN)
 
 
+def describe_crash(error: BaseException) -> str:
+    """Describe an unexpected error in one line, for `apex status`."""
+    if isinstance(error, SystemExit):
+        return f"the environment, the algorithm or a library {describe_error(error)}"
+    return describe_too_many_files(error) or f"{type(error).__name__}: {error}"
+
+
 def _end_with_thread(service: Service, crash: threading.ExceptHookArgs) -> None:
     """End the process when one of its essential threads has crashed."""
     name = crash.thread.name if crash.thread else "unknown"
     log.error("thread '%s' crashed", name, exc_info=crash.exc_value)
     if name in (*COMMON_THREADS, *service.spec.own_threads):
-        service.failed(f"thread '{name}': {crash.exc_value!r}", ExitCode.CRASH)
+        error = crash.exc_value or crash.exc_type()
+        service.failed(f"thread '{name}': {describe_crash(error)}", ExitCode.CRASH)
         os._exit(ExitCode.CRASH)

@@ -25,6 +25,7 @@ from apex.doctor.findings import Finding, guarded
 from apex.doctor.subject import Subject, preset_subject, run_subject
 from apex.host import hardware
 from apex.host.paths import install_root, socket_directory_path
+from apex.plugins import RAISED
 from apex.runs.directory import RunDirectory, all_runs, runs_root
 
 
@@ -54,7 +55,7 @@ def _subject_findings(what: str | RunDirectory) -> Iterator[Finding]:
     """Run the checks that depend on the preset or run."""
     try:
         subject = run_subject(what) if isinstance(what, RunDirectory) else preset_subject(what)
-    except Exception as error:
+    except RAISED as error:
         found = f"{type(error).__name__}: {error}"
         remedy = "follow the findings about packages and files, then run `apex doctor` again"
         yield Finding("configuration", "problem", found, "a configuration that can be used", remedy)

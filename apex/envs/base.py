@@ -70,7 +70,7 @@ class Environments:
         try:
             observations, info = self._vector.reset(seed=seed)
             self._lives = self._lives_of(info).copy()
-        except Exception as error:
+        except plugins.RAISED as error:
             raise EnvFaultError(f"{self.spec.env_id}: reset {_describe(error)}") from error
         return self._checked(observations)
 
@@ -95,7 +95,7 @@ class Environments:
             taken = to_env_actions(actions, self._vector.single_action_space)
             observations, rewards, terminated, truncated, info = self._vector.step(taken)
             lives = self._lives_of(info)
-        except Exception as error:
+        except plugins.RAISED as error:
             raise self._fault(_describe(error)) from error
         rewards = np.asarray(rewards, dtype=np.float64)
         if not good_rewards(rewards):
@@ -127,7 +127,7 @@ class Environments:
             )
         try:
             pictures = self._vector.render()
-        except Exception as error:
+        except plugins.RAISED as error:
             raise EnvFaultError(f"{self.spec.env_id}: render {_describe(error)}") from error
         assert pictures is not None
         return [_picture(np.asarray(one)) for one in pictures]

@@ -54,7 +54,7 @@ def make_environments(
         return Environments(vector, name, config.frame_stack, config.life_loss_ends)
     except ApexError:
         raise
-    except Exception as error:
+    except plugins.RAISED as error:
         remedy = "let it take render_mode=None, and let render() return pictures"
         if not (render and isinstance(error, TypeError)):
             remedy = ""

@@ -99,15 +99,24 @@ def check_output(path: Path, endings: tuple[str, ...]) -> None:
 
 def describe_os_error(error: OSError) -> str | None:
     """Describe an error about a file or about file descriptors; None if it is another one."""
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        return (
-            f"{os.strerror(error.errno)}: this process may have {soft} (hard limit {hard}); raise "
-            "the limit with `ulimit -n`, or LimitNOFILE of a service, and start again"
-        )
-    if error.filename is None:
-        return None
+    if error.filename is None or error.errno in TOO_MANY_FILES:
+        return describe_too_many_files(error)
     return f"{os.fsdecode(error.filename)}: {error.strerror}"
+
+
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+
+
+def describe_too_many_files(error: BaseException) -> str | None:
+    """Describe an error of the system or of zmq for lack of file descriptors; None if another."""
+    number = getattr(error, "errno", None)
+    if number not in TOO_MANY_FILES:
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (
+        f"{os.strerror(number)}: this process may have {soft} (hard limit {hard}); raise the limit "
+        "with `ulimit -n`, or LimitNOFILE of a service, and start again"
+    )
 
 
 def write_problem(folder: Path) -> str | None:
