@@ -25,6 +25,7 @@ from apex.doctor.findings import Finding, guarded
 from apex.doctor.subject import Subject, preset_subject, run_subject
 from apex.host import hardware
 from apex.host.paths import install_root, socket_directory_path
+from apex.launch.open_files import limits_of, may_raise_limits
 from apex.plugins import RAISED
 from apex.runs.directory import RunDirectory, all_runs, runs_root
 
@@ -142,8 +143,8 @@ def _existing(path: Path) -> Path:
 
 
 def _open_files(subject: Subject) -> Iterator[Finding]:
-    own = limits.limits_of(resource.RLIMIT_NOFILE)
-    privileged = limits.may_raise_limits()
+    own = limits_of(resource.RLIMIT_NOFILE)
+    privileged = may_raise_limits()
     yield from limits.check_open_files(subject.config, own, privileged=privileged)
 
 
@@ -152,7 +153,7 @@ def _threads(subject: Subject) -> Iterator[Finding]:
         yield Finding("threads", "ok", f"{subject.name} is running, so it has what it needs")
         return
     needed = limits.threads_needed(subject.config, limits.blas_threads())
-    left = limits.threads_left(privileged=limits.may_raise_limits())
+    left = limits.threads_left(privileged=may_raise_limits())
     yield from limits.check_threads(needed, left)
 
 

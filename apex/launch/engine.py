@@ -19,7 +19,8 @@ from apex.daemons.service import ENGINE_PID
 from apex.errors import RunError
 from apex.host.files import remove, replace_file
 from apex.host.paths import install_root, socket_directory
-from apex.launch import supervisord_config
+from apex.launch import open_files, supervisord_config
+from apex.launch.open_files import files_needed
 from apex.runs.directory import RunDirectory
 from apex.runs.engine_record import EngineName, EngineRecord, living_engine, started_ticks
 
@@ -37,7 +38,7 @@ def register(run: RunDirectory, engine: EngineName, **supervisor: str) -> None:
     """Record this process as the run's engine, in the run's directory and for its children.
 
     Raises:
-        RunError: the run already has a living engine.
+        RunError: the run already has a living engine, or the limit of open files is too low.
     """
     other = living_engine(run)
     if other is not None and other.pid != os.getpid():
@@ -46,7 +47,9 @@ def register(run: RunDirectory, engine: EngineName, **supervisor: str) -> None:
         )
     ticks = started_ticks(os.getpid())
     assert ticks is not None
-    cpu_affinity.reserve(run, run.config())
+    config = run.config()
+    open_files.raise_limit(files_needed(config, engine))
+    cpu_affinity.reserve(run, config)
     record = EngineRecord(engine, os.getpid(), ticks, **supervisor)
     replace_file(run.engine_file, msgspec.json.encode(record))
     run.engine_file.chmod(0o600)
@@ -61,8 +64,10 @@ def start_detached(run: RunDirectory, engine: EngineName, timeout_s: float = 20.
     Returns once each daemon has been started, even if it has failed since.
 
     Raises:
-        RunError: the engine ended; the message quotes the end of its log.
+        RunError: the engine ended, of which the message quotes the end of the log; or this process
+            may not open enough files.
     """
+    open_files.check(files_needed(run.config(), engine))
     log_path = run.logs / "engine.log"
     with log_path.open("ab") as log:
         process = subprocess.Popen(
@@ -98,10 +103,9 @@ def await_daemons(
 def supervisord_environment(run: RunDirectory, config: Config) -> dict[str, str]:
     """The APEX_* variables that `deploy/supervisord.conf` uses."""
     return {
-        "APEX_RUN": str(run.path),
-        "APEX_PYTHON": sys.executable,
-        "APEX_BIN": str(install_root() / "bin"),
+        **supervisord_config.path_variables(run.path, sys.executable, install_root() / "bin"),
         **supervisord_config.variables(config),
+        "APEX_FILES": str(max(files_needed(config, "supervisor").values())),
         "APEX_LOG_BYTES": str(int(config.run.log_max_mb * 1e6)),
         "APEX_SUPERVISOR_SOCKET": str(socket_directory(run.path) / "supervisor.sock"),
         "APEX_SUPERVISOR_PASSWORD": secrets.token_hex(16),

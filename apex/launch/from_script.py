@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from apex.config.sections import Config
 from apex.errors import RunError, UsageError
-from apex.launch import engine
+from apex.launch import engine, open_files
 from apex.launch.pickled_extensions import pickle_extensions
 from apex.launch.run_handle import Run
 from apex.plugins import NONE, Extensions, short, with_extensions
@@ -68,6 +68,7 @@ def run(
 
 def _start(directory: RunDirectory, payload: bytes) -> subprocess.Popen[bytes]:
     """Start a launcher in a new session and send it the extensions through a pipe."""
+    open_files.check(open_files.files_needed(directory.config(), "local"))
     with (directory.logs / "engine.log").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "apex.launch", "--run", str(directory.path), "--payload"],

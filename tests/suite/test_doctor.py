@@ -101,8 +101,8 @@ def test_doctor_reports_a_low_limit_of_open_files(tmp_path: Path) -> None:
     assert found["state"] == "problem"
     assert "too few for replay, learner, supervisord" in found["found"]
     # 64 and 4 besides one for each actor; supervisord: 6, and 3 for each of 2003 daemons.
-    assert found["expected"] == "replay 2,068, learner 2,068, supervisord 6,015"
-    assert found["remedy"].startswith("ulimit -n 6015")
+    assert found["expected"] == "actor_000 64, replay 2,068, learner 2,068, supervisord 6,015"
+    assert found["remedy"].startswith("`ulimit -n 6015`")
 
 
 # Runs
