@@ -106,7 +106,7 @@ def attach(count: int, run_path: Path | None) -> None:
     reserved = _reserve_names(run, config.actor.count, count)
     click.echo(f"attached to {run.path}: {', '.join(reserved)}; Ctrl-C stops them", err=True)
     try:
-        code = Launcher(run, list(reserved)).run()
+        code = Launcher(run, list(reserved), adopts=True).run()
     finally:
         for held in (lock, *reserved.values()):
             held.path.unlink(missing_ok=True)

@@ -50,8 +50,11 @@ def evaluate(
 
     CHECKPOINT is the directory of a checkpoint or of a run; default: the newest run.
     """
+    from apex.host.orphans import ending_children
+
     policy = _policy(checkpoint, run_path, pretrained, settings)
-    returns = policy.play(episodes, seed)
+    with ending_children(Path.cwd()):
+        returns = policy.play(episodes, seed)
     mean = sum(returns) / len(returns)
     if as_json:
         click.echo(json.dumps({"mean_return": mean, "returns": returns}))
@@ -84,6 +87,7 @@ def enjoy(
     CHECKPOINT is the directory of a checkpoint or of a run; default: the newest run.
     """
     from apex.evaluation import film
+    from apex.host.orphans import ending_children
 
     if video is not None:
         film.check_video(video)
@@ -92,8 +96,9 @@ def enjoy(
             "expected a terminal to play in; use --video FILE.mp4 to write a video instead"
         )
     policy = _policy(checkpoint, run_path, pretrained, settings)
-    scenes = film.play(policy, episodes, seed)
-    returns = film.show(scenes) if video is None else film.write_video(video, scenes)
+    with ending_children(Path.cwd()):
+        scenes = film.play(policy, episodes, seed)
+        returns = film.show(scenes) if video is None else film.write_video(video, scenes)
     what = "" if video is None else f"wrote {video}: "
     click.echo(
         f"{what}{policy.manifest.env.env_id}, returns {', '.join(f'{r:g}' for r in returns)}"

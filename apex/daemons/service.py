@@ -23,6 +23,7 @@ from apex.daemons.restart_backoff import CrashHistory
 from apex.daemons.watchdog import Watchdog
 from apex.errors import ApexError, ExitCode, GaveUpError, RunError, StopAskedError
 from apex.host.files import FileLock, describe_too_many_files
+from apex.host.orphans import ending_children, mark_children
 from apex.plugins import describe_error
 from apex.runs.directory import RunDirectory, RunFacts
 from apex.wire.endpoints import Endpoints
@@ -220,7 +221,12 @@ def serve(run: RunDirectory, name: str, body: Callable[[Service], None]) -> NoRe
     The exit skips the interpreter's cleanup, which takes seconds with torch in memory. By then
     files are closed and queued messages are sent.
     """
-    code = _run(run, name, body)
+    if ENGINE_PID in os.environ:  # it adopts and ends what this process leaves behind
+        mark_children(run.path)
+        code = _run(run, name, body)
+    else:
+        with ending_children(run.path):
+            code = _run(run, name, body)
     terminate_context()
     logging.shutdown()
     sys.stdout.flush()

@@ -24,6 +24,7 @@ from apex.doctor import (
 from apex.doctor.findings import Finding, guarded
 from apex.doctor.subject import Subject, preset_subject, run_subject
 from apex.host import hardware
+from apex.host.orphans import marked
 from apex.host.paths import install_root, socket_directory_path
 from apex.launch.open_files import limits_of, may_raise_limits
 from apex.plugins import RAISED
@@ -40,6 +41,7 @@ def examine(what: str | RunDirectory) -> Iterator[Finding]:
     yield from guarded("python", _installation)
     yield from _subject_findings(what)
     yield from guarded("processes", lambda: processes.check_lost(processes.apex_processes()))
+    yield from guarded("processes", lambda: processes.check_left(marked()))
     yield from guarded("runs", lambda: _all_runs_findings(named))
 
 

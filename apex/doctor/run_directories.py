@@ -13,6 +13,7 @@ from apex.doctor.left_sockets import check_keys, check_ports, check_socket_files
 from apex.doctor.processes import describe, holders, is_stopped, parent
 from apex.errors import ApexError
 from apex.host.files import is_locked, write_problem
+from apex.host.orphans import started_ticks
 from apex.host.paths import socket_directory_path
 from apex.runs import engine_record
 from apex.runs.directory import RunDirectory
@@ -85,7 +86,7 @@ def check_locks(run: RunDirectory) -> Iterator[Finding]:
     for path in sorted(run.daemons.glob("*.lock")):
         text = path.read_text()
         pid = int(text) if text.isdigit() else None
-        gone = pid is None or engine_record.started_ticks(pid) is None
+        gone = pid is None or started_ticks(pid) is None
         if not is_locked(path):
             record = restart_backoff.read(run.crash_file(path.stem))
             if gone and not (record is not None and record.clean):

@@ -18,11 +18,12 @@ from apex.daemons.catalog import daemon_names, spec_of
 from apex.daemons.service import ENGINE_PID
 from apex.errors import RunError
 from apex.host.files import remove, replace_file
+from apex.host.orphans import end_left, started_ticks
 from apex.host.paths import install_root, socket_directory
 from apex.launch import open_files, supervisord_config
 from apex.launch.open_files import files_needed
 from apex.runs.directory import RunDirectory
-from apex.runs.engine_record import EngineName, EngineRecord, living_engine, started_ticks
+from apex.runs.engine_record import EngineName, EngineRecord, living_engine
 
 MODULES: dict[EngineName, str] = {"supervisor": "apex.launch.supervisord", "local": "apex.launch"}
 """Module that `python -m` runs for each engine."""
@@ -146,6 +147,8 @@ def revive(run: RunDirectory, daemon: str) -> None:
 def stop(run: RunDirectory, timeout_s: float = STOP_TIMEOUT_S) -> list[str]:
     """Stop a run: its engines first, then its remaining processes, attached actors included.
 
+    What its daemons have started and left behind is ended, too.
+
     Returns:
         Names of the processes that had to be killed.
     """
@@ -161,6 +164,7 @@ def stop(run: RunDirectory, timeout_s: float = STOP_TIMEOUT_S) -> list[str]:
     while time.monotonic() < deadline:
         living = run.living()
         if not living and living_engine(run) is None:
+            end_left(run.path)
             remove(socket_directory(run.path))
             return []
         engines_gone = not _attaching(run) and living_engine(run) is None
@@ -175,6 +179,7 @@ def stop(run: RunDirectory, timeout_s: float = STOP_TIMEOUT_S) -> list[str]:
     if last is not None:
         left["engine"] = last.pid
     _signal(left, signal.SIGKILL)
+    end_left(run.path)
     return sorted(left)
 
 
