@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from apex.cli.options import (
+    INTERRUPTED,
     complete_run,
     json_option,
     own_code_options,
@@ -270,12 +271,13 @@ def _start(directory: RunDirectory, name: str) -> None:
     try:
         record = engine.start_detached(directory, chosen)
     except KeyboardInterrupt:
+        folder = quote(str(directory.path))
         click.echo(
-            f"\n{directory.path} was about to start: `apex status` shows whether it runs, "
-            "`apex stop` ends it.",
+            f"apex: interrupted by Ctrl-C, and stopped; `apex run --resume --run {folder}` starts "
+            f"it again, `apex runs rm {folder}` removes it",
             err=True,
         )
-        sys.exit(int(ExitCode.CLEAN))
+        sys.exit(INTERRUPTED)
     click.echo(f"{directory.path}: started by {chosen}, pid {record.pid}", err=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 
@@ -24,6 +27,8 @@ from apex.launch import open_files, supervisord_config
 from apex.launch.open_files import files_needed
 from apex.runs.directory import RunDirectory
 from apex.runs.engine_record import EngineName, EngineRecord, living_engine
+
+log = logging.getLogger("apex.launch.engine")
 
 MODULES: dict[EngineName, str] = {"supervisor": "apex.launch.supervisord", "local": "apex.launch"}
 """Module that `python -m` runs for each engine."""
@@ -62,7 +67,8 @@ def register(run: RunDirectory, engine: EngineName, **supervisor: str) -> None:
 def start_detached(run: RunDirectory, engine: EngineName, timeout_s: float = 20.0) -> EngineRecord:
     """Start an engine in a new session, without pipes to this process.
 
-    Returns once each daemon has been started, even if it has failed since.
+    Returns once each daemon has been started, even if it has failed since. Ctrl-C meanwhile stops
+    what has been started.
 
     Raises:
         RunError: the engine ended, of which the message quotes the end of the log; or this process
@@ -78,11 +84,29 @@ def start_detached(run: RunDirectory, engine: EngineName, timeout_s: float = 20.
             stderr=log,
             start_new_session=True,
         )
-    record = await_daemons(run, process, timeout_s)
+    with stopped_if_interrupted(run, process):
+        record = await_daemons(run, process, timeout_s)
     if record is not None:
         return record
     tail = log_path.read_text(errors="replace").strip().splitlines()[-5:]
     raise RunError(f"the engine '{engine}' did not start; {log_path} ends: {' | '.join(tail)}")
+
+
+@contextmanager
+def stopped_if_interrupted(run: RunDirectory, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Stop an engine and its daemons if Ctrl-C interrupts the block, which waits for their start.
+
+    The terminal's signal does not reach them: they are in sessions of their own.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.warning("interrupted while it starts: stopping what has been started")
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT_S)
+        stop(run)
+        raise
 
 
 def await_daemons(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,11 +79,10 @@ def _start(directory: RunDirectory, payload: bytes) -> subprocess.Popen[bytes]:
             start_new_session=True,
         )
     assert process.stdin is not None
-    try:
+    with suppress(BrokenPipeError), process.stdin:
         process.stdin.write(payload)
-        process.stdin.close()
-    except BrokenPipeError:
-        pass
-    if engine.await_daemons(directory, process) is None:
+    with engine.stopped_if_interrupted(directory, process):
+        record = engine.await_daemons(directory, process)
+    if record is None:
         raise RunError(f"the launcher did not start; see {directory.logs / 'engine.log'}")
     return process

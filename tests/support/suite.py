@@ -14,8 +14,8 @@ from apex.daemons.status.gathering import gather
 from apex.launch import engine
 from apex.runs.directory import RunDirectory
 from tests.support.paths import APEX, ROOT
-from tests.support.processes import CPU_TICKS_A_SECOND, cpu_ticks, suite_processes
-from tests.support.waiting import wait_until
+from tests.support.processes import suite_processes
+from tests.support.waiting import CPU_TICKS_A_SECOND, cpu_ticks, wait_until
 
 COMMAND_S = 150.0
 """Seconds that a command may take on a busy machine."""
