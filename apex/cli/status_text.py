@@ -63,11 +63,11 @@ def attention(status: RunStatus, configured: Collection[str]) -> list[tuple[str,
     found += [("faults", text) for text in faults]
     if status.learner.rollbacks:
         found.append(("rollback", ROLLED_BACK))
-    if status.run.health == "degraded":
+    if status.run.health != "healthy":
         states = [f"{name} {state}" for name, state in unhealthy(status, configured).items()]
         if len(states) > MOST_NAMED:
             states[MOST_NAMED:] = [f"and {len(states) - MOST_NAMED} more"]
-        found += [("degraded", ", ".join(states))] if states else []
+        found += [(status.run.health, ", ".join(states))] if states else []
     return found
 
 

@@ -255,9 +255,10 @@ def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
             service.failed(str(error), error.exit_code)
         return int(error.exit_code)
     except BaseException as error:  # SystemExit, too: the user's own code may call sys.exit()
-        log.error("crashed", exc_info=error)
+        described = describe_crash(error)
+        log.error("crashed: %s", described, exc_info=error)
         if service is not None:
-            service.failed(describe_crash(error), ExitCode.CRASH)
+            service.failed(described, ExitCode.CRASH)
         return int(ExitCode.CRASH)
     assert service is not None
     service.mark_clean()

@@ -16,8 +16,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
 MARK = "APEX_DAEMON"
 """Environment variable with the process id, the start and the run of the daemon that set it."""
 PR_SET_CHILD_SUBREAPER = 36
@@ -45,11 +43,34 @@ class Mark(NamedTuple):
 
 def started_ticks(pid: int) -> int | None:
     """Start time of a process in clock ticks since boot; None if it has ended or is a zombie."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields and fields[0] not in ("Z", "X") else None
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of `/proc/PID/stat` after the name: state, parent, …; empty if it has ended.
+
+    psutil would read the same, but the replay server does not load it.
+    """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])
+        return []
+
+
+def _pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _parent(pid: int) -> int:
+    """The parent of a process; 0 if it has none or has ended."""
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
+
+
+def _children() -> list[int]:
+    """The children of this process, those included that have ended and were not collected."""
+    return [pid for pid in _pids() if _parent(pid) == os.getpid()]
 
 
 def mark_children(run: Path) -> None:
@@ -72,7 +93,7 @@ def mark_of(pid: int) -> Mark | None:
 
 def marked() -> Iterator[tuple[int, Mark]]:
     """Process id and mark of each process of this machine that a daemon has started."""
-    for pid in psutil.pids():
+    for pid in _pids():
         mark = mark_of(pid)
         if mark is not None and started_ticks(pid) is not None:
             yield pid, mark
@@ -81,9 +102,11 @@ def marked() -> Iterator[tuple[int, Mark]]:
 def end_left(run: Path) -> list[int]:
     """End what dead daemons of a run have left, found by its mark; return their process ids."""
     name, ended = os.fsencode(run), set[int]()
+    own = [os.getpid()]
+    while parent := _parent(own[-1]):
+        own.append(parent)
 
     def left() -> list[int]:
-        own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
         return [pid for pid, m in marked() if m.run == name and not m.is_alive and pid not in own]
 
     _end(left, ended)
@@ -153,21 +176,21 @@ class Orphans:
     def _adopted(self) -> list[int]:
         """Adopted processes that are running; those that have ended are collected."""
         known, found = set(self._known()), []
-        for child in psutil.Process().children():
-            if child.pid in known:
+        for pid in _children():
+            if pid in known:
                 continue
-            if started_ticks(child.pid) is None:
+            if started_ticks(pid) is None:
                 with suppress(ChildProcessError):
-                    os.waitpid(child.pid, os.WNOHANG)
-            elif self._every or _is_of_a_daemon(child.pid):
-                found.append(child.pid)
+                    os.waitpid(pid, os.WNOHANG)
+            elif self._every or _is_of_a_daemon(pid):
+                found.append(pid)
         return found
 
 
 @contextmanager
 def ending_children(run: Path) -> Iterator[None]:
     """End, at the end of the block, what this process has started in it, orphans included."""
-    before = {child.pid for child in psutil.Process().children()}
+    before = set(_children())
     orphans = Orphans(lambda: before, every=True)
     mark_children(run)
     try:

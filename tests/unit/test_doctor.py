@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ from apex.doctor import (
 from apex.doctor.activations import activation_bytes
 from apex.doctor.findings import Finding, guarded
 from apex.host import hardware
-from apex.launch.open_files import Limits, may_raise_limits
+from apex.launch.open_files import Limits
 from apex.launch.prepare import preset_config
 from tests.support.builders import env_spec, preset
 from tests.support.findings import only
@@ -161,28 +160,6 @@ def test_open_files_that_are_needed_follow_from_the_daemons() -> None:
     assert only(limits.check_open_files(config, Limits(64, None), privileged=False)).state == "ok"
     launcher = only(limits.check_open_files(config, low, privileged=False, engine="local"))
     assert launcher.expected.endswith("learner 70, launcher 15")  # 5 + 2 x 5 daemons
-
-
-def test_limit_of_open_files_is_raised_as_far_as_needed_or_refused() -> None:
-    program = (
-        "import resource, sys\n"
-        "from apex.errors import RunError\n"
-        "from apex.launch.open_files import raise_limit\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 69))\n"
-        "raise_limit({'actor_000': 64})\n"
-        "print(resource.getrlimit(resource.RLIMIT_NOFILE))\n"
-        "try:\n"
-        "    raise_limit({'actor_000': 64, 'replay': 70})\n"
-        "except RunError as error:\n"
-        "    print(error)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    raised, refused = done.stdout.splitlines()
-    assert raised == "(64, 69)"
-    if not may_raise_limits():
-        assert refused.startswith(
-            "the hard limit of open files is 69, but this run needs replay 70"
-        )
 
 
 def test_threads_are_counted_for_every_daemon_and_compared_with_each_limit() -> None:
