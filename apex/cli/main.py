@@ -27,21 +27,21 @@ class ApexGroup(click.Group):
         try:
             return super().invoke(ctx)
         except ApexError as error:
-            text, code = str(error), error.exit_code
+            text, code = str(error), int(error.exit_code)
         except SystemExit as error:
             if not called_exit(error):
                 raise
             text = f"the environment, the algorithm or a library {describe_error(error)}"
-            code = ExitCode.CONFIGURATION
+            code = int(ExitCode.CONFIGURATION)
         except KeyboardInterrupt:
             text, code = "interrupted by Ctrl-C", INTERRUPTED
         except OSError as error:
             described = describe_os_error(error)
             if described is None:
                 raise
-            text, code = described, ExitCode.CONFIGURATION
+            text, code = described, int(ExitCode.CONFIGURATION)
         click.echo(f"apex: {printable(text)}", err=True)
-        sys.exit(int(code))
+        sys.exit(code)
 
 
 @click.group(cls=ApexGroup, context_settings={"help_option_names": ["-h", "--help"]})

@@ -54,11 +54,12 @@ def attention(status: RunStatus, configured: Collection[str]) -> list[tuple[str,
         configured: names of the daemons that the run should have.
     """
     found = [("ALARM", printable(alarm)) for alarm in status.run.alarms]
-    rows = [(row.actor_id, row) for row in status.actors]
+    counts = {row.actor_id: row.env_faults for row in status.actors}
+    counts["evaluator"] = status.evaluator.env_faults
     faults = [
-        f"{name} {row.env_faults} environment faults (`apex logs {name}`)"
-        for name, row in [*rows, ("evaluator", status.evaluator)]
-        if row.env_faults
+        f"{name} {count} environment faults (`apex logs {name}`)"
+        for name, count in counts.items()
+        if count
     ]
     found += [("faults", text) for text in faults]
     if status.learner.rollbacks:

@@ -185,7 +185,7 @@ def _picture(pixels: Array) -> npt.NDArray[np.uint8]:
     return pixels.astype(np.uint8)
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """Describe an error of an environment: what happened, where, and what to do."""
     if isinstance(error, MisbehavedError):
         return str(error)
