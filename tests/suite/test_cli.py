@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from tests.fixtures.texts import check_status_keys
 from tests.support.paths import APEX, ROOT
+from tests.support.processes import finished
 
 
 class Done(NamedTuple):
@@ -37,7 +37,7 @@ def apex(*arguments: str, runs: Path | None = None) -> Done:
 
 def apex_process(*arguments: str) -> Done:
     """Run `apex ARGUMENTS` as a separate process."""
-    done = subprocess.run([*APEX, *arguments], capture_output=True, text=True, timeout=150)
+    done = finished([*APEX, *arguments], 150.0)
     return Done(done.returncode, done.stdout, done.stderr)
 
 

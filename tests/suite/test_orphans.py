@@ -14,7 +14,7 @@ from apex.doctor.processes import check_left
 from apex.host.orphans import end_left, mark_of, marked
 from tests.support.findings import only
 from tests.support.paths import ROOT
-from tests.support.processes import gone, running
+from tests.support.processes import finished, gone, running
 from tests.support.waiting import wait_until
 
 DAEMON = """
@@ -66,7 +66,7 @@ print(json.dumps([alive(started[0]), others, left]))
 
 def test_what_a_killed_daemon_has_started_is_ended_and_nothing_else(tmp_path: Path) -> None:
     command = [sys.executable, "-c", ENGINE, DAEMON, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
+    done = finished(command, 60.0, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [[], 5, []], done.stderr
 

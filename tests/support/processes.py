@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from tests.support.paths import ROOT
-from tests.support.waiting import CPU_TICKS_A_SECOND, cpu_ticks, wait_until
+from tests.support.waiting import CPU_TICKS_A_SECOND, MOST_PERIODS, cpu_ticks, wait_until
 
 ARGUMENTS = {
     "replay": (),
@@ -74,6 +74,34 @@ def running(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
             yield process
         finally:
             process.kill()
+
+
+def finished(
+    command: Sequence[str | Path], timeout_s: float, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and return its output, as `subprocess.run` does.
+
+    It is killed after `timeout_s` in which it has used no CPU time, or after `MOST_PERIODS` times
+    that.
+
+    Raises:
+        subprocess.TimeoutExpired: it was killed.
+    """
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    ) as process:
+        used = 0
+        for period in range(1, MOST_PERIODS + 1):
+            try:
+                output, errors = process.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                before, used = used, cpu_ticks([process.pid])
+                if used == before or period == MOST_PERIODS:
+                    process.kill()
+                    raise
+            else:
+                return subprocess.CompletedProcess(command, process.returncode, output, errors)
+    raise AssertionError
 
 
 class DaemonProcess:
