@@ -17,7 +17,7 @@ from apex.algos.r2d2 import R2D2
 from apex.config.conversion import convert
 from apex.data.schema import Schema
 from apex.envs.spec import EnvSpec
-from apex.errors import ConfigError, RunError
+from apex.errors import ApexError, ConfigError, RunError
 from apex.plugins import FACTORY
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
@@ -88,7 +88,7 @@ def _installed() -> dict[str, EntryPoint]:
 def _load(entry_point: EntryPoint) -> Any:
     try:
         return entry_point.load()
-    except Exception as error:  # the package's code may raise anything
+    except plugins.RAISED as error:
         raise ConfigError(
             f"algorithm.name = '{entry_point.name}': loading {entry_point.value} "
             f"{plugins.describe_error(error)}"
@@ -122,7 +122,15 @@ def make_algorithm(
         config = convert(section, kind.Config, "algorithm")
     except ConfigError as error:
         raise ConfigError(f"{error} (algorithm {plugins.short(section['name'])})") from None
-    return kind(config, spec)
+    try:
+        return kind(config, spec)
+    except ApexError:
+        raise
+    except plugins.RAISED as error:
+        name = plugins.short(section["name"])
+        raise ConfigError(
+            f"algorithm '{name}' on {spec.env_id}: making it {plugins.describe_error(error)}"
+        ) from error
 
 
 def check_schema(algorithm: Algorithm, schema: Schema) -> None:

@@ -42,8 +42,10 @@ def doctor(preset: str | None, run_path: Path | None, as_json: bool) -> None:
     preset_text(name)
     run = find_run(run_path) if run_path is not None else None
     from apex.doctor.examination import examine
+    from apex.host.orphans import ending_children
 
-    findings = list(examine(name if run is None else run))
+    with ending_children(Path.cwd()):
+        findings = list(examine(name if run is None else run))
     if as_json:
         import msgspec
 

@@ -55,9 +55,11 @@ def evaluate(
     CHECKPOINT is the directory of a checkpoint or of a run; default: the newest run.
     """
     from apex.acting.episodes import metric_means
+    from apex.host.orphans import ending_children
 
     policy = _policy(checkpoint, run_path, pretrained, settings)
-    played = policy.play_episodes(episodes, seed, training_env=training_env)
+    with ending_children(Path.cwd()):
+        played = policy.play_episodes(episodes, seed, training_env=training_env)
     returns = [episode.episode_return for episode in played]
     mean = sum(returns) / len(returns)
     means = metric_means(episode.metrics for episode in played)
@@ -100,6 +102,7 @@ def enjoy(
     CHECKPOINT is the directory of a checkpoint or of a run; default: the newest run.
     """
     from apex.evaluation import film
+    from apex.host.orphans import ending_children
 
     if video is not None:
         film.check_video(video)
@@ -108,8 +111,9 @@ def enjoy(
             "expected a terminal to play in; use --video FILE.mp4 to write a video instead"
         )
     policy = _policy(checkpoint, run_path, pretrained, settings)
-    scenes = film.play(policy, episodes, seed, training_env=training_env)
-    returns = film.show(scenes) if video is None else film.write_video(video, scenes)
+    with ending_children(Path.cwd()):
+        scenes = film.play(policy, episodes, seed, training_env=training_env)
+        returns = film.show(scenes) if video is None else film.write_video(video, scenes)
     what = "" if video is None else f"wrote {video}: "
     click.echo(
         f"{what}{policy.manifest.env.env_id}, returns {', '.join(f'{r:g}' for r in returns)}"

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from apex.daemons.status.health import unhealthy
 from apex.daemons.status.reports import ActorReport, InferenceSummary
 from apex.daemons.status.run_status import EvaluatorSummary, RunStatus
 from apex.host.escaping import printable
+
+MOST_NAMED = 4
+"""Daemons that the reason of `degraded` names; the others are counted."""
+ROLLED_BACK = "the learner diverged and was rolled back to its last good checkpoint"
 
 
 def describe(status: RunStatus) -> str:
@@ -35,8 +42,34 @@ def describe(status: RunStatus) -> str:
         )
     lines += [f"  ALARM: {printable(alarm)}" for alarm in run.alarms]
     if learner.rollbacks:
-        lines.append("  the learner diverged and was rolled back to its last good checkpoint")
+        lines.append(f"  {ROLLED_BACK}")
     return "\n".join(lines)
+
+
+def attention(status: RunStatus, configured: Collection[str]) -> list[tuple[str, str]]:
+    """What needs a person's attention, alarms first: label and text, worded as in `describe`.
+
+    Args:
+        status: the run's status.
+        configured: names of the daemons that the run should have.
+    """
+    found = [("ALARM", printable(alarm)) for alarm in status.run.alarms]
+    counts = {row.actor_id: row.env_faults for row in status.actors}
+    counts["evaluator"] = status.evaluator.env_faults
+    faults = [
+        f"{name} {count} environment faults (`apex logs {name}`)"
+        for name, count in counts.items()
+        if count
+    ]
+    found += [("faults", text) for text in faults]
+    if status.learner.rollbacks:
+        found.append(("rollback", ROLLED_BACK))
+    if status.run.health != "healthy":
+        states = [f"{name} {state}" for name, state in unhealthy(status, configured).items()]
+        if len(states) > MOST_NAMED:
+            states[MOST_NAMED:] = [f"and {len(states) - MOST_NAMED} more"]
+        found += [(status.run.health, ", ".join(states))] if states else []
+    return found
 
 
 def _number(value: int | None) -> str:

@@ -23,7 +23,9 @@ from apex.daemons.restart_backoff import CrashHistory
 from apex.daemons.watchdog import Watchdog
 from apex.envs.activity import Activity
 from apex.errors import ApexError, ExitCode, GaveUpError, RunError, StopAskedError
-from apex.host.files import FileLock
+from apex.host.files import FileLock, describe_too_many_files
+from apex.host.orphans import ending_children, mark_children
+from apex.plugins import describe_error
 from apex.runs.directory import RunDirectory, RunFacts
 from apex.wire.endpoints import Endpoints
 from apex.wire.messages import Hello
@@ -231,7 +233,12 @@ def serve(run: RunDirectory, name: str, body: Callable[[Service], None]) -> NoRe
     The exit skips the interpreter's cleanup, which takes seconds with torch in memory. By then
     files are closed and queued messages are sent.
     """
-    code = _run(run, name, body)
+    if ENGINE_PID in os.environ:  # it adopts and ends what this process leaves behind
+        mark_children(run.path)
+        code = _run(run, name, body)
+    else:
+        with ending_children(run.path):
+            code = _run(run, name, body)
     terminate_context()
     logging.shutdown()
     sys.stdout.flush()
@@ -259,10 +266,11 @@ def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
         if service is not None:
             service.failed(str(error), error.exit_code)
         return int(error.exit_code)
-    except Exception as error:
-        log.exception("crashed")
+    except BaseException as error:  # SystemExit, too: the user's own code may call sys.exit()
+        described = describe_crash(error)
+        log.error("crashed: %s", described, exc_info=error)
         if service is not None:
-            service.failed(f"{type(error).__name__}: {error}", ExitCode.CRASH)
+            service.failed(described, ExitCode.CRASH)
         return int(ExitCode.CRASH)
     assert service is not None
     service.mark_clean()
@@ -270,10 +278,18 @@ def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
     return int(ExitCode.CLEAN)
 
 
+def describe_crash(error: BaseException) -> str:
+    """Describe an unexpected error in one line, for `apex status`."""
+    if isinstance(error, SystemExit):
+        return f"the environment, the algorithm or a library {describe_error(error)}"
+    return describe_too_many_files(error) or f"{type(error).__name__}: {error}"
+
+
 def _end_with_thread(service: Service, crash: threading.ExceptHookArgs) -> None:
     """End the process when one of its essential threads has crashed."""
     name = crash.thread.name if crash.thread else "unknown"
     log.error("thread '%s' crashed", name, exc_info=crash.exc_value)
     if name in (*COMMON_THREADS, *service.spec.own_threads):
-        service.failed(f"thread '{name}': {crash.exc_value!r}", ExitCode.CRASH)
+        error = crash.exc_value or crash.exc_type()
+        service.failed(f"thread '{name}': {describe_crash(error)}", ExitCode.CRASH)
         os._exit(ExitCode.CRASH)

@@ -108,7 +108,7 @@ class Environments:
         try:
             observations, infos = self._vector.reset(seed=seed)
             self._lives = self._lives_of(infos)
-        except Exception as error:
+        except plugins.RAISED as error:
             raise EnvFaultError(f"{self.spec.env_id}: reset {_describe(error)}") from error
         finally:
             self._activity.end()
@@ -132,7 +132,7 @@ class Environments:
             observations, rewards, terminated, truncated, infos = self._vector.step(taken)
             lives = self._lives_of(infos)
             metrics = self._measured(infos, terminated | truncated)
-        except Exception as error:
+        except plugins.RAISED as error:
             raise self._fault(_describe(error)) from error
         finally:
             self._activity.end()
@@ -205,7 +205,7 @@ class Environments:
             )
         try:
             pictures = self._vector.render()
-        except Exception as error:
+        except plugins.RAISED as error:
             what = plugins.describe_error(error, PICTURES)
             raise EnvFaultError(f"{self.spec.env_id}: render {what}") from error
         return [self._picture(one) for one in ([None] if pictures is None else pictures)]
@@ -298,7 +298,7 @@ class Environments:
             self._activity.end()
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """Describe an error of an environment: what happened, where, and what to do."""
     if isinstance(error, MisbehavedError):
         return str(error)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from apex.envs.base import Environments
 from apex.errors import ApexError
+from apex.plugins import RAISED
 
 log = logging.getLogger("apex.envs")
 
@@ -104,5 +105,5 @@ def close(environments: Environments | None) -> None:
         return
     try:
         environments.close()
-    except Exception as error:  # whatever the user's environment raises
+    except RAISED as error:
         log.warning("closing the environments raised %s: %s", type(error).__name__, error)

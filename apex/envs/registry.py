@@ -73,7 +73,7 @@ def make_environments(
         )
     except ApexError:
         raise
-    except Exception as error:
+    except plugins.RAISED as error:
         remedy = _remedy(error, config, render, factory is not None)
         raise EnvError(
             f"env.id = '{config.id}': making it {plugins.describe_error(error, remedy)}"
@@ -112,7 +112,7 @@ def evaluation_factory(config: Config, factory: EnvFactory | None) -> EnvFactory
     return None if "id" in config.evaluator.env else factory
 
 
-def _remedy(error: Exception, config: EnvConfig, render: bool, from_script: bool) -> str:
+def _remedy(error: BaseException, config: EnvConfig, render: bool, from_script: bool) -> str:
     """What to do about an error that is raised when an environment is made."""
     if render and "render_mode" in str(error):
         return PICTURES

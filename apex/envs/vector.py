@@ -173,6 +173,6 @@ def _close_all(
             activity.begin("close", index)
         try:
             env.close()
-        except Exception as error:  # whatever the user's environment raises
+        except (Exception, SystemExit) as error:  # whatever the user's environment raises
             first = first or error
     return first

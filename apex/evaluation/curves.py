@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,6 +19,9 @@ from apex.acting.episodes import COLUMN_PREFIX, metric_columns
 from apex.errors import RunError, UsageError
 from apex.runs.directory import RunDirectory
 from apex.runs.recorded_metrics import older_and_newer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger("apex.evaluation.curves")
 
@@ -210,7 +213,8 @@ def write_csv(path: Path, curves: Iterable[Curve]) -> None:
 def read_csv(path: Path) -> list[Curve]:
     """Read the curves that `write_csv` wrote. Raises `RunError`."""
     rows: dict[tuple[str, int], list[Evaluation]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    # A spreadsheet that has saved the file may have put a byte order mark first.
+    with path.open(newline="", encoding="utf-8-sig") as file:
         try:
             for row in csv.DictReader(file):
                 rows.setdefault((row["label"], int(row["seed"])), []).append(_from_row(row))
@@ -265,9 +269,19 @@ def draw(
     """
     groups = having(groups, metric)
     try:
-        from matplotlib.figure import Figure
+        from matplotlib import rc_context
     except ImportError:
         raise UsageError("plots need matplotlib: pip install 'apex-suite[plot]'") from None
+    try:
+        with rc_context({"text.parse_math": False}):  # a label may have dollar signs
+            _figure(groups, x, title, metric).savefig(out)
+    except ValueError as error:
+        raise UsageError(f"{out}: {error}") from None
+
+
+def _figure(groups: dict[str, list[Curve]], x: Axis, title: str, metric: str) -> Figure:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for number, (label, curves) in enumerate(groups.items()):
@@ -290,7 +304,4 @@ def draw(
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    try:
-        figure.savefig(out)
-    except ValueError as error:
-        raise UsageError(f"{out}: {error}") from None
+    return figure

@@ -17,6 +17,7 @@ from apex.acting.exploration import evaluation_seed
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.policy import Policy
 from apex.algos.registry import make_algorithm
+from apex.algos.restoring import load_parameters
 from apex.config import loading
 from apex.config.conversion import convert
 from apex.config.sections import Config
@@ -27,7 +28,6 @@ from apex.envs.activity import Activity, announced
 from apex.envs.recreation import close
 from apex.envs.registry import evaluation_factory, make_environments
 from apex.errors import UsageError
-from apex.networks import parameters
 from apex.plugins import NONE, Extensions, with_absolute_paths
 from apex.runs import checkpoint
 from apex.runs.checkpoint import Checkpoint
@@ -60,7 +60,7 @@ class TrainedPolicy:
         self.config = with_absolute_paths(convert(raw, Config, str(source.path)))
         algorithm = make_algorithm(self.config.algorithm, self.manifest.env, extensions.algorithm)
         self.policy: Policy = algorithm.policy()
-        self.policy.load(parameters.decode(source.parameters()))
+        load_parameters(self.policy, source, "the policy")
         self._decision: Decision | None = None
         """Decision of the last call of `act`; None after `begin`."""
         self._begun: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)

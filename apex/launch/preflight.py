@@ -246,7 +246,7 @@ def try_algorithm(algorithm: Algorithm, observation: Observations) -> None:
         learner = algorithm.learner(torch.device("cpu"))
     except ApexError:
         raise
-    except Exception as error:  # whatever the user's own code raises
+    except plugins.RAISED as error:
         raise ConfigError(
             f"algorithm '{name}' on {spec.env_id}, observations {spec.observations_text}: it "
             f"{plugins.describe_error(error, CHECK_THE_POLICY)}"

@@ -192,3 +192,17 @@ def test_path_that_is_neither_run_nor_curve_is_refused(tmp_path):
         curves.gather([make_run(tmp_path / "young", [])])
     with pytest.raises(UsageError, match=r"nothing\.xyz"):
         curves.draw({"a": [curve(1, (0, 0))]}, "wall", "", tmp_path / "nothing.xyz")
+
+
+def test_curves_saved_by_a_spreadsheet_are_read_and_labels_are_drawn_as_they_are(
+    tmp_path: Path,
+) -> None:
+    path, label = tmp_path / "curves.csv", "a$b%c_{d"
+    saved = Curve(label, 1, (evaluation(1.0, 2.0), evaluation(2.0, 3.0)))
+    curves.write_csv(path, [saved])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    groups = curves.gather([path])
+    assert groups == {label: [saved]}
+    curves.draw(groups, "wall", "50 % of $x", tmp_path / "curve.svg")
+    drawn = (tmp_path / "curve.svg").read_text()
+    assert f"<!-- {label}, seed 1 -->" in drawn and "<!-- 50 % of $x -->" in drawn

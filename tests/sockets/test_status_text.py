@@ -96,9 +96,32 @@ def test_live_view_without_a_terminal_is_one_short_line(figures: ViewFigures) ->
         evaluator=EvaluatorSummary(state="running", pid=14),
         actors=(actor_report(0, state="starting", mean_return=None),),
     )
-    assert figures.line(new).endswith("step 0 (0/s)  degraded")
-    hurt = run_status(run={"alarms": ("replay: \x1b[2J is full",), "health": "degraded"})
-    alarm = r"ALARM: replay: \x1b[2J is full"
-    assert figures.line(hurt).endswith(f"degraded  {alarm}")
-    assert figures.rows(hurt)[-1] == ("[red]ALARM", alarm.removeprefix("ALARM: "))
+    assert figures.line(new).startswith("00:00:00  degraded: learner starting, actor_000 starting")
+    assert figures.line(new).endswith("step 0 (0/s)")
     assert len(figures.line(status)) < 100
+
+
+def test_live_view_shows_alarms_faults_and_the_reason_of_degraded_first(
+    figures: ViewFigures,
+) -> None:
+    hurt = run_status(
+        run={"alarms": ("replay: \x1b[2J is\n\tfull of caf\xe9s",), "health": "degraded"},
+        actors=(actor_report(0, env_faults=3), actor_report(1, state="down", pid=None)),
+    )
+    assert figures.rows(hurt)[:4] == [
+        ("[bold red]ALARM", "replay: \\x1b[2J is full of caf\xe9s"),
+        ("[bold red]faults", "actor_000 3 environment faults (`apex logs actor_000`)"),
+        ("[bold red]degraded", "actor_001 down"),
+        ("frames", "5,000"),
+    ]
+    assert figures.line(hurt).startswith(
+        "00:01:10  ALARM: replay: \\x1b[2J is full of caf\xe9s  faults: actor_000 3 environment "
+        "faults (`apex logs actor_000`)  degraded: actor_001 down  5,000 frames"
+    )
+
+
+def test_reason_of_degraded_names_four_daemons_and_counts_the_others(figures: ViewFigures) -> None:
+    actors = tuple(actor_report(index, state="starting") for index in range(100))
+    status = run_status(run={"health": "degraded"}, actors=actors)
+    reason = "actor_000 starting, actor_001 starting, actor_002 starting, actor_003 starting"
+    assert figures.rows(status)[0] == ("[bold red]degraded", f"{reason}, and 96 more")

@@ -27,6 +27,7 @@ from apex.errors import DecodeError, SchemaError
 from apex.replay.log.records import Inserted, Opening, ProducerMark, encode_record, record_at
 from apex.wire import messages
 from apex.wire.codec import decode, encode
+from benchmarks.options import ResultsFolder
 from benchmarks.provenance import provenance
 from tests.support.builders import FRAME_SCHEMA, VECTOR_SCHEMA, frame_chunk, hello, vector_chunk
 
@@ -218,7 +219,7 @@ def fuzz(inputs: int, seed: int) -> Report:
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--inputs", type=click.IntRange(1), default=10_000_000, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
+@click.option("--out", type=ResultsFolder(), help="For the results.")
 def main(inputs: int, seed: int, out: Path | None) -> None:
     """See `--help`."""
     began = time.monotonic()

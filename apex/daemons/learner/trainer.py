@@ -20,6 +20,7 @@ import torch
 
 from apex.acting.exploration import Progress
 from apex.algos.base import Learner, check_priorities
+from apex.algos.restoring import load_parameters, restore_learner
 from apex.config.sections import Config
 from apex.daemons.learner.host_copies import HostCopies, HostCopy, read_numbers
 from apex.daemons.learner.parameter_versions import PublicationBoard, VersionCounter
@@ -28,7 +29,7 @@ from apex.daemons.learner.publisher import Publisher, TrainingTime
 from apex.daemons.periodic import Every
 from apex.data.chunks import about_rewards, good_priorities
 from apex.data.schema import Arrays
-from apex.errors import ConfigError, DivergedError
+from apex.errors import DivergedError
 from apex.execution.execution import Execution
 from apex.execution.settings import make_execution, use_precision
 from apex.host import process_tuning
@@ -184,24 +185,12 @@ class Trainer:
         if not self._config.run.init_from:
             return
         source = checkpoint.find(Path(self._config.run.init_from))
-        try:
-            self._learner.load_parameters(parameters.decode(source.parameters()))
-        except RuntimeError as error:
-            raise ConfigError(
-                f"run.init_from: {source.path} does not fit the [algorithm] section: {error}"
-            ) from None
+        load_parameters(self._learner, source, "run.init_from")
         log.info("parameters initialised from %s", source.path)
 
     def _load(self, found: Checkpoint) -> None:
         """Load networks, optimizers, RNG and step of a checkpoint. Raises `ConfigError`."""
-        state = found.learner_state()
-        try:
-            self._learner.load_state_dict(state["learner"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise ConfigError(
-                f"{found.path} does not fit the [algorithm] section: {error}; revert the change "
-                "of its network or optimizer, or start a new run with --init-from"
-            ) from None
+        state = restore_learner(self._learner, found)
         torch.set_rng_state(state["rng"])
         if self._learner.device.type == "cuda" and "cuda_rng" in state:
             torch.cuda.set_rng_state(state["cuda_rng"], self._learner.device)

@@ -27,12 +27,16 @@ def health(status: RunStatus, configured: Collection[str]) -> str:
     """
     if status.learner.pid is None and status.replay.pid is None:
         return "down"
-    all_healthy = all(
-        row.state in spec.healthy_states
+    return "degraded" if unhealthy(status, configured) or status.run.alarms else "healthy"
+
+
+def unhealthy(status: RunStatus, configured: Collection[str]) -> dict[str, str]:
+    """State of each daemon that is not in a healthy one, by name; arguments as of `health`."""
+    return {
+        name: row.state
         for spec, name, row in status.rows()
-        if name in configured or spec is ACTOR
-    )
-    return "healthy" if all_healthy and not status.run.alarms else "degraded"
+        if (name in configured or spec is ACTOR) and row.state not in spec.healthy_states
+    }
 
 
 def endless_episodes(status: RunStatus, config: Config) -> list[str]:
