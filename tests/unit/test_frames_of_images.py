@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+import msgspec
 import numpy as np
 import pytest
 
@@ -19,6 +22,7 @@ from apex.errors import CorruptItemsError, SchemaError
 from apex.wire.codec import decode, encode
 from apex.wire.messages import Insert, SampleReply
 from tests.support.builders import PARTS_SCHEMA, parts_chunk
+from tests.support.paths import ROOT
 
 RANGES = [(0, 3, 0), (2, 2, 1), (4, 1, 2), (1, 3, 0), (3, 2, 0)]
 """First frame, count and padding of five items; at most three frames an item."""
@@ -231,6 +235,16 @@ def test_cut_samples_of_parts_keep_their_frames():
 def test_schema_of_plain_frames_has_the_hash_that_it_had_before_images():
     frames = FramesColumn((4, 4), 5)
     assert Schema((Column("learner_step", "int64"),), frames).hash == "9eb82b82cdea73fa"
+
+
+def test_schemas_of_protocol_md_have_the_hashes_that_it_gives():
+    text = (ROOT / "PROTOCOL.md").read_text()
+    hashes = re.findall(r"hash\s+is `([0-9a-f]{16})`", text)
+    examples = re.findall(r"\n\n((?:    .*\n)*    .*\"frames\":.*\n(?:    .*\n)*)", text)
+    joined = ["".join(line.strip() for line in example.splitlines()) for example in examples]
+    schemas = [msgspec.json.decode(example, type=Schema) for example in joined]
+    assert [msgspec.json.encode(schema).decode() for schema in schemas] == joined
+    assert [schema.hash for schema in schemas] == hashes == ["7ba636f91ed81430", "dc03f2d93472949c"]
 
 
 def test_schema_of_images_is_refused_when_it_is_contradictory():
