@@ -69,12 +69,10 @@ class ObservationPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         axes = tuple(range(-len(self.shape), 0))
         if self.kind == "choices":
             counts = np.array(self.choices).reshape(self.shape)
-            wrong: npt.NDArray[np.bool_] = ((values < 0) | (values >= counts)).any(axis=axes)
-        else:
-            wrong = np.full(values.shape[: values.ndim - len(self.shape)], False)
-            if self.kind == "mask":
-                wrong = (values == 0).all(axis=axes)
-        return wrong
+            return np.asarray(((values < 0) | (values >= counts)).any(axis=axes))
+        if self.kind == "mask":
+            return np.asarray((values == 0).all(axis=axes))
+        return np.full(values.shape[: values.ndim - len(self.shape)], False)
 
     @property
     def text(self) -> str:
