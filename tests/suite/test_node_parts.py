@@ -109,18 +109,35 @@ def test_items_of_a_node_actor_are_transitions_of_the_same_environment_in_python
     assert lengths[1] and lengths[2] and lengths[3] > 200, "full ones, and those of episodes' ends"
     discounts = set(np.round(items.columns["discount"].astype(float), 4))
     assert discounts >= {0.0, 0.729}, "some reached the goal"
+    frames_column = run.facts().schema.frames
+    assert frames_column is not None
+    images = frames_column.split(items.frames)
     for row in range(len(items)):
-        check_transition(items, row, run)
+        check_transition(items, row, {name: array[row] for name, array in images.items()})
 
+    assert_other_choices_are_refused(client, run)
     _, metrics = learn(algorithm.learner(torch.device("cpu")), algorithm.collate(items))
     assert np.isfinite(list(metrics.values())).all()
 
 
-def check_transition(items: Items, row: int, run: RunDirectory) -> None:
+def assert_other_choices_are_refused(client: Path, run: RunDirectory) -> None:
+    """The actor refuses a run whose parts are not exactly those of its environment."""
+    facts = json.loads(run.schema_file.read_text())
+    (goal,) = (part for part in facts["env"]["parts"] if part["name"] == "goal")
+    goal["choices"] = [5]
+    run.schema_file.write_text(json.dumps(facts))
+    done = subprocess.run(
+        ["node", str(client / "actor.js"), "--run", str(run.path), "--index", "8"],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 78 and done.stderr.count("\n") == 1
+    assert "goal: choices [] of 4" in done.stderr and "goal: choices [] of 5" in done.stderr
+
+
+def check_transition(items: Items, row: int, images: dict[str, np.ndarray]) -> None:
     """Check one item: some allowed actions after the first lead to what it says."""
-    images = run.facts().schema.frames.split(items.frames[row][None])
     count = int(items.frame_count[row])
-    frames = {name: array[0, :count] for name, array in images.items()}
+    frames = {name: array[:count] for name, array in images.items()}
     begin, end = (part_columns(items, row, prefix) for prefix in ("", "next_"))
     steps = count - STACK
     env = Corners()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -338,10 +339,10 @@ def _part(arrays: Arrays, part: ObservationPart, num_envs: int) -> Array:
     array = _buffer(arrays, name, part.dtype, (num_envs, *part.shape))
     wrong = part.invalid(array)
     if wrong.any():
-        expected = "an allowed action" if part.kind == "mask" else f"numbers below {part.choices}"
-        raise SchemaError(
-            f"{name}: expected {expected} in each environment, got {array[wrong][0].tolist()}"
-        )
+        below = f"numbers from 0 and below {reprlib.repr(part.choices)}"
+        expected = "an allowed action" if part.kind == "mask" else below
+        found = reprlib.repr(array[wrong][0].tolist())
+        raise SchemaError(f"{name}: expected {expected} in each environment, got {found}")
     return array
 
 

@@ -255,7 +255,9 @@ function shapeOf({ observation_shape, num_actions, parts }) {
 }
 
 function describe({ observation_shape, num_actions, parts }) {
-  const named = parts.map(({ name, kind, shape, choices }) => `${name}: ${kind} [${shape}${choices.length ? ` of ${choices}` : ""}]`);
+  const named = parts.map(({ name, kind, shape, choices }) =>
+    [`${name}: ${kind} [${shape}]`, ...(choices.length > 0 ? [`of ${choices}`] : [])].join(" "),
+  );
   return `observations ${parts.length > 0 ? named.join(", ") : `[${observation_shape}]`}, ${num_actions} actions`;
 }
 
