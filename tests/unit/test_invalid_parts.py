@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import numpy as np
 import pytest
 
+from apex.acting.agent import Agent
+from apex.acting.exploration import EpsilonGreedy, Sampled
 from apex.algos.base import Algorithm
 from apex.algos.registry import make_algorithm
 from apex.daemons.inference.client import result_to_arrays
@@ -171,3 +174,27 @@ def test_row_without_an_action_needs_no_allowed_one():
     items.columns["is_last"][2, 1] = 0
     with pytest.raises(CorruptItemsError):
         algorithm.collate(items)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_policy_decides_about_any_act_that_is_read(name):
+    """Also about numbers that overflow the network, whose outputs are then not finite."""
+    small = {"conv": [[4, 2, 1]], "hidden": [8]} | ({} if name == "apex_dqn" else {"lstm": 4})
+    policy = make_algorithm(ALGORITHMS[name] | small, PARTS_SPEC).policy()
+    seeds = [(0,), (1,)]
+    ladder = EpsilonGreedy(np.array([0.0, 1.0]), 3, seeds)
+    explore = Sampled(seeds) if name == "impala" else ladder
+    agent = Agent(PARTS_SPEC, ENVS, policy.core_size, clip_rewards=False, exploration=explore)
+    for position, goal, allowed in itertools.product([0, 3.4e38, -3.4e38], [0, 3], range(1, 8)):
+        mask = [[allowed >> k & 1 for k in range(3)]] * ENVS
+        arrays = act_arrays() | {
+            "observation.position": np.full((ENVS, 2), position, np.float32),
+            "observation.goal": np.full(ENVS, goal, np.int32),
+            MASK: np.uint8(mask),
+        }
+        agent.begin(check_act(BEGIN, arrays, PARTS_SPEC, ENVS).result.observations)
+        for exploration in (explore, None):
+            actions = policy.act(agent.inputs, exploration).actions
+            assert actions.min() >= 0 and actions.max() < 3
+            if position == 0:
+                assert all(mask[env][action] for env, action in enumerate(actions))
