@@ -168,7 +168,10 @@ class EpsilonGreedy:
         actions: Ints = values.argmax(axis=1)
         for env, generator in enumerate(self._generators):
             if generator.random() < self.epsilons[env]:
-                allowed = np.flatnonzero(values[env] > -np.inf)
+                # NaN forbids nothing: a network that diverged must not end its actor.
+                allowed = np.flatnonzero(values[env] != -np.inf)
+                if not len(allowed):
+                    allowed = np.arange(self._num_actions)
                 actions[env] = allowed[generator.integers(len(allowed))]
         return actions
 

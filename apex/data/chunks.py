@@ -130,20 +130,29 @@ class FrameRanges:
                 f"frames: an item's range is outside the chunk's {len(self.frame_lengths)} frames "
                 f"or has more than {spec.max_frames} frames"
             )
-        self._check_blocks(len(blocks))
+        self._check_blocks(blocks)
         self._check_use(last)
 
-    def _check_blocks(self, blocks: int) -> None:
-        """Raise `SchemaError` unless each frame is so many blocks."""
+    def _check_blocks(self, sizes: tuple[int, ...]) -> None:
+        """Raise `SchemaError` unless each frame is one block for each image.
+
+        Args:
+            sizes: uncompressed bytes of each image of a frame.
+        """
         begins = self.frame_lengths.cumsum(dtype=np.int64) - self.frame_lengths
         left = (self.frame_lengths - BLOCK_HEADER).astype("<i4")
         data = np.frombuffer(self.blob, dtype=np.uint8)
-        for _ in range(blocks - 1):
+        longest = [frame_block_bound(size) - BLOCK_HEADER for size in sizes]
+        expected = f"frames: expected {len(sizes)} blocks in each frame, one for each image"
+        for limit in longest[:-1]:
             declared = data[begins[:, None] + BLOCK_HEADER_BYTES].view("<i4")[:, 0]
-            if _outside(declared, 1, int(left.max(initial=1))) or (declared > left - 5).any():
-                raise SchemaError("frames: a frame does not have a block for each image")
+            # Behind this block there must be the header of the next one and a byte.
+            if _outside(declared, 1, limit) or (declared >= left - BLOCK_HEADER).any():
+                raise SchemaError(expected)
             begins = begins + BLOCK_HEADER + declared
             left = left - (BLOCK_HEADER + declared).astype("<i4")
+        if _outside(left, 1, longest[-1]):
+            raise SchemaError(expected)
         if data[begins[:, None] + BLOCK_HEADER_BYTES].tobytes() != left.tobytes():
             raise SchemaError("frames: a frame's block size does not match its frame_lengths entry")
 

@@ -99,10 +99,10 @@ def _check_names(parts: Sequence[ObservationPart], env_id: str) -> None:
     names = [part.name for part in parts]
     if names == [ACTION_MASK]:
         raise EnvError(f"{env_id}: expected an observation beside the action mask")
-    if len(set(names)) != len(names) or len(names) > MAX_PARTS or not names:
+    if len(set(names)) != len(names) or len(names) > MAX_PARTS or "" in names or not names:
         raise EnvError(
-            f"{env_id}: expected 1 to {MAX_PARTS} arrays of different names in an observation, got "
-            f"{len(names)}: {', '.join(names)}; wrap the environment with "
+            f"{env_id}: expected 1 to {MAX_PARTS} arrays with different names in an observation, "
+            f"got {len(names)}: {', '.join(names)}; wrap the environment with "
             "gymnasium.wrappers.FlattenObservation, or rename the keys of its Dict space"
         )
 

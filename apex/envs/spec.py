@@ -61,6 +61,20 @@ class ObservationPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     choices: tuple[int, ...] = ()
     channels_last: bool = False
 
+    def invalid(self, values: Array) -> npt.NDArray[np.bool_]:
+        """Which of the arrays `[..., *shape]` have choices that do not exist, or allow no action.
+
+        A network cannot read such an array, which may come from another program: an embedding has
+        no row for it, and nothing can be chosen.
+        """
+        axes = tuple(range(-len(self.shape), 0))
+        if self.kind == "choices":
+            counts = np.array(self.choices).reshape(self.shape)
+            return np.asarray(((values < 0) | (values >= counts)).any(axis=axes))
+        if self.kind == "mask":
+            return np.asarray((values == 0).all(axis=axes))
+        return np.full(values.shape[: values.ndim - len(self.shape)], False)
+
     @property
     def text(self) -> str:
         """A description for messages."""

@@ -132,6 +132,11 @@ class WithSpaces(Countdown):
             "with all keys but 'word'",
         ),
         (gym.spaces.Text(3), gym.spaces.Discrete(2), "TransformObservation"),
+        (
+            gym.spaces.Dict({"": gym.spaces.Box(0, 1, (3,)), "a": gym.spaces.Discrete(3)}),
+            gym.spaces.Discrete(2),
+            "arrays with different names",
+        ),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, 9, (1,), int), "or Box of floats"),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, np.inf, (1,)), "env.action_limit"),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(1, 1, (2,)), "a finite lower and upper bound"),
@@ -151,6 +156,7 @@ class WithSpaces(Countdown):
     ids=[
         "text_in_dict",
         "text_observation",
+        "key_without_a_name",
         "integers",
         "unbounded",
         "no_room",
