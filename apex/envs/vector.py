@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 
+from apex import plugins
 from apex.config.sections import EnvConfig
 from apex.data.observations import ACTION_MASK
 from apex.envs.activity import Activity
@@ -165,14 +166,14 @@ class SerialVectorEnv(SyncVectorEnv):
 
 def _close_all(
     envs: Sequence[gym.Env[Any, Any]], activity: Activity | None = None
-) -> Exception | None:
+) -> BaseException | None:
     """Close environments; return the first error, if there was one."""
-    first = None
+    first: BaseException | None = None
     for index, env in enumerate(envs):
         if activity is not None:
             activity.begin("close", index)
         try:
             env.close()
-        except (Exception, SystemExit) as error:  # whatever the user's environment raises
+        except plugins.RAISED as error:  # whatever the user's environment raises
             first = first or error
     return first
