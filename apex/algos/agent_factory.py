@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from apex.acting.agent import Agent
 from apex.acting.exploration import LadderPlace, ladder_positions, place_seeds
+from apex.acting.normalization import MomentCollector, MomentRecorder
 from apex.algos.base import Algorithm
 from apex.config.sections import Config
 
@@ -15,6 +16,7 @@ def make_agent(
     slot: int,
     incarnation: int,
     agents_before: int = 0,
+    collector: MomentCollector | None = None,
 ) -> Agent:
     """Make the agent of the actor in a slot.
 
@@ -25,7 +27,11 @@ def make_agent(
         slot: the actor's slot, which determines its place on the exploration ladder.
         incarnation: number of this start of the actor; each start explores differently.
         agents_before: agents made earlier for the same incarnation; each explores differently.
+        collector: receives the statistics of normalisation, if the run normalises.
     """
+    moments = None
+    if algorithm.normalization is not None and collector is not None:
+        moments = MomentRecorder(algorithm.normalization, collector)
     num_envs, count = config.actor.num_envs, config.actor.count
     return Agent(
         algorithm.spec,
@@ -40,4 +46,5 @@ def make_agent(
         ),
         accumulator=algorithm.accumulator(num_envs, config.actor.chunk_length),
         clip_rewards=config.env.clip_rewards,
+        moments=moments,
     )

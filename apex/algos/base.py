@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from apex.acting.accumulator import Accumulator
 from apex.acting.decisions import Exploration
 from apex.acting.exploration import LadderPlace, Progress
+from apex.acting.normalization import Normalization
 from apex.algos.batches import Padded, expanded, map_tensors
 from apex.algos.optimization import Optimization
 from apex.algos.policy import Policy
@@ -22,6 +23,7 @@ from apex.data.chunks import Items
 from apex.data.schema import Schema
 from apex.envs.spec import ActionKind, EnvSpec
 from apex.errors import ConfigError
+from apex.ops.moments import Moments
 
 Metrics = Mapping[str, Tensor]
 """Metrics of an update by name: 0-dimensional tensors, read from the device when logged."""
@@ -80,6 +82,23 @@ class Update(NamedTuple):
     metrics: Metrics
 
 
+class BatchNormalizer(Protocol):
+    """Normalises what a network sees by statistics in the network's buffers."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Numbers of each statistic, by its key."""
+
+    def batch(self, network: nn.Module, batch: Any) -> Any:
+        """A batch on the device, normalised."""
+
+    def write(self, network: nn.Module, statistics: Mapping[str, Moments]) -> None:
+        """Write statistics into a network's buffers, in place."""
+
+    def read(self, network: nn.Module) -> dict[str, Moments]:
+        """The statistics in a network's buffers. Waits for the device."""
+
+
 class Learner(ABC):
     """Networks, optimizers and all other state that an update changes.
 
@@ -99,6 +118,8 @@ class Learner(ABC):
     """Whether `update` averages with `mean_over_items`, so that a batch may have padding."""
     item_weights: Tensor | None = None
     """`[B] float32` during an update: 1, or 0 for rows that pad the batch; None: no padding."""
+    normalizer: BatchNormalizer | None = None
+    """Normalises batches by the statistics in `network`; None: the run does not normalise."""
     _progress: Progress | None = None
 
     @property
@@ -167,12 +188,18 @@ class Learner(ABC):
             enabled=self.precision is not None,
             cache_enabled=False,  # a weight that was cast without gradients would have none later
         ):
-            result: Any = self.update(expanded(batch))
+            result: Any = self.update(self._normalized(expanded(batch)))
         update = (
             result if isinstance(result, Update) else deprecated_interface().as_update(result, self)
         )
         metrics = {name: value.detach() for name, value in update.metrics.items()}
         return Update(update.priorities.detach(), metrics)
+
+    def _normalized(self, batch: Any) -> Any:
+        """The batch as the networks see it; target networks see it by the same statistics."""
+        if self.normalizer is None:
+            return batch
+        return self.normalizer.batch(self.network, batch)
 
     def mean_over_items(self, values: Tensor) -> Tensor:
         """The mean of one value for each item, `[B]`; rows that pad the batch do not count."""
@@ -282,6 +309,8 @@ class Algorithm(ABC):
     reduction: ClassVar[Literal["mean", "sum"]] = "mean"
     """How the per-item losses of a batch are reduced: `mean`, with importance sampling weights if
     the configuration has an `importance_sampling_exponent`, or `sum`, without weights."""
+    normalization: ClassVar[Normalization | None] = None
+    """What the run normalises; `algos/normalization.py` sets it."""
     progress: Progress
     """Progress of the run before this update, for `loss` and `td_error`: 0-dimensional int64
     tensors on the learner's device. `LossLearner` sets it; another learner that calls `loss` sets

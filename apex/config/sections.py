@@ -83,6 +83,12 @@ class EnvConfig(Section, frozen=True):
     cannot be stacked: more than 1 is an error."""
     clip_rewards: bool = False
     """Clip the rewards that the policy sees and learns from to [-1, 1]; returns stay unclipped."""
+    normalize_observations: bool = False
+    """Give the network observations with mean 0 and variance 1, by one running statistic of all
+    actors, clipped to [-10, 10]. Vectors of floats only: images and integers stay as they are."""
+    normalize_rewards: bool = False
+    """Divide the rewards that the policy sees and learns from by the standard deviation of
+    discounted returns, a running statistic of all actors; returns are reported undivided."""
     frame_skip: PositiveInt = 4
     """Emulator frames per step; the action is repeated in each."""
     obs_type: Literal["grayscale", "rgb", "ram"] = "grayscale"

@@ -61,7 +61,7 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
     """
     config = plugins.with_absolute_paths(config)
     spec, observation = try_environment(config.env, extensions, steps=steps)
-    algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm)
+    algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm, env=config.env)
     check_settings(config.learner, process_tuning.pick_device(config.learner.device))
     try_algorithm(algorithm, observation)
     section = msgspec.to_builtins(algorithm.config)

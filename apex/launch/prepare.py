@@ -28,6 +28,7 @@ from apex.config.conversion import convert
 from apex.config.loading import OVERLAYS, Table
 from apex.config.machine_fitting import Memory
 from apex.config.sections import Config
+from apex.daemons.learner.running_statistics import check_unchanged
 from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError, UsageError
 from apex.execution.settings import check_settings
@@ -193,6 +194,7 @@ def prepare_run(
     if config.run.init_from:
         source = checkpoint.find(Path(config.run.init_from))
         _check_like(source.manifest.env, trial.spec, "run.init_from")
+        check_unchanged(config.env, source.manifest.config["env"], str(source.path))
     more = provenance.files_of_new_run(machine, preset)
     run.create(config, endpoints, trial.spec, trial.schema, more)
     return run
@@ -220,6 +222,7 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
     facts = run.check_kept(before)
     config = plugins.with_absolute_paths(configure(table))
     if config.env != before.env:
+        check_unchanged(config.env, msgspec.to_builtins(before.env), str(run.path))
         spec, _ = try_environment(config.env, NONE)
         _check_like(spec, facts.env, "env.id")
     if not segments(run.replay) or config.replay.durability == "off":
@@ -231,7 +234,7 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
             f"replay.capacity: {run.replay} holds a table of {before.replay.capacity} items, not "
             f"of {config.replay.capacity}; do not set it, or remove that directory to start empty"
         )
-    check_schema(make_algorithm(config.algorithm, facts.env), facts.schema)
+    check_schema(make_algorithm(config.algorithm, facts.env, env=config.env), facts.schema)
     check_settings(config.learner, process_tuning.pick_device(config.learner.device))
     run.write_config(config)
     provenance.add_command(run)

@@ -24,6 +24,8 @@ EVERY_MESSAGE = [
     messages.Heartbeat(phase="idle", mean_return=-20.5, env_steps_per_s=1e3),
     messages.HeartbeatAck(learner_step=1),
     messages.EvaluationReport(returns=(1.0, -2.5)),
+    messages.ReportMoments(seq=2, counts={"observation": 40, "discounted_return": 8}),
+    messages.MomentsAck(seq=2),
     messages.Ack(),
     messages.Status(),
     messages.StatusReply(status={"items": 3, "nested": {"a": [1.5, None, "x", True]}}),

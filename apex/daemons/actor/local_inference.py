@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from apex.acting.agent import Agent, LocalDecider
+from apex.acting.normalization import MomentCollector
 from apex.algos.agent_factory import make_agent
 from apex.algos.registry import check_schema, make_algorithm
 from apex.daemons.learner.client import LearnerClient
+from apex.daemons.learner.moment_sender import MomentSender
 from apex.daemons.learner.parameter_versions import Publication
 from apex.daemons.periodic import Every
 from apex.daemons.replay.backlog import Backlog
@@ -43,13 +45,20 @@ class LocalInference:
         process_tuning.set_up(service.config.actor.torch_threads)
         facts = service.facts
         self._config = service.config
-        self._algorithm = make_algorithm(self._config.algorithm, facts.env, extensions.algorithm)
+        self._algorithm = make_algorithm(
+            self._config.algorithm, facts.env, extensions.algorithm, env=self._config.env
+        )
         check_schema(self._algorithm, facts.schema)
         self._policy = self._algorithm.policy()
         self._learner = learner
         self._replay = replay or InsertClient(
             service.endpoints.of("replay.insert"), service.hello()
         )
+        self._collector: MomentCollector | None = None
+        self._moments: MomentSender | None = None
+        if self._algorithm.normalization is not None:
+            self._collector = MomentCollector(self._algorithm.normalization.sizes)
+            self._moments = MomentSender(learner, self._collector)
         self._decider: LocalDecider | None = None
         self._backlog = Backlog(self._replay)
         self._steps_to_refresh = 0
@@ -78,7 +87,10 @@ class LocalInference:
 
     def start(self, slot: int, incarnation: int) -> str:
         """Create the agent of a slot and incarnation; returns a description of its exploration."""
-        agent = make_agent(self._algorithm, self._config, self._policy.core_size, slot, incarnation)
+        agent = make_agent(
+            self._algorithm, self._config, self._policy.core_size, slot, incarnation,
+            collector=self._collector,
+        )  # fmt: skip
         self._decider = LocalDecider(self._policy, agent, self.learner_step)
         return agent.exploration.describe() if agent.exploration else "greedy"
 
@@ -131,12 +143,16 @@ class LocalInference:
             self.learner_step = publication.learner_step
             if self._decider is not None:
                 self._decider.learner_step = publication.learner_step
+        if self._moments is not None:
+            self._moments.send()
         self._backlog.send()
 
     def finish(self, turn: Callable[[], object]) -> None:
         """Send all complete items to replay, and wait briefly for their acknowledgement."""
         if self._decider is not None:
             self._backlog.put(self._decider.agent.flush())
+        if self._moments is not None:
+            self._moments.finish()
         self._backlog.drain(turn)
 
     def metrics(self) -> dict[str, Any]:
