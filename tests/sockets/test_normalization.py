@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -12,27 +13,37 @@ import numpy as np
 import pytest
 import torch
 
+from apex.acting.decisions import Inputs
 from apex.acting.normalization import MomentCollector
+from apex.algos.base import Algorithm
+from apex.algos.policy import Policy
+from apex.algos.registry import make_algorithm
+from apex.daemons.actor.daemon import ActorDaemon
+from apex.daemons.actor.local_inference import LocalInference
+from apex.daemons.inference.client import ActClient
 from apex.daemons.inference.daemon import InferenceDaemon
 from apex.daemons.learner.client import LearnerClient
 from apex.daemons.learner.moment_sender import MomentSender, moment_arrays
 from apex.daemons.learner.parameter_server import ParameterServer
-from apex.daemons.learner.parameter_versions import PublicationBoard
+from apex.daemons.learner.parameter_versions import Publication, PublicationBoard
 from apex.daemons.learner.running_statistics import RunningStatistics
-from apex.errors import ConfigError
+from apex.errors import ConfigError, RefusedError
 from apex.evaluation.trained_policy import TrainedPolicy
 from apex.launch.prepare import resume_run
 from apex.launch.single_process import SerialRun
+from apex.networks import parameters
 from apex.ops.moments import Moments
-from apex.plugins import Extensions
+from apex.plugins import NONE, Extensions
 from apex.runs import checkpoint
 from apex.runs.directory import RunDirectory, RunFacts
 from apex.wire.endpoints import Endpoint, Endpoints, LearnerEndpoints, ReplayEndpoints
-from apex.wire.messages import Error, MomentsAck, ReportMoments
+from apex.wire.messages import Error, MomentsAck, ReportMoments, Welcome
 from apex.wire.sockets import Poller
 from tests.support.builders import VECTOR_SCHEMA, env_spec, hello
 from tests.support.clock import Clock
-from tests.support.services import prepared
+from tests.support.inference_stage import result, seen
+from tests.support.services import prepared, service_of
+from tests.support.stand_ins import LearnerStandIn, PollerStandIn, ReplayStandIn, in_turn
 from tests.support.statuses import learner_report
 from tests.support.waiting import wait_until
 
@@ -83,7 +94,7 @@ class Stage:
     def step(self, *rows: tuple[float, float]) -> None:
         """Collect observations, and let the next report become due."""
         self.collector.add("observation", np.array(rows))
-        self.clock.advance(1.0)
+        self.clock.move(1.0)
 
 
 @pytest.fixture
@@ -119,9 +130,9 @@ def test_reports_are_counted_once_over_resends_reconnects_and_a_restart(stage: S
     stage.serve(restored)
     wait_until(lambda: stage.learner.client.ready, turn=stage.turn)
     stage.learner.client.send(ReportMoments(seq=1, counts={"observation": 1}), again)
-    stage.clock.advance(10.0)
+    stage.clock.move(10.0)
     wait_until(lambda: stage.learner.acknowledged_moments == 2, turn=stage.turn)
-    stage.clock.advance(10.0)
+    stage.clock.move(10.0)
     wait_until(lambda: stage.learner.acknowledged_moments == 3, turn=stage.turn)
     moments = restored.newest()[1]["observation"]
     rows = np.array([[1.0, 2.0], [3.0, 2.0], [5.0, 8.0], [7.0, 8.0], [4.0, 0.0]])
@@ -189,16 +200,17 @@ def test_run_that_normalises_nothing_refuses_reports(stage: Stage) -> None:
     assert reply.code == "bad_request" and "normalises nothing" in reply.detail
 
 
-def serial(run: RunDirectory, extensions: Extensions = Extensions()) -> SerialRun:
+def test_evaluators_may_not_report(stage: Stage) -> None:
+    stage.serve(RunningStatistics(SIZES))
+    evaluator = stage.connect("evaluator", "evaluator")
+    with pytest.raises(RefusedError, match=r"'evaluator' may not send ReportMoments"):
+        replies(stage, evaluator, ReportMoments(seq=0, counts={"observation": 4}), GOOD)
+
+
+def serial(run: RunDirectory, extensions: Extensions = NONE) -> SerialRun:
     made = SerialRun(run, extensions)
     made.run()
     return made
-
-
-def actions_and_values(policy: Any, observations: np.ndarray) -> tuple[list[int], np.ndarray]:
-    """Greedy actions and the values behind them."""
-    decision = policy.policy.act(policy._inputs(observations, 0.0), None)
-    return decision.actions.tolist(), np.stack([decision.extras["q_value"]])
 
 
 SHORT = (
@@ -207,28 +219,199 @@ SHORT = (
 )  # fmt: skip
 
 
+def greedy_values(policy: Policy) -> tuple[list[int], list[float]]:
+    """Greedy actions for fixed observations of CartPole, and their values."""
+    observations = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
+    zeros = np.zeros(200, np.float32)
+    inputs = Inputs(observations, np.zeros((200, 0), np.float32), np.zeros(200, np.int64), zeros)
+    decision = policy.act(inputs, None)
+    return decision.actions.tolist(), decision.extras["q_value"].tolist()
+
+
+def same(found: dict[str, Moments], expected: dict[str, Moments]) -> bool:
+    return all(
+        found[key].count == each.count
+        and np.array_equal(found[key].mean, each.mean)
+        and np.array_equal(found[key].m2, each.m2)
+        for key, each in expected.items()
+    )
+
+
 def test_resumed_run_acts_as_before_and_continues_its_statistics(tmp_path: Path) -> None:
     run = prepared(tmp_path, *SHORT)
     first = serial(run)
-    observations = np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32)
     saved = checkpoint.newest(run.checkpoints)
-    before = actions_and_values(TrainedPolicy(saved), observations)
+    assert saved is not None and first.trainer.statistics is not None
+    before = greedy_values(TrainedPolicy(saved).policy)
     _, moments = first.trainer.statistics.newest()
-    assert moments["observation"].count >= 1500 and 0.001 < moments["observation"].variance.min()
+    assert moments["observation"].count >= 1500 and moments["observation"].variance.min() > 0.001
+    assert moments["discounted_return"].variance > 1.0
 
-    resume_run(run, ["run.max_env_steps=3000"])
+    resume_run(run, ["run.max_env_steps=2500"])
     second = SerialRun(run)
     published = second.trainer.board.newest()
-    from apex.networks import parameters
-
+    assert published is not None and second.trainer.statistics is not None
     second.policy.load(parameters.decode(published.data))
-    after = second.policy.act(TrainedPolicy(saved)._inputs(observations, 0.0), None)
-    assert after.actions.tolist() == before[0]
-    np.testing.assert_array_equal([after.extras["q_value"]], before[1])
-    restored = second.trainer.statistics.newest()[1]
-    for key, each in moments.items():
-        assert restored[key].count == each.count
-        assert np.array_equal(restored[key].mean, each.mean)
-        assert np.array_equal(restored[key].m2, each.m2)
+    assert greedy_values(second.policy) == before
+    assert same(second.trainer.statistics.newest()[1], moments)
     second.run()
-    assert second.trainer.statistics.newest()[1]["observation"].count >= 3000
+    assert second.trainer.statistics.newest()[1]["observation"].count >= 4000
+
+
+def test_settings_of_a_run_with_parameters_cannot_change(tmp_path: Path) -> None:
+    (tmp_path / "off").mkdir()
+    run = prepared(tmp_path / "off", *SHORT[2:])
+    serial(run)
+    with pytest.raises(ConfigError, match=r"normalize_rewards: .* trained with false, .* set it"):
+        resume_run(run, ["env.normalize_rewards=true"])
+    with pytest.raises(ConfigError, match=r"normalize_observations: .* trained with false"):
+        prepared(tmp_path, *SHORT, f"run.init_from={run.path}")
+    # A configuration edited by hand reaches the learner.
+    config = run.config()
+    env = msgspec.structs.replace(config.env, normalize_observations=True)
+    run.write_config(msgspec.structs.replace(config, env=env))
+    with pytest.raises(ConfigError, match=r"normalize_observations: .* trained with false"):
+        SerialRun(run)
+
+
+def test_run_that_begins_with_parameters_begins_with_their_statistics(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    source = prepared(tmp_path / "source", *SHORT)
+    serial(source)
+    saved = checkpoint.newest(source.checkpoints)
+    with closing(SerialRun(prepared(tmp_path, *SHORT, f"run.init_from={source.path}"))) as run:
+        _, moments = run.trainer.statistics.newest()
+    tensors = parameters.decode(saved.parameters())
+    for name, values in {
+        "normalization_mean": [each.mean for each in moments.values()],
+        "normalization_variance": [each.variance for each in moments.values()],
+        "normalization_count": [[each.count] for each in moments.values()],
+    }.items():
+        np.testing.assert_allclose(np.concatenate(values), tensors[name], rtol=1e-15)
+    assert min(each.count for each in moments.values()) > 1000
+
+
+def test_statistics_are_published_before_the_first_update_and_with_each_later_one(
+    tmp_path: Path,
+) -> None:
+    directory = prepared(tmp_path, *SHORT)
+    normalizer = normalizing(directory).learner(torch.device("cpu")).normalizer
+    with closing(SerialRun(directory)) as run:
+        trainer, counts = run.trainer, []
+        while not trainer.learner_step:
+            newest = trainer.board.newest()
+            run.policy.load(parameters.decode(newest.data))
+            counts.append(normalizer.read(run.policy.network)["observation"].count)
+            run._turn()
+        # Two actors of eight environments, which return as many observations in each turn.
+        assert counts == [0, *range(32, 16 * len(counts) + 16, 16)] and len(counts) > 10
+        newest = trainer.board.newest()
+        run._turn()
+        assert trainer.board.newest() is newest, "later ones follow the publications' period"
+
+
+def normalizing(run: RunDirectory) -> Algorithm:
+    config = run.config()
+    return make_algorithm(config.algorithm, run.facts().env, env=config.env)
+
+
+class Thousandfold(gym.Wrapper):
+    """CartPole with observations and rewards a thousand times as large."""
+
+    def __init__(self) -> None:
+        super().__init__(gym.make("CartPole-v1"))
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float32)
+
+    def reset(self, **options: Any) -> Any:
+        observation, info = self.env.reset(**options)
+        return np.float32(observation * 1000), info
+
+    def step(self, action: Any) -> Any:
+        observation, reward, *rest = self.env.step(action)
+        return np.float32(observation * 1000), reward * 1000, *rest
+
+
+def test_cartpole_times_a_thousand_is_learned_like_cartpole(tmp_path: Path) -> None:
+    """Without normalisation its episodes are those of the untrained network: 10 steps."""
+    settings = (*ON, "run.max_env_steps=10000", "evaluator.enabled=false")
+    extensions = Extensions(Thousandfold)
+    run = serial(prepared(tmp_path, *settings, make_env=Thousandfold), extensions)
+    returns = [value for actor in run._actors for value in actor.loop.recent_returns]
+    assert np.mean(returns) > 40 * 1000, "reported returns are those of the environment"
+
+
+class Reported(LearnerStandIn):
+    """A learner that records reports of moments; it acknowledges none."""
+
+    acknowledged_moments = -1
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.moments: list[tuple[ReportMoments, dict[str, np.ndarray]]] = []
+        self.client = SimpleNamespace(ready=True, send=self.send)
+
+    def send(self, message: Any, arrays: Any) -> bool:
+        self.moments.append((message, arrays))
+        return True
+
+
+def test_local_actor_reports_what_its_environments_returned(tmp_path: Path) -> None:
+    run = prepared(tmp_path, *ON, "actor.nice=0", "actor.num_envs=2")
+    data = parameters.encode(normalizing(run).policy().network)
+
+    def publish(learner: LearnerStandIn) -> Publication | None:
+        if learner.beats and learner.beats[-1].env_steps >= 40:
+            service.stop()
+        return Publication(0, 0, 0, 0.0, data, 0) if learner.param_version < 0 else None
+
+    with service_of(run, "actor_000") as service:
+        learner = Reported(publish, Welcome(instance=1, slot=0, incarnation=0))
+        inference = LocalInference(service, NONE, learner, ReplayStandIn())
+        actor = ActorDaemon(
+            service, NONE, learner=learner, inference=inference, poller=PollerStandIn()
+        )
+        actor.run()
+    assert [message.seq for message, _ in learner.moments] == list(range(len(learner.moments)))
+    steps = learner.beats[-1].env_steps
+    rows = sum(message.counts["observation"] for message, _ in learner.moments)
+    returns = sum(message.counts.get("discounted_return", 0) for message, _ in learner.moments)
+    assert steps >= 40 and returns == steps and 2 + steps <= rows <= 2 + steps + steps // 4
+    for message, arrays in learner.moments:
+        assert arrays.keys() == {
+            f"{kind}.{key}" for kind in ("mean", "m2") for key in message.counts
+        }
+
+
+def test_central_inference_reports_what_the_environments_of_all_actors_returned(
+    tmp_path: Path,
+) -> None:
+    """One actor with two environments: a first observation, then ten steps with the reward 2."""
+    run = prepared(
+        tmp_path, *ON, "actor.inference=central", "inference.nice=0", "actor.count=1",
+        "actor.num_envs=2", "algorithm.discount=0.5",
+    )  # fmt: skip
+    algorithm, facts, steps = normalizing(run), run.facts(), 0
+
+    def turn(_: float) -> None:
+        nonlocal steps
+        client.poll()
+        if client.answered and steps < 10:
+            client.take()
+            client.observe(result(2.0))
+            steps += 1
+        elif client.answered:
+            service.stop()
+
+    data = parameters.encode(algorithm.policy().network)
+    learner = Reported(in_turn([Publication(0, 0, 0, 0.0, data, 0)]))
+    greeting = hello(run_id=facts.run_id, schema_hash=facts.schema.hash)
+    client = ActClient(run.endpoints().of("inference.act"), greeting, facts.env)
+    client.start(0, incarnation=0)
+    client.begin(seen(0.0))
+    with closing(client), service_of(run, "inference") as service:
+        InferenceDaemon(
+            service, algorithm, learner=learner, replay=ReplayStandIn(), poller=PollerStandIn(turn)
+        ).run()
+    counts = [message.counts for message, _ in learner.moments]
+    assert sum(count["observation"] for count in counts) == 2 + 2 * 10
+    assert sum(count.get("discounted_return", 0) for count in counts) == 2 * 10
