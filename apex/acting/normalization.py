@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.config.sections import EnvConfig
+from apex.data.observations import Observations, column_name, count, to_columns
 from apex.data.schema import Array
 from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError
@@ -18,8 +19,8 @@ from apex.ops.moments import Moments
 
 log = logging.getLogger("apex.acting")
 
-OBSERVATION, RETURN = "observation", "discounted_return"
-"""Keys of the statistics: the numbers of an observation, and the discounted return."""
+RETURN = "discounted_return"
+"""Key of the statistic of discounted returns; those of observations have the names of columns."""
 MOST_NUMBERS = 2**17
 """Numbers of one part of an observation: as float64 they fill a frame to `learner.params`."""
 WAITING_STEPS, WAITING_NUMBERS = 64, 2**16
@@ -61,8 +62,8 @@ class Normalization:
         if env.normalize_observations and not shapes:
             raise ConfigError(
                 f"env.normalize_observations: {spec.env_id} has no vector of floats to normalise "
-                f"(its observations are {spec.observation_dtype} {spec.observation_shape}; images "
-                "are scaled by 1/255 in any case); set it to false"
+                f"(its observations are {spec.observations_text}; images are scaled by 1/255 in "
+                "any case); set it to false"
             )
         for key, shape in shapes.items():
             if math.prod(shape) > MOST_NUMBERS:
@@ -76,14 +77,11 @@ class Normalization:
 
 def _vectors(spec: EnvSpec) -> dict[str, tuple[int, ...]]:
     """Shape of each part of an observation that is a vector of floats, by its key."""
-    is_vector = not spec.frame_stack and np.dtype(spec.observation_dtype).kind == "f"
-    return {OBSERVATION: spec.observation_shape} if is_vector else {}
-
-
-def part(observations: Array, key: str) -> Array:
-    """The part of observations that a statistic is about, `[E, *shape]`."""
-    assert key == OBSERVATION
-    return observations
+    return {
+        column_name(part.name): part.shape
+        for part in spec.arrays
+        if part.kind == "vector" and np.dtype(part.dtype).kind == "f"
+    }
 
 
 class MomentCollector:
@@ -141,16 +139,18 @@ class MomentRecorder:
         self._normalization, self._collector = normalization, collector
         self._returns = np.zeros(0)
 
-    def begin(self, observations: Array) -> None:
-        """Add first observations `[E, ...]`; episodes begin in all environments."""
-        self._returns = np.zeros(len(observations))
+    def begin(self, observations: Observations) -> None:
+        """Add first observations of E environments; episodes begin in all of them."""
+        self._returns = np.zeros(count(observations))
         self._add(observations)
 
-    def observe(self, observations: Array, rewards: Array, ended: Bools, ignored: Bools) -> None:
+    def observe(
+        self, observations: Observations, rewards: Array, ended: Bools, ignored: Bools
+    ) -> None:
         """Add the results of a step.
 
         Args:
-            observations: `[E, ...]`.
+            observations: of E environments.
             rewards: `[E]`, as learners see them.
             ended: `[E]`, the episode ended with this step.
             ignored: `[E]`, the step began an episode, and its reward is no reward.
@@ -162,6 +162,8 @@ class MomentRecorder:
             self._collector.add(RETURN, counted)
             self._returns = np.where(ended | ignored, 0.0, returns)
 
-    def _add(self, observations: Array) -> None:
-        for key in self._normalization.observations:
-            self._collector.add(key, part(observations, key))
+    def _add(self, observations: Observations) -> None:
+        if self._normalization.observations:
+            columns = to_columns(observations)
+            for key in self._normalization.observations:
+                self._collector.add(key, columns[key])

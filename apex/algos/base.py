@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,15 +15,16 @@ from apex.acting.decisions import Exploration
 from apex.acting.exploration import LadderPlace, Progress
 from apex.acting.normalization import Normalization
 from apex.algos.batches import Padded, expanded, map_tensors
+from apex.algos.normalizer import Normalizer
 from apex.algos.optimization import Optimization
 from apex.algos.policy import Policy
 from apex.algos.target_network import TargetNetwork
 from apex.config.sections import AlgorithmConfig
 from apex.data.chunks import Items
 from apex.data.schema import Schema
-from apex.envs.spec import ActionKind, EnvSpec
+from apex.envs.spec import ActionKind, EnvSpec, ObservationPart
 from apex.errors import ConfigError
-from apex.ops.moments import Moments
+from apex.networks.torsos import Encoders
 
 Metrics = Mapping[str, Tensor]
 """Metrics of an update by name: 0-dimensional tensors, read from the device when logged."""
@@ -82,23 +83,6 @@ class Update(NamedTuple):
     metrics: Metrics
 
 
-class BatchNormalizer(Protocol):
-    """Normalises what a network sees by statistics in the network's buffers."""
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Numbers of each statistic, by its key."""
-
-    def batch(self, network: nn.Module, batch: Any) -> Any:
-        """A batch on the device, normalised."""
-
-    def write(self, network: nn.Module, statistics: Mapping[str, Moments]) -> None:
-        """Write statistics into a network's buffers, in place."""
-
-    def read(self, network: nn.Module) -> dict[str, Moments]:
-        """The statistics in a network's buffers. Waits for the device."""
-
-
 class Learner(ABC):
     """Networks, optimizers and all other state that an update changes.
 
@@ -118,7 +102,7 @@ class Learner(ABC):
     """Whether `update` averages with `mean_over_items`, so that a batch may have padding."""
     item_weights: Tensor | None = None
     """`[B] float32` during an update: 1, or 0 for rows that pad the batch; None: no padding."""
-    normalizer: BatchNormalizer | None = None
+    normalizer: Normalizer | None = None
     """Normalises batches by the statistics in `network`; None: the run does not normalise."""
     _progress: Progress | None = None
 
@@ -363,6 +347,22 @@ class Algorithm(ABC):
     @abstractmethod
     def policy(self) -> Policy:
         """A policy on the CPU, whose parameters are loaded later."""
+
+    def part_encoder(self, part: ObservationPart) -> nn.Module | None:
+        """An encoder of one part of the observation; None: the default one.
+
+        Override it to replace the encoder of a part, or of a plain observation, whose name is
+        empty. It is called once for each network.
+
+        Returns:
+            A module with the attribute `out_features`. It maps `[B, *part.shape]`, or for an image
+            `[B, frame_stack, *part.shape] uint8`, to `[B, out_features]`.
+        """
+        return None
+
+    def encoders(self) -> Encoders:
+        """What replaces the default encoders; the argument of `apex.api.torso`."""
+        return Encoders(getattr(self.config, "conv_by_part", {}), self.part_encoder)
 
     def network(self) -> nn.Module:
         """The network with newly initialised parameters."""

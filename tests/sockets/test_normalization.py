@@ -46,6 +46,7 @@ from tests.support.services import prepared, service_of
 from tests.support.stand_ins import LearnerStandIn, PollerStandIn, ReplayStandIn, in_turn
 from tests.support.statuses import learner_report
 from tests.support.waiting import wait_until
+from tests.support.walks import small
 
 torch.set_num_threads(1)
 ON = ("env.normalize_observations=true", "env.normalize_rewards=true")
@@ -104,7 +105,7 @@ def stage(tmp_path: Path) -> Any:
 
 
 def count_of(statistics: RunningStatistics) -> int:
-    return statistics.newest()[1]["observation"].count
+    return statistics.newest()["observation"].count
 
 
 def test_reports_are_counted_once_over_resends_reconnects_and_a_restart(stage: Stage) -> None:
@@ -134,7 +135,7 @@ def test_reports_are_counted_once_over_resends_reconnects_and_a_restart(stage: S
     wait_until(lambda: stage.learner.acknowledged_moments == 2, turn=stage.turn)
     stage.clock.move(10.0)
     wait_until(lambda: stage.learner.acknowledged_moments == 3, turn=stage.turn)
-    moments = restored.newest()[1]["observation"]
+    moments = restored.newest()["observation"]
     rows = np.array([[1.0, 2.0], [3.0, 2.0], [5.0, 8.0], [7.0, 8.0], [4.0, 0.0]])
     assert moments.count == 5
     np.testing.assert_allclose(moments.mean, rows.mean(axis=0))
@@ -149,7 +150,7 @@ def test_each_start_and_member_has_its_own_numbers_and_few_are_remembered() -> N
     assert statistics.count("a", 2, 0, one) and not statistics.count("a", 1, 2, one)
     assert statistics.count("c", 1, 0, one), "b, which reported first, is forgotten"
     assert list(statistics.state_dict()["counted"].items()) == [("a", (2, 0)), ("c", (1, 0))]
-    assert statistics.newest()[1]["x"].count == 5
+    assert statistics.newest()["x"].count == 5
 
 
 GOOD = {"mean.observation": np.zeros(2), "m2.observation": np.ones(2)}
@@ -243,7 +244,7 @@ def test_resumed_run_acts_as_before_and_continues_its_statistics(tmp_path: Path)
     saved = checkpoint.newest(run.checkpoints)
     assert saved is not None and first.trainer.statistics is not None
     before = greedy_values(TrainedPolicy(saved).policy)
-    _, moments = first.trainer.statistics.newest()
+    moments = first.trainer.statistics.newest()
     assert moments["observation"].count >= 1500 and moments["observation"].variance.min() > 0.001
     assert moments["discounted_return"].variance > 1.0
 
@@ -253,9 +254,9 @@ def test_resumed_run_acts_as_before_and_continues_its_statistics(tmp_path: Path)
     assert published is not None and second.trainer.statistics is not None
     second.policy.load(parameters.decode(published.data))
     assert greedy_values(second.policy) == before
-    assert same(second.trainer.statistics.newest()[1], moments)
+    assert same(second.trainer.statistics.newest(), moments)
     second.run()
-    assert second.trainer.statistics.newest()[1]["observation"].count >= 4000
+    assert second.trainer.statistics.newest()["observation"].count >= 4000
 
 
 def test_settings_of_a_run_with_parameters_cannot_change(tmp_path: Path) -> None:
@@ -280,7 +281,7 @@ def test_run_that_begins_with_parameters_begins_with_their_statistics(tmp_path: 
     serial(source)
     saved = checkpoint.newest(source.checkpoints)
     with closing(SerialRun(prepared(tmp_path, *SHORT, f"run.init_from={source.path}"))) as run:
-        _, moments = run.trainer.statistics.newest()
+        moments = run.trainer.statistics.newest()
     tensors = parameters.decode(saved.parameters())
     for name, values in {
         "normalization_mean": [each.mean for each in moments.values()],
@@ -338,6 +339,68 @@ def test_cartpole_times_a_thousand_is_learned_like_cartpole(tmp_path: Path) -> N
     run = serial(prepared(tmp_path, *settings, make_env=Thousandfold), extensions)
     returns = [value for actor in run._actors for value in actor.loop.recent_returns]
     assert np.mean(returns) > 40 * 1000, "reported returns are those of the environment"
+
+
+class Parts(gym.Env):
+    """A Dict of a vector, an image, integers and a mask; steps of an episode of twenty."""
+
+    observation_space = gym.spaces.Dict(
+        {
+            "arm": gym.spaces.Dict({"angles": gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)}),
+            "camera": gym.spaces.Box(0, 255, (8, 8), np.uint8),
+            "counts": gym.spaces.Box(0, 10_000, (3,), np.int64),
+            "action_mask": gym.spaces.MultiBinary(2),
+        }
+    )
+    action_space = gym.spaces.Discrete(2)
+
+    def _seen(self) -> dict[str, Any]:
+        return {
+            "arm": {"angles": np.float32(self.np_random.normal(size=2) * [5, 1] + [0, 500])},
+            "camera": np.full((8, 8), 10 * self.steps, np.uint8),
+            "counts": np.full(3, 7 * self.steps),
+            "action_mask": np.array([1, self.steps % 2], np.int8),
+        }
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self._seen(), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return self._seen(), 100.0, self.steps == 20, False, {}
+
+
+@pytest.mark.parametrize("preset", ["cartpole", "cartpole-r2d2", "cartpole-impala"])
+def test_vectors_among_the_parts_of_an_observation_are_normalised(
+    tmp_path: Path, preset: str
+) -> None:
+    settings = (
+        *ON, *small(preset), "algorithm.conv=[[4, 3, 2]]", "algorithm.hidden=[8]",
+        "run.max_env_steps=1500", "evaluator.enabled=false", "replay.min_size=40",
+        "actor.chunk_length=8",
+    )  # fmt: skip
+    directory = prepared(tmp_path, *settings, make_env=Parts, preset=preset)
+    run = serial(directory, Extensions(Parts))
+    assert run.trainer.statistics is not None and run.trainer.learner_step > 0
+    moments = run.trainer.statistics.newest()
+    assert list(moments) == ["observation.arm.angles", "observation.counts", "discounted_return"]
+    angles = moments["observation.arm.angles"]
+    np.testing.assert_allclose(angles.mean, [0.0, 500.0], atol=0.6)
+    np.testing.assert_allclose(angles.variance, [25.0, 1.0], rtol=0.2)
+    normalizer = normalizing(directory).learner(torch.device("cpu")).normalizer
+    raw = {
+        "arm.angles": torch.tensor([[5.0, 501.0]]),
+        "camera": torch.full((1, 4, 8, 8), 200, dtype=torch.uint8),
+        "counts": torch.tensor([[5000.0, 1.0, 2.0]]),
+        "action_mask": torch.tensor([[1, 0]], dtype=torch.uint8),
+    }
+    network = run.policy.network
+    seen = normalizer.observations(network, raw)
+    np.testing.assert_allclose(seen["arm.angles"], [[1.0, 1.0]], atol=0.4)
+    np.testing.assert_allclose(seen["counts"][0, 0], 10.0)  # of 0 to 140
+    assert all(seen[name] is raw[name] for name in ("camera", "action_mask"))
 
 
 class Reported(LearnerStandIn):

@@ -16,7 +16,8 @@ from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import LadderPlace
 from apex.acting.normalization import Normalization
 from apex.algos.base import Algorithm
-from apex.algos.normalization import VARIANCE, normalized
+from apex.algos.normalization import normalized
+from apex.algos.normalizer import VARIANCE
 from apex.api import R2D2, ApexDPG, ApexDQN, Impala, InputTensors, Policy, QAlgorithm, QPolicy
 from apex.daemons.inference.batched_policy import (
     ImmediatePolicy,

@@ -16,7 +16,7 @@ from apex.acting.exploration import LadderPlace
 from apex.acting.normalization import MomentCollector
 from apex.algos import registry
 from apex.algos.base import Algorithm, Learner
-from apex.algos.normalization import COUNT, MEAN, VARIANCE, Normalizer
+from apex.algos.normalizer import COUNT, MEAN, VARIANCE, Normalizer
 from apex.algos.registry import make_algorithm
 from apex.config.sections import EnvConfig
 from apex.envs.spec import ActionBounds, EnvSpec

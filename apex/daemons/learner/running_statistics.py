@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from apex.algos.base import Learner
 from apex.config.sections import EnvConfig
 from apex.errors import ConfigError
 from apex.ops.moments import Moments
@@ -32,8 +33,8 @@ class RunningStatistics:
         """Epoch and number of the last report that was counted, by member."""
         self._max_members = max_members
         self._lock = threading.Lock()
-        self.version = 0
-        """Increases with each change."""
+        self._version = self._written = 0
+        """Number of changes so far, and how many of them the network's buffers have."""
 
     def count(self, member: str, epoch: int, seq: int, moments: Mapping[str, Moments]) -> bool:
         """Merge a member's report, unless it or a later one was counted before.
@@ -65,18 +66,36 @@ class RunningStatistics:
     def _merge(self, moments: Mapping[str, Moments]) -> None:
         for key, more in moments.items():
             self._moments[key] = self._moments[key].merged(more)
-            self.version += 1
+            self._version += 1
 
-    def newest(self) -> tuple[int, dict[str, Moments]]:
-        """The version, and the moments by key."""
+    def newest(self) -> dict[str, Moments]:
+        """The moments by key."""
         with self._lock:
-            return self.version, dict(self._moments)
+            return dict(self._moments)
+
+    def write_to(self, learner: Learner) -> bool:
+        """Write changes since the last call into the network's buffers, between two updates.
+
+        Returns:
+            Whether there were any.
+        """
+        with self._lock:
+            if self._version == self._written or learner.normalizer is None:
+                return False
+            self._written, moments = self._version, dict(self._moments)
+        learner.normalizer.write(learner.network, moments)
+        return True
+
+    def write_again(self) -> None:
+        """Let the next `write_to` write, after a checkpoint was loaded into the network."""
+        with self._lock:
+            self._version += 1
 
     def begin_with(self, moments: Mapping[str, Moments]) -> None:
         """Replace all by moments of another run, whose parameters this run begins with."""
         with self._lock:
             self._moments = dict(moments)
-            self.version += 1
+            self._version += 1
 
     def state_dict(self) -> dict[str, Any]:
         """The state for a checkpoint, as tensors and plain values."""
@@ -101,7 +120,7 @@ class RunningStatistics:
                 for key, saved in state["moments"].items()
             }
             self._counted = {name: (last[0], last[1]) for name, last in state["counted"].items()}
-            self.version += 1
+            self._version += 1
 
 
 def check_unchanged(env: EnvConfig, other: Mapping[str, Any], source: str) -> None:

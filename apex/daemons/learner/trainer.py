@@ -120,8 +120,6 @@ class Trainer:
             RunningStatistics(learner.normalizer.sizes) if learner.normalizer else None
         )
         """Statistics of normalisation; None: the run does not normalise."""
-        self._written_version = 0
-        """Version of the statistics that the network's buffers hold."""
         self._host_copies = HostCopies(learner.device, self._lag + 1)
         self._pending: deque[_Pending] = deque()
         self.board = PublicationBoard()
@@ -221,7 +219,8 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda_rng"], self._learner.device)
         self._execution.reset()
         self.learner_step = found.manifest.learner_step
-        self._written_version = -1  # the statistics may be newer than the network's buffers
+        if self.statistics is not None:
+            self.statistics.write_again()
         return state
 
     def update(self, batch: Batch) -> None:
@@ -231,7 +230,8 @@ class Trainer:
             ConfigError: the learner did not return one priority per item.
             DivergedError: the run diverged and cannot be rolled back.
         """
-        self._write_statistics()
+        if self.statistics is not None:
+            self.statistics.write_to(self._learner)
         progress = Progress(self.learner_step, self._counts.env_steps)
         update = self._learner.learn(batch.data, progress, self._execution)
         check_priorities(update, len(batch.item_ids), self._learner)
@@ -245,28 +245,14 @@ class Trainer:
         if self._publisher.due(self.learner_step):
             self._publisher.publish(self._training_time(), proven=False)
 
-    def _write_statistics(self) -> bool:
-        """Write new statistics into the network's buffers, between two updates.
-
-        Returns:
-            Whether there were any.
-        """
-        normalizer = self._learner.normalizer
-        if self.statistics is None or normalizer is None:
-            return False
-        if self.statistics.version == self._written_version:
-            return False
-        self._written_version, moments = self.statistics.newest()
-        normalizer.write(self._learner.network, moments)
-        return True
-
     def publish_statistics(self) -> None:
         """Publish new statistics before the first update of this start; do nothing after it.
 
         So the first items are made with normalised inputs, and their priorities are in the
         learner's units. Later publications have the statistics anyway.
         """
-        if not self.metrics and self._write_statistics():
+        statistics = self.statistics
+        if not self.metrics and statistics is not None and statistics.write_to(self._learner):
             self.publish()
 
     def _process_pending(self, keep: int = 0) -> bool:
