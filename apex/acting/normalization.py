@@ -61,7 +61,7 @@ class Normalization:
         shapes = _vectors(spec) if env.normalize_observations else {}
         if env.normalize_observations and not shapes:
             raise ConfigError(
-                f"env.normalize_observations: {spec.env_id} has no vector of floats to normalise "
+                f"env.normalize_observations: {spec.env_id} has no vector of numbers to normalise "
                 f"(its observations are {spec.observations_text}; images are scaled by 1/255 in "
                 "any case); set it to false"
             )
@@ -76,7 +76,7 @@ class Normalization:
 
 
 def _vectors(spec: EnvSpec) -> dict[str, tuple[int, ...]]:
-    """Shape of each part of an observation that is a vector of floats, by its key."""
+    """Shape of each part of an observation that is a vector of numbers, by its key."""
     return {
         column_name(part.name): part.shape
         for part in spec.arrays

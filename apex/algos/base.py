@@ -172,18 +172,15 @@ class Learner(ABC):
             enabled=self.precision is not None,
             cache_enabled=False,  # a weight that was cast without gradients would have none later
         ):
-            result: Any = self.update(self._normalized(expanded(batch)))
+            batch = expanded(batch)
+            if self.normalizer is not None:  # for target networks, too, by the same statistics
+                batch = self.normalizer.batch(self.network, batch)
+            result: Any = self.update(batch)
         update = (
             result if isinstance(result, Update) else deprecated_interface().as_update(result, self)
         )
         metrics = {name: value.detach() for name, value in update.metrics.items()}
         return Update(update.priorities.detach(), metrics)
-
-    def _normalized(self, batch: Any) -> Any:
-        """The batch as the networks see it; target networks see it by the same statistics."""
-        if self.normalizer is None:
-            return batch
-        return self.normalizer.batch(self.network, batch)
 
     def mean_over_items(self, values: Tensor) -> Tensor:
         """The mean of one value for each item, `[B]`; rows that pad the batch do not count."""

@@ -99,7 +99,7 @@ class Normalizer:
         }
 
     def observations(self, network: nn.Module, observations: Observation) -> Observation:
-        """Observations whose vectors of floats are normalised, `[..., *shape] float32`."""
+        """Observations whose vectors of numbers are normalised, `[..., *shape] float32`."""
         if isinstance(observations, dict):
             return {
                 name: self._part(network, column_name(name), part)

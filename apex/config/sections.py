@@ -96,7 +96,7 @@ class EnvConfig(Section, frozen=True):
     """Clip the rewards that the policy sees and learns from to [-1, 1]; returns stay unclipped."""
     normalize_observations: bool = False
     """Give the network observations with mean 0 and variance 1, by one running statistic of all
-    actors, clipped to [-10, 10]. Vectors of floats only: images and integers stay as they are."""
+    actors, clipped to [-10, 10]. Vectors of numbers only: images, bytes and choices stay."""
     normalize_rewards: bool = False
     """Divide the rewards that the policy sees and learns from by the standard deviation of
     discounted returns, a running statistic of all actors; returns are reported undivided."""

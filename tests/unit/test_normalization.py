@@ -284,7 +284,7 @@ def test_images_and_integers_have_nothing_to_normalise(
     shape: tuple[int, ...], dtype: str, stack: int
 ) -> None:
     spec = env_spec(shape, dtype, stack)
-    with pytest.raises(ConfigError, match=r"normalize_observations: .* no vector of floats"):
+    with pytest.raises(ConfigError, match=r"normalize_observations: .* no vector of numbers"):
         make_algorithm({"name": "apex_dqn"}, spec, env=ON)
     only_rewards = EnvConfig(id="Test-v0", normalize_rewards=True)
     algorithm = make_algorithm({"name": "apex_dqn"}, spec, env=only_rewards)

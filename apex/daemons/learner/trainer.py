@@ -246,10 +246,9 @@ class Trainer:
             self._publisher.publish(self._training_time(), proven=False)
 
     def publish_statistics(self) -> None:
-        """Publish new statistics before the first update of this start; do nothing after it.
+        """Publish new statistics before the first update of this start, and no longer after it.
 
-        So the first items are made with normalised inputs, and their priorities are in the
-        learner's units. Later publications have the statistics anyway.
+        So the first items have priorities in the learner's units.
         """
         statistics = self.statistics
         if not self.metrics and statistics is not None and statistics.write_to(self._learner):
