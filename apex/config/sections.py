@@ -99,6 +99,12 @@ class EnvConfig(Section, frozen=True):
     -limit or limit. 0: such a space is an error."""
     clip_rewards: bool = False
     """Clip the rewards that the policy sees and learns from to [-1, 1]; returns stay unclipped."""
+    normalize_observations: bool = False
+    """Give the network observations with mean 0 and variance 1, by one running statistic of all
+    actors, clipped to [-10, 10]. Vectors of numbers only: images, bytes and choices stay."""
+    normalize_rewards: bool = False
+    """Divide the rewards that the policy sees and learns from by the standard deviation of
+    discounted returns, a running statistic of all actors; returns are reported undivided."""
     metrics: Annotated[tuple[MetricName, ...], msgspec.Meta(max_length=MAX_METRICS)] = ()
     """Names of scalars in `info` that become curves, besides `success`: the value at each episode's
     last step, averaged over the episodes that have it."""

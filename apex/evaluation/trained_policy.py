@@ -58,7 +58,9 @@ class TrainedPolicy:
         self.manifest = source.manifest
         raw = loading.override(source.manifest.config, settings)
         self.config = with_absolute_paths(convert(raw, Config, str(source.path)))
-        algorithm = make_algorithm(self.config.algorithm, self.manifest.env, extensions.algorithm)
+        algorithm = make_algorithm(
+            self.config.algorithm, self.manifest.env, extensions.algorithm, env=self.config.env
+        )
         self.policy: Policy = algorithm.policy()
         load_parameters(self.policy, source, "the policy")
         self._decision: Decision | None = None

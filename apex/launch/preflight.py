@@ -74,7 +74,7 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
     env, spec, observation = try_environment(config.env, extensions, num_envs=num_envs, steps=steps)
     config = msgspec.structs.replace(config, env=env)
     try_evaluation_environment(config, spec, extensions, steps=steps)
-    algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm)
+    algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm, env=config.env)
     check_settings(config.learner, process_tuning.pick_device(config.learner.device))
     try_algorithm(algorithm, observation)
     section = msgspec.to_builtins(algorithm.config)

@@ -29,6 +29,7 @@ from apex.config.conversion import convert
 from apex.config.loading import OVERLAYS, Table
 from apex.config.machine_fitting import Memory
 from apex.config.sections import Config
+from apex.daemons.learner.running_statistics import check_unchanged
 from apex.envs.spec import EnvSpec
 from apex.errors import ApexError, ConfigError, UsageError
 from apex.execution.settings import check_settings
@@ -199,6 +200,7 @@ def prepare_run(
     if config.run.init_from:
         source = checkpoint.find(Path(config.run.init_from))
         _check_like(source.manifest.env, trial.spec, "run.init_from")
+        check_unchanged(config.env, source.manifest.config["env"], str(source.path))
         load_parameters(trial.algorithm.learner(torch.device("cpu")), source, "run.init_from")
     more = provenance.files_of_new_run(machine, preset)
     run = RunDirectory(claim_run_path(name) if path is None else path)
@@ -236,6 +238,7 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
     facts = run.check_kept(before)
     config = plugins.with_absolute_paths(configure(table))
     if config.env != before.env:
+        check_unchanged(config.env, msgspec.to_builtins(before.env), str(run.path))
         num_envs = min(2, config.actor.num_envs)
         _, spec, _ = try_environment(config.env, NONE, num_envs=num_envs)
         _check_like(spec, facts.env, "env.id")
@@ -250,7 +253,7 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
             f"replay.capacity: {run.replay} holds a table of {before.replay.capacity} items, not "
             f"of {config.replay.capacity}; do not set it, or remove that directory to start empty"
         )
-    algorithm = make_algorithm(config.algorithm, facts.env)
+    algorithm = make_algorithm(config.algorithm, facts.env, env=config.env)
     check_schema(algorithm, facts.schema)
     _check_checkpoint(run, algorithm)
     if config.central:

@@ -17,6 +17,7 @@ from apex.acting.agent import LocalDecider, greedy
 from apex.acting.episodes import Episode, metric_columns, metric_means
 from apex.acting.exploration import environments_seed, evaluation_seed
 from apex.acting.loop import ActingLoop, play_episodes
+from apex.acting.normalization import MomentCollector
 from apex.algos.agent_factory import make_agent
 from apex.algos.base import Algorithm
 from apex.algos.registry import make_algorithm
@@ -50,7 +51,9 @@ class _Actor:
         self, run: SerialRun, slot: int, algorithm: Algorithm, extensions: Extensions
     ) -> None:
         config = run.config
-        agent = make_agent(algorithm, config, run.policy.core_size, slot, incarnation=0)
+        agent = make_agent(
+            algorithm, config, run.policy.core_size, slot, incarnation=0, collector=run.collector
+        )
         self.decider = LocalDecider(run.policy, agent)
         self.environments = make_environments(
             config.env, config.actor.num_envs, extensions.make_env, activity=run.activity
@@ -98,7 +101,9 @@ class SerialRun:
         if config.actor.async_envs:
             log.info("actor.async_envs: --serial steps all environments in turns, in this process")
         device = begin_training(config)
-        algorithm = make_algorithm(config.algorithm, self._facts.env, extensions.algorithm)
+        algorithm = make_algorithm(
+            config.algorithm, self._facts.env, extensions.algorithm, env=config.env
+        )
         self._collate = algorithm.collate
         # By updates rather than by time, so that two runs with one seed are equal.
         period = config.learner.publish_period or PUBLISH_PERIOD
@@ -107,6 +112,11 @@ class SerialRun:
         self._priorities = _TablePriorities(self.table)
         self.policy, self.evaluated_policy = algorithm.policy(), algorithm.policy()
         self.evaluated_policy.to(evaluation_device(config, self._facts.env, self.evaluated_policy))
+        self.collector: MomentCollector | None = None
+        """Moments of what the environments returned since the last update, if the run normalises.
+        """
+        if algorithm.normalization is not None:
+            self.collector = MomentCollector(algorithm.normalization.sizes)
         self.activity = Activity()
         """What the environments are doing; a long wait for one is logged."""
         with announced(self.activity):
@@ -170,6 +180,9 @@ class SerialRun:
             for chunk in actor.decider.agent.take_chunks():
                 chunk.check(self._facts.schema)
                 self.table.insert(chunk)
+        if self.collector is not None and self.trainer.statistics is not None:
+            self.trainer.statistics.merge(self.collector.take())
+            self.trainer.publish_statistics()
         while self._update_is_due():
             self._update()
             if not self.config.replay.samples_per_insert:

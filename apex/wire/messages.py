@@ -181,6 +181,24 @@ class EvaluationReport(Message, frozen=True, tag="evaluation"):
     metrics: Metrics = {}
 
 
+class ReportMoments(Message, frozen=True, tag="moments"):
+    """The moments of what environments returned since the last report, for normalisation.
+
+    Its buffers are `mean.KEY` and `m2.KEY` of each key of `counts`.
+    """
+
+    seq: Count
+    """Increases with each report of an epoch; a number that was counted is not counted again."""
+    counts: dict[str, Count]
+    """Rows of each statistic."""
+
+
+class MomentsAck(Message, frozen=True, tag="moments_ack"):
+    """The report `seq` is counted."""
+
+    seq: Count
+
+
 class Ack(Message, frozen=True, tag="ack"):
     """The message was accepted."""
 
@@ -226,6 +244,8 @@ AnyMessage: TypeAlias = (
     | Heartbeat
     | HeartbeatAck
     | EvaluationReport
+    | ReportMoments
+    | MomentsAck
     | Ack
     | Status
     | StatusReply

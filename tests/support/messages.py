@@ -26,6 +26,8 @@ EVERY_MESSAGE = [
     messages.HeartbeatAck(learner_step=1),
     messages.EvaluationReport(returns=(1.0, -2.5)),
     messages.EvaluationReport(returns=(1.0,), metrics={"success": 1.0, "distance": -0.5}),
+    messages.ReportMoments(seq=2, counts={"observation": 40, "discounted_return": 8}),
+    messages.MomentsAck(seq=2),
     messages.Ack(),
     messages.Status(),
     messages.StatusReply(status={"items": 3, "nested": {"a": [1.5, None, "x", True]}}),

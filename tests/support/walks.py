@@ -41,36 +41,6 @@ class PixelWalk(Walk):
         return self.np_random.integers(0, 256, (5, 5), dtype=np.uint8)
 
 
-class PartsWalk(Walk):
-    """The same with two images, a vector, a choice and a mask, which its actions must obey."""
-
-    observation_space = gym.spaces.Dict(
-        {
-            "map": gym.spaces.Box(0, 255, (5, 5), np.uint8),
-            "near": gym.spaces.Box(0, 255, (4, 6), np.uint8),
-            "position": gym.spaces.Box(-10, 10, (4,), np.float32),
-            "goal": gym.spaces.Discrete(3),
-            "action_mask": gym.spaces.MultiBinary(3),
-        }
-    )
-    action_space = gym.spaces.Discrete(3)
-
-    def _seen(self):
-        self._mask = np.zeros(3, np.int8)
-        self._mask[self.np_random.choice(3, size=self.np_random.integers(1, 4), replace=False)] = 1
-        return {
-            "map": self.np_random.integers(0, 256, (5, 5), dtype=np.uint8),
-            "near": self.np_random.integers(0, 256, (4, 6), dtype=np.uint8),
-            "position": super()._seen(),
-            "goal": int(self.np_random.integers(3)),
-            "action_mask": self._mask,
-        }
-
-    def step(self, action):
-        assert self._mask[action], "a forbidden action"
-        return super().step(action)
-
-
 PULL = gym.spaces.Box(np.array([-2.0, 0.0], np.float32), np.array([2.0, 5.0], np.float32))
 
 

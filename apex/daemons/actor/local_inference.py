@@ -8,9 +8,11 @@ from typing import Any
 from apex.acting.agent import Agent, LocalDecider
 from apex.acting.decisions import Exploration, exploration_metrics
 from apex.acting.lanes import Lanes
+from apex.acting.normalization import MomentCollector
 from apex.algos.agent_factory import make_agent, make_lanes
 from apex.algos.registry import check_schema, make_algorithm
 from apex.daemons.learner.client import LearnerClient
+from apex.daemons.learner.moment_sender import MomentSender
 from apex.daemons.learner.parameter_versions import Publication
 from apex.daemons.periodic import Every
 from apex.daemons.replay.backlog import Backlog
@@ -47,13 +49,20 @@ class LocalInference:
         process_tuning.set_up(service.config.actor.torch_threads)
         facts = service.facts
         self._config = service.config
-        self._algorithm = make_algorithm(self._config.algorithm, facts.env, extensions.algorithm)
+        self._algorithm = make_algorithm(
+            self._config.algorithm, facts.env, extensions.algorithm, env=self._config.env
+        )
         check_schema(self._algorithm, facts.schema)
         self._policy = self._algorithm.policy()
         self._learner = learner
         self._replay = replay or InsertClient(
             service.endpoints.of("replay.insert"), service.hello()
         )
+        self._collector: MomentCollector | None = None
+        self._moments: MomentSender | None = None
+        if self._algorithm.normalization is not None:
+            self._collector = MomentCollector(self._algorithm.normalization.sizes)
+            self._moments = MomentSender(learner, self._collector)
         self._decider: LocalDecider | None = None
         self._lanes: Lanes | None = None
         """Decides in place of `_decider` with `actor.async_envs`."""
@@ -92,11 +101,15 @@ class LocalInference:
         """Create the agent of a slot and incarnation; returns a description of its exploration."""
         if self._config.actor.async_envs:
             agents = make_lanes(
-                self._algorithm, self._config, self._policy.core_size, slot, incarnation
-            )
+                self._algorithm, self._config, self._policy.core_size, slot, incarnation,
+                self._collector,
+            )  # fmt: skip
             self._lanes = Lanes(self._policy, agents, self.learner_step, self._on_lane_items)
             return self._describe(self._lanes.exploration())
-        agent = make_agent(self._algorithm, self._config, self._policy.core_size, slot, incarnation)
+        agent = make_agent(
+            self._algorithm, self._config, self._policy.core_size, slot, incarnation,
+            collector=self._collector,
+        )  # fmt: skip
         self._decider = LocalDecider(self._policy, agent, self.learner_step)
         return self._describe(agent.exploration)
 
@@ -159,6 +172,8 @@ class LocalInference:
             for decider in (self._decider, self._lanes):
                 if decider is not None:
                     decider.learner_step = publication.learner_step
+        if self._moments is not None:
+            self._moments.send()
         self._backlog.send()
 
     def finish(self, turn: Callable[[], object]) -> None:
@@ -167,6 +182,8 @@ class LocalInference:
             self._backlog.put(self._decider.agent.flush())
         if self._lanes is not None:
             self._backlog.put(self._lanes.flush())
+        if self._moments is not None:
+            self._moments.finish()
         self._backlog.drain(turn)
 
     def metrics(self) -> dict[str, Any]:

@@ -63,7 +63,10 @@ class EvaluatorDaemon:
         self._config = service.config
         config = service.config.evaluator
         algorithm = make_algorithm(
-            service.config.algorithm, service.facts.env, extensions.algorithm
+            service.config.algorithm,
+            service.facts.env,
+            extensions.algorithm,
+            env=service.config.env,
         )
         self._policy: Policy = algorithm.policy()
         device = evaluation_device(service.config, service.facts.env, self._policy)

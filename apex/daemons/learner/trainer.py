@@ -26,6 +26,7 @@ from apex.daemons.learner.host_copies import HostCopies, HostCopy, read_numbers
 from apex.daemons.learner.parameter_versions import PublicationBoard, VersionCounter
 from apex.daemons.learner.prefetcher import Batch
 from apex.daemons.learner.publisher import Publisher, TrainingTime
+from apex.daemons.learner.running_statistics import RunningStatistics, check_unchanged
 from apex.daemons.periodic import Every
 from apex.data.chunks import about_rewards, good_priorities
 from apex.data.schema import Arrays
@@ -119,6 +120,10 @@ class Trainer:
         self._lag = int(on_gpu) if lag is None else lag
         learner.precision = use_precision(settings.precision, learner.device)
         self._execution = execution or make_execution(settings, learner)
+        self.statistics = (
+            RunningStatistics(learner.normalizer.sizes) if learner.normalizer else None
+        )
+        """Statistics of normalisation; None: the run does not normalise."""
         self._host_copies = HostCopies(learner.device, self._lag + 1)
         self._pending: deque[_Pending] = deque()
         self.board = PublicationBoard()
@@ -168,8 +173,11 @@ class Trainer:
         if found is None:
             self._initialise()
             return None
-        self._load(found)
         manifest = found.manifest
+        check_unchanged(self._config.env, manifest.config["env"], str(found.path))
+        state = self._load(found)
+        if self.statistics is not None:
+            self.statistics.load_state_dict(state["normalization"])
         self._resumed_s = manifest.train_s
         durable = self._config.replay.durability != "off"
         log.info(
@@ -185,17 +193,27 @@ class Trainer:
         if not self._config.run.init_from:
             return
         source = checkpoint.find(Path(self._config.run.init_from))
+        check_unchanged(self._config.env, source.manifest.config["env"], str(source.path))
         load_parameters(self._learner, source, "run.init_from")
+        if self.statistics is not None and self._learner.normalizer is not None:
+            self.statistics.begin_with(self._learner.normalizer.read(self._learner.network))
         log.info("parameters initialised from %s", source.path)
 
-    def _load(self, found: Checkpoint) -> None:
-        """Load networks, optimizers, RNG and step of a checkpoint. Raises `ConfigError`."""
+    def _load(self, found: Checkpoint) -> dict[str, Any]:
+        """Load networks, optimizers, RNG and step of a checkpoint; returns its whole state.
+
+        Raises:
+            ConfigError: it belongs to another network or optimizer.
+        """
         state = restore_learner(self._learner, found)
         torch.set_rng_state(state["rng"])
         if self._learner.device.type == "cuda" and "cuda_rng" in state:
             torch.cuda.set_rng_state(state["cuda_rng"], self._learner.device)
         self._execution.reset()
         self.learner_step = found.manifest.learner_step
+        if self.statistics is not None:
+            self.statistics.write_again()
+        return state
 
     def update(self, batch: Batch) -> None:
         """Make one update from a batch, and process the results that are due.
@@ -204,6 +222,8 @@ class Trainer:
             ConfigError: the learner did not return one priority per item.
             DivergedError: the run diverged and cannot be rolled back.
         """
+        if self.statistics is not None:
+            self.statistics.write_to(self._learner)
         progress = Progress(self.learner_step, self._counts.env_steps)
         update = self._learner.learn(batch.data, progress, self._execution)
         check_priorities(update, len(batch.item_ids), self._learner)
@@ -223,6 +243,15 @@ class Trainer:
             return
         if self._publisher.due(self.learner_step):
             self._publisher.publish(self._training_time(), proven=False)
+
+    def publish_statistics(self) -> None:
+        """Publish new statistics before the first update of this start, and no longer after it.
+
+        So the first items have priorities in the learner's units.
+        """
+        statistics = self.statistics
+        if not self.metrics and statistics is not None and statistics.write_to(self._learner):
+            self.publish()
 
     def _process_pending(self, keep: int = 0) -> bool:
         """Process results until `keep` updates are pending; returns False after a rollback."""
@@ -320,6 +349,8 @@ class Trainer:
         state = {"learner": self._learner.state_dict(), "rng": torch.get_rng_state()}
         if self._learner.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self._learner.device)
+        if self.statistics is not None:
+            state["normalization"] = self.statistics.state_dict()
         try:
             data = parameters.encode(self._learner.network)
             path = checkpoint.save(folder, "step", self._manifest(), data, state)
