@@ -23,7 +23,8 @@ from apex.data.schema import Array
 from apex.envs.activity import Activity, announced
 from apex.envs.recreation import close
 from apex.envs.registry import make_environments
-from apex.errors import UsageError
+from apex.envs.spec import EnvSpec
+from apex.errors import EnvError, UsageError
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions, with_absolute_paths
 from apex.runs import checkpoint
@@ -127,6 +128,16 @@ class TrainedPolicy:
             last_rewards[on] = seen[on]
         return Inputs(np.ascontiguousarray(observations), core_state, last_actions, last_rewards)
 
+    def check_fits(self, spec: EnvSpec) -> None:
+        """Raise `EnvError` unless an environment has the observations and actions of training."""
+        own = self.manifest.env
+        if (spec.policy_shape, spec.actions_text) != (own.policy_shape, own.actions_text):
+            raise EnvError(
+                f"{spec.env_id} has observations {spec.policy_shape} and {spec.actions_text}, but "
+                f"the policy was trained on {own.env_id} with {own.policy_shape} and "
+                f"{own.actions_text}; evaluate it on an environment like that one"
+            )
+
     def play(self, episodes: int, seed: int, extensions: Extensions = NONE) -> list[float]:
         """Play whole greedy episodes, equally many in each environment; return unclipped returns.
 
@@ -140,6 +151,7 @@ class TrainedPolicy:
         with announced(activity):
             environments = make_environments(env, num_envs, extensions.make_env, activity=activity)
             try:
+                self.check_fits(environments.spec)
                 decider = greedy(self.policy, environments.spec, self.config.env, num_envs)
                 loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
                 return play_episodes(loop, num_envs, episodes, lambda: True) or []

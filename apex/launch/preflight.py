@@ -88,14 +88,6 @@ def try_environment(
     Raises:
         EnvError: the environment cannot be made, or failed.
     """
-    default = EnvConfig(id=config.id)
-    ignored = [name for name in ATARI_FIELDS if getattr(config, name) != getattr(default, name)]
-    if ignored and not config.id.startswith("ALE/"):
-        log.warning(
-            "%s: ignored, as these keys apply to Atari games (ALE/...) only; change the "
-            "environment itself, with wrappers or env.kwargs",
-            ", ".join(f"env.{name}" for name in ignored),
-        )
     activity = Activity()
     with announced(activity, each_call=False):
         environments = make_environments(config, num_envs, extensions.make_env, activity=activity)
@@ -114,12 +106,25 @@ def try_environment(
             raise EnvError(str(error)) from None
         finally:
             close(environments)
+    _warn_of_ignored_keys(config)
     if spec.observation_dtype == "float32" and len(spec.observation_shape) == 3:
         log.warning(
             "%s: float observations %s are treated as vectors; if they are images, return uint8",
             spec.env_id, spec.observation_shape,
         )  # fmt: skip
     return spec, observation
+
+
+def _warn_of_ignored_keys(config: EnvConfig) -> None:
+    """Warn of Atari's settings on an environment that is not one of ALE's."""
+    default = EnvConfig(id=config.id)
+    ignored = [name for name in ATARI_FIELDS if getattr(config, name) != getattr(default, name)]
+    if ignored and not config.id.startswith("ALE/"):
+        log.warning(
+            "%s: ignored, as these keys apply to Atari games (ALE/...) only; change the "
+            "environment itself, with wrappers or env.kwargs",
+            ", ".join(f"env.{name}" for name in ignored),
+        )
 
 
 def play_randomly(
