@@ -57,6 +57,7 @@ def play(
     with announced(activity):
         environments = make_environments(env, 1, render=True, activity=activity)
         try:
+            policy.check_fits(environments.spec)
             decider = greedy(policy.policy, environments.spec, env, 1)
             loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
             fps = environments.frames_per_second

@@ -27,7 +27,8 @@ from apex.data.schema import Array
 from apex.envs.activity import Activity, announced
 from apex.envs.recreation import close
 from apex.envs.registry import evaluation_factory, make_environments
-from apex.errors import UsageError
+from apex.envs.spec import EnvSpec
+from apex.errors import EnvError, UsageError
 from apex.plugins import NONE, Extensions, with_absolute_paths
 from apex.runs import checkpoint
 from apex.runs.checkpoint import Checkpoint
@@ -149,6 +150,17 @@ class TrainedPolicy:
             map_arrays(np.ascontiguousarray, observations), core_state, last_actions, last_rewards
         )
 
+    def check_fits(self, spec: EnvSpec) -> None:
+        """Raise `EnvError` unless an environment has the observations and actions of training."""
+        own = self.manifest.env
+        seen, trained = spec.observations_text, own.observations_text
+        if (seen, spec.actions_text) != (trained, own.actions_text):
+            raise EnvError(
+                f"{spec.env_id} has observations {seen} and {spec.actions_text}, but the policy was "
+                f"trained on {own.env_id} with {trained} and {own.actions_text}; evaluate it on an "
+                "environment like that one"
+            )
+
     def play(self, episodes: int, seed: int, extensions: Extensions = NONE) -> list[float]:
         """Play whole greedy episodes as `play_episodes` does; return their unclipped returns."""
         played = self.play_episodes(episodes, seed, extensions)
@@ -181,6 +193,7 @@ class TrainedPolicy:
         with announced(activity):
             environments = make_environments(env, num_envs, factory, activity=activity)
             try:
+                self.check_fits(environments.spec)
                 decider = greedy(self.policy, environments.spec, env, num_envs)
                 loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
                 return play_episodes(loop, num_envs, episodes, lambda: True) or []

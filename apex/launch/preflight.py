@@ -142,14 +142,6 @@ def try_environment(
     Raises:
         EnvError: the environment cannot be made, or failed.
     """
-    default = EnvConfig(id=config.id)
-    ignored = [name for name in ATARI_FIELDS if getattr(config, name) != getattr(default, name)]
-    if ignored and not config.id.startswith("ALE/"):
-        log.warning(
-            "%s: ignored, as these keys apply to Atari games (ALE/...) only; change the "
-            "environment itself, with wrappers or env.kwargs",
-            ", ".join(f"{section}.{name}" for name in ignored),
-        )
     activity = Activity()
     with announced(activity, each_call=False):
         make = partial(
@@ -163,6 +155,7 @@ def try_environment(
         elif config.action_masks is None:
             config = msgspec.structs.replace(config, action_masks=False)
     assert observation is not None
+    _warn_of_ignored_keys(config, section)
     for part in spec.arrays:
         if part.dtype == "float32" and len(part.shape) == 3:
             log.warning(
@@ -201,6 +194,18 @@ def _try_steps(
     finally:
         close(environments)
     return spec, map_arrays(lambda array: array[:1], observations)
+
+
+def _warn_of_ignored_keys(config: EnvConfig, section: str) -> None:
+    """Warn of Atari's settings on an environment that is not one of ALE's."""
+    default = EnvConfig(id=config.id)
+    ignored = [name for name in ATARI_FIELDS if getattr(config, name) != getattr(default, name)]
+    if ignored and not config.id.startswith("ALE/"):
+        log.warning(
+            "%s: ignored, as these keys apply to Atari games (ALE/...) only; change the "
+            "environment itself, with wrappers or env.kwargs",
+            ", ".join(f"{section}.{name}" for name in ignored),
+        )
 
 
 def play_randomly(

@@ -33,7 +33,7 @@ def test_restarted_server_begins_with_the_last_observations_of_all_parts(tmp_pat
         inputs = stage.made[-1].inputs.observations
         assert list(inputs) == [part.name for part in stage.facts.env.parts]
         for name, array in last.observations.items():
-            seen = inputs[name][:, -1] if name in ("map", "near") else inputs[name]
+            seen = inputs[name][:, -1] if name in ("map", "camera") else inputs[name]
             np.testing.assert_array_equal(seen, array)
         assert not inputs["map"][:, :-1].any(), "episodes begin"
         allowed = last.observations["action_mask"]

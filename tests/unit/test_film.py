@@ -11,7 +11,7 @@ import pytest
 import apex
 from apex.config.sections import EnvConfig
 from apex.envs.registry import make_environments
-from apex.errors import EnvFaultError, UsageError
+from apex.errors import EnvError, EnvFaultError, UsageError
 from apex.evaluation import film
 from apex.evaluation.film import Scene
 from apex.evaluation.trained_policy import load_policy
@@ -107,3 +107,11 @@ def test_film_is_whole_although_closing_the_environment_fails(tmp_path, caplog):
     played = list(film.play(load_policy(CARTPOLE, settings), episodes=1, seed=1))
     assert played[-1].finished == 4.0 and len(played) == 5
     assert "closing the environments raised RuntimeError: close failed" in caplog.text
+
+
+def test_policy_is_not_played_in_an_environment_of_another_kind():
+    policy = load_policy(CARTPOLE, ("env.id=Acrobot-v1",))
+    with pytest.raises(EnvError, match=r"Acrobot-v1 has observations \(6,\).*was trained on CartP"):
+        policy.play(2, seed=1)
+    with pytest.raises(EnvError, match=r"Acrobot-v1 has observations \(6,\).*was trained on CartP"):
+        list(film.play(policy, episodes=1, seed=1))

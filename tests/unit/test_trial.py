@@ -11,7 +11,7 @@ from apex.config.sections import EnvConfig
 from apex.errors import EnvError
 from apex.launch import prepare
 from apex.launch.preflight import play_randomly, try_config, try_environment
-from apex.plugins import Extensions
+from apex.plugins import NONE, Extensions
 from tests.support.environments import Counted, InfoVaries, PaysMuch, own
 
 OWN = EnvConfig(id="factory:own")
@@ -95,3 +95,11 @@ def test_rewards_that_are_too_large_are_named_with_the_remedy_unless_they_are_cl
     try_environment(clipped, Extensions(partial(PaysMuch, 1e12)))
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.startswith("factory:own: rewards reach 1e+12 in the first steps: set env.clip_rew")
+
+
+def test_settings_that_only_atari_has_are_named_after_the_environment_was_made(caplog):
+    with pytest.raises(EnvError, match="write ALE/Pong-v5"):
+        try_environment(EnvConfig(id="Pong-v5", noop_max=0), NONE)
+    assert caplog.records == []
+    try_environment(EnvConfig(id=OWN.id, noop_max=0), Extensions(Counted))
+    assert caplog.records[0].getMessage().startswith("env.noop_max: ignored")

@@ -10,6 +10,8 @@ from apex.daemons.catalog import ACTOR
 from apex.daemons.status.reports import InferenceReport, LearnerReport, ReplayReport
 from apex.daemons.status.run_status import RunStatus
 
+MANY_CORRUPT_ITEMS, CORRUPT_SHARE = 1000, 0.1
+"""Items that were not learned from, and their share of all, above which an alarm is raised."""
 FULL = 0.8
 """Fraction of the limit of open files above which an alarm is raised."""
 
@@ -39,10 +41,16 @@ def unhealthy(status: RunStatus, configured: Collection[str]) -> dict[str, str]:
     }
 
 
-def endless_episodes(status: RunStatus, config: Config) -> list[str]:
-    """Return an alarm if no episode of the actors, or of the evaluator, ends."""
+def configured_alarms(status: RunStatus, config: Config) -> list[str]:
+    """Return the alarms that follow from the status beside the run's configuration."""
+    return [*_endless_episodes(status, config), *_corrupt_items(status, config)]
+
+
+def _endless_episodes(status: RunStatus, config: Config) -> list[str]:
+    """An alarm each if no episode of the actors ends, and if one of the evaluator does not."""
+    wants_return = config.run.until_return is not None
     consequence = "; set env.max_episode_steps if episodes may be endless"
-    if config.run.until_return is not None:
+    if wants_return:
         consequence = f", so run.until_return cannot end the run{consequence}"
     steps = sum(row.env_steps for row in status.actors)
     num_envs = len(status.actors) * config.actor.num_envs
@@ -57,7 +65,25 @@ def endless_episodes(status: RunStatus, config: Config) -> list[str]:
             f"an episode of the evaluation has not ended after {status.evaluator.episode_steps:,} "
             f"steps{consequence}"
         )
+    if wants_return and not config.evaluator.enabled:
+        found.append(
+            "run.until_return cannot end the run without evaluations: set evaluator.enabled = true"
+        )
     return found
+
+
+def _corrupt_items(status: RunStatus, config: Config) -> list[str]:
+    """An alarm if a considerable part of the sampled items is not learned from."""
+    learner = status.learner
+    if not isinstance(learner, LearnerReport) or learner.corrupt_items < MANY_CORRUPT_ITEMS:
+        return []
+    sampled = learner.learner_step * config.learner.batch_size
+    if learner.corrupt_items < CORRUPT_SHARE * sampled:
+        return []
+    return [
+        f"{learner.corrupt_items:,} sampled items were not learned from: the learner's log says "
+        "why; if rewards are large, set env.clip_rewards = true"
+    ]
 
 
 def alarms(status: RunStatus) -> list[str]:
