@@ -97,7 +97,9 @@ def result_of(message: Stepped, arrays: Arrays) -> StepResult:
     return StepResult(
         observation_of(arrays),
         np.array([message.reward]),
-        *(np.array([flag]) for flag in (message.terminated, message.truncated, message.life_lost)),
+        np.array([message.terminated]),
+        np.array([message.truncated]),
+        np.array([message.life_lost]),
         {name: np.array([value]) for name, value in message.metrics.items()},
     )
 
@@ -142,7 +144,9 @@ class Pipe:
     def _complete(self) -> bool:
         if len(self._received) < LENGTHS.size:
             return False
-        return len(self._received) >= LENGTHS.size + sum(LENGTHS.unpack_from(self._received))
+        header_bytes, body_bytes = LENGTHS.unpack_from(self._received)
+        whole: int = LENGTHS.size + header_bytes + body_bytes
+        return len(self._received) >= whole
 
     def _take(self) -> tuple[AnyPipeMessage, Arrays]:
         header_bytes, body_bytes = LENGTHS.unpack_from(self._received)

@@ -142,7 +142,7 @@ class CheckedVector(VectorWrapper):
         space = vector.single_observation_space
         self._box = space if isinstance(space, gym.spaces.Box) else None
 
-    def reset(self, **kwargs: Any) -> tuple[Any, Infos]:  # type: ignore[override]
+    def reset(self, **kwargs: Any) -> tuple[Any, Infos]:
         """As in gymnasium. Raises `MisbehavedError`."""
         returned = self.env.reset(**kwargs)
         if not (isinstance(returned, tuple) and len(returned) == 2):

@@ -321,7 +321,8 @@ def check_act(message: Act, arrays: Arrays, spec: EnvSpec, num_envs: int) -> _Ch
         if not good_rewards(rewards):
             raise SchemaError(f"rewards: expected magnitudes of at most {MAX_REWARD:g}")
         flags = {name: _buffer(arrays, name, "uint8", (num_envs,)) for name in FLAGS}
-    result = StepResult(observations, rewards, *(flags[name].astype(np.bool_) for name in FLAGS))
+    terminated, truncated, life_lost = (flags[name].astype(np.bool_) for name in FLAGS)
+    result = StepResult(observations, rewards, terminated, truncated, life_lost)
     return _CheckedAct(message, result, ended.astype(np.bool_))
 
 
