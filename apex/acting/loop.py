@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Protocol
@@ -17,7 +18,13 @@ from apex.errors import EnvFaultError
 if TYPE_CHECKING:  # only for annotations: importing it imports gymnasium
     from apex.envs.base import Environments
 
+log = logging.getLogger("apex.acting")
+
 RECENT_EPISODES = 20
+LONG_EPISODE = 100_000
+"""Steps after which an episode that has not ended is reported. Atari's longest have 27,000."""
+LENGTHS_EVERY = 1000
+"""Steps between two looks at the lengths of episodes."""
 
 
 class Decider(Protocol):
@@ -43,14 +50,24 @@ class ActingLoop:
         environments: the environments, stepped together.
         decider: chooses the actions.
         seed: seed of the environments.
+        long_episode: steps after which an episode that has not ended is logged.
     """
 
-    def __init__(self, environments: Environments, decider: Decider, *, seed: int) -> None:
+    def __init__(
+        self,
+        environments: Environments,
+        decider: Decider,
+        *,
+        seed: int,
+        long_episode: int = LONG_EPISODE,
+    ) -> None:
         self._decider = decider
+        self._long_episode = long_episode
         self._environments: Environments
         self._ignored: npt.NDArray[np.bool_]
         self._returns: npt.NDArray[np.float64]
         self.begin(environments, seed)
+        self._steps = 0
         self.env_steps = 0
         self.episodes = 0
         self.recent_returns: deque[float] = deque(maxlen=RECENT_EPISODES)
@@ -72,6 +89,13 @@ class ActingLoop:
         self._environments = environments
         self._ignored = np.zeros(environments.num_envs, dtype=np.bool_)
         self._returns = np.zeros(environments.num_envs)
+        self._lengths = np.zeros(environments.num_envs, dtype=np.int64)
+        self._report_at = self._long_episode
+
+    @property
+    def longest_episode(self) -> int:
+        """Steps of the longest episode that has not ended."""
+        return int(self._lengths.max())
 
     def step(self) -> list[Episode]:
         """Step all environments once; return the episodes that ended.
@@ -87,9 +111,24 @@ class ActingLoop:
         self._decider.observe(result)
         ended = (result.terminated | result.truncated) & ~self._ignored
         self._returns += result.rewards
+        self._lengths += 1
         self.env_steps += len(ended) - int(np.count_nonzero(self._ignored))
         self._ignored = ended  # their next step ignores its action and begins an episode
+        self._steps += 1
+        if self._steps % LENGTHS_EVERY == 0:
+            self._report_long_episode()
         return self._finish(ended, result.metrics) if ended.any() else []
+
+    def _report_long_episode(self) -> None:
+        """Log an episode that has lasted unusually long, at 100,000 steps, 200,000 and so on."""
+        if self.longest_episode < self._report_at:
+            return
+        self._report_at = 2 * self.longest_episode
+        log.warning(
+            "environment %d: its episode has not ended after %d steps, and has no return until "
+            "then; set env.max_episode_steps if episodes may be endless",
+            int(self._lengths.argmax()), self.longest_episode,
+        )  # fmt: skip
 
     def _finish(
         self, ended: npt.NDArray[np.bool_], metrics: Mapping[str, npt.NDArray[np.float64]]
@@ -99,6 +138,7 @@ class ActingLoop:
             for env in np.flatnonzero(ended).tolist()
         ]
         self._returns[ended] = 0.0
+        self._lengths[ended] = 0
         self.episodes += len(finished)
         self.recent_returns.extend(episode.episode_return for episode in finished)
         self.recent_metrics.extend(episode.metrics for episode in finished)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apex.cli.options import json_option, run_option, set_option
+from apex.cli.json_output import echo_json, json_option
+from apex.cli.options import run_option, set_option
 from apex.errors import UsageError
 from apex.host.escaping import printable
 from apex.runs.directory import find_run
@@ -66,7 +66,7 @@ def evaluate(
             name: {"mean": value, "values": [episode.metrics.get(name) for episode in played]}
             for name, value in means.items()
         }
-        click.echo(json.dumps({"mean_return": mean, "returns": returns, "metrics": metrics}))
+        echo_json({"mean_return": mean, "returns": returns, "metrics": metrics})
         return
     env_id, step = policy.manifest.env.env_id, policy.manifest.learner_step
     click.echo(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timezone
 from pathlib import Path
 
 import click
 
+from apex.cli.json_output import claim_stdout, echo_json, json_option
 from apex.cli.options import (
     complete_preset,
     complete_run,
-    json_option,
     own_code_options,
     own_code_settings,
     set_option,
@@ -47,8 +46,9 @@ def show_preset(name: str, resolved: bool) -> None:
     from apex.launch.preflight import try_config
     from apex.launch.prepare import configure
 
+    out = claim_stdout()  # making the environment may print
     trial = try_config(configure(loading.read_table(name)))
-    click.echo(loading.dump(trial.config), nl=False)
+    click.echo(loading.dump(trial.config), nl=False, file=out)
 
 
 @click.group()
@@ -93,7 +93,7 @@ def list_runs(as_json: bool) -> None:
     """List all runs, newest first."""
     rows = [_row(run) for run in all_runs()]
     if as_json:
-        click.echo(json.dumps(rows))
+        echo_json(rows)
         return
     if not rows:
         click.echo(f"no run in {runs_root()}/", err=True)

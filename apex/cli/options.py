@@ -116,5 +116,3 @@ set_option = click.option(
     metavar="SECTION.KEY=VALUE",
     help="Override one setting of the configuration; may be repeated.",
 )
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")

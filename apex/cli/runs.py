@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,9 +10,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from apex.cli.json_output import echo_json, json_option
 from apex.cli.options import (
     complete_run,
-    json_option,
     own_code_options,
     own_code_settings,
     preset_option,
@@ -57,7 +56,7 @@ def snapshot(run_path: Path | None, as_json: bool) -> None:
     assert isinstance(reply, SnapshotReply)
     saved, replay = reply.saved, reply.saved["replay"]
     if as_json:
-        click.echo(json.dumps(saved))
+        echo_json(saved)
     else:
         click.echo(f"checkpoint {saved['checkpoint']} at learner step {saved['learner_step']:,}")
         click.echo(

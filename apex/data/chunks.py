@@ -19,6 +19,31 @@ def good_priorities(priorities: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_
     return (priorities >= 0) & (priorities <= MAX_PRIORITY)
 
 
+REWARD_COLUMNS = ("reward", "n_step_return")
+"""Columns of rewards in transitions and in sequences."""
+LARGE_REWARD = 1e6
+"""Magnitude from which a reward is named as a possible cause of losses that are too large: its
+square loses the small rewards beside it in float32."""
+LARGE_REWARDS_REMEDY = (
+    "set env.clip_rewards = true, or divide the rewards in the environment, so that returns are "
+    "about -100 to 100"
+)
+
+
+def largest_reward(columns: Arrays) -> float:
+    """Largest magnitude of the rewards, or n-step returns, of items; 0 if they have none."""
+    return max((float(np.abs(columns[name]).max()) for name in REWARD_COLUMNS if name in columns),
+               default=0.0)  # fmt: skip
+
+
+def about_rewards(columns: Arrays) -> str:
+    """If the items' rewards are large: the clause of an error that names them and the remedy."""
+    largest = largest_reward(columns)
+    if largest < LARGE_REWARD:
+        return ""
+    return f"; rewards of these items reach {largest:g}: {LARGE_REWARDS_REMEDY}"
+
+
 BLOCK_HEADER = 4
 """Bytes of the block size before each compressed frame, little-endian."""
 BLOCK_HEADER_BYTES = np.arange(BLOCK_HEADER)
@@ -157,7 +182,11 @@ class Chunk:
                 f"{self.priorities.shape}"
             )
         if not good_priorities(self.priorities).all():
-            raise SchemaError(f"priorities must be between 0 and {MAX_PRIORITY:g}")
+            worst = self.priorities[~good_priorities(self.priorities)][0]
+            raise SchemaError(
+                f"priorities: expected 0 to {MAX_PRIORITY:g}, got {worst:g}"
+                + about_rewards(self.columns)
+            )
         schema.check_columns(self.columns, len(self))
         if (self.frames is None) != (schema.frames is None):
             expected = "frames" if self.frames is None else "no frames"

@@ -171,7 +171,7 @@ class Environments:
         except Exception as error:
             what = plugins.describe_error(error, PICTURES)
             raise EnvFaultError(f"{self.spec.env_id}: render {what}") from error
-        return [self._picture(one) for one in pictures or ()]
+        return [self._picture(one) for one in ([None] if pictures is None else pictures)]
 
     def _picture(self, returned: Any) -> npt.NDArray[np.uint8]:
         """Convert a picture to `[H, W, 3] uint8`; some environments return grey levels or floats.

@@ -159,8 +159,9 @@ def _registered(env_id: str, kwargs: dict[str, Any], max_episode_steps: int) -> 
         )
     if (vector := registered_vector(env_id, kwargs)) is not None:
         return vector
-    limit = {"max_episode_steps": max_episode_steps} if max_episode_steps else {}
-    return partial(gym.make, env_id, **kwargs, **limit)
+    if max_episode_steps:
+        kwargs = kwargs | {"max_episode_steps": max_episode_steps}
+    return partial(gym.make, env_id, **kwargs)
 
 
 def _checked(make: EnvFactory, max_episode_steps: int) -> gym.Env[Any, Any]:

@@ -147,7 +147,8 @@ class SerialVectorEnv(SyncVectorEnv):
         if isinstance(space, gym.spaces.Box):
             joined = np.empty((len(observations), *space.shape), space.dtype)
             return np.stack(observations, out=joined)
-        return concatenate(space, observations, create_empty_array(space, len(observations)))
+        out: Any = create_empty_array(space, len(observations))
+        return concatenate(space, observations, out)
 
     def close(self, **kwargs: Any) -> None:
         """Close all environments, also when closing one of them fails; then raise its error."""

@@ -17,6 +17,8 @@ import numpy.typing as npt
 from apex.acting.agent import greedy
 from apex.acting.exploration import evaluation_seed
 from apex.acting.loop import ActingLoop
+from apex.envs.activity import Activity, announced
+from apex.envs.recreation import close
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
 from apex.evaluation.trained_policy import TrainedPolicy, as_in_training
@@ -51,18 +53,21 @@ def play(
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # gymnasium's own drawing needs no window
     env = (as_in_training(policy.config) if training_env else policy.config).evaluation_env
-    environments = make_environments(env, 1, render=True)
-    try:
-        decider = greedy(policy.policy, environments.spec, env, 1)
-        loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
-        fps = environments.frames_per_second
-        yield Scene(environments.render()[0], fps, None)
-        while loop.episodes < episodes:
-            finished = loop.step()
-            result = finished[0].episode_return if finished else None
-            yield Scene(environments.render()[0], fps, result)
-    finally:
-        environments.close()
+    activity = Activity()
+    with announced(activity):
+        environments = make_environments(env, 1, render=True, activity=activity)
+        try:
+            policy.check_fits(environments.spec)
+            decider = greedy(policy.policy, environments.spec, env, 1)
+            loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
+            fps = environments.frames_per_second
+            yield Scene(environments.render()[0], fps, None)
+            while loop.episodes < episodes:
+                finished = loop.step()
+                result = finished[0].episode_return if finished else None
+                yield Scene(environments.render()[0], fps, result)
+        finally:
+            close(environments)
 
 
 def check_video(path: Path) -> None:

@@ -21,8 +21,11 @@ from apex.config import loading
 from apex.config.conversion import convert
 from apex.config.sections import Config
 from apex.data.schema import Array
+from apex.envs.activity import Activity, announced
+from apex.envs.recreation import close
 from apex.envs.registry import evaluation_factory, make_environments
-from apex.errors import UsageError
+from apex.envs.spec import EnvSpec
+from apex.errors import EnvError, UsageError
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions, with_absolute_paths
 from apex.runs import checkpoint
@@ -123,6 +126,16 @@ class TrainedPolicy:
             last_rewards[on] = seen[on]
         return Inputs(np.ascontiguousarray(observations), core_state, last_actions, last_rewards)
 
+    def check_fits(self, spec: EnvSpec) -> None:
+        """Raise `EnvError` unless an environment has the observations and actions of training."""
+        own = self.manifest.env
+        if (spec.policy_shape, spec.actions_text) != (own.policy_shape, own.actions_text):
+            raise EnvError(
+                f"{spec.env_id} has observations {spec.policy_shape} and {spec.actions_text}, but "
+                f"the policy was trained on {own.env_id} with {own.policy_shape} and "
+                f"{own.actions_text}; evaluate it on an environment like that one"
+            )
+
     def play(self, episodes: int, seed: int, extensions: Extensions = NONE) -> list[float]:
         """Play whole greedy episodes as `play_episodes` does; return their unclipped returns."""
         played = self.play_episodes(episodes, seed, extensions)
@@ -150,16 +163,17 @@ class TrainedPolicy:
         """
         num_envs = next(n for n in range(min(episodes, 8), 0, -1) if episodes % n == 0)
         config = as_in_training(self.config) if training_env else self.config
-        env = config.evaluation_env
-        environments = make_environments(
-            env, num_envs, evaluation_factory(config, extensions.make_env)
-        )
-        try:
-            decider = greedy(self.policy, environments.spec, env, num_envs)
-            loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
-            return play_episodes(loop, num_envs, episodes, lambda: True) or []
-        finally:
-            environments.close()
+        activity, env = Activity(), config.evaluation_env
+        factory = evaluation_factory(config, extensions.make_env)
+        with announced(activity):
+            environments = make_environments(env, num_envs, factory, activity=activity)
+            try:
+                self.check_fits(environments.spec)
+                decider = greedy(self.policy, environments.spec, env, num_envs)
+                loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
+                return play_episodes(loop, num_envs, episodes, lambda: True) or []
+            finally:
+                close(environments)
 
 
 def _mask(which: Which, count: int) -> npt.NDArray[np.bool_]:

@@ -21,6 +21,7 @@ from apex.acting.exploration import LadderPlace
 from apex.algos.base import Algorithm, Learner
 from apex.algos.registry import make_algorithm
 from apex.config.sections import ATARI_FIELDS, Config, EnvConfig
+from apex.data.chunks import LARGE_REWARD, LARGE_REWARDS_REMEDY
 from apex.data.schema import Array, Schema
 from apex.envs.activity import Activity, announced
 from apex.envs.base import Environments
@@ -102,7 +103,6 @@ def try_evaluation_environment(
             Extensions(factory),
             num_envs=min(2, config.evaluator.num_envs),
             steps=steps,
-            section="evaluator.env",
         )
     except EnvError as error:
         raise EnvError(f"evaluator.env: {error}") from None
@@ -125,7 +125,6 @@ def try_environment(
     *,
     num_envs: int = 2,
     steps: int = STEPS,
-    section: str = "env",
 ) -> tuple[EnvSpec, Array]:
     """Make environments and take random steps; return their spec and an observation `[1, …]`.
 
@@ -134,14 +133,6 @@ def try_environment(
     Raises:
         EnvError: the environment cannot be made, or failed.
     """
-    default = EnvConfig(id=config.id)
-    ignored = [name for name in ATARI_FIELDS if getattr(config, name) != getattr(default, name)]
-    if ignored and not config.id.startswith("ALE/"):
-        log.warning(
-            "%s: ignored, as these keys apply to Atari games (ALE/...) only; change the "
-            "environment itself, with wrappers or env.kwargs",
-            ", ".join(f"{section}.{name}" for name in ignored),
-        )
     activity = Activity()
     with announced(activity, each_call=False):
         environments = make_environments(config, num_envs, extensions.make_env, activity=activity)
@@ -149,11 +140,18 @@ def try_environment(
         observation = np.zeros((1, *spec.observation_shape), spec.observation_dtype)
         try:
             if steps:
-                observation = play_randomly(environments, steps)[:1]
+                observations, largest = play_randomly(environments, steps)
+                observation = observations[:1]
+                if largest >= LARGE_REWARD and not config.clip_rewards:
+                    log.warning(
+                        "%s: rewards reach %g in the first steps: %s",
+                        spec.env_id, largest, LARGE_REWARDS_REMEDY,
+                    )  # fmt: skip
         except EnvFaultError as error:
             raise EnvError(str(error)) from None
         finally:
             close(environments)
+    _warn_of_ignored_keys(config)
     if spec.observation_dtype == "float32" and len(spec.observation_shape) == 3:
         log.warning(
             "%s: float observations %s are treated as vectors; if they are images, return uint8",
@@ -162,10 +160,22 @@ def try_environment(
     return spec, observation
 
 
+def _warn_of_ignored_keys(config: EnvConfig) -> None:
+    """Warn of Atari's settings on an environment that is not one of ALE's."""
+    default = EnvConfig(id=config.id)
+    ignored = [name for name in ATARI_FIELDS if getattr(config, name) != getattr(default, name)]
+    if ignored and not config.id.startswith("ALE/"):
+        log.warning(
+            "%s: ignored, as these keys apply to Atari games (ALE/...) only; change the "
+            "environment itself, with wrappers or env.kwargs",
+            ", ".join(f"env.{name}" for name in ignored),
+        )
+
+
 def play_randomly(
     environments: Environments, steps: int, clock: Callable[[], float] = time.monotonic
-) -> Array:
-    """Take random steps; return the last observations `[E, …]`.
+) -> tuple[Array, float]:
+    """Take random steps; return the last observations `[E, …]` and the largest reward's magnitude.
 
     Args:
         environments: reset here.
@@ -178,12 +188,14 @@ def play_randomly(
     """
     rng, until = np.random.default_rng(0), clock() + MORE_S
     observations, ended, begun_again, taken = environments.reset(seed=0), False, False, 0
+    largest = 0.0
     while taken < steps or not (begun_again or taken >= MORE_STEPS or clock() >= until):
         result = environments.step(environments.spec.random_actions(environments.num_envs, rng))
         observations, begun_again = result.observations, begun_again or ended
         ended = ended or bool((result.terminated | result.truncated).any())
+        largest = max(largest, float(np.abs(result.rewards).max()))
         taken += 1
-    return observations
+    return observations, largest
 
 
 def try_algorithm(algorithm: Algorithm, observation: Array) -> None:

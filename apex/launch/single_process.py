@@ -27,6 +27,8 @@ from apex.daemons.learner.prefetcher import PriorityWriter, prepare
 from apex.daemons.learner.trainer import Trainer, begin_training
 from apex.daemons.metrics import MetricsLog
 from apex.daemons.periodic import Every
+from apex.envs.activity import Activity, announced
+from apex.envs.recreation import close
 from apex.envs.registry import evaluation_factory, make_environments
 from apex.errors import CorruptItemsError
 from apex.networks import parameters
@@ -51,7 +53,7 @@ class _Actor:
         agent = make_agent(algorithm, config, run.policy.core_size, slot, incarnation=0)
         self.decider = LocalDecider(run.policy, agent)
         self.environments = make_environments(
-            config.env, config.actor.num_envs, extensions.make_env
+            config.env, config.actor.num_envs, extensions.make_env, activity=run.activity
         )
         seed = environments_seed(config.run.seed, slot, incarnation=0)
         self.loop = ActingLoop(self.environments, self.decider, seed=seed)
@@ -105,9 +107,12 @@ class SerialRun:
         self._priorities = _TablePriorities(self.table)
         self.policy, self.evaluated_policy = algorithm.policy(), algorithm.policy()
         self.evaluated_policy.to(evaluation_device(config, self._facts.env, self.evaluated_policy))
-        self._actors = [
-            _Actor(self, slot, algorithm, extensions) for slot in range(config.actor.count)
-        ]
+        self.activity = Activity()
+        """What the environments are doing; a long wait for one is logged."""
+        with announced(self.activity):
+            self._actors = [
+                _Actor(self, slot, algorithm, extensions) for slot in range(config.actor.count)
+            ]
         self._acting: Publication | None = None
         self._best: float | None = None
         self._metrics = {
@@ -138,11 +143,12 @@ class SerialRun:
             self._evaluate_newest: Every(self.config.evaluator.period_s, self._clock),
         }
         try:
-            while self.trainer.outcome is None:
-                self._turn()
-                for what, period in due.items():
-                    if period.due():
-                        what()
+            with announced(self.activity):
+                while self.trainer.outcome is None:
+                    self._turn()
+                    for what, period in due.items():
+                        if period.due():
+                            what()
             self._log()
             self.trainer.save()
         finally:
@@ -152,7 +158,7 @@ class SerialRun:
     def close(self) -> None:
         """Close the environments and the metrics files."""
         for actor in self._actors:
-            actor.environments.close()
+            close(actor.environments)
         for metrics in self._metrics.values():
             metrics.close()
 
@@ -224,7 +230,7 @@ class SerialRun:
         self.evaluated_policy.load(parameters.decode(publication.data))
         env = self.config.evaluation_env
         factory = evaluation_factory(self.config, self._extensions.make_env)
-        environments = make_environments(env, config.num_envs, factory)
+        environments = make_environments(env, config.num_envs, factory, activity=self.activity)
         seed = evaluation_seed(self.config.run.seed, publication.param_version)
         try:
             decider = greedy(self.evaluated_policy, environments.spec, env, config.num_envs)
@@ -233,7 +239,7 @@ class SerialRun:
                 loop, config.num_envs, config.episodes, lambda: self.trainer.outcome is None
             )
         finally:
-            environments.close()
+            close(environments)
 
     def _log(self) -> None:
         trainer = self.trainer

@@ -280,3 +280,10 @@ def test_missing_device_of_evaluations_is_refused_by_its_setting():
     config = preset_config("cartpole", ["evaluator.device=cuda:77"])
     with pytest.raises(ConfigError, match=r"evaluator\.device = 'cuda:77': cannot use this device"):
         evaluation_device(config, VECTORS, QPolicy(torch.nn.Linear(3, 4)))
+
+
+def test_heartbeats_carry_the_steps_of_the_longest_unfinished_episode(run):
+    beats = evaluated(run, publication(run, 3, GOOD)).beats
+    steps = [beat.env_steps for beat in beats if beat.phase == "evaluating"]
+    assert set(steps) >= {0, 1, 2} and max(steps) <= 3, "episodes have three steps"
+    assert {beat.env_steps for beat in beats if beat.phase == "idle"} == {0}

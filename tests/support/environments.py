@@ -55,6 +55,32 @@ class InfoVaries(Counted):
         return observation, reward, terminated, truncated, info
 
 
+class PaysMuch(Counted):
+    """Rewards each step with `reward`, and takes whatever action its space has.
+
+    Args:
+        reward: the reward.
+        continuous: whether actions are a Box instead of two choices.
+    """
+
+    def __init__(self, reward: float, *, continuous: bool = False) -> None:
+        super().__init__()
+        self._reward = reward
+        if continuous:
+            self.action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def step(self, action: Any) -> Any:
+        observation, _, terminated, truncated, info = super().step(action)
+        return observation, self._reward, terminated, truncated, info
+
+
+class CloseFails(Counted):
+    """Raises when it is closed, as some simulators do."""
+
+    def close(self) -> None:
+        raise RuntimeError("close failed")
+
+
 def own(
     kind: Any, num_envs: int = 2, *, activity: Activity | None = None, **fields: Any
 ) -> Environments:

@@ -255,6 +255,10 @@ def test_evaluator_has_no_slot_and_is_not_listed_as_an_actor():
     assert membership.actors() == () and membership.evaluator().phase is None
     membership.heartbeat(hello("evaluator", "evaluator"), Heartbeat(phase="evaluating"))
     assert membership.actors() == () and membership.evaluator().phase == "evaluating"
+    assert membership.evaluator().episode_steps == 0
+    evaluating = Heartbeat(phase="evaluating", env_steps=70_000)
+    membership.heartbeat(hello("evaluator", "evaluator"), evaluating)
+    assert membership.evaluator().episode_steps == 70_000 and membership.env_steps == 0
     assert membership.greet(hello("extra")).slot == 1
 
 

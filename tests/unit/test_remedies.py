@@ -26,7 +26,7 @@ class Sized(Counted):
         return np.zeros(self.observation_space.shape, np.float32)
 
 
-FILE = "from tests.unit.test_remedies import Sized\n"
+FILE = f"from {__name__} import Sized\n"
 
 
 def test_missing_argument_names_env_kwargs_and_setting_it_helps(tmp_path):
@@ -137,7 +137,7 @@ class NoPicture(Counted):
 def picture(kind: Any, tmp_path: Any) -> np.ndarray:
     """The first picture of an environment that a file names, as `apex enjoy --video` makes it."""
     file = tmp_path / "drawn.py"
-    file.write_text(f"from tests.unit.test_remedies import {kind.__name__}\n")
+    file.write_text(f"from {__name__} import {kind.__name__}\n")
     config = EnvConfig(id=f"{file}:{kind.__name__}")
     environments = make_environments(config, 1, render=True)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from apex.config.sections import EnvConfig
 from apex.errors import EnvError
 from apex.launch import prepare
 from apex.launch.preflight import play_randomly, try_config, try_environment
-from apex.plugins import Extensions
-from tests.support.environments import Counted, InfoVaries, own
+from apex.plugins import NONE, Extensions
+from tests.support.environments import Counted, InfoVaries, PaysMuch, own
 
 OWN = EnvConfig(id="factory:own")
 
@@ -75,8 +76,25 @@ class Long(Counted):
 
 def test_trial_of_long_or_slow_episodes_ends():
     environments = own(Long)
-    assert play_randomly(environments, 3, lambda: 0.0)[:, 0].tolist() == [50, 50]
+    assert play_randomly(environments, 3, lambda: 0.0)[0][:, 0].tolist() == [50, 50]
     # The clock is first read after three steps: at 0.6 s, and after the fourth at 1.2 s.
     slow = iter([0.0, *(0.6 * n for n in range(1, 100))])
-    assert play_randomly(environments, 3, lambda: next(slow))[:, 0].tolist() == [4, 4]
+    assert play_randomly(environments, 3, lambda: next(slow))[0][:, 0].tolist() == [4, 4]
     environments.close()
+
+
+def test_rewards_that_are_too_large_are_named_with_the_remedy_unless_they_are_clipped(caplog):
+    for reward in (1e5, 1e12):
+        try_environment(OWN, Extensions(partial(PaysMuch, reward)))
+    clipped = EnvConfig(id=OWN.id, clip_rewards=True)
+    try_environment(clipped, Extensions(partial(PaysMuch, 1e12)))
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("factory:own: rewards reach 1e+12 in the first steps: set env.clip_rew")
+
+
+def test_settings_that_only_atari_has_are_named_after_the_environment_was_made(caplog):
+    with pytest.raises(EnvError, match="write ALE/Pong-v5"):
+        try_environment(EnvConfig(id="Pong-v5", noop_max=0), NONE)
+    assert caplog.records == []
+    try_environment(EnvConfig(id=OWN.id, noop_max=0), Extensions(Counted))
+    assert caplog.records[0].getMessage().startswith("env.noop_max: ignored")

@@ -97,6 +97,8 @@ class EvaluatorDaemon:
         """When to request parameters for the next evaluation."""
         self._count = 0
         self._phase: Phase = "idle"
+        self._loop: ActingLoop | None = None
+        """Of the evaluation that is running."""
         service.between_calls = self._heartbeat
 
     def run(self) -> None:
@@ -161,7 +163,11 @@ class EvaluatorDaemon:
         return self._learner.poll()
 
     def _heartbeat(self) -> None:
-        beat = Heartbeat(phase=self._phase, env_faults=self._recreation.faults)
+        beat = Heartbeat(
+            phase=self._phase,
+            env_steps=self._loop.longest_episode if self._loop is not None else 0,
+            env_faults=self._recreation.faults,
+        )
         self._learner.heartbeat(lambda: beat)
 
     def evaluate(self, publication: Publication) -> None:
@@ -172,12 +178,15 @@ class EvaluatorDaemon:
         log.info("learner step %d: playing %d episodes", publication.learner_step, config.episodes)
         self._policy.load(parameters.decode(publication.data))
         faults = self._recreation.faults
-        loop = ActingLoop(
+        self._loop = loop = ActingLoop(
             self._environments,
             greedy(self._policy, self._environments.spec, self._env, config.num_envs),
             seed=evaluation_seed(self._config.run.seed, publication.param_version, faults),
         )
-        episodes = play_episodes(loop, config.num_envs, config.episodes, self._proceed)
+        try:
+            episodes = play_episodes(loop, config.num_envs, config.episodes, self._proceed)
+        finally:
+            self._loop = None
         if episodes is None:
             return
         self._count += 1

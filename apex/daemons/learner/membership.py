@@ -215,4 +215,5 @@ class Membership:
             mean_return=self._last_evaluation,
             best_mean_return=self.best_return,
             metrics=self._last_metrics,
+            episode_steps=newest.env_steps if newest is not None else 0,
         )

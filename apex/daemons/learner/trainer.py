@@ -26,7 +26,8 @@ from apex.daemons.learner.parameter_versions import PublicationBoard, VersionCou
 from apex.daemons.learner.prefetcher import Batch
 from apex.daemons.learner.publisher import Publisher, TrainingTime
 from apex.daemons.periodic import Every
-from apex.data.chunks import good_priorities
+from apex.data.chunks import about_rewards, good_priorities
+from apex.data.schema import Arrays
 from apex.errors import ConfigError, DivergedError
 from apex.execution.execution import Execution
 from apex.execution.settings import make_execution, use_precision
@@ -72,6 +73,8 @@ class _Pending(NamedTuple):
     """Learner steps of the policies that made the items."""
     priorities: HostCopy
     metrics: Mapping[str, Any]
+    rewards: Arrays
+    """See `Batch`."""
 
 
 def begin_training(config: Config) -> torch.device:
@@ -217,7 +220,14 @@ class Trainer:
         check_priorities(update, len(batch.item_ids), self._learner)
         copy = self._host_copies.copy(update.priorities)
         self._pending.append(
-            _Pending(self.learner_step, batch.item_ids, batch.learner_steps, copy, update.metrics)
+            _Pending(
+                self.learner_step,
+                batch.item_ids,
+                batch.learner_steps,
+                copy,
+                update.metrics,
+                batch.rewards,
+            )
         )
         self.learner_step += 1
         if not self._process_pending(self._lag):
@@ -238,13 +248,14 @@ class Trainer:
         self.metrics = update.metrics
         good = good_priorities(priorities)
         if not good.all() and (not good.any() or not self._learner.is_finite()):
-            self._roll_back(update.learner_step)
+            self._roll_back(update.learner_step, about_rewards(update.rewards))
             return False
         if not good.all():
             log.warning(
                 "%d items give an invalid priority (negative, not finite or too large) although "
-                "the network is finite: their priority is set to 0",
+                "the network is finite: their priority is set to 0%s",
                 (~good).sum(),
+                about_rewards(update.rewards),
             )
             self._priorities.reject(item_ids[~good].tolist())
         self._publisher.prove(update.learner_step)
@@ -254,10 +265,14 @@ class Trainer:
         self.item_staleness = float(age.mean())
         return True
 
-    def _roll_back(self, learner_step: int) -> None:
+    def _roll_back(self, learner_step: int, reason: str) -> None:
         """Roll back to the last valid checkpoint after a loss that is not finite, once per start.
 
         Parameters of the diverged network are neither published nor saved.
+
+        Args:
+            learner_step: step of the update with that loss.
+            reason: a clause about large rewards, or empty.
 
         Raises:
             DivergedError: the run was rolled back before, or there is no checkpoint yet.
@@ -266,7 +281,7 @@ class Trainer:
         folder = self._run.checkpoints
         checkpoint.remove_from(folder, "step", learner_step)
         found = checkpoint.newest(folder)
-        what = f"the loss at learner step {learner_step} is not finite"
+        what = f"the loss at learner step {learner_step} is not finite{reason}"
         if self.rollbacks or found is None:
             state = "again, after one rollback" if self.rollbacks else "before any checkpoint"
             raise DivergedError(

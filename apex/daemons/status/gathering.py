@@ -16,7 +16,7 @@ from apex.daemons.catalog import ACTOR, EVALUATOR, INFERENCE, LEARNER, REPLAY, D
 from apex.daemons.catalog import daemon_names as configured_names
 from apex.daemons.operator_client import ask
 from apex.daemons.status.bottleneck import bottleneck
-from apex.daemons.status.health import alarms, health
+from apex.daemons.status.health import alarms, configured_alarms, health
 from apex.daemons.status.last_figures import LastFigures, last_records
 from apex.daemons.status.reports import (
     ActorReport,
@@ -159,7 +159,12 @@ class _Gathering:
 
     def _with_assessment(self, status: RunStatus) -> RunStatus:
         """Add bottleneck, alarms and health."""
-        found = (*self._problems, *alarms(status), *self._crash_alarms(status))
+        found = (
+            *self._problems,
+            *alarms(status),
+            *configured_alarms(status, self._config),
+            *self._crash_alarms(status),
+        )
         last = None if self._last is None else self._last.bottleneck(self._config.replay.min_size)
         summary = replace(status.run, alarms=found, bottleneck=last or bottleneck(status))
         status = replace(status, run=summary)
