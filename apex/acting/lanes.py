@@ -66,6 +66,12 @@ class Lanes:
         parts = [(agent.exploration, 1) for agent in agents if agent.exploration is not None]
         return JoinedExploration(parts) if parts else None
 
+    def describe(self) -> str:
+        """The exploration of the first and the last environment, for the log."""
+        ends = (self._agents[0].exploration, self._agents[-1].exploration)
+        texts = [end.describe() for end in ends if end is not None]
+        return " … ".join(dict.fromkeys(texts)) or "greedy"
+
     def begin(self, lane: int, observation: Any) -> None:
         """Begin an episode in one environment."""
         self._agents[lane].begin(observation)

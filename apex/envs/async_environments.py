@@ -67,6 +67,7 @@ class _Lane:
     """What the process has been asked for and has not answered; empty: nothing."""
     waited_s: float = 0.0
     """Seconds that its answer has been waited for."""
+    faults: int = 0
     due: float = float("-inf")
     """When to start a process, if there is none."""
     ending: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -114,7 +115,8 @@ class AsyncEnvironments:
 
         Args:
             seed_of: the seed of the first environment after a number of faults; environment e gets
-                this seed + e, as when all are stepped together.
+                the one after its own faults, + e. Without faults, these are the seeds of
+                environments that are stepped together.
         """
         self._seed_of = seed_of
         for lane in self._lanes:
@@ -195,7 +197,7 @@ class AsyncEnvironments:
         if isinstance(message, Made):
             if message.spec != self.spec:
                 return self._fail(lane, f"expected {self.spec}, got {message.spec}")
-            seed = self._seed_of(self.faults) + lane.index
+            seed = self._seed_of(lane.faults) + lane.index
             self._ask(lane, "reset", Reset(seed=seed))
             return None
         if isinstance(message, Stepped):
@@ -235,6 +237,7 @@ class AsyncEnvironments:
         """End a lane's process, and have another one started after a delay."""
         self._end(lane)
         self.faults += 1
+        lane.faults += 1
         delay = lane.backoff.next()
         lane.due = self._clock() + delay
         log.error(

@@ -136,8 +136,9 @@ class Pipe:
     def _complete(self) -> bool:
         if len(self._received) < LENGTHS.size:
             return False
-        sizes: tuple[int, ...] = LENGTHS.unpack_from(self._received)
-        return len(self._received) >= LENGTHS.size + sum(sizes)
+        header_bytes, body_bytes = LENGTHS.unpack_from(self._received)
+        whole: int = LENGTHS.size + header_bytes + body_bytes
+        return len(self._received) >= whole
 
     def _take(self) -> tuple[AnyPipeMessage, Arrays]:
         header_bytes, body_bytes = LENGTHS.unpack_from(self._received)

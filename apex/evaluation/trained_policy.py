@@ -156,8 +156,8 @@ class TrainedPolicy:
         seen, trained = spec.observations_text, own.observations_text
         if (seen, spec.actions_text) != (trained, own.actions_text):
             raise EnvError(
-                f"{spec.env_id} has observations {seen} and {spec.actions_text}, but the policy was "
-                f"trained on {own.env_id} with {trained} and {own.actions_text}; evaluate it on an "
+                f"{spec.env_id} has observations {seen} and {spec.actions_text}, but the policy "
+                f"was trained on {own.env_id} with {trained} and {own.actions_text}; evaluate it on an "
                 "environment like that one"
             )
 
@@ -188,8 +188,8 @@ class TrainedPolicy:
         """
         num_envs = next(n for n in range(min(episodes, 8), 0, -1) if episodes % n == 0)
         config = as_in_training(self.config) if training_env else self.config
-        env, factory = config.evaluation_env, evaluation_factory(config, extensions.make_env)
-        activity = Activity()
+        activity, env = Activity(), config.evaluation_env
+        factory = evaluation_factory(config, extensions.make_env)
         with announced(activity):
             environments = make_environments(env, num_envs, factory, activity=activity)
             try:

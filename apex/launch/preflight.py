@@ -106,7 +106,6 @@ def try_evaluation_environment(
             Extensions(factory),
             num_envs=min(2, config.evaluator.num_envs),
             steps=steps,
-            section="evaluator.env",
         )
     except EnvError as error:
         raise EnvError(f"evaluator.env: {error}") from None
@@ -129,7 +128,6 @@ def try_environment(
     *,
     num_envs: int = 2,
     steps: int = STEPS,
-    section: str = "env",
 ) -> tuple[EnvConfig, EnvSpec, Observations]:
     """Make environments and take random steps.
 
@@ -155,7 +153,7 @@ def try_environment(
         elif config.action_masks is None:
             config = msgspec.structs.replace(config, action_masks=False)
     assert observation is not None
-    _warn_of_ignored_keys(config, section)
+    _warn_of_ignored_keys(config)
     for part in spec.arrays:
         if part.dtype == "float32" and len(part.shape) == 3:
             log.warning(
@@ -196,7 +194,7 @@ def _try_steps(
     return spec, map_arrays(lambda array: array[:1], observations)
 
 
-def _warn_of_ignored_keys(config: EnvConfig, section: str) -> None:
+def _warn_of_ignored_keys(config: EnvConfig) -> None:
     """Warn of Atari's settings on an environment that is not one of ALE's."""
     default = EnvConfig(id=config.id)
     ignored = [name for name in ATARI_FIELDS if getattr(config, name) != getattr(default, name)]
@@ -204,7 +202,7 @@ def _warn_of_ignored_keys(config: EnvConfig, section: str) -> None:
         log.warning(
             "%s: ignored, as these keys apply to Atari games (ALE/...) only; change the "
             "environment itself, with wrappers or env.kwargs",
-            ", ".join(f"{section}.{name}" for name in ignored),
+            ", ".join(f"env.{name}" for name in ignored),
         )
 
 

@@ -76,7 +76,7 @@ def spec_of(config: EnvConfig) -> EnvSpec:
 def lanes(
     num_envs: int, timeout_s: float = PATIENCE_S, **kwargs: int
 ) -> Iterator[tuple[AsyncEnvironments, LaneLoop, list[Recorder]]]:
-    """Environments with the seeds 10, 11, …, and after F faults 100 F + 10, 100 F + 11, …"""
+    """Environments with the seeds 10, 11, …, and 110, 111, … after a fault of their own."""
     config = EnvConfig(id=ID, kwargs=kwargs)
     environments = AsyncEnvironments(config, num_envs, spec_of(config), timeout_s)
     recorders = [Recorder() for _ in range(num_envs)]
@@ -116,7 +116,7 @@ def test_slow_hung_and_dead_environments_stop_no_other(caplog):
     for lane, seeds in before_and_after.items():
         first, later = seeds[:3], set(seeds[3:])
         assert first == [10.0 + lane] * 3, "two steps, and the one that has no result"
-        assert later <= {110.0 + lane, 210.0 + lane} and len(later) == 1
+        assert later == {110.0 + lane}
         cut = steps[lane][2]
         assert cut.truncated[0] or cut.ignored[0], "its episode is cut where it failed"
     assert all(episode.episode_return == 5.0 for episode in finished)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from apex.acting.agent import Agent, LocalDecider
-from apex.acting.decisions import Exploration, exploration_metrics
+from apex.acting.decisions import exploration_metrics
 from apex.acting.lanes import Lanes
 from apex.acting.normalization import MomentCollector
 from apex.algos.agent_factory import make_agent, make_lanes
@@ -105,17 +105,13 @@ class LocalInference:
                 self._collector,
             )  # fmt: skip
             self._lanes = Lanes(self._policy, agents, self.learner_step, self._on_lane_items)
-            return self._describe(self._lanes.exploration())
+            return self._lanes.describe()
         agent = make_agent(
             self._algorithm, self._config, self._policy.core_size, slot, incarnation,
             collector=self._collector,
         )  # fmt: skip
         self._decider = LocalDecider(self._policy, agent, self.learner_step)
-        return self._describe(agent.exploration)
-
-    @staticmethod
-    def _describe(exploration: Exploration | None) -> str:
-        return "greedy" if exploration is None else exploration.describe()
+        return agent.exploration.describe() if agent.exploration else "greedy"
 
     def _on_lane_items(self, chunks: list[Chunk]) -> None:
         self._backlog.put(chunks)

@@ -214,6 +214,6 @@ class Membership:
             episodes=self._evaluations,
             mean_return=self._last_evaluation,
             best_mean_return=self.best_return,
-            episode_steps=newest.env_steps if newest is not None else 0,
             metrics=self._last_metrics,
+            episode_steps=newest.env_steps if newest is not None else 0,
         )

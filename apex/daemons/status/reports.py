@@ -88,10 +88,10 @@ class EvaluationsReport(Report, frozen=True, kw_only=True):
     mean_return: float | None = None
     """Mean return of the last evaluation."""
     best_mean_return: float | None = None
-    episode_steps: int = 0
-    """Steps of the longest unfinished episode of the evaluation that is running."""
     metrics: dict[str, float] = {}
     """Mean of each measured scalar of `info` in the last evaluation."""
+    episode_steps: int = 0
+    """Steps of the longest unfinished episode of the evaluation that is running."""
 
 
 class LearnerAnswer(Report, frozen=True, kw_only=True):
