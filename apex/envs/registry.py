@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from apex import plugins
 from apex.config.sections import EnvConfig
+from apex.envs import sets
 from apex.envs.atari import make_atari
 from apex.envs.base import Environments
 from apex.envs.env_checks import Checked
@@ -46,7 +47,7 @@ def make_environments(
         if factory is None and config.id.startswith("ALE/"):
             return make_atari(config, num_envs, render=render)
         kwargs = config.kwargs | ({"render_mode": "rgb_array"} if render else {})
-        make = factory or _factory(config.id, kwargs)
+        make = factory or _factory(sets.resolve(config.id), kwargs)
         vector = SyncVectorEnv(
             [lambda: _checked(make())] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP
         )
