@@ -78,7 +78,7 @@ $(ENVS)/%/.installed: setup.cfg constraints.txt | $(STAMP)
 
 test-envs: $(or $(SET:%=$(ENVS)/%/.installed),$(SETS:%=$(ENVS)/%/.installed))  ## install and try each set of environments; one: make test-envs SET=minigrid
 	@for set in $(or $(SET),$(SETS)); do \
-		MUJOCO_GL=$${MUJOCO_GL:-disable} $(ENVS)/$$set/bin/python -m pytest -k $$set tests/environments \
+		MUJOCO_GL=$${MUJOCO_GL:-disable} $(ENVS)/$$set/bin/python -m pytest -k "$$set or wrappers" tests/environments \
 		|| exit 1; done
 
 test-atari-games: $(STAMP)  ## make, step and evaluate all 104 Atari games; the table goes to benchmarks/environments

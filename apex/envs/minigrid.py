@@ -15,7 +15,7 @@ import gymnasium as gym
 import numpy as np
 from minigrid.core.actions import Actions
 from minigrid.core.constants import COLOR_TO_IDX, OBJECT_TO_IDX, STATE_TO_IDX
-from minigrid.core.world_object import Box, Door
+from minigrid.core.world_object import Box, Door, Key
 from minigrid.envs import GoToDoorEnv, GoToObjectEnv, MemoryEnv
 
 from apex.data.schema import Array
@@ -24,7 +24,7 @@ SIZES = (len(OBJECT_TO_IDX), len(COLOR_TO_IDX), len(STATE_TO_IDX))
 """Values of a cell's three numbers: kind of object, colour, state of a door."""
 OFFSETS = np.array([0, SIZES[0], SIZES[0] + SIZES[1]])
 USE_DONE = (GoToDoorEnv, GoToObjectEnv)
-"""Environments in which the action `done` has an effect."""
+"""Environments that reward the action `done`."""
 
 
 class Grid(gym.Wrapper[Any, Any, Any, Any]):
@@ -35,9 +35,9 @@ class Grid(gym.Wrapper[Any, Any, Any, Any]):
     - `image`: `[H, W, 20] uint8`, 0 or 255: object, colour and state of each cell, one-hot
     - `direction`: 0 to 3, where the agent looks
     - `mission`: what varies in the mission, such as a colour, as choices; missing if nothing does
-    - `action_mask`: `[A] int8`, 1 for the actions that can change something. Turns and `forward`
-      always can; `pickup`, `drop` and `toggle` depend on the cell in front; `done` is in use in
-      GoToDoor and GoToObject only.
+    - `action_mask`: `[A] int8`. Turns and `forward` are always allowed, `pickup`, `drop` and
+      `toggle` where they move or open something, and `done` in GoToDoor and GoToObject, the only
+      environments that reward it
 
     Args:
         env: an environment of MiniGrid.
@@ -83,18 +83,23 @@ class Grid(gym.Wrapper[Any, Any, Any, Any]):
         return numbers
 
     def action_mask(self) -> Array:
-        """The actions that can change something now, `[A] int8`."""
+        """The actions that are allowed now, `[A] int8` of 0 and 1."""
         grid: Any = self.env.unwrapped
         front, carries = grid.grid.get(*grid.front_pos), grid.carrying is not None
         mask = np.ones(len(Actions), dtype=np.int8)
         takes = front is not None and front.can_pickup() and not carries
-        # MemoryEnv ends an episode at the place of the agent, whatever the action; it turns
-        # `pickup` into `toggle`.
-        mask[Actions.pickup] = takes and not isinstance(grid, MemoryEnv)
+        mask[Actions.pickup] = takes and not isinstance(grid, MemoryEnv)  # there it is a toggle
         mask[Actions.drop] = carries and front is None
-        mask[Actions.toggle] = isinstance(front, (Door, Box))
+        mask[Actions.toggle] = _opens(front, grid.carrying)
         mask[Actions.done] = isinstance(grid, USE_DONE)
         return mask[: self._num_actions]
+
+
+def _opens(front: Any, carrying: Any) -> bool:
+    """Whether `toggle` has an effect on the cell in front, with what the agent carries."""
+    if isinstance(front, Door) and front.is_locked:
+        return isinstance(carrying, Key) and carrying.color == front.color
+    return isinstance(front, (Door, Box))
 
 
 def _one_hot(image: Array) -> Array:

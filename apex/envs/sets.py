@@ -133,8 +133,8 @@ SETS = (
         pattern=r"dm_control/.*",
         examples=("dm_control/cartpole-swingup-v0", "dm_control/cheetah-run-v0"),
         extra="dm-control",
-        # Without quadruped-escape: dm_control 1.0.34 uses what NumPy 2.4 does not have any more.
-        listed=r"dm_control/(?!compatibility|quadruped-escape)\w+-\w+-v0",
+        # Without quadruped: in dm_control 1.0.34 it needs numpy.in1d, which NumPy 2.4 removed.
+        listed=r"dm_control/(?!compatibility|quadruped)\w+-\w+-v0",
         registration="shimmy",
         wrappers="apex.envs.dm_control",
     ),

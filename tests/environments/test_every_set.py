@@ -49,7 +49,7 @@ def test_every_environment_of_a_set_makes_items_and_is_evaluated(one: Environmen
             assert found.evaluation is not None or found.evaluated >= LIMIT, found
         except (ApexError, AssertionError) as error:
             faults[env_id] = str(error)
-    assert not faults
+    assert not faults, "\n".join(f"{env_id}: {fault}" for env_id, fault in faults.items())
 
 
 @pytest.mark.parametrize("one", OTHERS, ids=named)
