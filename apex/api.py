@@ -52,7 +52,7 @@ from apex.config.sections import (
 )
 from apex.data.chunks import Items
 from apex.data.schema import Array, Column, FramesColumn, Schema
-from apex.envs.spec import EnvSpec
+from apex.envs.spec import EnvSpec, ObservationPart
 from apex.errors import ConfigError, CorruptItemsError, EnvError
 from apex.evaluation.trained_policy import TrainedPolicy, load_policy
 from apex.networks.actor_critic import ActorCriticNetwork
@@ -61,7 +61,8 @@ from apex.networks.dueling import DuelingQNetwork
 from apex.networks.recurrent_cores import SequenceInputs
 from apex.networks.recurrent_dueling import RecurrentDuelingQNetwork
 from apex.networks.sequence import Layers, SequenceNetwork
-from apex.networks.torsos import ImageTorso, VectorTorso, mlp, torso
+from apex.networks.torsos import Encoders, ImageTorso, VectorTorso, mlp, torso
+from apex.ops.action_masks import FORBIDDEN_LOGIT, masked_values
 from apex.ops.deterministic_policy_gradient import deterministic_policy_gradient_loss
 from apex.ops.double_q_learning import (
     double_q_td_error,
@@ -78,6 +79,7 @@ from apex.ops.vtrace import importance_ratios, vtrace
 
 __all__ = [
     "CORE_STATE",
+    "FORBIDDEN_LOGIT",
     "MAX_Q",
     "Q_VALUE",
     "R2D2",
@@ -95,6 +97,7 @@ __all__ = [
     "DeterministicLayers",
     "DeterministicNetwork",
     "DuelingQNetwork",
+    "Encoders",
     "EnvError",
     "EnvSpec",
     "EpsilonGreedy",
@@ -114,6 +117,7 @@ __all__ = [
     "NStepAccumulator",
     "NonNegativeFloat",
     "NonNegativeInt",
+    "ObservationPart",
     "Optimization",
     "OptimizerConfig",
     "Policy",
@@ -153,6 +157,7 @@ __all__ = [
     "importance_weights",
     "learning_inputs",
     "load_policy",
+    "masked_values",
     "mlp",
     "n_step_targets",
     "nn",

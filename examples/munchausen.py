@@ -37,7 +37,7 @@ class Munchausen(QAlgorithm):
         """Lower bound of tau times the log-policy, before it is added; the upper bound is 0."""
 
     def network(self) -> nn.Module:
-        below = torso(self.spec, self.config.conv)
+        below = torso(self.spec, self.config.conv, encoders=self.encoders())
         layers, features = mlp(below.out_features, self.config.hidden)
         return nn.Sequential(below, layers, nn.Linear(features, self.spec.num_actions))
 

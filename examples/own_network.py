@@ -14,7 +14,7 @@ class WideDQN(ApexDQN):
 
     def network(self) -> nn.Module:
         """A torso for images or vectors, then one wide normalised layer; no dueling."""
-        below = torso(self.spec, self.config.conv)
+        below = torso(self.spec, self.config.conv, encoders=self.encoders())
         return nn.Sequential(
             below,
             nn.Linear(below.out_features, self.config.width),

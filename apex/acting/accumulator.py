@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.data.chunks import Chunk
+from apex.data.observations import Observations
 from apex.data.schema import Array
 
 Floats = npt.NDArray[np.float64]
@@ -21,7 +22,7 @@ class VectorStep:
     """One step of E environments: observations, actions and their results.
 
     Args:
-        observations: `[E, *observation_shape]`, before the action.
+        observations: `[E, *observation_shape]`, or by name, before the action.
         actions: `[E, *action shape]`.
         extras: the policy's extra outputs, `[E, ...]` each.
         rewards: `[E] float64`, clipped if `env.clip_rewards` is set.
@@ -34,7 +35,7 @@ class VectorStep:
         learner_step: learner step of the parameters that chose the actions.
     """
 
-    observations: Array
+    observations: Observations
     actions: Array
     extras: Mapping[str, Floats]
     rewards: Floats

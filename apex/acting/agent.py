@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from apex.acting.accumulator import Accumulator, VectorStep
 from apex.acting.decisions import ActingPolicy, Decision, Exploration, Inputs, seen_rewards
-from apex.acting.frame_stack import Bools, FrameStacker
+from apex.acting.frame_stack import Bools, ObservationStacker
 from apex.config.sections import EnvConfig
 from apex.data.chunks import Chunk
+from apex.data.observations import Observations
 from apex.data.schema import Array
 from apex.envs.spec import EnvSpec, StepResult
 
@@ -47,21 +48,21 @@ class Agent:
         self.exploration = exploration
         self._accumulator = accumulator
         self._clip_rewards = clip_rewards
-        self._stacker = FrameStacker(spec.frame_stack)
+        self._stacker = ObservationStacker(spec)
         self._core_size = core_size
         self._no_actions = spec.no_actions(num_envs)
-        self._observations: Array
+        self._observations: Observations
         self._ignored: Bools
         self._decision: Decision | None = None
         self._learner_step = 0
         self._chunks: list[Chunk] = []
         self.inputs: Inputs
 
-    def begin(self, observations: Array, ended: Bools | None = None) -> None:
+    def begin(self, observations: Observations, ended: Bools | None = None) -> None:
         """Begin episodes in all environments; unfinished ones are truncated.
 
         Args:
-            observations: `[E, *observation_shape]`.
+            observations: `[E, *observation_shape]`, or by name.
             ended: `[E] bool`, for environments taken over in mid-run: the observation is the last
                 of an episode, and the next step ignores its action.
         """
@@ -99,7 +100,7 @@ class Agent:
 
     def _set_inputs(
         self,
-        observations: Array,
+        observations: Observations,
         first: Bools,
         core_state: npt.NDArray[np.float32],
         last_actions: Array,
@@ -172,7 +173,7 @@ class LocalDecider:
         self.agent = agent
         self.learner_step = learner_step
 
-    def begin(self, observations: Array) -> None:
+    def begin(self, observations: Observations) -> None:
         """Begin episodes in all environments."""
         self.agent.begin(observations)
 

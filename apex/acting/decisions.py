@@ -8,14 +8,16 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from apex.data.observations import Observations, concatenate
+from apex.data.observations import action_mask as mask_of
 from apex.data.schema import Array, Arrays
 
 
 class Inputs(NamedTuple):
     """A policy's inputs for E environments."""
 
-    observations: Array
-    """`[E, *policy_shape]`."""
+    observations: Observations
+    """`[E, *policy_shape]`, or by name for an observation of parts."""
     core_state: npt.NDArray[np.float32]
     """`[E, core_size]`, the recurrent state; 0 where an episode begins."""
     last_actions: Array
@@ -26,7 +28,18 @@ class Inputs(NamedTuple):
     @classmethod
     def joined(cls, parts: Sequence[Inputs]) -> Inputs:
         """Concatenate the inputs of several agents, as a copy."""
-        return cls(*map(np.concatenate, zip(*parts)))
+        observations, *rest = zip(*parts)
+        return cls(concatenate(observations), *map(np.concatenate, rest))
+
+    @property
+    def num_envs(self) -> int:
+        """E, the number of environments."""
+        return len(self.last_rewards)
+
+    @property
+    def action_mask(self) -> Array | None:
+        """`[E, num_actions] uint8`, 1 for each allowed action; None: all are allowed."""
+        return mask_of(self.observations)
 
 
 def seen_rewards(rewards: npt.NDArray[np.float64], *, clip: bool) -> npt.NDArray[np.float64]:
@@ -60,7 +73,10 @@ class Exploration(Protocol):
 
     def __call__(self, values: Array) -> Array:
         """Actions `[E, *action shape]` from action values or logits `[E, A]`, or from a
-        deterministic policy's actions `[E, *action shape]`."""
+        deterministic policy's actions `[E, *action shape]`.
+
+        An action that a mask forbids has the value -inf, or a logit so low that its probability is
+        0; it must not be chosen."""
 
     def describe(self) -> str:
         """A short text for the log, such as `epsilon 0.0007 to 0.4000`."""

@@ -141,6 +141,8 @@ def _fractions(positions: Floats, size: int) -> Floats:
 class EpsilonGreedy:
     """Takes a uniformly random action with probability epsilon, else the greedy action.
 
+    Actions with the value -inf are forbidden and never taken.
+
     Args:
         epsilons: `[E]`, each environment's epsilon.
         num_actions: number of discrete actions.
@@ -162,7 +164,8 @@ class EpsilonGreedy:
         actions: Ints = values.argmax(axis=1)
         for env, generator in enumerate(self._generators):
             if generator.random() < self.epsilons[env]:
-                actions[env] = generator.integers(self._num_actions)
+                allowed = np.flatnonzero(values[env] > -np.inf)
+                actions[env] = allowed[generator.integers(len(allowed))]
         return actions
 
 
@@ -171,17 +174,28 @@ class Sampled:
 
     Args:
         seeds: one seed (a sequence of integers) per environment, each with its own generator.
+        head_sizes: numbers of values of the integers that make up an action, each with a softmax
+            of its own; None: an action is one integer, without an axis.
     """
 
-    def __init__(self, seeds: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, seeds: Sequence[Sequence[int]], head_sizes: Sequence[int] | None = None
+    ) -> None:
         self._generators = [np.random.default_rng(list(seed)) for seed in seeds]
+        self._ends = None if head_sizes is None else np.cumsum(head_sizes)
 
     def describe(self) -> str:
         """A fixed text for the log."""
         return "actions sampled from the policy"
 
     def __call__(self, values: Floats) -> Ints:
-        """Actions `[E]` from logits `[E, A]`."""
+        """Actions `[E]` from logits `[E, A]`; with heads `[E, heads]`, each from 0."""
+        if self._ends is None:
+            return self._sample(values)
+        heads = np.split(values, self._ends[:-1], axis=1)
+        return np.stack([self._sample(logits) for logits in heads], axis=1)
+
+    def _sample(self, values: Floats) -> Ints:
         odds = np.exp(values - values.max(axis=1, keepdims=True), dtype=np.float64)
         mass = np.cumsum(odds, axis=1)
         points = np.array([generator.random() for generator in self._generators])

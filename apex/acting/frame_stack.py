@@ -1,11 +1,13 @@
-"""Frame stacking for E environments."""
+"""Frame stacks of the images in the observations of E environments."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
+from apex.data.observations import Observations
 from apex.data.schema import Array
+from apex.envs.spec import EnvSpec
 
 Bools = npt.NDArray[np.bool_]
 
@@ -51,3 +53,24 @@ class FrameStacker:
         if first.any():
             stacks[first, :-1] = 0
         return stacks
+
+
+class ObservationStacker:
+    """Stacks the frames of each image of the observations; other parts stay as they are.
+
+    Args:
+        spec: specification of the environments.
+    """
+
+    def __init__(self, spec: EnvSpec) -> None:
+        depths = {p.name: spec.frame_stack if p.kind == "image" else 0 for p in spec.all_parts}
+        self._stackers = {name: FrameStacker(depth) for name, depth in depths.items()}
+
+    def push(self, observations: Observations, first: Bools) -> Observations:
+        """Add the newest observations, `[E, ...]` each, as `FrameStacker.push` does."""
+        if isinstance(observations, dict):
+            return {
+                name: self._stackers[name].push(array, first)
+                for name, array in observations.items()
+            }
+        return self._stackers[""].push(observations, first)

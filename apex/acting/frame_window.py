@@ -8,9 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from apex.data import frame_compression
 from apex.data.chunks import FrameRanges
-from apex.data.schema import Array
 
 Rows = npt.NDArray[np.int64]
 
@@ -54,7 +52,7 @@ def cut_frames(kept: list[bytes], first: Rows, last: Rows, padding: Rows) -> Fra
 
 
 class FrameWindow:
-    """Compresses each frame once and keeps it until no item can need it.
+    """Keeps each compressed frame until no item can need it.
 
     Args:
         stack: frames in one input of the policy.
@@ -76,9 +74,9 @@ class FrameWindow:
         """The number of the next frame."""
         return self._base + len(self._frames)
 
-    def append(self, frame: Array) -> None:
-        """Add the next frame of the episode."""
-        self._frames.append(frame_compression.compress(frame))
+    def append(self, frame: bytes) -> None:
+        """Add the next frame of the episode, compressed."""
+        self._frames.append(frame)
         self._in_episode += 1
 
     def begin_episode(self) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from apex.data.observations import Observations
 from apex.data.schema import Array
 from apex.envs.spec import StepResult
 from apex.errors import EnvFaultError
@@ -22,8 +23,8 @@ RECENT_EPISODES = 20
 class Decider(Protocol):
     """Chooses actions for E environments, with a policy in this process or another one."""
 
-    def begin(self, observations: Array) -> None:
-        """Begin episodes in all environments with `[E, *observation_shape]`."""
+    def begin(self, observations: Observations) -> None:
+        """Begin episodes in all environments with `[E, *observation_shape]`, or by name."""
 
     def decide(self) -> Array:
         """Actions `[E, *action shape]` for the last observations. Call it once for each."""

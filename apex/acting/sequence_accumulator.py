@@ -3,7 +3,9 @@
 A sequence has L rows. A row is one observation, the action taken there, and its result. The last
 row provides the observation to bootstrap from. The columns of an item:
 
-    observation      [L, ...]; absent if the environment has frames, which are stored separately
+    observation      [L, ...]; absent if the observation is an image, whose frames are stored
+                     separately. An observation of parts has a column `observation.NAME` for each
+                     part that is no image
     action           [L, *action shape] int32, or float32 if actions are continuous
     reward           [L] float32, the reward of the action
     discount         [L] float32: gamma, or 0 after a termination or a lost life
@@ -29,8 +31,13 @@ import numpy.typing as npt
 
 from apex.acting.accumulator import VectorStep
 from apex.acting.frame_window import FrameRange, FrameWindow
+from apex.acting.observation_columns import (
+    ObservationColumns,
+    frames_schema,
+    observation_schema,
+)
 from apex.data.chunks import Chunk
-from apex.data.schema import LEARNER_STEP, Array, Arrays, Column, FramesColumn, Schema
+from apex.data.schema import LEARNER_STEP, Array, Arrays, Column, Schema
 from apex.envs.spec import EnvSpec
 
 SequencePriorities = Callable[[Arrays, Arrays], npt.NDArray[np.float64]]
@@ -72,11 +79,8 @@ class SequenceLayout:
             *(Column(c.name, c.dtype, (*rows, *c.shape)) for c in self.row_extras),
             *self.first_extras,
         ]
-        if spec.frame_stack:
-            most = spec.frame_stack - 1 + self.length
-            return Schema(tuple(columns), FramesColumn(spec.observation_shape, most))
-        shape = (*rows, *spec.observation_shape)
-        return Schema((*columns, Column("observation", spec.observation_dtype, shape)))
+        frames = frames_schema(spec, spec.frame_stack - 1 + self.length)
+        return Schema((*columns, *observation_schema(spec, rows)), frames)
 
 
 class _Row(NamedTuple):
@@ -86,7 +90,8 @@ class _Row(NamedTuple):
     is_first: bool
     is_last: bool
     learner_step: int
-    observation: Array | None
+    observation: tuple[Array, ...]
+    """The columns of the observation, in their order."""
     extras: tuple[Any, ...]
     stack_begin: tuple[int, int]
     frames_end: int
@@ -106,6 +111,7 @@ class _EnvSequences:
 
     def __init__(self, spec: EnvSpec, layout: SequenceLayout, chunk_length: int) -> None:
         self._layout = layout
+        self._observation = ObservationColumns(spec)
         self._chunk_length = chunk_length
         self._no_action = spec.no_actions(1)[0]
         self._action_dtype = spec.action_column.dtype
@@ -132,13 +138,11 @@ class _EnvSequences:
     def _append(
         self, step: VectorStep, env: int, extras: tuple[Any, ...], *, is_last: bool
     ) -> None:
-        observation, stack_begin, end = None, (0, 0), 0
-        if self._window is None:
-            observation = step.observations[env].copy()
-        else:
+        stack_begin, end = (0, 0), 0
+        if self._window is not None:
             if self._starting:
                 self._window.begin_episode()
-            self._window.append(step.observations[env])
+            self._window.append(self._observation.frame(step.observations, env))
             stack_begin, end = self._window.stack_begin(), self._window.end
         no_value = is_last or step.terminated[env] or step.life_lost[env]
         row = _Row(
@@ -148,7 +152,7 @@ class _EnvSequences:
             self._starting,
             is_last,
             step.learner_step,
-            observation,
+            self._observation.row(step.observations, env),
             extras,
             stack_begin,
             end,
@@ -171,6 +175,9 @@ class _EnvSequences:
             self.finished[self._chunk_length :],
         )
         columns = _columns(taken, self._no_action, self._action_dtype)
+        for k, name in enumerate(self._observation.names):
+            rows = [[row.observation[k] for row in sequence.rows] for sequence in taken]
+            columns[name] = np.array(rows)
         first = {column.name: column.dtype for column in self._layout.first_extras}
         extras = {}
         for k, name in enumerate(extra_names):
@@ -178,8 +185,9 @@ class _EnvSequences:
                 values = np.stack([sequence.rows[0].extras[k] for sequence in taken])
                 columns[name] = values.astype(first[name])
             else:
-                rows = [[row.extras[k] for row in sequence.rows] for sequence in taken]
-                extras[name] = np.array(rows)
+                extras[name] = np.array(
+                    [[row.extras[k] for row in sequence.rows] for sequence in taken]
+                )
         initial = priorities(columns, extras)
         for column in self._layout.row_extras:
             columns[column.name] = extras[column.name].astype(column.dtype)
@@ -210,10 +218,6 @@ def _columns(sequences: Sequence[_Sequence], no_action: Array, action_dtype: str
     )
     columns["last_reward"] = np.array([row.reward if row else 0.0 for row in before], np.float32)
     columns[LEARNER_STEP] = np.array([each.rows[0].learner_step for each in sequences], np.int64)
-    if sequences[0].rows[0].observation is not None:
-        columns["observation"] = np.array(
-            [[row.observation for row in each.rows] for each in sequences]
-        )
     return columns
 
 

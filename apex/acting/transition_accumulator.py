@@ -8,7 +8,7 @@ import numpy as np
 
 from apex.acting.accumulator import Bools, Floats, VectorStep
 from apex.acting.frame_window import Rows, cut_frames
-from apex.data import frame_compression
+from apex.acting.observation_columns import ObservationColumns
 from apex.data.chunks import Chunk
 from apex.data.schema import LEARNER_STEP, Array, Arrays, Column
 from apex.envs.spec import EnvSpec
@@ -104,6 +104,7 @@ class NStepAccumulator:
         extra_columns: Sequence[Column] = (),
     ) -> None:
         self._stack = spec.frame_stack
+        self._observation = ObservationColumns(spec)
         self._action_dtype = np.dtype(spec.action_column.dtype)
         self._n_step = n_step
         self._discounts = np.array([discount**k for k in range(n_step + 1)])
@@ -155,10 +156,9 @@ class NStepAccumulator:
             **{column.name: step.extras[column.name] for column in self._extra_columns},
         }
         if self._stack:
-            for compressed, frame in zip(self._steps.frames, step.observations):
-                compressed.append(frame_compression.compress(frame))
-        else:
-            row["observation"] = step.observations
+            for kept, frame in zip(self._steps.frames, self._observation.frames(step.observations)):
+                kept.append(frame)
+        row.update(self._observation.columns(step.observations))
         self._steps.append(row)
 
     def flush(self) -> list[Chunk]:
@@ -221,8 +221,8 @@ class NStepAccumulator:
         for column in self._extra_columns:
             values = self._steps.of(column.name, env)[begins]
             columns[column.name] = values.astype(column.dtype)
-        if not self._stack:
-            observations = self._steps.of("observation", env)
-            columns["observation"] = observations[begins]
-            columns["next_observation"] = observations[ends]
+        for name in self._observation.names:
+            observations = self._steps.of(name, env)
+            columns[name] = observations[begins]
+            columns[f"next_{name}"] = observations[ends]
         return columns

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import GaussianNoise, LadderPlace, noise_ladder
 from apex.algos.base import Learner, Metrics, Update
-from apex.algos.batches import Transitions
+from apex.algos.batches import Observation, Transitions
 from apex.algos.optimization import Optimization
-from apex.algos.policy import Policy
+from apex.algos.policy import InputTensors, Policy
 from apex.algos.target_network import TargetNetwork
 from apex.algos.transition_batches import MAX_Q, Q_VALUE, TransitionAlgorithm
 from apex.config.sections import PositiveFloat, PositiveInt
@@ -27,7 +27,7 @@ Widths = Annotated[tuple[PositiveInt, ...], msgspec.Meta(min_length=1)]
 
 
 class ApexDPG(TransitionAlgorithm):
-    """Ape-X DPG for bounded continuous actions and image or vector observations."""
+    """Ape-X DPG for bounded continuous actions."""
 
     class Config(TransitionAlgorithm.Config, frozen=True):
         """The `[algorithm]` section; the defaults are the paper's (appendix D)."""
@@ -75,7 +75,11 @@ class ApexDPG(TransitionAlgorithm):
         """Actor and critic with newly initialised parameters."""
         config = self.config
         layers = DeterministicLayers(
-            config.conv, config.actor_hidden, config.critic_hidden, config.standardize_frames
+            config.conv,
+            config.actor_hidden,
+            config.critic_hidden,
+            config.standardize_frames,
+            self.encoders(),
         )
         return DeterministicNetwork(self.spec, layers)
 
@@ -100,7 +104,7 @@ class DeterministicPolicy(Policy):
     @torch.inference_mode()
     def act(self, inputs: Inputs, exploration: Exploration | None) -> Decision:
         network = self.network
-        observations = torch.from_numpy(inputs.observations).to(self.device)
+        observations = InputTensors.of(inputs, self.device).observations
         best = network.actor(observations)
         actions = network.to_environment(best).cpu().numpy()
         if exploration is None:
@@ -151,7 +155,6 @@ class DPGLearner(Learner):
         return [part for network in (self.network, self.target) for part in network.children()]
 
     def update(self, batch: Transitions) -> Update:
-        assert isinstance(batch.observation, Tensor)
         td_errors, metrics = self._update_critic(batch)
         actor_metrics = self._update_actor(batch.observation)
         skipped = self._critic.skipped + self._actor.skipped
@@ -179,7 +182,7 @@ class DPGLearner(Learner):
             "importance_weight_mean": self.mean_over_items(weights),
         }
 
-    def _update_actor(self, observations: Tensor) -> Metrics:
+    def _update_actor(self, observations: Observation) -> Metrics:
         actions = self.network.actor(observations)
         taken = actions.detach().requires_grad_()
         values = self.network.critic(observations, taken)

@@ -10,11 +10,12 @@ from apex.algos.q_learning import Errors, QAlgorithm
 from apex.config.sections import PositiveInt
 from apex.deprecated_imports import deprecated_names
 from apex.networks.dueling import DuelingQNetwork
+from apex.ops.action_masks import masked_values
 from apex.ops.double_q_learning import double_q_td_error
 
 
 class ApexDQN(QAlgorithm):
-    """Ape-X DQN for discrete actions and image or vector observations."""
+    """Ape-X DQN for discrete actions."""
 
     class Config(QAlgorithm.Config, frozen=True):
         """The `[algorithm]` section; the defaults are the paper's."""
@@ -33,13 +34,16 @@ class ApexDQN(QAlgorithm):
             config.hidden,
             config.stream_hidden,
             standardize=config.standardize_frames,
+            encoders=self.encoders(),
         )
 
     def td_error(self, batch: Transitions, online: nn.Module, target: nn.Module) -> Errors:
         """Double-Q errors: `online` selects the bootstrap action, `target` evaluates it."""
         q_tm1 = self.q_values(online, batch.observation)
         with torch.no_grad():
-            q_t_selector = self.q_values(online, batch.next_observation)
+            q_t_selector = masked_values(
+                self.q_values(online, batch.next_observation), batch.next_action_mask
+            )
             q_t_target = self.q_values(target, batch.next_observation)
         errors = double_q_td_error(
             q_tm1,

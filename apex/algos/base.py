@@ -20,8 +20,9 @@ from apex.algos.target_network import TargetNetwork
 from apex.config.sections import AlgorithmConfig
 from apex.data.chunks import Items
 from apex.data.schema import Schema
-from apex.envs.spec import ActionKind, EnvSpec
+from apex.envs.spec import ActionKind, EnvSpec, ObservationPart
 from apex.errors import ConfigError
+from apex.networks.torsos import Encoders
 
 Metrics = Mapping[str, Tensor]
 """Metrics of an update by name: 0-dimensional tensors, read from the device when logged."""
@@ -334,6 +335,22 @@ class Algorithm(ABC):
     @abstractmethod
     def policy(self) -> Policy:
         """A policy on the CPU, whose parameters are loaded later."""
+
+    def part_encoder(self, part: ObservationPart) -> nn.Module | None:
+        """An encoder of one part of the observation; None: the default one.
+
+        Override it to replace the encoder of a part, or of a plain observation, whose name is
+        empty. It is called once for each network.
+
+        Returns:
+            A module with the attribute `out_features`. It maps `[B, *part.shape]`, or for an image
+            `[B, frame_stack, *part.shape] uint8`, to `[B, out_features]`.
+        """
+        return None
+
+    def encoders(self) -> Encoders:
+        """What replaces the default encoders; the argument of `apex.api.torso`."""
+        return Encoders(getattr(self.config, "conv_by_part", {}), self.part_encoder)
 
     def network(self) -> nn.Module:
         """The network with newly initialised parameters."""

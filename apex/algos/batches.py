@@ -6,7 +6,7 @@ it, on the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from apex.data.schema import FramesColumn
+
 Observation = Tensor | dict[str, Tensor]
-"""`[B, ...]`, or one such tensor for each key of a dictionary observation. No built-in environment
-path makes dictionaries yet."""
+"""`[B, ...]`, or one such tensor for each part of an observation that has named parts."""
 
 _NO_EXTRAS: Any = MappingProxyType({})
 
@@ -37,11 +38,9 @@ class Transitions(NamedTuple):
     probability: Tensor
     """`[B] float32`: P(i), the probability with which the item was sampled."""
     action_mask: Tensor | None = None
-    """`[B, num_actions] bool`, the allowed actions; None: all. No built-in environment path fills
-    it yet."""
+    """`[B, num_actions] bool`, the allowed actions; None: all."""
     next_action_mask: Tensor | None = None
-    """`[B, num_actions] bool`, the allowed actions at the bootstrap observation; None: all. No
-    built-in environment path fills it yet."""
+    """`[B, num_actions] bool`, the allowed actions at the bootstrap observation; None: all."""
     extras: dict[str, Tensor] = _NO_EXTRAS
     """`[B, ...]` each: the policy's extra outputs (`TransitionAlgorithm.extra_columns`)."""
 
@@ -75,23 +74,28 @@ class Sequences(NamedTuple):
     recurrent network can split its loop there without waiting for the device. None: unknown, as in
     a CUDA graph, which is the same for every batch."""
     action_mask: Tensor | None = None
-    """`[B, L, num_actions] bool`, the allowed actions; None: all. No built-in environment path
-    fills it yet."""
+    """`[B, L, num_actions] bool`, the allowed actions; None: all."""
     extras: dict[str, Tensor] = _NO_EXTRAS
     """`[B, L, ...]` each: the policy's extra outputs in each row."""
 
 
 class PackedTransitions(NamedTuple):
-    """B n-step transitions of image observations, with each frame once."""
+    """B n-step transitions of observations with images, with each frame once."""
 
     frames: Tensor
-    """`[B, frame_stack + n, *observation_shape] uint8`."""
+    """`[B, frame_stack + n, *frame shape] uint8`."""
     next_start: Tensor
     """`[B] int64`, index of the first frame of the bootstrap observation."""
     frame_stack: int
     """Frames in an observation; the first observation begins at frame 0."""
     columns: dict[str, Any]
     """The fields of `Transitions` but the observations."""
+    frames_column: FramesColumn | None = None
+    """The images of a frame; None: one plain image."""
+    arrays: dict[str, Tensor] = _NO_EXTRAS
+    """The parts of the observation that are no images, `[B, ...]` each."""
+    next_arrays: dict[str, Tensor] = _NO_EXTRAS
+    """Those of the bootstrap observation."""
 
     def expanded(self) -> Transitions:
         """The transitions with their frame stacks, on the frames' device.
@@ -103,28 +107,51 @@ class PackedTransitions(NamedTuple):
         places = torch.arange(self.frame_stack, device=self.frames.device)
         chosen = (begins + self.next_start).unsqueeze(1) + places
         stacks = self.frames.flatten(0, 1).index_select(0, chosen.flatten())
+        next_frames = stacks.view(count, self.frame_stack, *self.frames.shape[2:])
         return Transitions(
-            observation=self.frames[:, : self.frame_stack],
-            next_observation=stacks.view(count, self.frame_stack, *self.frames.shape[2:]),
+            observation=joined(self.frames[:, : self.frame_stack], self.arrays, self.frames_column),
+            next_observation=joined(next_frames, self.next_arrays, self.frames_column),
             **self.columns,
         )
 
 
 class PackedSequences(NamedTuple):
-    """B sequences of L rows of image observations, with each frame once."""
+    """B sequences of L rows of observations with images, with each frame once."""
 
     frames: Tensor
-    """`[B, frame_stack - 1 + L, *observation_shape] uint8`."""
+    """`[B, frame_stack - 1 + L, *frame shape] uint8`."""
     columns: dict[str, Any]
     """The fields of `Sequences` but the observation."""
+    frames_column: FramesColumn | None = None
+    """The images of a frame; None: one plain image."""
+    arrays: dict[str, Tensor] = _NO_EXTRAS
+    """The parts of the observation that are no images, `[B, L, ...]` each."""
 
     def expanded(self) -> Sequences:
         """The sequences with their frame stacks, on the frames' device.
 
         It runs the same operations for every batch of a shape and reads no tensor value.
         """
-        observation = stacked_rows(self.frames, self.columns["is_first"])
-        return Sequences(observation=observation, **self.columns)
+        frames = stacked_rows(self.frames, self.columns["is_first"])
+        return Sequences(
+            observation=joined(frames, self.arrays, self.frames_column), **self.columns
+        )
+
+
+def joined(
+    frames: Tensor | None, arrays: Mapping[str, Tensor], column: FramesColumn | None
+) -> Observation:
+    """An observation from its images and its other parts.
+
+    Args:
+        frames: stacks of frames, `[..., frame_stack, *frame shape]`; None without images.
+        arrays: the other parts by name; a plain observation's name is empty.
+        column: the images of a frame; None: one plain image, or none.
+    """
+    if frames is None:
+        return arrays[""] if "" in arrays else dict(arrays)
+    images = frames if column is None else column.split(frames)
+    return {**images, **arrays} if isinstance(images, dict) else images
 
 
 def stacked_rows(frames: Tensor, is_first: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor, nn
 
 from apex.acting.decisions import Decision, Exploration, Inputs
@@ -23,9 +24,11 @@ from apex.algos.sequence_batches import (
     learning_inputs,
 )
 from apex.config.sections import Decay, NonNegativeFloat, PositiveFloat, PositiveInt, UnitFloat
-from apex.data.schema import Arrays, Column
+from apex.data.schema import Array, Arrays, Column
 from apex.deprecated_imports import deprecated_names
+from apex.envs.spec import EnvSpec
 from apex.networks.actor_critic import ActorCriticNetwork
+from apex.ops.action_masks import FORBIDDEN_LOGIT, masked_values
 from apex.ops.policy_gradient import entropy, policy_gradient_loss
 from apex.ops.vtrace import importance_ratios, vtrace
 
@@ -33,7 +36,7 @@ BEHAVIOUR_LOGITS = "behaviour_logits"
 
 
 class Impala(SequenceAlgorithm):
-    """IMPALA for discrete actions and image or vector observations."""
+    """IMPALA for discrete and multi-discrete actions; the latter have one softmax each."""
 
     class Config(SequenceAlgorithm.Config, frozen=True):
         """The `[algorithm]` section; the defaults are the paper's."""
@@ -65,6 +68,7 @@ class Impala(SequenceAlgorithm):
                     f"c_clip ({self.c_clip}) must be at most rho_clip ({self.rho_clip})"
                 )
 
+    action_kinds = frozenset({"discrete", "multi-discrete"})
     reduction = "sum"
 
     @property
@@ -77,7 +81,7 @@ class Impala(SequenceAlgorithm):
             length=config.unroll_length + 1,
             period=config.unroll_length,
             discount=config.discount,
-            row_extras=(Column(BEHAVIOUR_LOGITS, "float32", (self.spec.num_actions,)),),
+            row_extras=(Column(BEHAVIOUR_LOGITS, "float32", (sum(self.spec.head_sizes),)),),
             first_extras=core_state_column(2 * config.lstm),
         )
 
@@ -86,22 +90,36 @@ class Impala(SequenceAlgorithm):
         return np.ones(len(columns["action"]))
 
     def exploration(self, place: LadderPlace) -> Exploration:
-        return Sampled(place.seeds)
+        return Sampled(place.seeds, self._head_sizes)
+
+    @property
+    def _head_sizes(self) -> tuple[int, ...] | None:
+        """Sizes of the heads of a factored policy; None: actions are discrete."""
+        return None if self.spec.action_bounds is None else self.spec.head_sizes
 
     def network(self) -> ActorCriticNetwork:
-        return ActorCriticNetwork(self.spec, self.config.layers)
+        return ActorCriticNetwork(self.spec, self.config.layers, self.encoders())
 
     def policy(self) -> Policy:
-        return ActorCriticPolicy(self.network())
+        return ActorCriticPolicy(self.network(), self.spec)
+
+    def _heads(self, actions: Tensor) -> Tensor:
+        """The integers of actions `[B, T, *action shape]`, from 0: `[B, T]`, or `[B, T, heads]`."""
+        bounds = self.spec.action_bounds
+        if bounds is None:
+            return actions.long()
+        low = torch.tensor(bounds.low, device=actions.device).long()
+        return actions.long().flatten(2) - low
 
     def loss(self, batch: Sequences, online: nn.Module, target: nn.Module | None) -> Loss:
         """Policy gradient, value and entropy losses with V-trace targets, summed over steps."""
         config = self.config
         logits, values, _ = online(learning_inputs(batch))
+        logits = masked_values(logits, batch.action_mask, FORBIDDEN_LOGIT)
         logits, learned = logits[:, :-1], ~batch.is_last[:, :-1]
-        actions = batch.action[:, :-1].long()
+        actions, sizes = self._heads(batch.action[:, :-1]), self._head_sizes
         behaviour = batch.extras[BEHAVIOUR_LOGITS][:, :-1]
-        ratios = importance_ratios(behaviour, logits.detach(), actions)
+        ratios = importance_ratios(behaviour, logits.detach(), actions, sizes)
         trace = vtrace(
             ratios,
             batch.reward[:, :-1],
@@ -112,9 +130,10 @@ class Impala(SequenceAlgorithm):
             c_clip=config.c_clip,
         )
         value_errors = trace.targets - values[:, :-1]
-        policy = (learned * policy_gradient_loss(logits, actions, trace.advantages)).sum(dim=1)
+        losses = policy_gradient_loss(logits, actions, trace.advantages, sizes)
+        policy = (learned * losses).sum(dim=1)
         baseline = 0.5 * (learned * value_errors.square()).sum(dim=1)
-        entropies = (learned * entropy(logits)).sum(dim=1)
+        entropies = (learned * entropy(logits, sizes)).sum(dim=1)
         count = learned.sum()
         return Loss(
             policy + config.baseline_cost * baseline - config.entropy_cost * entropies,
@@ -131,21 +150,40 @@ class Impala(SequenceAlgorithm):
 
 
 class ActorCriticPolicy(Policy):
-    """Acts with a softmax policy."""
+    """Acts with a softmax policy.
 
-    def __init__(self, network: ActorCriticNetwork) -> None:
+    Args:
+        network: gives the logits.
+        spec: specification of the environments; None: their actions are discrete.
+    """
+
+    def __init__(self, network: ActorCriticNetwork, spec: EnvSpec | None = None) -> None:
         self.network = network.eval()
         self.core_size = network.core.core_size
+        self._bounds = spec.action_bounds if spec is not None else None
+        self._ends = np.cumsum(spec.head_sizes)[:-1] if spec is not None else np.zeros(0, int)
 
     def compute(self, inputs: InputTensors) -> Mapping[str, Tensor]:
         logits, _, core_state = self.network(acting_inputs(inputs))
-        return {BEHAVIOUR_LOGITS: logits.squeeze(1), CORE_STATE: core_state}
+        logits = inputs.masked(logits.squeeze(1), FORBIDDEN_LOGIT)
+        return {BEHAVIOUR_LOGITS: logits, CORE_STATE: core_state}
 
     def decide(self, outputs: Arrays, inputs: Inputs, exploration: Exploration | None) -> Decision:
         logits = outputs[BEHAVIOUR_LOGITS]
-        actions = logits.argmax(axis=1) if exploration is None else exploration(logits)
+        actions = self._best(logits) if exploration is None else exploration(logits)
+        if self._bounds is not None:
+            low, _ = self._bounds.arrays()
+            actions = low + actions.reshape(-1, *low.shape)
         extras = {BEHAVIOUR_LOGITS: logits, CORE_STATE: inputs.core_state}
         return Decision(actions, outputs[CORE_STATE], extras)
+
+    def _best(self, logits: Array) -> Array:
+        """The most probable actions, `[E]`; with heads `[E, heads]`, each from 0."""
+        if self._bounds is None:
+            best: Array = logits.argmax(axis=1)
+            return best
+        heads = np.split(logits, self._ends, axis=1)
+        return np.stack([head.argmax(axis=1) for head in heads], axis=1)
 
 
 __getattr__ = deprecated_names(__name__)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -9,15 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from apex.acting.decisions import Decision, Exploration, Inputs
+from apex.algos.batches import Observation, map_tensors
 from apex.algos.noise import resample_noise
+from apex.data.observations import ACTION_MASK
 from apex.data.schema import Arrays
+from apex.ops.action_masks import masked_values
 
 
 class InputTensors(NamedTuple):
     """A policy's inputs for E environments, on the policy's device: `Inputs` as tensors."""
 
-    observations: Tensor
-    """`[E, *policy_shape]`."""
+    observations: Observation
+    """`[E, *policy_shape]`, or by name for an observation of parts."""
     core_state: Tensor
     """`[E, core_size] float32`, the recurrent state; 0 where an episode begins."""
     last_actions: Tensor
@@ -28,10 +32,18 @@ class InputTensors(NamedTuple):
     @classmethod
     def of(cls, inputs: Inputs, device: torch.device) -> InputTensors:
         """Copy inputs to a device; on a CPU the tensors share the arrays' memory."""
-        tensors = cls._make(map(torch.from_numpy, inputs))
-        if device.type == "cpu":
-            return tensors
-        return cls._make(tensor.to(device) for tensor in tensors)
+        return cls._make(map_tensors(tuple(inputs), lambda tensor: tensor.to(device)))
+
+    @property
+    def action_mask(self) -> Tensor | None:
+        """`[E, num_actions] uint8`, 1 for each allowed action; None: all are allowed."""
+        named = isinstance(self.observations, dict)
+        return self.observations.get(ACTION_MASK) if named else None  # type: ignore[union-attr]
+
+    def masked(self, values: Tensor, forbidden: float = -math.inf) -> Tensor:
+        """Set the values `[E, num_actions]` of forbidden actions to `forbidden`."""
+        mask = self.action_mask
+        return values if mask is None else masked_values(values, mask, forbidden)
 
 
 class Policy:

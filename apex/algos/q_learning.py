@@ -84,7 +84,11 @@ class QAlgorithm(TransitionAlgorithm):
         return [*super().undefined(), *(["td_error or loss"] if neither else [])]
 
     def q_values(self, network: nn.Module, observation: Observation) -> Tensor:
-        """Action values `[B, num_actions]` that the policy acts on: by default the output."""
+        """Action values `[B, num_actions]` that the policy acts on: by default the output.
+
+        The policy never takes an action that a mask forbids. A `td_error` that uses the largest
+        value of the bootstrap observation must leave those out: `masked_values` of
+        `batch.next_action_mask`."""
         values: Tensor = network(observation)
         return values
 
@@ -120,13 +124,13 @@ class QPolicy(Policy):
     """
 
     def __init__(
-        self, network: nn.Module, q_values: Callable[[nn.Module, Tensor], Tensor] | None = None
+        self, network: nn.Module, q_values: Callable[[nn.Module, Any], Tensor] | None = None
     ) -> None:
         self.network = network.eval()
         self._q_values = q_values or (lambda network, observation: network(observation))
 
     def compute(self, inputs: InputTensors) -> Mapping[str, Tensor]:
-        return {"q_values": self._q_values(self.network, inputs.observations)}
+        return {"q_values": inputs.masked(self._q_values(self.network, inputs.observations))}
 
     def decide(self, outputs: Arrays, inputs: Inputs, exploration: Exploration | None) -> Decision:
         q_values = outputs["q_values"]

@@ -18,12 +18,13 @@ from apex.config.sections import NonNegativeInt, PositiveFloat, PositiveInt, Uni
 from apex.data.schema import Arrays
 from apex.deprecated_imports import deprecated_names
 from apex.networks.recurrent_dueling import RecurrentDuelingQNetwork
+from apex.ops.action_masks import masked_values
 from apex.ops.double_q_learning import n_step_targets, sequence_priorities
 from apex.ops.value_rescale import rescale, unrescale
 
 
 class R2D2(SequenceQAlgorithm):
-    """R2D2 for discrete actions and image or vector observations."""
+    """R2D2 for discrete actions."""
 
     class Config(SequenceQAlgorithm.Config, frozen=True):
         """The `[algorithm]` section; the defaults are the paper's."""
@@ -59,12 +60,14 @@ class R2D2(SequenceQAlgorithm):
         )
 
     def network(self) -> RecurrentDuelingQNetwork:
-        return RecurrentDuelingQNetwork(self.spec, self.config.layers, self.config.stream_hidden)
+        return RecurrentDuelingQNetwork(
+            self.spec, self.config.layers, self.config.stream_hidden, self.encoders()
+        )
 
     def td_error(self, batch: Sequences, q: Tensor, target_q: Tensor) -> tuple[Tensor, Tensor]:
         """h(n-step return with h^-1(Q) as bootstrap value) - Q(x, a), with double Q-learning."""
         steps = slice(self.config.unroll_length)
-        best = q.detach().argmax(dim=-1, keepdim=True)
+        best = masked_values(q.detach(), batch.action_mask).argmax(dim=-1, keepdim=True)
         bootstrap = unrescale(target_q.gather(-1, best).squeeze(-1))
         actions = batch.action[:, steps].long().unsqueeze(-1)
         chosen = q[:, steps].gather(-1, actions).squeeze(-1)

@@ -6,19 +6,22 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from apex.acting.decisions import Inputs
+from apex.acting.observation_columns import frames_schema
 from apex.acting.sequence_accumulator import SequenceAccumulator, SequenceLayout
 from apex.algos.base import Algorithm
-from apex.algos.batches import PackedSequences, Sequences
+from apex.algos.batches import PackedSequences, Sequences, joined, map_tensors
 from apex.algos.optimization import OptimizerConfig
 from apex.algos.policy import InputTensors
 from apex.config.sections import NonNegativeInt, PositiveInt
 from apex.data.chunks import Items
+from apex.data.observations import ACTION_MASK, column_name
 from apex.data.schema import Array, Arrays, Column, Schema
 from apex.errors import CorruptItemsError
 from apex.networks.recurrent_cores import SequenceInputs
@@ -40,6 +43,11 @@ class SequenceAlgorithm(Algorithm):
         )
         """Output channels, kernel size and stride (pixels) of each convolution; unused without
         images."""
+        conv_by_part: dict[str, tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...]] = (
+            msgspec.field(default_factory=dict)
+        )
+        """Convolutions of some images of an observation with named parts, by name; the others have
+        `conv`."""
         residual: tuple[PositiveInt, ...] = ()
         """Channels of each section of a residual network, used instead of `conv`; (16, 32, 32) is
         IMPALA's deep network. Unused without images."""
@@ -96,12 +104,12 @@ class SequenceAlgorithm(Algorithm):
         """
         self._check(items)
         fields = self._fields(items)
-        if items.frames is None:
-            observation = items.columns["observation"]
-        else:
+        frames = None
+        if items.frames is not None:
             is_first = fields["is_first"].numpy()
-            observation = stacked(items.frames, is_first, self.spec.frame_stack)
-        return Sequences(observation=torch.from_numpy(observation), **fields)
+            frames = torch.from_numpy(stacked(items.frames, is_first, self.spec.frame_stack))
+        column = frames_schema(self.spec, 1)
+        return Sequences(observation=joined(frames, self._arrays(items), column), **fields)
 
     def pack(self, items: Items) -> Any:
         """`PackedSequences`; what `collate` makes, if there are no frames or it is overridden.
@@ -109,17 +117,32 @@ class SequenceAlgorithm(Algorithm):
         Raises:
             CorruptItemsError: as `collate`.
         """
-        if items.frames is None or type(self).collate is not SequenceAlgorithm.collate:
+        column = frames_schema(self.spec, 1)
+        overridden = type(self).collate is not SequenceAlgorithm.collate
+        if items.frames is None or column is None or overridden:
             return self.collate(items)
         self._check(items)
-        return PackedSequences(torch.from_numpy(items.frames), self._fields(items))
+        frames = torch.from_numpy(items.frames)
+        return PackedSequences(frames, self._fields(items), column, self._arrays(items))
+
+    def _arrays(self, items: Items) -> dict[str, Tensor]:
+        """The parts of the observation that are no images, by name."""
+        return {
+            part.name: torch.from_numpy(items.columns[column_name(part.name)])
+            for part in self.spec.arrays
+        }
 
     def _fields(self, items: Items) -> dict[str, Any]:
         """The fields of a batch but the observation."""
         columns = items.columns
         is_first = columns["is_first"].astype(np.bool_)
         empty = np.zeros((len(items), 0), np.float32)
+        masks = {}
+        if self.spec.has_action_mask:
+            allowed = torch.from_numpy(columns[column_name(ACTION_MASK)])
+            masks = {"action_mask": allowed.bool()}
         return {
+            **masks,
             **{name: torch.from_numpy(columns[name]) for name in ("action", "reward", "discount")},
             "is_first": torch.from_numpy(is_first),
             "is_last": torch.from_numpy(columns["is_last"].astype(np.bool_)),
@@ -137,8 +160,12 @@ class SequenceAlgorithm(Algorithm):
     def _check(self, items: Items) -> None:
         """Check what the schema does not: the range of actions and the number of frames."""
         columns, length = items.columns, items.columns["action"].shape[1]
-        actions = np.concatenate([columns["action"], columns["last_action"][:, None]], axis=1)
-        bad = self.spec.bad_actions(actions).any(axis=1)
+        bad = self.spec.bad_actions(columns["action"]).any(axis=1)
+        # Where an episode begins, the last action is 0, which may be outside the bounds.
+        last = columns["last_action"]
+        none = columns["is_first"][:, 0].astype(np.bool_)
+        none &= (last == 0).reshape(len(last), -1).all(axis=1)
+        bad |= self.spec.bad_actions(last) & ~none
         frame_count = self.spec.frame_stack - 1 + length
         if items.frame_count is not None:
             bad |= items.frame_count != frame_count
@@ -181,10 +208,10 @@ def acting_inputs(
     """
     if isinstance(inputs, Inputs):
         inputs = InputTensors.of(inputs, device or torch.device("cpu"))
-    observations = inputs.observations
-    first = torch.zeros((len(observations), 1), dtype=torch.bool, device=observations.device)
+    rewards = inputs.last_rewards
+    first = torch.zeros((len(rewards), 1), dtype=torch.bool, device=rewards.device)
     return SequenceInputs(
-        observations.unsqueeze(1),
+        map_tensors(inputs.observations, lambda tensor: tensor.unsqueeze(1)),
         inputs.last_actions.unsqueeze(1),
         inputs.last_rewards.unsqueeze(1),
         first,  # no reset needed: the state is already zero where an episode begins
@@ -194,7 +221,6 @@ def acting_inputs(
 
 def learning_inputs(batch: Sequences) -> SequenceInputs:
     """The network inputs of a batch, `[B, L, ...]`."""
-    assert isinstance(batch.observation, Tensor)
     return SequenceInputs(
         batch.observation,
         batch.last_action.long(),

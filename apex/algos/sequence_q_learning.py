@@ -152,7 +152,7 @@ class RecurrentQPolicy(Policy):
 
     def compute(self, inputs: InputTensors) -> Mapping[str, Tensor]:
         q_values, core_state = self.network(acting_inputs(inputs))
-        return {"q_values": q_values.squeeze(1), CORE_STATE: core_state}
+        return {"q_values": inputs.masked(q_values.squeeze(1)), CORE_STATE: core_state}
 
     def decide(self, outputs: Arrays, inputs: Inputs, exploration: Exploration | None) -> Decision:
         q_values = outputs["q_values"]

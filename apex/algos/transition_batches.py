@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from apex.acting.observation_columns import frames_schema, observation_schema
 from apex.acting.transition_accumulator import NStepAccumulator
 from apex.algos.base import Algorithm
-from apex.algos.batches import PackedTransitions, Transitions
+from apex.algos.batches import PackedTransitions, Transitions, joined
 from apex.algos.optimization import OptimizerConfig
 from apex.config.sections import PositiveInt, UnitFloat
 from apex.data.chunks import Items
-from apex.data.schema import LEARNER_STEP, Array, Arrays, Column, FramesColumn, Schema
+from apex.data.observations import ACTION_MASK, column_name
+from apex.data.schema import LEARNER_STEP, Array, Arrays, Column, Schema
 from apex.errors import CorruptItemsError
 
 Q_VALUE, MAX_Q = "q_value", "max_q"
@@ -24,7 +27,7 @@ Q_VALUE, MAX_Q = "q_value", "max_q"
 
 
 class TransitionAlgorithm(Algorithm):
-    """An algorithm whose items are n-step transitions of image or vector observations."""
+    """An algorithm whose items are n-step transitions."""
 
     class Config(OptimizerConfig, frozen=True):
         """The part of an `[algorithm]` section about transitions and their sampling weights."""
@@ -45,6 +48,11 @@ class TransitionAlgorithm(Algorithm):
         )
         """Output channels, kernel size and stride (pixels) of each convolution; unused without
         images."""
+        conv_by_part: dict[str, tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...]] = (
+            msgspec.field(default_factory=dict)
+        )
+        """Convolutions of some images of an observation with named parts, by name; the others have
+        `conv`."""
         standardize_frames: bool = False
         """Normalise each stack of frames to mean 0 and variance 1 instead of scaling it by 1/255.
         Unused without images."""
@@ -83,12 +91,9 @@ class TransitionAlgorithm(Algorithm):
             Column(LEARNER_STEP, "int64"),
             *self.extra_columns,
         ]
-        if spec.frame_stack:
-            frames = FramesColumn(spec.observation_shape, spec.frame_stack + n_step)
-            return Schema(tuple(columns), frames)
-        for name in ("observation", "next_observation"):
-            columns.append(Column(name, spec.observation_dtype, spec.observation_shape))
-        return Schema(tuple(columns))
+        for column in observation_schema(spec):
+            columns += [column, msgspec.structs.replace(column, name=f"next_{column.name}")]
+        return Schema(tuple(columns), frames_schema(spec, spec.frame_stack + n_step))
 
     def accumulator(self, num_envs: int, chunk_length: int) -> NStepAccumulator:
         return NStepAccumulator(
@@ -110,13 +115,12 @@ class TransitionAlgorithm(Algorithm):
                 few frames.
         """
         self._check(items)
-        if items.frames is not None:
-            observation, next_observation = self._stacks(items)
-        else:
-            names = ("observation", "next_observation")
-            observation, next_observation = (torch.from_numpy(items.columns[n]) for n in names)
+        frames, next_frames = (None, None) if items.frames is None else self._stacks(items)
+        column = frames_schema(self.spec, 1)
         return Transitions(
-            observation=observation, next_observation=next_observation, **self._fields(items)
+            observation=joined(frames, self._arrays(items), column),
+            next_observation=joined(next_frames, self._arrays(items, "next_"), column),
+            **self._fields(items),
         )
 
     def pack(self, items: Items) -> Any:
@@ -125,7 +129,9 @@ class TransitionAlgorithm(Algorithm):
         Raises:
             CorruptItemsError: as `collate`.
         """
-        if items.frames is None or type(self).collate is not TransitionAlgorithm.collate:
+        column = frames_schema(self.spec, 1)
+        overridden = type(self).collate is not TransitionAlgorithm.collate
+        if items.frames is None or column is None or overridden:
             return self.collate(items)
         self._check(items)
         return PackedTransitions(
@@ -133,13 +139,31 @@ class TransitionAlgorithm(Algorithm):
             torch.from_numpy(self._next_start(items)),
             self.spec.frame_stack,
             self._fields(items),
+            column,
+            self._arrays(items),
+            self._arrays(items, "next_"),
         )
+
+    def _arrays(self, items: Items, prefix: str = "") -> dict[str, Tensor]:
+        """The parts of the observation, or of the next one, that are no images, by name."""
+        return {
+            part.name: torch.from_numpy(items.columns[prefix + column_name(part.name)])
+            for part in self.spec.arrays
+        }
 
     def _fields(self, items: Items) -> dict[str, Any]:
         """The fields of a batch but the observations."""
         columns = {name: torch.from_numpy(array) for name, array in items.columns.items()}
+        masks = {}
+        if self.spec.has_action_mask:
+            column = column_name(ACTION_MASK)
+            masks = {
+                "action_mask": columns[column].bool(),
+                "next_action_mask": columns[f"next_{column}"].bool(),
+            }
         return {
             **{name: columns[name] for name in ("action", "n_step_return", "discount")},
+            **masks,
             "probability": torch.from_numpy(items.probabilities.astype(np.float32)),
             "extras": {column.name: columns[column.name] for column in self.extra_columns},
         }

@@ -77,7 +77,7 @@ def check(
     spec = trial.spec
     click.echo(
         f"good: {trial.config.algorithm['name']} on {spec.env_id}, observations "
-        f"{spec.policy_shape} {spec.observation_dtype}, {spec.actions_text}, schema "
+        f"{spec.observations_text}, {spec.actions_text}, schema "
         f"{trial.schema.hash}"
     )
 

@@ -81,6 +81,17 @@ class EnvConfig(Section, frozen=True):
     frame_stack: NonNegativeInt = 0
     """Consecutive images in one observation of the policy; 0: 4 for Atari images, else 1. Vectors
     cannot be stacked: more than 1 is an error."""
+    image_channels: Literal["auto", "first", "last"] = "auto"
+    """Axis of an image of three axes that has its channels. `auto`: the axes of equal length are
+    height and width, if exactly two are equal; else the shorter of the first and the last axis has
+    the channels. Without an effect on Atari."""
+    action_masks: bool | None = None
+    """Take the mask of the allowed actions from `info["action_mask"]`. By default (no value), if
+    the first reset returns one; a start writes its choice here. A mask that is a key of the
+    observation, `action_mask`, is always used."""
+    action_limit: NonNegativeFloat = 0.0
+    """Bound of a continuous action that has none: an infinite side of the action space becomes
+    -limit or limit. 0: such a space is an error."""
     clip_rewards: bool = False
     """Clip the rewards that the policy sees and learns from to [-1, 1]; returns stay unclipped."""
     frame_skip: PositiveInt = 4

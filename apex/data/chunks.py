@@ -40,7 +40,7 @@ class FrameRanges:
     pad_count: npt.NDArray[np.int32]
     """`[M]`, number of zero frames before the stored ones; they are not stored."""
     frame_lengths: npt.NDArray[np.int32]
-    """`[F]`, compressed bytes of each frame."""
+    """`[F]`, compressed bytes of each frame, with the headers of its blocks."""
     blob: bytes | memoryview
     """The compressed frames, concatenated."""
 
@@ -84,7 +84,9 @@ class FrameRanges:
                 f"frames: expected at most {spec.max_frames} for each of {rows} items, got "
                 f"{len(self.frame_lengths)} in total"
             )
-        shortest, longest = BLOCK_HEADER + 1, frame_block_bound(spec.frame_bytes)
+        blocks = spec.block_bytes
+        shortest = len(blocks) * (BLOCK_HEADER + 1)
+        longest = sum(map(frame_block_bound, blocks))
         if _outside(self.frame_lengths, shortest, longest):
             raise SchemaError(f"frame_lengths: expected {shortest} to {longest} bytes each")
         total = int(self.frame_lengths.sum(dtype=np.int64))
@@ -103,18 +105,32 @@ class FrameRanges:
                 f"frames: an item's range is outside the chunk's {len(self.frame_lengths)} frames "
                 f"or has more than {spec.max_frames} frames"
             )
-        self._check_blocks(last)
+        self._check_blocks(len(blocks))
+        self._check_use(last)
 
-    def _check_blocks(self, last: npt.NDArray[np.int64]) -> None:
-        """Raise `SchemaError` unless each frame is one block and belongs to an item."""
+    def _check_blocks(self, blocks: int) -> None:
+        """Raise `SchemaError` unless each frame is so many blocks."""
         begins = self.frame_lengths.cumsum(dtype=np.int64) - self.frame_lengths
+        left = (self.frame_lengths - BLOCK_HEADER).astype("<i4")
         data = np.frombuffer(self.blob, dtype=np.uint8)
-        declared = data[begins[:, None] + BLOCK_HEADER_BYTES].tobytes()
-        if declared != (self.frame_lengths - BLOCK_HEADER).astype("<i4").tobytes():
+        for _ in range(blocks - 1):
+            declared = data[begins[:, None] + BLOCK_HEADER_BYTES].view("<i4")[:, 0]
+            if _outside(declared, 1, int(left.max(initial=1))) or (declared > left - 5).any():
+                raise SchemaError("frames: a frame does not have a block for each image")
+            begins = begins + BLOCK_HEADER + declared
+            left = left - (BLOCK_HEADER + declared).astype("<i4")
+        if data[begins[:, None] + BLOCK_HEADER_BYTES].tobytes() != left.tobytes():
             raise SchemaError("frames: a frame's block size does not match its frame_lengths entry")
+
+    def _check_use(self, last: npt.NDArray[np.int64]) -> None:
+        """Raise `SchemaError` unless each frame belongs to an item.
+
+        Args:
+            last: `[M]`, one past each item's last frame.
+        """
         size = len(self.frame_lengths) + 1
         changes = np.bincount(self.first_frame, minlength=size) - np.bincount(last, minlength=size)
-        if len(begins) and changes.cumsum()[:-1].min() < 1:
+        if size > 1 and changes.cumsum()[:-1].min() < 1:
             raise SchemaError("frames: a frame belongs to no item")
 
 

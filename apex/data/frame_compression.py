@@ -1,8 +1,8 @@
 """Compression of image observations: once in the actor; decompressed once in the learner.
 
-A frame is stored as one data block of the LZ4 frame format: its size in four bytes, little-endian,
-then a raw LZ4 block. Consecutive blocks between a header and an end mark are one LZ4 frame, so a
-single call decompresses a whole batch, without holding the interpreter lock.
+A frame is stored as one data block of the LZ4 frame format for each of its images: its size in four
+bytes, little-endian, then a raw LZ4 block. Consecutive blocks between a header and an end mark are
+one LZ4 frame, so a single call decompresses a whole batch, without holding the interpreter lock.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BLOCK_SIZES = {
 
 
 def compress(frame: npt.NDArray[np.uint8]) -> bytes:
-    """Compress one frame to a data block of the LZ4 frame format."""
+    """Compress one image to a data block of the LZ4 frame format."""
     block: bytes = lz4.block.compress(np.ascontiguousarray(frame), store_size=False)
     return len(block).to_bytes(BLOCK_HEADER, "little") + block
 
@@ -39,17 +39,17 @@ def _zeros(size: int) -> bytes:
 
 
 @cache
-def _header(size: int, frames: int) -> bytes:
-    """The header of an LZ4 frame of `frames` independent blocks of `size` bytes each."""
+def _header(size: int, total: int) -> bytes:
+    """The header of an LZ4 frame of `total` bytes in independent blocks of at most `size` bytes."""
     bound = frame_block_bound(size) - BLOCK_HEADER
     block_size = next((name for limit, name in BLOCK_SIZES.items() if bound <= limit), None)
     if block_size is None:
-        raise SchemaError(f"frames: expected less than 4 MiB per frame, got {size} bytes")
+        raise SchemaError(f"frames: expected less than 4 MiB per image, got {size} bytes")
     header: bytes = lz4.frame.compress_begin(
         lz4.frame.create_compression_context(),
         block_size=block_size,
         block_linked=False,
-        source_size=size * frames,
+        source_size=total,
     )
     return header
 
@@ -90,10 +90,11 @@ def _corrupt_rows(ranges: FrameRanges, spec: FramesColumn) -> list[int]:
 
 def lz4_frame(ranges: FrameRanges, spec: FramesColumn) -> bytes:
     """One LZ4 frame of `[B, max_frames, *shape]`: each row is padding, frames, then zeros."""
-    header = _header(spec.frame_bytes, spec.max_frames * len(ranges.frame_count))
+    frames = spec.max_frames * len(ranges.frame_count)
+    header = _header(max(spec.block_bytes), spec.frame_bytes * frames)
     if _is_whole(ranges, spec.max_frames):  # most batches: no Python for each item
         return b"".join((header, ranges.blob, END_MARK))
-    blob, zeros = memoryview(ranges.blob), _zeros(spec.frame_bytes)
+    blob, zeros = memoryview(ranges.blob), b"".join(map(_zeros, spec.block_bytes))
     edges = [0, *np.cumsum(ranges.frame_lengths, dtype=np.int64).tolist()]
     parts: list[bytes | memoryview] = [header]
     rows = zip(ranges.first_frame.tolist(), ranges.frame_count.tolist(), ranges.pad_count.tolist())

@@ -35,21 +35,57 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shape: tuple[int, ...] = ()
 
 
-class FramesColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class FramesColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """The image observations of an item: up to `max_frames` consecutive uint8 frames.
 
     Args:
-        shape: shape of one frame.
+        shape: shape of one frame; for a frame of several images, their bytes together.
         max_frames: maximum frames of an item, including padding.
+        images: the images of one frame, if an observation has named parts; each is compressed as a
+            block of its own, in this order.
     """
 
     shape: tuple[int, ...]
     max_frames: int
+    images: tuple[Column, ...] = ()
+
+    @classmethod
+    def of_images(cls, images: tuple[Column, ...], max_frames: int) -> FramesColumn:
+        """Frames of named images."""
+        return cls((sum(math.prod(image.shape) for image in images),), max_frames, images)
+
+    def __post_init__(self) -> None:
+        total = sum(math.prod(image.shape) for image in self.images)
+        if self.images and self.shape != (total,):
+            raise SchemaError(f"schema: frames of {total} bytes have the shape {self.shape}")
 
     @property
     def frame_bytes(self) -> int:
         """Uncompressed bytes of one frame."""
         return math.prod(self.shape)
+
+    @property
+    def block_bytes(self) -> tuple[int, ...]:
+        """Uncompressed bytes of each block of a frame."""
+        if not self.images:
+            return (self.frame_bytes,)
+        return tuple(math.prod(image.shape) for image in self.images)
+
+    def split(self, frames: Any) -> Any:
+        """The images of frames `[B, F, *shape]` by name, `[B, F, ...]` views; a frame that is one
+        plain image is returned unchanged.
+
+        Args:
+            frames: an array or a tensor.
+        """
+        if not self.images:
+            return frames
+        found, begin = {}, 0
+        for image, size in zip(self.images, self.block_bytes):
+            part = frames[..., begin : begin + size]
+            found[image.name] = part.reshape((*part.shape[:-1], *image.shape))
+            begin += size
+        return found
 
 
 class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from apex.acting.agent import Agent
@@ -18,7 +18,10 @@ FLOAT_BYTES = 4
 def activation_bytes(algorithm: Algorithm) -> int:
     """Bytes of the observations as floats and of all layers' outputs, for one item."""
     policy, spec = algorithm.policy(), algorithm.spec
-    numbers = int(np.prod(spec.policy_shape))
+    numbers = sum(
+        math.prod(part.shape) * (spec.frame_stack if part.kind == "image" else 1)
+        for part in spec.all_parts
+    )
 
     def count(module: nn.Module, inputs: Any, output: Any) -> None:
         nonlocal numbers
@@ -27,7 +30,7 @@ def activation_bytes(algorithm: Algorithm) -> int:
     layers = [module for module in policy.network.modules() if not any(module.children())]
     handles = [layer.register_forward_hook(count) for layer in layers]
     agent = Agent(spec, 1, policy.core_size, clip_rewards=False)
-    agent.begin(np.zeros((1, *spec.observation_shape), spec.observation_dtype))
+    agent.begin(spec.zero_observations(1))
     policy.act(Inputs.joined([agent.inputs]), None)
     for handle in handles:
         handle.remove()

@@ -78,7 +78,7 @@ def _with_trial(subject: Subject) -> Subject:
         subject,
         config=trial.config,
         schema=subject.schema or trial.schema,
-        environment=f"{spec.env_id}, observations {spec.policy_shape} {spec.observation_dtype}",
+        environment=f"{spec.env_id}, observations {spec.observations_text}",
         parameter_bytes=sum(p.numel() * p.element_size() for p in network.parameters()),
         activation_bytes=activations,
     )

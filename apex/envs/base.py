@@ -11,10 +11,17 @@ import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from apex import plugins
+from apex.data.observations import ACTION_MASK, Observations
 from apex.data.schema import Array
 from apex.envs.env_checks import INTERFACE, MisbehavedError
-from apex.envs.spaces import env_spec, to_env_actions
-from apex.envs.spec import MAX_REWARD, StepResult, good_rewards
+from apex.envs.spaces import (
+    Channels,
+    env_spec,
+    flat_observations,
+    flat_spaces,
+    to_env_actions,
+)
+from apex.envs.spec import MAX_REWARD, ObservationPart, StepResult, good_rewards
 from apex.errors import ConfigError, EnvError, EnvFaultError
 
 log = logging.getLogger("apex.envs")
@@ -34,6 +41,8 @@ class Environments:
         frame_stack: see `EnvSpec`.
         life_loss_ends: report a lost life (of `info["lives"]`) in `StepResult.life_lost`.
         squeeze: drop the first axis of each observation, which has a length of one.
+        masked: take the mask of the allowed actions from `info["action_mask"]`.
+        channels, action_limit: see `env_spec`.
 
     Raises:
         EnvError: a space or autoreset mode that apex cannot use.
@@ -47,6 +56,9 @@ class Environments:
         life_loss_ends: bool,
         *,
         squeeze: bool = False,
+        masked: bool = False,
+        channels: Channels = "auto",
+        action_limit: float = 0.0,
     ) -> None:
         mode = vector.metadata.get("autoreset_mode")
         if mode != AutoresetMode.NEXT_STEP:
@@ -56,23 +68,33 @@ class Environments:
         self.num_envs: int = vector.num_envs
         self.spec = env_spec(
             vector.single_observation_space, vector.single_action_space, env_id, frame_stack,
-            squeeze=squeeze,
+            squeeze=squeeze, masked=masked, channels=channels, action_limit=action_limit,
         )  # fmt: skip
-        self._shape = (self.num_envs, *self.spec.observation_shape)
-        self._dtype = np.dtype(self.spec.observation_dtype)
-        self._bounds = _finite_bounds(vector.single_observation_space)
+        self._parts = [
+            _CheckedPart(part, space, vector.num_envs, env_id)
+            for part, space in zip(
+                self.spec.all_parts, flat_spaces(vector.single_observation_space)
+            )
+        ]
+        self._masked = masked
+        self.offers_action_mask = False
+        """Whether the last `info` had an action mask that is not used."""
+        self._ended = np.zeros(self.num_envs, dtype=np.bool_)
+        self._allowed: Array | None = None
+        """The mask of the last observations, `[E, num_actions]`."""
         self._life_loss_ends = life_loss_ends
         self._lives = np.zeros(self.num_envs, dtype=np.int64)
         self._steps = 0
 
-    def reset(self, seed: int) -> Array:
-        """Begin an episode in each environment; return observations `[E, *observation_shape]`."""
+    def reset(self, seed: int) -> Observations:
+        """Begin an episode in each environment; return observations, `[E, ...]`."""
+        self._ended = np.zeros(self.num_envs, dtype=np.bool_)
         try:
             observations, info = self._vector.reset(seed=seed)
             self._lives = self._lives_of(info).copy()
         except Exception as error:
             raise EnvFaultError(f"{self.spec.env_id}: reset {_describe(error)}") from error
-        return self._checked(observations)
+        return self._checked(observations, info)
 
     def step(self, actions: Array) -> StepResult:
         """Step all environments.
@@ -84,12 +106,7 @@ class Environments:
             ConfigError: an invalid action, which is the algorithm's fault, not the environment's.
             EnvFaultError: an environment raised, or returned an invalid observation or reward.
         """
-        bad = self.spec.bad_actions(actions)
-        if bad.any():
-            raise ConfigError(
-                f"the algorithm chose the action {actions[bad][0]}, but {self.spec.env_id} takes "
-                f"{self.spec.actions_text}; check its network's outputs and its exploration"
-            )
+        self._check_actions(actions)
         self._steps += 1
         try:
             taken = to_env_actions(actions, self._vector.single_action_space)
@@ -105,7 +122,27 @@ class Environments:
             )
         lost = (lives < self._lives) & ~terminated & self._life_loss_ends
         self._lives = lives
-        return StepResult(self._checked(observations), rewards, terminated, truncated, lost)
+        self._ended = terminated | truncated
+        return StepResult(self._checked(observations, info), rewards, terminated, truncated, lost)
+
+    def _check_actions(self, actions: Array) -> None:
+        bad = self.spec.bad_actions(actions)
+        if bad.any():
+            raise ConfigError(
+                f"the algorithm chose the action {actions[bad][0]}, but {self.spec.env_id} takes "
+                f"{self.spec.actions_text}; check its network's outputs and its exploration"
+            )
+        if self._allowed is None:
+            return
+        bad = self._allowed[np.arange(self.num_envs), actions] == 0
+        if bad.any():
+            env = int(np.flatnonzero(bad)[0])
+            raise ConfigError(
+                f"the algorithm chose the action {actions[env]} in environment {env} of "
+                f"{self.spec.env_id}, but the action mask allows only "
+                f"{np.flatnonzero(self._allowed[env]).tolist()}; give forbidden actions the value "
+                "-inf before the exploration chooses (apex.api.masked_values)"
+            )
 
     def _lives_of(self, info: dict[str, Any]) -> npt.NDArray[np.int64]:
         """Lives of each environment; gymnasium marks in `_lives` those that reported them."""
@@ -137,38 +174,62 @@ class Environments:
         """Pictures per second for watching at normal speed."""
         return float(self._vector.metadata.get("render_fps", DEFAULT_FPS))
 
-    def _checked(self, observations: Any) -> Array:
-        array: Array = np.asarray(observations)
+    def _checked(self, observations: Any, info: dict[str, Any]) -> Observations:
+        """Observations as the spec describes them. Raises `EnvFaultError`."""
+        found = flat_observations(observations, self._vector.single_observation_space)
         if self._squeeze:
-            array = array[:, 0]
-        if array.shape != self._shape:
-            raise self._fault(f"returned observations {array.shape}, expected {self._shape}")
-        if array.dtype != self._dtype:
-            # Booleans become the darkest and the brightest pixel of an image.
-            array = array * np.uint8(255) if array.dtype == np.bool_ else array.astype(self._dtype)
-        if self._dtype.kind == "f" and not np.isfinite(array).all():
-            raise self._fault(
-                "returned an observation that is not finite; look for a division by 0 or a "
-                "diverging state, and terminate the episode before it"
-            )
-        if self._bounds is not None:
-            self._warn_out_of_bounds(array, *self._bounds)
-        return array
+            found = [np.asarray(array)[:, 0] for array in found]
+        try:
+            arrays = [part.checked(a, self._steps) for part, a in zip(self._parts, found)]
+        except MisbehavedError as error:
+            raise self._fault(str(error)) from None
+        if not self.spec.parts:
+            self.offers_action_mask = ACTION_MASK in info
+            return arrays[0]
+        named = {part.name: array for part, array in zip(self.spec.parts, arrays)}
+        if self._masked:
+            named[ACTION_MASK] = self._mask_of(info)
+        if self.spec.has_action_mask:
+            named[ACTION_MASK] = self._allowed = self._checked_mask(named[ACTION_MASK])
+        else:
+            self.offers_action_mask = ACTION_MASK in info
+        return named
 
-    def _warn_out_of_bounds(self, observations: Array, low: Array, high: Array) -> None:
-        """Warn once that observations are outside their space; training uses them all the same."""
-        beyond = (observations < low) | (observations > high)
-        if not beyond.any():
-            return
-        self._bounds = None
-        env, *element = (int(axis[0]) for axis in np.nonzero(beyond))
-        log.warning(
-            "%s: step %d: element %s of an observation is %g, outside its observation_space "
-            "(%g to %g); if the environment is yours, widen the space or clip the observation. "
-            "Training uses the observation as it is; this warning is not repeated",
-            self.spec.env_id, self._steps, element, observations[env][tuple(element)],
-            low[tuple(element)], high[tuple(element)],
-        )  # fmt: skip
+    def _mask_of(self, info: dict[str, Any]) -> Array:
+        """The mask in `info`, `[E, num_actions] uint8`."""
+        shape = (self.num_envs, self.spec.num_actions)
+        given = info.get(ACTION_MASK)
+        present = np.broadcast_to(info.get(f"_{ACTION_MASK}", given is not None), self.num_envs)
+        if not present.all():
+            raise self._fault(
+                f"returned no info['{ACTION_MASK}'] in environment {int(np.argmin(present))}; "
+                "return one from every reset and step, or set env.action_masks to false"
+            )
+        try:
+            return np.stack([np.asarray(mask, np.uint8) for mask in given]).reshape(shape)  # type: ignore[union-attr]
+        except (ValueError, TypeError):
+            raise self._fault(
+                f"returned info['{ACTION_MASK}'] = {given}; expected {self.spec.num_actions} "
+                "numbers, 1 for each action that is allowed and 0 for the others"
+            ) from None
+
+    def _checked_mask(self, mask: Array) -> Array:
+        """A mask of zeros and ones that allows an action wherever one will be taken.
+
+        The step after an end ignores its action, so all are allowed there if none is.
+        """
+        allowed: Array = (mask != 0).astype(np.uint8)
+        none = ~allowed.any(axis=1)
+        if not none.any():
+            return allowed
+        allowed[none & self._ended] = 1
+        none &= ~self._ended
+        if none.any():
+            raise self._fault(
+                f"environment {int(np.flatnonzero(none)[0])}: the action mask forbids all "
+                f"{self.spec.num_actions} actions; allow one, or end the episode"
+            )
+        return allowed
 
     def _fault(self, what: str) -> EnvFaultError:
         return EnvFaultError(f"{self.spec.env_id}: step {self._steps} {what}")
@@ -190,6 +251,70 @@ def _describe(error: Exception) -> str:
     if isinstance(error, MisbehavedError):
         return str(error)
     return plugins.describe_error(error, INTERFACE)
+
+
+class _CheckedPart:
+    """Checks and converts one array of the observations.
+
+    Args:
+        part: its description.
+        space: the space that it comes from.
+        num_envs: E.
+        env_id: the environment's name in messages.
+    """
+
+    def __init__(
+        self, part: ObservationPart, space: gym.Space[Any], num_envs: int, env_id: str
+    ) -> None:
+        self._env_id = env_id
+        self._where = f" '{part.name}'" if part.name else ""
+        self._shape = (num_envs, *part.shape)
+        self._dtype = np.dtype(part.dtype)
+        self._is_image = part.dtype == "uint8" and part.kind in ("image", "vector")
+        self._start = _start(space) if part.kind == "choices" else None
+        self._bounds = _finite_bounds(space) if part.kind != "mask" else None
+
+    def checked(self, observations: Any, step: int) -> Array:
+        """The array with the part's dtype. Raises `MisbehavedError`."""
+        array: Array = np.asarray(observations)
+        if array.shape != self._shape:
+            raise MisbehavedError(
+                f"returned observations{self._where} {array.shape}, expected {self._shape}"
+            )
+        if self._start is not None:
+            array = array - self._start
+        if array.dtype != self._dtype:
+            # Booleans become the darkest and the brightest pixel of an image.
+            scaled = array.dtype == np.bool_ and self._is_image
+            array = array * np.uint8(255) if scaled else array.astype(self._dtype)
+        if self._dtype.kind == "f" and not np.isfinite(array).all():
+            raise MisbehavedError(
+                f"returned an observation{self._where} that is not finite; look for a division by "
+                "0 or a diverging state, and terminate the episode before it"
+            )
+        if self._bounds is not None:
+            self._warn_out_of_bounds(array, *self._bounds, step)
+        return array
+
+    def _warn_out_of_bounds(self, observations: Array, low: Array, high: Array, step: int) -> None:
+        """Warn once that observations are outside their space; training uses them all the same."""
+        beyond = (observations < low) | (observations > high)
+        if not beyond.any():
+            return
+        self._bounds = None
+        env, *element = (int(axis[0]) for axis in np.nonzero(beyond))
+        log.warning(
+            "%s: step %d: element %s of an observation%s is %g, outside its observation_space "
+            "(%g to %g); if the environment is yours, widen the space or clip the observation. "
+            "Training uses the observation as it is; this warning is not repeated",
+            self._env_id, step, element, self._where, observations[env][tuple(element)],
+            low[tuple(element)], high[tuple(element)],
+        )  # fmt: skip
+
+
+def _start(space: gym.Space[Any]) -> Any:
+    """The first value of each element of a discrete space."""
+    return getattr(space, "start", 0) if not isinstance(space, gym.spaces.MultiBinary) else 0
 
 
 def _finite_bounds(space: gym.Space[Any]) -> tuple[Array, Array] | None:

@@ -35,7 +35,7 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         self._space = env.observation_space
         self._is_box = isinstance(self._space, gym.spaces.Box)
-        self._shape, self._dtype = self._space.shape, np.dtype(self._space.dtype)
+        self._shape, self._dtype = self._space.shape, self._space.dtype
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         """As in gymnasium. Raises `MisbehavedError`."""
@@ -69,28 +69,55 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         """The observation, converted to the dtype of its space."""
         if not isinstance(info, dict):
             raise MisbehavedError(f"returned an info that is {_kind(info)}; return a dict")
-        if not self._is_box:
-            if not self._space.contains(observation):
-                raise MisbehavedError(
-                    f"returned the observation {observation}, but its observation_space is "
-                    f"{self._space}; make them agree"
-                )
-            return observation
-        array: Array = np.asarray(observation)
-        if array.shape != self._shape:
+        if self._is_box:
+            return _checked_box(observation, self._shape, self._dtype, "")
+        return _checked(observation, self._space, "")
+
+
+def _checked(observation: Any, space: gym.Space[Any], where: str) -> Any:
+    """An observation of a space whose Box parts have the dtypes of the space."""
+    if isinstance(space, gym.spaces.Box):
+        return _checked_box(observation, space.shape, space.dtype, where)
+    if isinstance(space, gym.spaces.Dict):
+        if not isinstance(observation, dict) or observation.keys() != space.spaces.keys():
+            found = sorted(observation) if isinstance(observation, dict) else _kind(observation)
             raise MisbehavedError(
-                f"returned an observation of shape {array.shape}, but its observation_space has "
-                f"the shape {self._shape}; make them agree"
+                f"returned an observation{where} with the keys {found}, but its observation_space "
+                f"has {sorted(space.spaces)}; make them agree"
             )
-        if array.dtype == self._dtype:
-            return array
-        if not _fits(array, self._dtype):
+        return {k: _checked(observation[k], inner, f"{where}[{k!r}]") for k, inner in space.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        if not isinstance(observation, tuple) or len(observation) != len(space):
             raise MisbehavedError(
-                f"returned an observation of {array.dtype}, which its observation_space of "
-                f"{self._dtype} cannot hold; scale it and return .astype(np.{self._dtype}), or "
-                "change the space"
+                f"returned an observation{where} that is {_kind(observation)}, but its "
+                f"observation_space is a tuple of {len(space)}; make them agree"
             )
-        return array.astype(self._dtype)
+        parts = zip(observation, space.spaces)
+        return tuple(_checked(o, inner, f"{where}[{k}]") for k, (o, inner) in enumerate(parts))
+    if not space.contains(observation):
+        raise MisbehavedError(
+            f"returned the observation{where} {observation}, but its observation_space is "
+            f"{space}; make them agree"
+        )
+    return observation
+
+
+def _checked_box(observation: Any, shape: Any, dtype: Any, where: str) -> Any:
+    """An array with the dtype of its space."""
+    array: Array = np.asarray(observation)
+    if array.shape != shape:
+        raise MisbehavedError(
+            f"returned an observation{where} of shape {array.shape}, but its observation_space has "
+            f"the shape {shape}; make them agree"
+        )
+    if array.dtype == dtype:
+        return array
+    if not _fits(array, dtype):
+        raise MisbehavedError(
+            f"returned an observation{where} of {array.dtype}, which its observation_space of "
+            f"{dtype} cannot hold; scale it and return .astype(np.{dtype}), or change the space"
+        )
+    return array.astype(dtype)
 
 
 def _is_number(reward: Any) -> bool:

@@ -52,7 +52,15 @@ def make_environments(
             [lambda: _checked(make())] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP
         )
         name = plugins.short(config.id)
-        return Environments(vector, name, config.frame_stack, config.life_loss_ends)
+        return Environments(
+            vector,
+            name,
+            config.frame_stack,
+            config.life_loss_ends,
+            masked=bool(config.action_masks),
+            channels=config.image_channels,
+            action_limit=config.action_limit,
+        )
     except ApexError:
         raise
     except Exception as error:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from apex.data.observations import Observations
 from apex.data.schema import Array, Column
 
 
@@ -36,6 +37,34 @@ class ActionBounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 ActionKind: TypeAlias = Literal["discrete", "continuous", "multi-discrete"]
+PartKind: TypeAlias = Literal["image", "vector", "choices", "mask"]
+
+
+class ObservationPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One array of an observation.
+
+    Args:
+        name: its key; keys of nested spaces are joined by dots; empty for a plain observation.
+        kind: `image` (uint8), `vector` (numbers), `choices` (integers that count from 0), or
+            `mask` (1 for each discrete action that is allowed, else 0).
+        shape: shape of one array; for an image, of one frame.
+        dtype: NumPy name of the dtype.
+        choices: numbers of values of the elements of `choices`, in row-major order.
+        channels_last: whether the last axis of an image of three axes has its channels.
+    """
+
+    name: str
+    kind: PartKind
+    shape: tuple[int, ...]
+    dtype: str
+    choices: tuple[int, ...] = ()
+    channels_last: bool = False
+
+    @property
+    def text(self) -> str:
+        """A description for messages."""
+        named = f"{self.name}: " if self.name else ""
+        return f"{named}{self.kind} {self.dtype} {self.shape}"
 
 
 class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,13 +72,17 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Args:
         env_id: gymnasium id, for messages.
-        observation_shape: shape of one observation of the environment; for images, of one frame.
-        observation_dtype: NumPy name of the dtype.
-        frame_stack: consecutive frames in one input of the policy; 0 for observations that are
-            not images, which are stored as array columns.
+        observation_shape: shape of one observation of the environment; for images, of one frame;
+            empty if there are `parts`.
+        observation_dtype: NumPy name of the dtype; empty if there are `parts`.
+        frame_stack: consecutive frames of each image in one input of the policy; 0 if there are
+            no images. What is no image is stored as array columns.
         num_actions: number of discrete actions, which are 0 to `num_actions` - 1; 0 if
             `action_bounds` is set.
         action_bounds: bounds of actions that are arrays of numbers; None: actions are discrete.
+        parts: the arrays of an observation that is a dictionary; empty: it is one array.
+        channels_last: whether the last axis of an image of three axes has its channels; None: it
+            has them if it is at most as long as the first, as in apex 0.1.
     """
 
     env_id: str
@@ -58,6 +91,61 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     frame_stack: int
     num_actions: int
     action_bounds: ActionBounds | None = None
+    parts: tuple[ObservationPart, ...] = ()
+    channels_last: bool | None = None
+
+    @property
+    def all_parts(self) -> tuple[ObservationPart, ...]:
+        """The parts of an observation; a plain one has one part, whose name is empty."""
+        if self.parts:
+            return self.parts
+        shape = self.observation_shape
+        last = self.channels_last
+        if last is None:
+            last = len(shape) == 3 and shape[-1] <= shape[0]
+        kind: PartKind = "image" if self.frame_stack else "vector"
+        return (ObservationPart("", kind, shape, self.observation_dtype, (), last),)
+
+    def of_part(self, part: ObservationPart) -> EnvSpec:
+        """The spec of an environment whose observations are this part alone."""
+        is_image = part.kind == "image"
+        return msgspec.structs.replace(
+            self,
+            observation_shape=part.shape,
+            observation_dtype=part.dtype,
+            frame_stack=self.frame_stack if is_image else 0,
+            parts=(),
+            channels_last=part.channels_last if is_image else None,
+        )
+
+    @property
+    def images(self) -> tuple[ObservationPart, ...]:
+        """The parts that are images: each is stored once for each step and stacked when read."""
+        return tuple(part for part in self.all_parts if part.kind == "image")
+
+    @property
+    def arrays(self) -> tuple[ObservationPart, ...]:
+        """The parts that are stored as columns."""
+        return tuple(part for part in self.all_parts if part.kind != "image")
+
+    @property
+    def has_action_mask(self) -> bool:
+        """Whether a part of the observation says which actions are allowed."""
+        return any(part.kind == "mask" for part in self.parts)
+
+    @property
+    def observations_text(self) -> str:
+        """Description of the observations, for messages."""
+        if not self.parts:
+            return f"{self.policy_shape} {self.observation_dtype}"
+        return "; ".join(part.text for part in self.parts)
+
+    def zero_observations(self, count: int) -> Observations:
+        """Observations of zeros, with all actions allowed: `[count, ...]` each."""
+        if not self.parts:
+            return np.zeros((count, *self.observation_shape), self.observation_dtype)
+        fill = {part.name: int(part.kind == "mask") for part in self.parts}
+        return {p.name: np.full((count, *p.shape), fill[p.name], p.dtype) for p in self.parts}
 
     @property
     def action_kind(self) -> ActionKind:
@@ -89,9 +177,27 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             return np.zeros(count, dtype=np.int64)
         return np.zeros((count, *bounds.shape), dtype=bounds.dtype)
 
-    def random_actions(self, count: int, rng: np.random.Generator) -> Array:
-        """Random actions `[count, *action shape]`, uniform between the bounds."""
+    @property
+    def head_sizes(self) -> tuple[int, ...]:
+        """Number of values of each integer of an action: one integer for discrete actions."""
+        if self.action_bounds is None:
+            return (self.num_actions,)
+        low, high = self.action_bounds.arrays()
+        return tuple((high - low + 1).astype(int).ravel().tolist())
+
+    def random_actions(
+        self, count: int, rng: np.random.Generator, allowed: Array | None = None
+    ) -> Array:
+        """Random actions `[count, *action shape]`, uniform between the bounds.
+
+        Args:
+            count: number of environments.
+            rng: source of the random numbers.
+            allowed: `[count, num_actions]`, not 0 where a discrete action is allowed; None: all.
+        """
         bounds = self.action_bounds
+        if bounds is None and allowed is not None:
+            return np.array([rng.choice(np.flatnonzero(row)) for row in allowed])
         if bounds is None:
             return rng.integers(self.num_actions, size=count)
         low, high = bounds.arrays()
@@ -112,8 +218,8 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def policy_shape(self) -> tuple[int, ...]:
-        """Shape of the policy's observation of one environment."""
-        if self.frame_stack:
+        """Shape of the policy's plain observation of one environment."""
+        if self.frame_stack and not self.parts:
             return (self.frame_stack, *self.observation_shape)
         return self.observation_shape
 
@@ -132,14 +238,14 @@ class StepResult:
     """Result of a step of E environments; `[E]` each.
 
     Args:
-        observations: `[E, *observation_shape]`.
+        observations: `[E, *observation_shape]`, or by name for an observation of parts.
         rewards: `[E] float64`, neither clipped nor scaled.
         terminated: the episode ended; the value after its last step is 0.
         truncated: the episode was cut off; bootstrap from its last observation.
         life_lost: learn as if terminated, although the episode continues.
     """
 
-    observations: Array
+    observations: Observations
     rewards: npt.NDArray[np.float64]
     terminated: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]

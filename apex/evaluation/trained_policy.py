@@ -19,6 +19,8 @@ from apex.algos.registry import make_algorithm
 from apex.config import loading
 from apex.config.conversion import convert
 from apex.config.sections import Config, EnvConfig
+from apex.data.observations import Observations, map_arrays
+from apex.data.observations import count as rows_of
 from apex.data.schema import Array
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
@@ -82,31 +84,49 @@ class TrainedPolicy:
             return
         self._begun |= _mask(which, len(self._begun))
 
-    def act(self, observations: Array, rewards: npt.ArrayLike = 0.0) -> Array:
+    def act(self, observations: Observations, rewards: npt.ArrayLike = 0.0) -> Array:
         """Compute greedy actions; a policy with memory continues from the last call.
 
         Args:
             observations: `[E, *policy_shape]`; for images, the last `frame_stack` frames of each
-                environment, oldest first. A single observation may omit `E`.
+                environment, oldest first. A single observation may omit `E`. An observation of
+                parts is a dictionary of such arrays by name, with the part `action_mask` if the
+                environment has action masks.
             rewards: `[E]`, unclipped rewards of the step before. A policy that reads rewards sees
                 them clipped if `env.clip_rewards` is set, and 0 where an episode begins.
 
         Returns:
             `[E, *action shape]`, int64 or float32 as the environment takes them, or one action.
         """
-        observations = np.asarray(observations, dtype=self.manifest.env.observation_dtype)
-        shape = self.manifest.env.policy_shape
-        single = observations.shape == shape
-        if not single and observations.shape[1:] != shape:
-            raise UsageError(f"expected observations {('E', *shape)}, got {observations.shape}")
-        batch = observations[None] if single else observations
+        batch, single = self._batch(observations)
         self._decision = self.policy.act(self._inputs(batch, rewards), None)
         actions = self._decision.actions
         self._begun = np.zeros(len(actions), np.bool_)
         return actions[0] if single else actions
 
-    def _inputs(self, observations: Array, rewards: npt.ArrayLike) -> Inputs:
-        count, last = len(observations), self._decision
+    def _batch(self, observations: Observations) -> tuple[Observations, bool]:
+        """The observations of E environments, and whether they were given for one, without E."""
+        spec = self.manifest.env
+        if not spec.parts:
+            array, single = _rows(observations, spec.observation_dtype, spec.policy_shape, "")
+            return array, single
+        names = {part.name for part in spec.parts}
+        if not isinstance(observations, dict) or observations.keys() != names:
+            given = sorted(observations) if isinstance(observations, dict) else "an array"
+            raise UsageError(
+                f"expected a dictionary of the observation's parts {sorted(names)}, got {given}"
+            )
+        batch, single = {}, False
+        for part in spec.parts:
+            stack = (spec.frame_stack,) if part.kind == "image" else ()
+            shape = (*stack, *part.shape)
+            batch[part.name], single = _rows(
+                observations[part.name], part.dtype, shape, f" '{part.name}'"
+            )
+        return batch, single
+
+    def _inputs(self, observations: Observations, rewards: npt.ArrayLike) -> Inputs:
+        count, last = rows_of(observations), self._decision
         if last is not None and len(last.actions) != count:
             if self.policy.core_size:
                 raise UsageError(
@@ -123,7 +143,9 @@ class TrainedPolicy:
             on = ~self._begun
             core_state[on], last_actions[on] = last.core_state[on], last.actions[on]
             last_rewards[on] = seen[on]
-        return Inputs(np.ascontiguousarray(observations), core_state, last_actions, last_rewards)
+        return Inputs(
+            map_arrays(np.ascontiguousarray, observations), core_state, last_actions, last_rewards
+        )
 
     def play(self, episodes: int, seed: int, extensions: Extensions = NONE) -> list[float]:
         """Play whole greedy episodes, equally many in each environment; return unclipped returns.
@@ -143,6 +165,15 @@ class TrainedPolicy:
             return play_episodes(loop, num_envs, episodes, lambda: True) or []
         finally:
             environments.close()
+
+
+def _rows(values: Any, dtype: str, shape: tuple[int, ...], name: str) -> tuple[Array, bool]:
+    """An array `[E, *shape]`, and whether it was given without E. Raises `UsageError`."""
+    array = np.asarray(values, dtype=dtype)
+    single = array.shape == shape
+    if not single and array.shape[1:] != shape:
+        raise UsageError(f"expected observations{name} {('E', *shape)}, got {array.shape}")
+    return (array[None] if single else array), single
 
 
 def _mask(which: Which, count: int) -> npt.NDArray[np.bool_]:

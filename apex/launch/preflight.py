@@ -19,7 +19,8 @@ from apex.acting.exploration import LadderPlace
 from apex.algos.base import Algorithm, Learner
 from apex.algos.registry import make_algorithm
 from apex.config.sections import ATARI_FIELDS, Config, EnvConfig
-from apex.data.schema import Array, Schema
+from apex.data.observations import Observations, action_mask, concatenate
+from apex.data.schema import Schema
 from apex.envs.recreation import close
 from apex.envs.registry import make_environments
 from apex.envs.spec import EnvSpec
@@ -60,19 +61,23 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
         ApexError: the environment or the algorithm cannot be used.
     """
     config = plugins.with_absolute_paths(config)
-    spec, observation = try_environment(config.env, extensions, steps=steps)
+    env, spec, observation = try_environment(config.env, extensions, steps=steps)
     algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm)
     check_settings(config.learner, process_tuning.pick_device(config.learner.device))
     try_algorithm(algorithm, observation)
     section = msgspec.to_builtins(algorithm.config)
-    whole = msgspec.structs.replace(config, algorithm=section)
+    whole = msgspec.structs.replace(config, env=env, algorithm=section)
     return Trial(whole, spec, algorithm.schema(), algorithm)
 
 
 def try_environment(
     config: EnvConfig, extensions: Extensions, *, steps: int = STEPS
-) -> tuple[EnvSpec, Array]:
-    """Make the environment and take random steps; return its spec and last observation `[1, …]`.
+) -> tuple[EnvConfig, EnvSpec, Observations]:
+    """Make the environment and take random steps.
+
+    Returns:
+        The section with what was found out (`env.action_masks`), the spec, and the last
+        observations, `[1, ...]`.
 
     Raises:
         EnvError: the environment cannot be made, or failed.
@@ -85,27 +90,44 @@ def try_environment(
             "environment itself, with wrappers or env.kwargs",
             ", ".join(f"env.{name}" for name in ignored),
         )
+    spec, observations, offers_mask = _random_steps(config, extensions, steps)
+    if config.action_masks is None:
+        masked = offers_mask and spec.action_kind == "discrete"
+        config = msgspec.structs.replace(config, action_masks=masked)
+        if masked:
+            log.info("%s: info['action_mask'] says which actions are allowed", spec.env_id)
+            spec, observations, _ = _random_steps(config, extensions, steps)
+    for part in spec.arrays:
+        if part.dtype == "float32" and len(part.shape) == 3:
+            log.warning(
+                "%s: float observations %s are treated as vectors; if they are images, return "
+                "uint8",
+                spec.env_id, part.text,
+            )  # fmt: skip
+    return config, spec, observations
+
+
+def _random_steps(
+    config: EnvConfig, extensions: Extensions, steps: int
+) -> tuple[EnvSpec, Observations, bool]:
+    """The spec, the last observations, and whether `info` has an action mask that is not used."""
     environments = make_environments(config, 1, extensions.make_env)
     spec, rng = environments.spec, np.random.default_rng(0)
-    observation = np.zeros((1, *spec.observation_shape), spec.observation_dtype)
+    observations = spec.zero_observations(1)
     try:
-        if steps:
-            observation = environments.reset(seed=0)
+        if steps or config.action_masks is None:
+            observations = environments.reset(seed=0)
         for _ in range(steps):
-            observation = environments.step(spec.random_actions(1, rng)).observations
+            actions = spec.random_actions(1, rng, action_mask(observations))
+            observations = environments.step(actions).observations
     except EnvFaultError as error:
         raise EnvError(str(error)) from None
     finally:
         close(environments)
-    if spec.observation_dtype == "float32" and len(spec.observation_shape) == 3:
-        log.warning(
-            "%s: float observations %s are treated as vectors; if they are images, return uint8",
-            spec.env_id, spec.observation_shape,
-        )  # fmt: skip
-    return spec, observation
+    return spec, observations, environments.offers_action_mask
 
 
-def try_algorithm(algorithm: Algorithm, observation: Array) -> None:
+def try_algorithm(algorithm: Algorithm, observation: Observations) -> None:
     """Compute actions with the algorithm's policy, greedy and exploring, and make its learner.
 
     Raises:
@@ -113,13 +135,13 @@ def try_algorithm(algorithm: Algorithm, observation: Array) -> None:
     """
     name, spec = plugins.short(algorithm.config.name), algorithm.spec
     try:
-        decisions = _decisions(algorithm, np.concatenate([observation, observation]))
+        decisions = _decisions(algorithm, concatenate([observation, observation]))
         learner = algorithm.learner(torch.device("cpu"))
     except ApexError:
         raise
     except Exception as error:  # whatever the user's own code raises
         raise ConfigError(
-            f"algorithm '{name}' on {spec.env_id}, observations {spec.policy_shape}: it "
+            f"algorithm '{name}' on {spec.env_id}, observations {spec.observations_text}: it "
             f"{plugins.describe_error(error, CHECK_THE_POLICY)}"
         ) from error
     expected = spec.no_actions(2)
@@ -139,7 +161,7 @@ def try_algorithm(algorithm: Algorithm, observation: Array) -> None:
         )
 
 
-def _decisions(algorithm: Algorithm, observations: Array) -> dict[str, Any]:
+def _decisions(algorithm: Algorithm, observations: Observations) -> dict[str, Any]:
     """Actions of the policy in two environments, greedy and exploring."""
     policy = algorithm.policy()
     agent = Agent(algorithm.spec, 2, policy.core_size, clip_rewards=False)

@@ -200,10 +200,12 @@ def prepare_run(
 
 def _check_like(found: EnvSpec, expected: EnvSpec, key: str) -> None:
     """Raise `ConfigError` unless two environments have the same observations and actions."""
-    if (found.policy_shape, found.actions_text) != (expected.policy_shape, expected.actions_text):
+    texts = [(s.observations_text, s.actions_text, s.frame_stack) for s in (found, expected)]
+    if texts[0] != texts[1]:
         raise ConfigError(
-            f"{key}: {found.env_id} has observations {found.policy_shape} and "
-            f"{found.actions_text}, expected {expected.policy_shape} and {expected.actions_text}"
+            f"{key}: {found.env_id} has observations {found.observations_text} and "
+            f"{found.actions_text}, expected {expected.observations_text} and "
+            f"{expected.actions_text}"
         )
 
 
@@ -220,7 +222,7 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
     facts = run.check_kept(before)
     config = plugins.with_absolute_paths(configure(table))
     if config.env != before.env:
-        spec, _ = try_environment(config.env, NONE)
+        _, spec, _ = try_environment(config.env, NONE)
         _check_like(spec, facts.env, "env.id")
     if not segments(run.replay) or config.replay.durability == "off":
         # Not by what is available now: the run's capacity stays when other programs come and go.
@@ -272,8 +274,12 @@ def _would_configure(table: Table, run: RunDirectory) -> bool:
     except ConfigError:  # such as an algorithm that cannot learn the run's environment
         return False
     capacity = min(config.replay.capacity, own.replay.capacity)
+    env = config.env
+    if env.action_masks is None:
+        env = msgspec.structs.replace(env, action_masks=own.env.action_masks)
     config = msgspec.structs.replace(
         config,
+        env=env,
         algorithm=section,
         actor=msgspec.structs.replace(config.actor, count=config.actor.count or own.actor.count),
         replay=msgspec.structs.replace(config.replay, capacity=capacity),

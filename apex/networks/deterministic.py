@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from apex.envs.spec import EnvSpec
 from apex.networks.full_precision import OutputLayer
-from apex.networks.torsos import ConvLayers, mlp, torso
+from apex.networks.torsos import DEFAULT_ENCODERS, ConvLayers, Encoders, features_of, mlp, torso
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,14 @@ class DeterministicLayers:
         conv: the convolutions, for environments with frames.
         actor_hidden, critic_hidden: units in each fully connected layer; at least one layer each.
         standardize: normalise each stack of frames to mean 0 and variance 1.
+        encoders: see `torso`.
     """
 
     conv: ConvLayers
     actor_hidden: Sequence[int]
     critic_hidden: Sequence[int]
     standardize: bool = False
+    encoders: Encoders = DEFAULT_ENCODERS
 
 
 def _head(in_features: int, hidden: Sequence[int], outputs: int) -> nn.Sequential:
@@ -51,11 +53,11 @@ class DeterministicActor(nn.Module):
 
     def __init__(self, spec: EnvSpec, layers: DeterministicLayers, action_size: int) -> None:
         super().__init__()
-        self.torso = torso(spec, layers.conv, layers.standardize)
-        self.head = _head(self.torso.out_features, layers.actor_hidden, action_size)
+        self.torso = torso(spec, layers.conv, layers.standardize, encoders=layers.encoders)
+        self.head = _head(features_of(self.torso), layers.actor_hidden, action_size)
 
-    def forward(self, observations: Tensor) -> Tensor:
-        """`[B, *policy_shape]` to `[B, A]`."""
+    def forward(self, observations: Tensor | dict[str, Tensor]) -> Tensor:
+        """`[B, *policy_shape]`, or by name, to `[B, A]`."""
         actions: Tensor = torch.tanh(self.head(self.torso(observations)))
         return actions
 
@@ -65,11 +67,11 @@ class Critic(nn.Module):
 
     def __init__(self, spec: EnvSpec, layers: DeterministicLayers, action_size: int) -> None:
         super().__init__()
-        self.torso = torso(spec, layers.conv, layers.standardize)
-        self.head = _head(self.torso.out_features + action_size, layers.critic_hidden, 1)
+        self.torso = torso(spec, layers.conv, layers.standardize, encoders=layers.encoders)
+        self.head = _head(features_of(self.torso) + action_size, layers.critic_hidden, 1)
 
-    def forward(self, observations: Tensor, actions: Tensor) -> Tensor:
-        """`[B, *policy_shape]` and `[B, A]` to `[B]`."""
+    def forward(self, observations: Tensor | dict[str, Tensor], actions: Tensor) -> Tensor:
+        """`[B, *policy_shape]`, or by name, and `[B, A]` to `[B]`."""
         features = torch.cat([self.torso(observations), actions], dim=1)
         values: Tensor = self.head(features).squeeze(1)
         return values
@@ -106,5 +108,10 @@ class DeterministicNetwork(nn.Module):
         return torch.clamp(scaled, self.low, self.high).view(-1, *self._action_shape)
 
     def from_environment(self, actions: Tensor) -> Tensor:
-        """Scale the environment's actions `[B, *action shape]` to [-1, 1], `[B, A]`."""
-        return (actions.flatten(1) - self.low) / (self.high - self.low) * 2.0 - 1.0
+        """Scale the environment's actions `[B, *action shape]` to [-1, 1], `[B, A]`.
+
+        A number whose bounds are equal becomes 0.
+        """
+        width = self.high - self.low
+        scaled = (actions.flatten(1) - self.low) / torch.where(width > 0, width, 1.0)
+        return torch.where(width > 0, scaled * 2.0 - 1.0, 0.0)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from apex.envs.spec import EnvSpec
 from apex.networks.full_precision import full_precision
 
 
 class SequenceInputs(NamedTuple):
     """Inputs of a network for sequences: B sequences of L steps."""
 
-    observations: Tensor
-    """`[B, L, *policy_shape]`."""
+    observations: Tensor | dict[str, Tensor]
+    """`[B, L, *policy_shape]`, or by name for an observation of parts."""
     last_actions: Tensor
-    """`[B, L] int64`, the previous step's action; 0 where an episode begins."""
+    """`[B, L, *action shape] int64`, the previous step's action; 0 where an episode begins."""
     last_rewards: Tensor
     """`[B, L]`, the previous step's reward; 0 where an episode begins."""
     is_first: Tensor
@@ -28,13 +30,19 @@ class SequenceInputs(NamedTuple):
     """Steps at which an episode begins in any of the sequences, in ascending order; None: only the
     device knows them, by `is_first`."""
 
+    def map_observations(self, function: Callable[[Tensor], Tensor]) -> Tensor | dict[str, Tensor]:
+        """Apply a function to each tensor of the observations."""
+        if isinstance(self.observations, dict):
+            return {name: function(tensor) for name, tensor in self.observations.items()}
+        return function(self.observations)
+
     def part(self, begin: int, end: int | None, core_state: Tensor) -> SequenceInputs:
         """The steps `begin` to `end` (exclusive), with the recurrent state before them."""
         stop, edges = self.is_first.shape[1] if end is None else end, self.episode_edges
         if edges is not None:
             edges = tuple(edge - begin for edge in edges if begin <= edge < stop)
         return SequenceInputs(
-            self.observations[:, begin:end],
+            self.map_observations(lambda tensor: tensor[:, begin:end]),
             self.last_actions[:, begin:end],
             self.last_rewards[:, begin:end],
             self.is_first[:, begin:end],
@@ -57,18 +65,45 @@ class FeedForwardCore(nn.Module):
         return features, inputs.core_state
 
 
+class OneHotActions(nn.Module):
+    """One-hot vectors of actions that are one integer or several.
+
+    Args:
+        spec: specification of the environment.
+    """
+
+    values: Tensor
+    heads: Tensor
+
+    def __init__(self, spec: EnvSpec) -> None:
+        super().__init__()
+        self._is_discrete = spec.action_bounds is None
+        lows = [0] if spec.action_bounds is None else map(int, spec.action_bounds.low)
+        values = [torch.arange(low, low + n) for low, n in zip(lows, spec.head_sizes)]
+        heads = [torch.full_like(numbers, head) for head, numbers in enumerate(values)]
+        self.register_buffer("values", torch.cat(values), persistent=False)
+        self.register_buffer("heads", torch.cat(heads), persistent=False)
+
+    def forward(self, actions: Tensor) -> Tensor:
+        """`[B, L, *action shape] int64` to `[B, L, sum of head sizes] bool`."""
+        if self._is_discrete:
+            return actions.unsqueeze(-1) == self.values
+        return actions.flatten(2).index_select(-1, self.heads) == self.values
+
+
 class LSTMCore(nn.Module):
     """An LSTM over features, last actions (one-hot) and last rewards.
 
     Args:
         in_features: features of each step.
-        num_actions: number of discrete actions.
+        spec: specification of an environment with discrete or multi-discrete actions.
         width: units of the LSTM. `core_state` is its hidden state followed by its cell state.
     """
 
-    def __init__(self, in_features: int, num_actions: int, width: int) -> None:
+    def __init__(self, in_features: int, spec: EnvSpec, width: int) -> None:
         super().__init__()
-        self._num_actions = num_actions
+        self._one_hot = OneHotActions(spec)
+        num_actions = sum(spec.head_sizes)
         self.lstm = nn.LSTM(in_features + num_actions + 1, width, batch_first=True)
         self.out_features = width
         self.core_size = 2 * width
@@ -77,8 +112,7 @@ class LSTMCore(nn.Module):
         """Outputs `[B, L, width]` of features `[B, L, in_features]`, and the final state."""
         with full_precision(features.device):
             features = features.to(inputs.core_state.dtype)
-            numbers = torch.arange(self._num_actions, device=features.device)
-            actions = (inputs.last_actions.unsqueeze(-1) == numbers).to(features.dtype)
+            actions = self._one_hot(inputs.last_actions).to(features.dtype)
             steps = torch.cat([features, actions, inputs.last_rewards.unsqueeze(-1)], dim=-1)
             if inputs.episode_edges is None:
                 return self._step_by_step(steps, inputs)
@@ -113,6 +147,6 @@ class LSTMCore(nn.Module):
         return torch.cat(outputs, dim=1), state
 
 
-def make_core(in_features: int, num_actions: int, lstm: int) -> FeedForwardCore | LSTMCore:
+def make_core(in_features: int, spec: EnvSpec, lstm: int) -> FeedForwardCore | LSTMCore:
     """An `LSTMCore` with `lstm` units; 0: a `FeedForwardCore`."""
-    return LSTMCore(in_features, num_actions, lstm) if lstm else FeedForwardCore(in_features)
+    return LSTMCore(in_features, spec, lstm) if lstm else FeedForwardCore(in_features)

@@ -10,7 +10,7 @@ from apex.envs.spec import EnvSpec
 from apex.networks.full_precision import OutputLayer
 from apex.networks.recurrent_cores import SequenceInputs
 from apex.networks.sequence import Layers, SequenceNetwork
-from apex.networks.torsos import mlp
+from apex.networks.torsos import DEFAULT_ENCODERS, Encoders, mlp
 from apex.ops.double_q_learning import dueling_values
 
 
@@ -21,10 +21,17 @@ class RecurrentDuelingQNetwork(SequenceNetwork):
         spec: specification of an environment with discrete actions.
         layers: the layers below the dueling streams.
         stream_hidden: units in each fully connected layer of one dueling stream.
+        encoders: see `torso`.
     """
 
-    def __init__(self, spec: EnvSpec, layers: Layers, stream_hidden: Sequence[int]) -> None:
-        super().__init__(spec, layers)
+    def __init__(
+        self,
+        spec: EnvSpec,
+        layers: Layers,
+        stream_hidden: Sequence[int],
+        encoders: Encoders = DEFAULT_ENCODERS,
+    ) -> None:
+        super().__init__(spec, layers, encoders)
         self.value, value_features = mlp(self.core.out_features, stream_hidden)
         self.value.append(OutputLayer(value_features, 1))
         self.advantage, advantage_features = mlp(self.core.out_features, stream_hidden)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from apex.envs.spec import EnvSpec
 from apex.networks.recurrent_cores import SequenceInputs, make_core
-from apex.networks.torsos import ConvLayers, mlp, torso
+from apex.networks.torsos import DEFAULT_ENCODERS, ConvLayers, Encoders, features_of, mlp, torso
 
 
 @dataclass(frozen=True)
@@ -35,22 +35,25 @@ class SequenceNetwork(nn.Module):
     """A torso and fully connected layers for each step, and a core across steps.
 
     Args:
-        spec: specification of an environment with discrete actions.
+        spec: specification of an environment with discrete or multi-discrete actions.
         layers: the layers.
+        encoders: see `torso`.
     """
 
-    def __init__(self, spec: EnvSpec, layers: Layers) -> None:
+    def __init__(
+        self, spec: EnvSpec, layers: Layers, encoders: Encoders = DEFAULT_ENCODERS
+    ) -> None:
         super().__init__()
-        self.torso = torso(spec, layers.conv, layers.standardize, layers.residual)
-        self.shared, features = mlp(self.torso.out_features, layers.hidden)
-        self.core = make_core(features, spec.num_actions, layers.lstm)
+        self.torso = torso(spec, layers.conv, layers.standardize, layers.residual, encoders)
+        self.shared, features = mlp(features_of(self.torso), layers.hidden)
+        self.core = make_core(features, spec, layers.lstm)
 
     def features(self, inputs: SequenceInputs) -> tuple[Tensor, Tensor]:
         """Inputs of the heads, `[B, L, core.out_features]`, and the recurrent state after the last
         step, `[B, core_size]`."""
-        observations = inputs.observations
-        features = self.shared(self.torso(observations.flatten(0, 1)))
+        steps = inputs.map_observations(lambda tensor: tensor.flatten(0, 1))
+        features = self.shared(self.torso(steps))
         output: tuple[Tensor, Tensor] = self.core(
-            features.unflatten(0, observations.shape[:2]), inputs
+            features.unflatten(0, inputs.is_first.shape), inputs
         )
         return output

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from apex.envs.spec import EnvSpec
+from apex.envs.spec import EnvSpec, ObservationPart
 from apex.errors import ConfigError
 
 ConvLayers = Sequence[tuple[int, int, int]]
@@ -19,7 +21,7 @@ class ImageTorso(nn.Module):
     """Convolutions over stacked uint8 frames. Only this class scales frames to floats.
 
     Args:
-        spec: specification of an environment with frames; an observation is `[S, H, W]`,
+        spec: specification of an environment with plain frames; an observation is `[S, H, W]`,
             `[S, H, W, C]` or `[S, C, H, W]`.
         layers: the convolutions, each followed by a ReLU.
         residual: channels of each section of a residual network; if not empty, it is used instead
@@ -27,6 +29,7 @@ class ImageTorso(nn.Module):
         standardize: normalise each stack of frames to mean 0 and variance 1 instead of scaling it
             by 1/255. Without it, large optimizer steps can change the response to a bright
             background by more than a small object, such as a ball, contributes.
+        key: the key of the configuration that has the layers, for messages.
     """
 
     def __init__(
@@ -35,11 +38,12 @@ class ImageTorso(nn.Module):
         layers: ConvLayers,
         standardize: bool = False,
         residual: Sequence[int] = (),
+        key: str = "algorithm.conv",
     ) -> None:
         super().__init__()
         self._standardize = standardize
         shape = spec.observation_shape
-        self._channels_last = len(shape) == 3 and shape[-1] <= shape[0]
+        self._channels_last = spec.all_parts[0].channels_last
         planes = math.prod(shape) // math.prod(self._image_size(shape))
         channels = spec.frame_stack * planes
         size = self._image_size(shape)
@@ -48,7 +52,7 @@ class ImageTorso(nn.Module):
             channels = residual[-1]
             size = tuple(-(-edge // 2 ** len(residual)) for edge in size)
         else:
-            self.convolutions, channels, size = _convolutions(channels, size, layers)
+            self.convolutions, channels, size = _convolutions(channels, size, layers, key)
         self.convolutions.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.out_features = channels * math.prod(size)
 
@@ -67,7 +71,7 @@ class ImageTorso(nn.Module):
 
 
 def _convolutions(
-    channels: int, size: tuple[int, ...], layers: ConvLayers
+    channels: int, size: tuple[int, ...], layers: ConvLayers, key: str
 ) -> tuple[nn.Sequential, int, tuple[int, ...]]:
     """Convolutions with ReLU, and the channels and size (pixels) of their output."""
     modules: list[nn.Module] = []
@@ -78,8 +82,8 @@ def _convolutions(
         out_size = tuple((edge - kernel) // stride + 1 for edge in out_size)
         if min(out_size) < 1:
             raise ConfigError(
-                f"algorithm.conv: frames of {size} pixels are too small for the convolutions "
-                f"{list(layers)}; use smaller kernels, such as algorithm.conv = [[32, 3, 1]]"
+                f"{key}: frames of {size} pixels are too small for the convolutions "
+                f"{list(layers)}; use smaller kernels, such as {key} = [[32, 3, 1]]"
             )
     return nn.Sequential(*modules), channels, out_size
 
@@ -132,22 +136,133 @@ class VectorTorso(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Flatten `[B, ...]` to `[B, out_features]`."""
-        numbers = observations.flatten(1)
+        numbers = observations.reshape(len(observations), -1)
         return numbers * (1.0 / 255.0) if self._scaled else numbers.float()
 
 
+class ChoicesTorso(nn.Module):
+    """Encodes integers: an embedding of each, or its value if all are 0 or 1.
+
+    Args:
+        choices: number of values of each integer, in row-major order.
+    """
+
+    begins: Tensor
+    MAX_WIDTH = 32
+    """Most numbers in an embedding; a choice of fewer values has as many as values."""
+
+    def __init__(self, choices: Sequence[int]) -> None:
+        super().__init__()
+        self._is_binary = set(choices) == {2}
+        width = min(max(choices, default=1), self.MAX_WIDTH)
+        self.out_features = len(choices) * (1 if self._is_binary else width)
+        if not self._is_binary:
+            self.embedding = nn.Embedding(sum(choices), width)
+            begins = torch.tensor([0, *choices[:-1]]).cumsum(0)
+            self.register_buffer("begins", begins, persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """`[B, ...]` integers to `[B, out_features]`."""
+        flat = values.reshape(len(values), -1)
+        if self._is_binary:
+            return flat.float()
+        features: Tensor = self.embedding(flat.long() + self.begins).flatten(1)
+        return features
+
+
+def features_of(module: nn.Module) -> int:
+    """The number of a torso's features, its `out_features`.
+
+    Raises:
+        ConfigError: it does not have one.
+    """
+    number = getattr(module, "out_features", None)
+    if not isinstance(number, int):
+        raise ConfigError(
+            f"{type(module).__name__}: expected the attribute out_features, the number of its "
+            f"features, got {number!r}; an encoder that part_encoder returns must have it"
+        )
+    return number
+
+
+class JoinedTorso(nn.Module):
+    """Encodes each part of an observation by its own module and joins their features.
+
+    Args:
+        encoders: module of each part, by the part's name.
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._names = list(encoders)
+        self.parts = nn.ModuleList(encoders.values())
+        self.out_features = sum(map(features_of, encoders.values()))
+
+    def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """Features `[B, out_features]` of the parts, `[B, ...]` each."""
+        return torch.cat([m(observations[n]) for n, m in zip(self._names, self.parts)], dim=1)
+
+
+class Encoders(NamedTuple):
+    """What replaces the default encoders of the parts of an observation."""
+
+    conv: Mapping[str, ConvLayers] = MappingProxyType({})
+    """Convolutions of some images, by name (`algorithm.conv_by_part`)."""
+    make: Callable[[ObservationPart], nn.Module | None] = lambda part: None
+    """Makes the encoder of a part (`Algorithm.part_encoder`); None: the default."""
+
+
+DEFAULT_ENCODERS = Encoders()
+
+
 def torso(
-    spec: EnvSpec, conv: ConvLayers, standardize: bool = False, residual: Sequence[int] = ()
-) -> ImageTorso | VectorTorso:
-    """Make the torso for an environment: for images if it has frames, else for vectors.
+    spec: EnvSpec,
+    conv: ConvLayers,
+    standardize: bool = False,
+    residual: Sequence[int] = (),
+    encoders: Encoders = DEFAULT_ENCODERS,
+) -> nn.Module:
+    """Make the torso for an environment; its `out_features` is the number of its features.
 
     Args:
         spec: specification of the environment.
         conv, standardize, residual: arguments of `ImageTorso`; unused without frames.
+        encoders: replaces the defaults of some parts.
+
+    Raises:
+        ConfigError: the convolutions do not fit the images, or `encoders` names no part.
     """
-    if spec.frame_stack:
-        return ImageTorso(spec, conv, standardize, residual)
-    return VectorTorso(spec)
+    names = [part.name for part in spec.images if part.name]
+    unknown = encoders.conv.keys() - set(names)
+    if unknown:
+        raise ConfigError(
+            f"algorithm.conv_by_part: expected names of images, got {', '.join(sorted(unknown))}; "
+            f"{spec.env_id} has {', '.join(names) or 'none with a name'}"
+        )
+    made = {
+        part.name: encoders.make(part) or _default_encoder(
+            spec, part, encoders.conv.get(part.name, conv), standardize, residual
+        )
+        for part in spec.all_parts
+        if part.kind != "mask"
+    }  # fmt: skip
+    return JoinedTorso(made) if spec.parts else made[""]
+
+
+def _default_encoder(
+    spec: EnvSpec,
+    part: ObservationPart,
+    conv: ConvLayers,
+    standardize: bool,
+    residual: Sequence[int],
+) -> nn.Module:
+    if part.kind == "choices":
+        return ChoicesTorso(part.choices)
+    alone = spec.of_part(part)
+    if part.kind == "vector":
+        return VectorTorso(alone)
+    key = f"algorithm.conv_by_part.'{part.name}'" if part.name else "algorithm.conv"
+    return ImageTorso(alone, conv, standardize, residual, key)
 
 
 def mlp(in_features: int, hidden: Sequence[int]) -> tuple[nn.Sequential, int]:

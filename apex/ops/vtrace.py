@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,27 +18,44 @@ class VTrace(NamedTuple):
     """rho_s (r_s + gamma_s v_{s+1} - V(x_s)), the advantages in the policy gradient."""
 
 
-def importance_ratios(behaviour_logits: Tensor, target_logits: Tensor, actions: Tensor) -> Tensor:
+def importance_ratios(
+    behaviour_logits: Tensor,
+    target_logits: Tensor,
+    actions: Tensor,
+    head_sizes: Sequence[int] | None = None,
+) -> Tensor:
     """pi(a|x) / mu(a|x) of softmax policies.
 
     Args:
         behaviour_logits: `[..., A]`, logits of mu, the behaviour policy.
         target_logits: `[..., A]`, logits of pi, the learned policy.
-        actions: `[...] int64`.
+        actions: `[...] int64`, or `[..., heads]`.
+        head_sizes: see `log_probability`.
 
     Returns:
         `[...]` ratios.
     """
     assert behaviour_logits.shape == target_logits.shape and actions.dtype == torch.int64
     log_pi, log_mu = (
-        log_probability(target_logits, actions),
-        log_probability(behaviour_logits, actions),
+        log_probability(logits, actions, head_sizes) for logits in (target_logits, behaviour_logits)
     )
     return torch.exp(log_pi - log_mu)
 
 
-def log_probability(logits: Tensor, actions: Tensor) -> Tensor:
-    """log softmax(logits)[a]: `[..., A]` and `[...] int64` to `[...]`."""
+def log_probability(
+    logits: Tensor, actions: Tensor, head_sizes: Sequence[int] | None = None
+) -> Tensor:
+    """log softmax(logits)[a]: `[..., A]` and `[...] int64` to `[...]`.
+
+    Args:
+        logits: `[..., A]`.
+        actions: `[...] int64`; with heads `[..., heads]`, each from 0.
+        head_sizes: numbers of values of the integers that make up an action, which are independent
+            (a factored policy): the log-probabilities are summed. None: an action is one integer.
+    """
+    if head_sizes is not None:
+        heads = zip(torch.split(logits, list(head_sizes), dim=-1), actions.unbind(-1))
+        return torch.stack([log_probability(*head) for head in heads]).sum(dim=0)
     log_probabilities = torch.log_softmax(logits, dim=-1)
     return log_probabilities.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 

@@ -8,7 +8,7 @@ import msgspec
 
 from apex.data.array_bytes import Buffer
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 
 MAX_COUNT = 2**53
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]

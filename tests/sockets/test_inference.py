@@ -269,9 +269,9 @@ def test_complete_items_of_a_leaving_actor_are_kept(stage):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"observations": np.zeros((ENVS, 5), np.float32)}, "observations: expected float32"),
-        ({"observations": np.zeros((ENVS + 1, 4), np.float32)}, "observations: expected float32"),
-        ({"observations": np.full((ENVS, 4), np.nan, np.float32)}, "expected finite values"),
+        ({"observation": np.zeros((ENVS, 5), np.float32)}, "observation: expected float32"),
+        ({"observation": np.zeros((ENVS + 1, 4), np.float32)}, "observation: expected float32"),
+        ({"observation": np.full((ENVS, 4), np.nan, np.float32)}, "expected finite values"),
         ({"rewards": np.zeros(ENVS, np.float32)}, "rewards: expected float64"),
         ({"rewards": np.full(ENVS, np.inf)}, "expected finite values"),
         ({"rewards": np.full(ENVS, -2e30)}, "rewards: expected magnitudes of at most 1e\\+30"),

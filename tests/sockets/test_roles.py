@@ -191,7 +191,7 @@ def random_acts(
     observations = np.full((2, 3), rng.choice([0, np.nan, 3e38]), np.float32)
     step = StepResult(observations, np.array(value[:2]), *rng.random((3, 2)) < 0.5)
     return [
-        (Act(seq=count[0], begins=True, **place), {"observations": np.zeros((2, 3), np.float32)}),
+        (Act(seq=count[0], begins=True, **place), {"observation": np.zeros((2, 3), np.float32)}),
         (Act(seq=count[0] + 1, begins=False, **place), result_to_arrays(step)),
     ]
 
@@ -248,8 +248,7 @@ def test_extreme_numbers_from_an_actor_do_not_end_the_inference_server(servers):
             (*_, answer) = servers.answers("inference.act", greeting, question)
             assert isinstance(answer, Actions) or question is step, answer
         good = (
-            np.isfinite(step[1]["observations"]).all()
-            and (np.abs(step[1]["rewards"]) <= 1e30).all()
+            np.isfinite(step[1]["observation"]).all() and (np.abs(step[1]["rewards"]) <= 1e30).all()
         )
         assert isinstance(answer, Actions) == good, (answer, step)
         answered, refused = answered + good, refused + (not good)

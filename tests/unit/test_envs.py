@@ -127,12 +127,13 @@ class WithSpaces(Countdown):
     ("observation", "action", "message"),
     [
         (
-            gym.spaces.Dict({"a": gym.spaces.Discrete(3)}),
+            gym.spaces.Dict({"a": gym.spaces.Discrete(3), "word": gym.spaces.Text(3)}),
             gym.spaces.Discrete(2),
-            "FlattenObservation",
+            "with all keys but 'word'",
         ),
+        (gym.spaces.Text(3), gym.spaces.Discrete(2), "TransformObservation"),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, 9, (1,), int), "or Box of floats"),
-        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, np.inf, (1,)), "RescaleAction"),
+        (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, np.inf, (1,)), "env.action_limit"),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(1, 1, (2,)), "a finite lower and upper bound"),
         (
             gym.spaces.Box(0, 1, (3,)),
@@ -147,7 +148,17 @@ class WithSpaces(Countdown):
             "2 or 3 axes",
         ),
     ],
-    ids=["dict", "integers", "unbounded", "no_room", "huge", "number", "text", "rank_4"],
+    ids=[
+        "text_in_dict",
+        "text_observation",
+        "integers",
+        "unbounded",
+        "no_room",
+        "huge",
+        "number",
+        "text",
+        "rank_4",
+    ],
 )
 def test_space_that_apex_cannot_use_is_named(observation, action, message):
     with pytest.raises(EnvError, match=message):

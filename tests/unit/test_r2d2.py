@@ -223,7 +223,7 @@ def test_burn_in_passes_no_gradient():
 
 def test_core_state_is_reset_at_episode_starts_only():
     torch.manual_seed(0)
-    core = LSTMCore(2, 3, 4)
+    core = LSTMCore(2, env_spec((2,), "float32"), 4)
     features, is_first = torch.randn(2, 6, 2), torch.zeros(2, 6, dtype=torch.bool)
     is_first[0, 3] = is_first[1, 5] = True
     inputs = SequenceInputs(
@@ -309,7 +309,7 @@ def test_defaults_are_the_papers():
 
 def test_lstm_that_resets_by_flags_equals_one_that_is_split_at_the_episodes() -> None:
     torch.manual_seed(1)
-    core = LSTMCore(in_features=5, num_actions=3, width=4)
+    core = LSTMCore(5, env_spec((5,), "float32"), 4)
     is_first = torch.rand(6, 11) < 0.2
     edges = tuple(is_first.any(dim=0).nonzero().flatten().tolist())
     features = torch.randn(6, 11, 5, requires_grad=True)

@@ -8,6 +8,7 @@ from typing import Any
 from apex.daemons.inference.client import ActClient
 from apex.daemons.learner.parameter_versions import Publication
 from apex.daemons.service import Service
+from apex.data.observations import Observations
 from apex.data.schema import Array
 from apex.envs.spec import StepResult
 from apex.wire.client import Client
@@ -43,7 +44,7 @@ class CentralInference:
         self._act.start(slot, incarnation)
         return "exploration by the inference server"
 
-    def begin(self, observations: Array) -> None:
+    def begin(self, observations: Observations) -> None:
         """Begin episodes in all environments."""
         self._act.begin(observations)
 

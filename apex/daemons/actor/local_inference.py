@@ -14,6 +14,7 @@ from apex.daemons.periodic import Every
 from apex.daemons.replay.backlog import Backlog
 from apex.daemons.replay.client import InsertClient
 from apex.daemons.service import Service
+from apex.data.observations import Observations
 from apex.data.schema import Array
 from apex.envs.spec import StepResult
 from apex.host import process_tuning
@@ -82,7 +83,7 @@ class LocalInference:
         self._decider = LocalDecider(self._policy, agent, self.learner_step)
         return agent.exploration.describe() if agent.exploration else "greedy"
 
-    def begin(self, observations: Array) -> None:
+    def begin(self, observations: Observations) -> None:
         """Begin episodes in all environments."""
         assert self._decider is not None
         self._decider.begin(observations)

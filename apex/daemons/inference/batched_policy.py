@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from apex.acting.decisions import Decision, Exploration, Inputs
+from apex.algos.batches import map_tensors
 from apex.algos.noise import resample_noise
 from apex.algos.policy import InputTensors, Policy
 from apex.daemons.inference.cuda_stream import CudaStream, Mark, Outputs, Stream
@@ -112,22 +113,32 @@ class Slot:
 
     def __init__(self, stream: Stream, like: Inputs, rows: int) -> None:
         self._stream, self._rows = stream, rows
+        observations, *rest = like
         self.inputs = InputTensors(
-            *(stream.host_tensor((rows, *a.shape[1:]), _torch_dtype(a)) for a in like)
+            _map(self._tensor, observations), *(self._tensor(array) for array in rest)
         )
-        self._arrays = Inputs(*(tensor.numpy() for tensor in self.inputs))
+        seen, *others = self.inputs
+        self._arrays = Inputs(_map(Tensor.numpy, seen), *(tensor.numpy() for tensor in others))
         self._outputs: dict[str, Tensor] = {}
+
+    def _tensor(self, like: Array) -> Tensor:
+        """Memory for as many rows as the largest batch has."""
+        dtype = torch.from_numpy(np.empty(0, like.dtype)).dtype
+        return self._stream.host_tensor((self._rows, *like.shape[1:]), dtype)
 
     def write(self, parts: Sequence[Inputs]) -> Inputs:
         """Write the inputs of a batch; returns them, the observations without a copy."""
         begin = 0
         for part in parts:
-            end = begin + len(part.observations)
-            for array, rows in zip(self._arrays, part):
+            end = begin + part.num_envs
+            for array, rows in zip(_leaves(self._arrays), _leaves(part)):
                 array[begin:end] = rows
             begin = end
-        written = Inputs(*(array[:begin] for array in self._arrays))
-        return Inputs(written.observations, *(array.copy() for array in written[1:]))
+        observations, *rest = self._arrays
+        return Inputs(
+            _map(lambda array: array[:begin], observations),
+            *(array[:begin].copy() for array in rest),
+        )
 
     def fetch(self, outputs: Outputs, count: int) -> None:
         """Begin to copy the outputs of the first `count` rows from the device."""
@@ -142,8 +153,18 @@ class Slot:
         return {name: tensor[:count].numpy().copy() for name, tensor in self._outputs.items()}
 
 
-def _torch_dtype(array: Array) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, array.dtype)).dtype
+def _map(function: Callable[[Any], Any], observations: Any) -> Any:
+    """Apply a function to each array or tensor of observations."""
+    if isinstance(observations, dict):
+        return {name: function(array) for name, array in observations.items()}
+    return function(observations)
+
+
+def _leaves(inputs: Inputs | InputTensors) -> list[Any]:
+    """The arrays or tensors of inputs; those of the observation by the names' order."""
+    observations, *rest = inputs
+    first = observations.values() if isinstance(observations, dict) else [observations]
+    return [*first, *rest]
 
 
 class StreamedPolicy:
@@ -185,11 +206,11 @@ class StreamedPolicy:
         with self._stream.context():
             slot = self._take_slot(parts[0])
             inputs = slot.write(parts)
-            count = len(inputs.observations)
+            count = inputs.num_envs
             noisy = exploration is not None
             self._draw_noise(noisy)
             assert self._inputs is not None
-            for tensor, source in zip(self._inputs, slot.inputs):
+            for tensor, source in zip(_leaves(self._inputs), _leaves(slot.inputs)):
                 tensor[:count].copy_(source[:count], non_blocking=True)
             slot.fetch(self._compute(count, noisy=noisy), count)
             mark = self._stream.mark()
@@ -203,8 +224,8 @@ class StreamedPolicy:
         slot = Slot(self._stream, like, self._sizes[-1])
         if self._inputs is None:
             device = self._policy.device
-            self._inputs = InputTensors(
-                *(torch.zeros(t.shape, dtype=t.dtype, device=device) for t in slot.inputs)
+            self._inputs = map_tensors(
+                slot.inputs, lambda t: torch.zeros(t.shape, dtype=t.dtype, device=device)
             )
         return slot
 
@@ -221,7 +242,7 @@ class StreamedPolicy:
 
     def _call(self, rows: int) -> Outputs:
         assert self._inputs is not None
-        return self._policy.compute(InputTensors(*(tensor[:rows] for tensor in self._inputs)))
+        return self._policy.compute(map_tensors(self._inputs, lambda tensor: tensor[:rows]))
 
     def _record(self, size: int, *, noisy: bool) -> None:
         """Record a size; it waits for the device, once for each size."""
@@ -283,7 +304,7 @@ class InFlight:
     def finish(self) -> Decision:
         """Wait for the outputs, and decide."""
         self._mark.synchronize()
-        outputs = self._slot.outputs(len(self._inputs.observations))
+        outputs = self._slot.outputs(self._inputs.num_envs)
         decision = self._policy.decide(outputs, self._inputs, self._exploration)
         self._release(self._slot)
         return decision

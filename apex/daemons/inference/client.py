@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from apex.data.observations import Observations, count, to_columns
 from apex.data.schema import Array, Arrays
 from apex.envs.spec import EnvSpec, StepResult
 from apex.errors import SchemaError
@@ -22,7 +23,7 @@ FLAGS = ("terminated", "truncated", "life_lost")
 def result_to_arrays(result: StepResult) -> Arrays:
     """Return the buffers of an `Act` for the result of a step."""
     flags = {name: getattr(result, name).astype(np.uint8) for name in FLAGS}
-    return {"observations": result.observations, "rewards": result.rewards, **flags}
+    return {**to_columns(result.observations), "rewards": result.rewards, **flags}
 
 
 class ActClient:
@@ -70,10 +71,10 @@ class ActClient:
         """Whether the actions have arrived."""
         return self._actions is not None
 
-    def begin(self, observations: Array) -> None:
-        """Begin episodes in all environments, with `observations` `[E, *observation_shape]`."""
-        self._ended = np.zeros(len(observations), dtype=np.bool_)
-        self._send_new(begins=True, arrays={"observations": observations})
+    def begin(self, observations: Observations) -> None:
+        """Begin episodes in all environments, with observations `[E, ...]`, or by name."""
+        self._ended = np.zeros(count(observations), dtype=np.bool_)
+        self._send_new(begins=True, arrays=to_columns(observations))
 
     def observe(self, result: StepResult) -> None:
         """Send the result of a step, and request the next actions."""
@@ -114,9 +115,9 @@ class ActClient:
     def _make_request_begin(self) -> None:
         """Change the unanswered request into one that begins episodes."""
         if self._request is not None:
-            observations = self._request[1]["observations"]
-            arrays = {"observations": observations, "ended": self._ended.astype(np.uint8)}
-            self._request = (True, arrays)
+            names = self._request[1].keys() - {"rewards", "ended", *FLAGS}
+            arrays = {name: array for name, array in self._request[1].items() if name in names}
+            self._request = (True, {**arrays, "ended": self._ended.astype(np.uint8)})
 
     def _send(self) -> None:
         if self._request is not None:

@@ -18,6 +18,7 @@ from apex.daemons.inference.batched_policy import MAX_IN_FLIGHT, BatchedPolicy, 
 from apex.daemons.inference.client import FLAGS
 from apex.daemons.status.reports import InferenceReport, to_wire
 from apex.data.chunks import Chunk
+from apex.data.observations import column_name, from_columns
 from apex.data.schema import Array, Arrays
 from apex.envs.spec import MAX_REWARD, EnvSpec, StepResult, good_rewards
 from apex.errors import SchemaError
@@ -309,8 +310,13 @@ def _exploration(member: _Member) -> Exploration:
 
 def check_act(message: Act, arrays: Arrays, spec: EnvSpec, num_envs: int) -> _CheckedAct:
     """Check the buffers of an `Act`. Raises `SchemaError`."""
-    shape = (num_envs, *spec.observation_shape)
-    observations = _buffer(arrays, "observations", spec.observation_dtype, shape)
+    columns = {
+        column_name(part.name): _buffer(
+            arrays, column_name(part.name), part.dtype, (num_envs, *part.shape)
+        )
+        for part in spec.all_parts
+    }
+    observations = from_columns(columns, [part.name for part in spec.parts])
     zeros = np.zeros(num_envs)
     rewards, flags, ended = zeros, dict.fromkeys(FLAGS, zeros), zeros
     if message.begins:

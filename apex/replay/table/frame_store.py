@@ -68,7 +68,8 @@ class FrameStore:
         self._next_chunk = 0
         self.nbytes = 0
         """Size of the chunks that still have items, in bytes."""
-        length = np.uint16 if frame_block_bound(spec.frame_bytes) < 2**16 else np.uint32
+        longest = sum(map(frame_block_bound, spec.block_bytes))
+        length = np.uint16 if longest < 2**16 else np.uint32
         count = np.min_scalar_type(spec.max_frames)
         self._frame_index = np.arange(spec.max_frames)
         self._position = np.zeros(capacity, dtype=np.int64)

@@ -4,7 +4,7 @@ import os from "node:os";
 import { decode as unpack, encode as pack } from "@msgpack/msgpack";
 import { Dealer } from "zeromq";
 
-export const PROTOCOL_VERSION = 5;
+export const PROTOCOL_VERSION = 6;
 
 /** An error that the user has to fix. The message is one line; `exitCode` is apex's code for it. */
 export class UserError extends Error {
