@@ -11,7 +11,7 @@ from apex.algos.registry import ALGORITHMS, make_algorithm
 from apex.config import loading, machine_fitting
 from apex.config.machine_fitting import Memory
 from apex.config.sections import Config
-from apex.data.schema import Array
+from apex.data.observations import OBSERVATION, Observations
 from apex.envs.sets import EnvironmentSet, set_of
 from apex.envs.spec import EnvSpec
 from apex.errors import ApexError
@@ -26,9 +26,9 @@ class Seen(NamedTuple):
 
     name: str
     kind: str
-    """`image` or `vector`."""
+    """As in `ObservationPart`."""
     shape: tuple[int, ...]
-    """Of one observation of the environment; of an image, height, width and channels."""
+    """Of one observation of the environment."""
     dtype: str
     stack: int
     """Consecutive observations that the policy sees; 0: one, stored as a column."""
@@ -86,14 +86,14 @@ def report(
     found = set_of(env_id)
     first = preset or next(iter(_presets(found)), None)
     config = _config(env_id, settings, first)
-    spec, observation = try_environment(config.env, NONE)
+    _, spec, observation = try_environment(config.env, NONE)
     tried = Tried(env_id, settings, spec, observation)
     return EnvironmentReport(
         spec.env_id,
         found.name if found is not None else "",
         seen(spec),
         spec.actions_text,
-        False,
+        spec.has_action_mask,
         step_limit(config),
         [_fit(name, [preset] if preset else _presets_for(name, env_id, found), tried)
          for name in ALGORITHMS],
@@ -102,9 +102,15 @@ def report(
 
 def seen(spec: EnvSpec) -> list[Seen]:
     """The parts of an observation."""
-    kind = "image" if spec.frame_stack else "vector"
     return [
-        Seen("observation", kind, spec.observation_shape, spec.observation_dtype, spec.frame_stack)
+        Seen(
+            part.name or OBSERVATION,
+            part.kind,
+            part.shape,
+            part.dtype,
+            spec.frame_stack if part.kind == "image" else 0,
+        )
+        for part in spec.all_parts
     ]
 
 
@@ -142,7 +148,7 @@ class Tried(NamedTuple):
     env_id: str
     settings: Sequence[str]
     spec: EnvSpec
-    observation: Array
+    observation: Observations
 
 
 def _config(

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the packages' own
 def state(env: gym.Env) -> tuple[Any, ...]:
     """All that an action can change in a grid world."""
     grid = env.unwrapped
-    return (grid.grid.encode().tobytes(), tuple(grid.agent_pos), grid.agent_dir, grid.carrying is None)
+    place = (tuple(grid.agent_pos), grid.agent_dir)
+    return (grid.grid.encode().tobytes(), place, grid.carrying is None)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,7 @@ def test_every_set_but_gymnasiums_own_has_an_extra_whose_packages_are_pinned():
 def test_presets_are_listed_in_the_set_of_their_environment():
     listed = {one.name: one.presets() for one in SETS}
     assert listed["minatar"] == ["minatar"] and listed["dm-control"] == ["dm-control-dpg"]
+    assert listed["minigrid"] == ["minigrid"] and listed["vizdoom"] == ["vizdoom"]
     assert listed["mujoco"] == ["ant-dpg", "halfcheetah-dpg"] and "pong" in listed["atari"]
     # It hides CartPole's velocities, so it is an environment of apex's own.
     assert set(preset_names()) - {"cartpole-r2d2"} == {
