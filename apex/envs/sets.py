@@ -98,18 +98,6 @@ SETS = (
         registration="minatar.gym:register_envs",
     ),
     EnvironmentSet(
-        "minigrid",
-        "MiniGrid's grid worlds, seen in part, with action masks",
-        package="minigrid",
-        pattern=r"MiniGrid-.*",
-        examples=("MiniGrid-Empty-5x5-v0", "MiniGrid-DoorKey-5x5-v0"),
-        extra="minigrid",
-        # WFC's pictures are missing in the wheel of minigrid 3.2.0.
-        listed=r"MiniGrid-(?!WFC).*",
-        registration="minigrid",
-        wrappers="apex.envs.minigrid",
-    ),
-    EnvironmentSet(
         "box2d",
         "gymnasium's Box2D: a lander, a walker, a racing car",
         package="Box2D",
@@ -125,6 +113,18 @@ SETS = (
         r"InvertedPendulum|Pusher|Reacher|Swimmer|Walker2d)-v5",
         examples=("HalfCheetah-v5", "Ant-v5", "Humanoid-v5"),
         extra="mujoco",
+    ),
+    EnvironmentSet(
+        "minigrid",
+        "MiniGrid's grid worlds, seen in part, with action masks",
+        package="minigrid",
+        pattern=r"MiniGrid-.*",
+        examples=("MiniGrid-Empty-5x5-v0", "MiniGrid-DoorKey-5x5-v0"),
+        extra="minigrid",
+        # WFC's pictures are missing in the wheel of minigrid 3.2.0.
+        listed=r"MiniGrid-(?!WFC).*",
+        registration="minigrid",
+        wrappers="apex.envs.minigrid",
     ),
     EnvironmentSet(
         "dm-control",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from apex.config.loading import read_table
@@ -11,6 +13,7 @@ from apex.launch.environment_report import report
 from apex.launch.prepare import configure, prepare_run
 from apex.launch.single_process import SerialRun
 from benchmarks.environments.trial import NUM_ENVS, try_out
+from tests.support.environments_table import environments_table
 
 OTHERS = [one for one in SETS if one.name != "atari"]
 """The sets without Atari, which has a target of its own."""
@@ -50,6 +53,13 @@ def test_every_environment_of_a_set_makes_items_and_is_evaluated(one: Environmen
         except (ApexError, AssertionError) as error:
             faults[env_id] = str(error)
     assert not faults, "\n".join(f"{env_id}: {fault}" for env_id, fault in faults.items())
+
+
+@pytest.mark.parametrize("one", SETS, ids=named)
+def test_documented_number_of_environments_is_that_of_the_set(one: EnvironmentSet) -> None:
+    use(one)
+    number = re.search(r"\d+", environments_table()[one.name][1])
+    assert number is None or int(number[0]) == len(one.ids())
 
 
 @pytest.mark.parametrize("one", OTHERS, ids=named)

@@ -21,6 +21,7 @@ from apex.launch.environment_report import Fit, Seen, report
 from apex.launch.prepare import configure
 from benchmarks.environments import atari_games
 from benchmarks.environments.trial import Trial, try_out
+from tests.support.environments_table import environments_table
 from tests.support.paths import ROOT
 
 MISSING = EnvironmentSet(
@@ -78,6 +79,17 @@ def test_presets_are_listed_in_the_set_of_their_environment():
     assert set(preset_names()) - {"cartpole-r2d2"} == {
         one for names in listed.values() for one in names
     }
+
+
+def test_documented_table_has_every_set_with_its_extra_and_its_presets():
+    table = environments_table()
+    assert list(table) == [one.name for one in SETS]
+    for one in SETS:
+        _, _, extra, presets, _ = table[one.name]
+        assert extra == (one.extra or "none")
+        named = presets.removesuffix(" and others").split(", ")
+        assert set(named) <= set(one.presets())
+        assert "others" in presets or set(named) == set(one.presets())
 
 
 def test_environment_of_a_set_that_is_not_installed_is_refused_with_the_command(monkeypatch):
