@@ -47,7 +47,9 @@ class Grid(gym.Wrapper[Any, Any, Any, Any]):
         super().__init__(env)
         space, actions = env.observation_space, env.action_space
         assert isinstance(space, gym.spaces.Dict) and isinstance(actions, gym.spaces.Discrete)
-        height, width, _ = space["image"].shape  # type: ignore[misc]
+        image = space["image"]
+        assert isinstance(image, gym.spaces.Box)
+        height, width, _ = image.shape
         self._missions = _missions(space["mission"])
         parts: dict[str, gym.Space[Any]] = {
             "image": gym.spaces.Box(0, 255, (height, width, sum(SIZES)), np.uint8),

@@ -34,7 +34,9 @@ class Screens(gym.ObservationWrapper[Any, Any, Any]):
         super().__init__(env)
         assert isinstance(env.observation_space, gym.spaces.Dict)
         self._shrink = shrink
-        boxes = {k: v for k, v in env.observation_space.items() if isinstance(v, gym.spaces.Box)}
+        boxes: dict[str, Any] = {
+            k: v for k, v in env.observation_space.items() if isinstance(v, gym.spaces.Box)
+        }
         self._images = {k for k, v in boxes.items() if v.dtype == np.uint8 and len(v.shape) == 3}
         for name in self._images:
             height, width, channels = boxes[name].shape
@@ -59,7 +61,8 @@ def _shrunk(image: Array, factor: int) -> Array:
     rows, columns = height // factor, width // factor
     whole = image[: rows * factor, : columns * factor]
     blocks = whole.reshape(rows, factor, columns, factor, channels)
-    return (blocks.sum(axis=(1, 3), dtype=np.uint32) // factor**2).astype(np.uint8)
+    means: Array = blocks.sum(axis=(1, 3), dtype=np.uint32) // factor**2
+    return means.astype(np.uint8)
 
 
 def make(
