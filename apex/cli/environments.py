@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -97,6 +97,9 @@ def show_environment(
         click.echo(json.dumps(_as_map(found)))
     else:
         click.echo("\n".join(_lines(found)))
+        best = next((fit for fit in found.fits if not fit.refusal), None)
+        if best is not None:
+            click.echo(f"start it: {_command(env_id, best, settings)}")
 
 
 @contextmanager
@@ -139,9 +142,6 @@ def _lines(found: EnvironmentReport) -> Iterator[str]:
     yield "algorithms"
     for fit in found.fits:
         yield f"  {fit.algorithm:<9} {_verdict(fit)}"
-    best = next((fit for fit in found.fits if not fit.refusal), None)
-    if best is not None:
-        yield f"start it: {_command(found.env_id, best)}"
 
 
 def _verdict(fit: Fit) -> str:
@@ -156,6 +156,9 @@ def _verdict(fit: Fit) -> str:
     )
 
 
-def _command(env_id: str, fit: Fit) -> str:
-    preset = f"--preset {fit.preset} " if fit.preset else ""
-    return f"apex run {preset}--algorithm {fit.algorithm} --env {shlex.quote(env_id)}"
+def _command(env_id: str, fit: Fit, settings: Sequence[str]) -> str:
+    """The command that starts a run of an algorithm that fits."""
+    preset = ["--preset", fit.preset] if fit.preset else []
+    more = [part for setting in settings for part in ("--set", setting)]
+    named = ["--algorithm", fit.algorithm, "--env", env_id]
+    return shlex.join(["apex", "run", *preset, *named, *more])

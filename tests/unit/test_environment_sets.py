@@ -166,6 +166,11 @@ def test_envs_show_prints_text_and_json_and_refuses_what_does_not_exist():
     assert "  at most: 200 steps" in done.stdout
     command = "start it: apex run --preset pendulum-dpg --algorithm apex_dpg --env Pendulum-v1"
     assert done.stdout.splitlines()[-1] == command
+    own = f"{ROOT}/examples/catch.py:Catch"
+    done = apex("envs", "show", own, "--set", "algorithm.hidden=[8]")
+    assert done.stdout.splitlines()[0] == "catch.py:Catch"
+    command = f"start it: apex run --algorithm apex_dqn --env {own} --set 'algorithm.hidden=[8]'"
+    assert done.stdout.splitlines()[-1] == command
     row = json.loads(apex("envs", "show", "Pendulum-v1", "--json").stdout)
     assert [one["algorithm"] for one in row["fits"] if one["fits"]] == ["apex_dpg"]
     assert row["observation"][0]["shape"] == [3] and row["fits"][1]["table_bytes"] > 1e6
