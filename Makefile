@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run-pong learn-pong status logs restart-actor attach stop test test-unit \
-	test-learning chaos fuzz soak bench bench-peers bundle check docs clean
+	test-learning test-envs test-atari-games chaos fuzz soak bench bench-peers bundle check docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -61,6 +61,29 @@ test-unit: $(STAMP)  ## run the tests that need no processes or sockets (about a
 test-learning: $(STAMP)  ## check that each algorithm learns CartPole, with daemons and --serial (10 minutes)
 	@$(VENV)/bin/python -m pytest -m "learning or not learning" tests/suite/test_learning.py
 
+# An environment for each set of ready environments, on top of .venv, so that `make setup` does not
+# grow by them and their requirements cannot clash.
+ENVS := .venv-envs
+SETS := classic minatar minigrid box2d mujoco dm-control vizdoom
+site_packages = $(shell $(1)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+
+$(ENVS)/%/.installed: setup.cfg constraints.txt | $(STAMP)
+	@echo "creating $(ENVS)/$*"
+	@$(PYTHON) -m venv --clear $(ENVS)/$*
+	@echo "import site; site.addsitedir('$(call site_packages,$(VENV))')" \
+		> $$($(ENVS)/$*/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/apex.pth
+	@$(ENVS)/$*/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+test-envs: $(or $(SET:%=$(ENVS)/%/.installed),$(SETS:%=$(ENVS)/%/.installed))  ## install and try each set of environments; one: make test-envs SET=minigrid
+	@for set in $(or $(SET),$(SETS)); do \
+		MUJOCO_GL=$${MUJOCO_GL:-disable} $(ENVS)/$$set/bin/python -m pytest -k "$$set or wrappers" tests/environments \
+		|| exit 1; done
+
+test-atari-games: $(STAMP)  ## make, step and evaluate all 104 Atari games; the table goes to benchmarks/environments
+	@$(VENV)/bin/python -m benchmarks.environments.atari_games --out benchmarks/environments
+
 chaos: $(STAMP)  ## inject faults into a suite for MINUTES and audit the acknowledged inserts
 	@$(VENV)/bin/python -m tests.tools.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) \
 		--out benchmarks/reliability
@@ -105,5 +128,5 @@ docs: $(STAMP)  ## build the documentation in site/ and check its links; SERVE=1
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs $(if $(SERVE),serve,build --strict)
 
 clean:  ## remove generated files; runs/ is kept
-	rm -rf $(VENV) .venv-peers *.egg-info build bundle dist site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-peers .venv-envs *.egg-info build bundle dist site .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './.git/*' -exec rm -rf {} +

@@ -8,7 +8,18 @@ from typing import Any
 import click
 
 from apex import __version__
-from apex.cli import actors, doctor, evaluation, keys, listings, logs, plot, runs, status
+from apex.cli import (
+    actors,
+    doctor,
+    environments,
+    evaluation,
+    keys,
+    listings,
+    logs,
+    plot,
+    runs,
+    status,
+)
 from apex.cli.options import INTERRUPTED
 from apex.errors import ApexError, ExitCode
 from apex.host.escaping import printable
@@ -66,6 +77,7 @@ for command in (
     evaluation.enjoy,
     plot.plot,
     listings.presets,
+    environments.envs,
     listings.config,
     listings.runs,
     keys.keys,

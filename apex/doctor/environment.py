@@ -17,10 +17,13 @@ def is_atari(env_id: str) -> bool:
 
 def extra_of(env_id: str) -> str | None:
     """The extra of apex that an environment needs; None if it needs none or is unknown."""
-    if is_atari(env_id):
-        return "atari"
     import gymnasium
 
+    from apex.envs.sets import set_of
+
+    found = set_of(env_id)
+    if found is not None:
+        return found.extra or None
     try:
         entry = str(gymnasium.spec(env_id).entry_point)
     except gymnasium.error.Error:

@@ -12,6 +12,7 @@ from gymnasium.vector import VectorEnv
 
 from apex import plugins
 from apex.config.sections import Config, EnvConfig
+from apex.envs import sets
 from apex.envs.activity import Activity
 from apex.envs.atari import make_atari
 from apex.envs.atari_games import PREFIX, refuse_other_ids
@@ -59,7 +60,7 @@ def make_environments(
         if factory is None and config.id.startswith(PREFIX):
             return make_atari(config, num_envs, render=render, activity=activity)
         kwargs = config.kwargs | ({"render_mode": "rgb_array"} if render else {})
-        make = factory or _factory(config.id, kwargs, config.max_episode_steps)
+        make = factory or _factory(sets.resolve(config.id), kwargs, config.max_episode_steps)
         return Environments(
             _vector(make, config, num_envs, activity),
             plugins.short(config.id),

@@ -293,15 +293,15 @@ def test_merge_overrides_keys_and_leaves_both_tables_unchanged():
 def test_readme_names_every_preset():
     assert preset_names() == [
         "ant-dpg", "breakout", "cartpole", "cartpole-impala", "cartpole-r2d2", "cartpole-seed",
-        "halfcheetah-dpg", "lunarlander", "pendulum-dpg", "pong", "pong-fast", "pong-impala",
-        "pong-r2d2", "pong-seed",
+        "dm-control-dpg", "halfcheetah-dpg", "lunarlander", "minatar", "minigrid", "pendulum-dpg",
+        "pong", "pong-fast", "pong-impala", "pong-r2d2", "pong-seed", "vizdoom",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "gpu"), list(itertools.product(preset_names(), [False, True])))
 def test_preset_is_valid_on_every_machine(name, gpu):
     config = parse(preset(name, gpu=gpu))
-    frames = config.env.id.startswith("ALE")
+    frames = config.env.id.startswith(("ALE", "MinAtar", "MiniGrid", "Vizdoom"))
     spec = env_spec(config.env.frame_size, stack=4) if frames else env_spec((4,), "float32")
     if name.endswith("dpg"):
         bounds = ActionBounds("float32", (2,), (-1.0, -1.0), (1.0, 1.0))

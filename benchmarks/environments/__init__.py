@@ -1,0 +1,1 @@
+"""Which environments apex can use, tried one by one."""
