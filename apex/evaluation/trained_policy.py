@@ -157,8 +157,8 @@ class TrainedPolicy:
         if (seen, spec.actions_text) != (trained, own.actions_text):
             raise EnvError(
                 f"{spec.env_id} has observations {seen} and {spec.actions_text}, but the policy "
-                f"was trained on {own.env_id} with {trained} and {own.actions_text}; evaluate it on "
-                "an environment like that one"
+                f"was trained on {own.env_id} with {trained} and {own.actions_text}; evaluate it "
+                "on an environment like that one"
             )
 
     def play(self, episodes: int, seed: int, extensions: Extensions = NONE) -> list[float]:
