@@ -169,8 +169,8 @@ def observation_part(
 def _remedy(name: str, space: gym.Space[Any]) -> str:
     expected = "expected Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"
     if not name:
-        remedy = "wrap the environment with gymnasium.wrappers.TransformObservation, so that it "
-        return f"{expected}, got {space}; {remedy}returns an array of numbers"
+        remedy = "gymnasium.wrappers.FlattenObservation, which makes numbers of it"
+        return f"{expected}, got {space}; wrap the environment with {remedy}"
     key = name.partition(".")[0]
     return (
         f"{expected}, got {space}; wrap the environment with "
@@ -276,7 +276,9 @@ def _finite_sides(space: gym.spaces.Box, env_id: str, limit: float) -> tuple[Arr
         raise EnvError(
             f"{env_id}: expected actions with a finite lower and upper bound, got {space}; give "
             "its Box finite bounds, or set env.action_limit: a missing bound becomes -limit or "
-            f"limit (now {limit:g}), which must be beyond the other bound"
+            f"limit (now {limit:g}), which must be beyond the other bound; or wrap the environment "
+            "with gymnasium.wrappers.TransformAction(env, convert, gymnasium.spaces.Box(-1, 1, "
+            f"{space.shape or (1,)})), where convert(action) returns what the environment takes"
         )
     return low, high
 

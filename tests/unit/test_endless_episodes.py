@@ -57,7 +57,8 @@ def test_episode_without_an_end_is_logged_with_its_environment_less_and_less_oft
 
 def test_time_limit_gives_an_evaluation_its_returns():
     environments = own(Never, max_episode_steps=7)
-    assert play_episodes(loop_of(environments, 1500), 2, 4, lambda: True) == [7.0] * 4
+    played = play_episodes(loop_of(environments, 1500), 2, 4, lambda: True)
+    assert played is not None and [one.episode_return for one in played] == [7.0] * 4
     environments.close()
 
 

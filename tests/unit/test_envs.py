@@ -131,7 +131,7 @@ class WithSpaces(Countdown):
             gym.spaces.Discrete(2),
             "with all keys but 'word'",
         ),
-        (gym.spaces.Text(3), gym.spaces.Discrete(2), "TransformObservation"),
+        (gym.spaces.Text(3), gym.spaces.Discrete(2), "FlattenObservation"),
         (
             gym.spaces.Dict({"": gym.spaces.Box(0, 1, (3,)), "a": gym.spaces.Discrete(3)}),
             gym.spaces.Discrete(2),
