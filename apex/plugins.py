@@ -24,14 +24,19 @@ import msgspec
 from apex.config.sections import Config
 from apex.errors import ConfigError
 
+APEX = f"{Path(__file__).resolve().parent}/"
 NOT_USER_CODE = tuple(
     f"{Path(folder).resolve()}/"
     for folder in (
-        str(Path(__file__).parent),
+        APEX,
         *(sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")),
     )
 )
 """Directories of code that the user cannot fix: apex, installed packages, the standard library."""
+
+
+RAISED = (Exception, SystemExit)
+"""What is a fault of the user's own code when it raises it. `sys.exit()` would end the process."""
 
 
 def absolute(reference: str) -> str:
@@ -57,7 +62,11 @@ def with_absolute_paths(config: Config) -> Config:
     """Make the paths of a user's own files absolute, so that every daemon finds them."""
     algorithm = {**config.algorithm, "name": absolute(config.algorithm["name"])}
     env = msgspec.structs.replace(config.env, id=absolute(config.env.id))
-    return msgspec.structs.replace(config, algorithm=algorithm, env=env)
+    evaluator = config.evaluator
+    if isinstance(other := evaluator.env.get("id"), str):
+        changed = {**evaluator.env, "id": absolute(other)}
+        evaluator = msgspec.structs.replace(evaluator, env=changed)
+    return msgspec.structs.replace(config, algorithm=algorithm, env=env, evaluator=evaluator)
 
 
 def is_reference(name: str) -> bool:
@@ -89,7 +98,7 @@ def load(reference: str, key: str) -> tuple[ModuleType, str]:
     except FileNotFoundError as error:
         remedy = f"if the file has moved, give its new path: --set {key}=path/to/file.py:{name}"
         raise ConfigError(f"{key} = '{reference}': {error}; {remedy}") from None
-    except Exception as error:  # whatever the user's own code raises
+    except RAISED as error:
         raise ConfigError(f"{key} = '{reference}': importing it {describe_error(error)}") from error
 
 
@@ -117,24 +126,32 @@ def _import_file(file: Path) -> ModuleType:
     return module
 
 
-def describe_error(error: Exception, remedy: str = "") -> str:
+def describe_error(error: BaseException, remedy: str = "") -> str:
     """Describe an exception: type, message and the line of the user's own code.
+
+    If something has called `sys.exit()`, its line is named whoever wrote it.
 
     Args:
         error: the exception, as caught.
         remedy: what to do if the traceback contains none of the user's code.
     """
     what = f"raised {type(error).__name__}: {error}"
-    own = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not frame.filename.startswith(("<", *NOT_USER_CODE))
-    ]
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(("<", *NOT_USER_CODE))]
+    if isinstance(error, SystemExit):
+        what = f"raised SystemExit({error.code!r}), which would end the process"
+        own = own or [frame for frame in frames if not frame.filename.startswith(APEX)]
     if not own:
         return f"{what}; {remedy}" if remedy else what
     frame = own[-1]
     place = f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
     return f"{what} ({place}); fix it there"
+
+
+def called_exit(error: SystemExit) -> bool:
+    """Whether other code than apex's own has called `sys.exit()`."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and not frames[-1].filename.startswith(APEX)
 
 
 FACTORY = "factory:"
@@ -148,10 +165,12 @@ class Extensions:
     Args:
         make_env: makes one environment; replaces `env.id`.
         algorithm: the class; replaces `algorithm.name`.
+        pickled: both as of `pickle_extensions`, in a daemon that received them so.
     """
 
     make_env: Callable[..., Any] | None = None
     algorithm: type[Any] | None = None
+    pickled: bytes = b""
 
 
 NONE = Extensions()

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,8 @@ from apex.evaluation.curves import Curve
 from apex.host.files import replace_file
 from apex.launch import engine
 from apex.runs import engine_record
-from apex.runs.directory import RunDirectory, runs_root
+from apex.runs.directory import RunDirectory, claim_run_path
+from benchmarks.options import ResultsFolder
 from benchmarks.provenance import provenance
 
 SAMPLE_S = 2.0
@@ -166,7 +166,7 @@ def check_same_settings(out: Path, preset: str, settings: list[str]) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=ResultsFolder(),
     required=True,
     help="Folder for the results.",
 )
@@ -189,8 +189,7 @@ def main(
             words += ["--until-return", f"{until_return:g}"]
         for setting in settings:
             words += ["--set", setting]
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        run = RunDirectory(runs_root() / f"learn-{preset}-{seed}-{stamp}")
+        run = RunDirectory(claim_run_path(f"learn-{preset}-{seed}"))
         click.echo(f"apex {shlex.join(words)}: in {run.path}")
         wall_s, shares = train([str(Path(sys.executable).with_name("apex")), *words], run)
         try:

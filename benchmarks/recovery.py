@@ -36,6 +36,7 @@ from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import Hello
 from apex.wire.sockets import Poller
+from benchmarks.options import ResultsFolder
 from benchmarks.provenance import provenance
 
 ITEMS, FRAME_BYTES = 100, 1000
@@ -198,7 +199,7 @@ def suite_recovery(preset: str, warm_s: float) -> dict[str, list[float | None]]:
 @click.option(
     "--warm-s", type=float, default=60.0, show_default=True, help="Seconds before the first kill."
 )
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Results folder.")
+@click.option("--out", type=ResultsFolder(), help="Results folder.")
 def main(gigabytes: float, preset: str, warm_s: float, out: Path | None) -> None:
     """See `--help`."""
     result = {

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from apex.acting.accumulator import Accumulator, VectorStep
 from apex.acting.decisions import ActingPolicy, Decision, Exploration, Inputs, seen_rewards
 from apex.acting.frame_stack import Bools, ObservationStacker
+from apex.acting.normalization import MomentRecorder
 from apex.config.sections import EnvConfig
 from apex.data.chunks import Chunk
 from apex.data.observations import Observations
@@ -32,6 +33,8 @@ class Agent:
         clip_rewards: `env.clip_rewards` of the run.
         exploration: exploration of these environments; None: act greedily.
         accumulator: makes the items; None: make no items.
+        moments: adds what the environments return to the statistics of normalisation; None: does
+            not, as in evaluations.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class Agent:
         clip_rewards: bool,
         exploration: Exploration | None = None,
         accumulator: Accumulator | None = None,
+        moments: MomentRecorder | None = None,
     ) -> None:
         self.num_envs = num_envs
+        self._moments = moments
         self.exploration = exploration
         self._accumulator = accumulator
         self._clip_rewards = clip_rewards
@@ -76,6 +81,8 @@ class Agent:
             np.zeros(self.num_envs, np.float32),
         )
         self._ignored = ~every_env if ended is None else ended
+        if self._moments is not None:
+            self._moments.begin(observations)
 
     def observe(self, result: StepResult) -> None:
         """Add the environments' results of the last decision."""
@@ -90,6 +97,8 @@ class Agent:
         # the new episode.
         first = self._ignored
         self._ignored = (result.terminated | result.truncated) & ~first
+        if self._moments is not None:
+            self._moments.observe(result.observations, rewards, self._ignored, first)
         core_state, last_actions = decision.core_state, decision.actions
         last_rewards = rewards.astype(np.float32)
         if first.any():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -82,6 +82,15 @@ class Exploration(Protocol):
         """A short text for the log, such as `epsilon 0.0007 to 0.4000`."""
 
 
+def exploration_metrics(exploration: Exploration | None) -> dict[str, float]:
+    """Curves of an exploration: what its method `metrics`, if it has one, returns by name.
+
+    The names begin with `exploration/` in an actor's records and in TensorBoard.
+    """
+    metrics: Mapping[str, float] = getattr(exploration, "metrics", dict)()
+    return {f"exploration/{name}": float(value) for name, value in metrics.items()}
+
+
 class JoinedExploration:
     """Combines the explorations of several agents.
 
@@ -105,6 +114,15 @@ class JoinedExploration:
     def describe(self) -> str:
         """The descriptions of all parts."""
         return ", ".join(exploration.describe() for exploration, _ in self._parts)
+
+    def metrics(self) -> dict[str, float]:
+        """Means over all environments of the parts' metrics."""
+        total = sum(size for _, size in self._parts)
+        means: dict[str, float] = {}
+        for exploration, size in self._parts:
+            for name, value in getattr(exploration, "metrics", dict)().items():
+                means[name] = means.get(name, 0.0) + value * size / total
+        return means
 
 
 class ActingPolicy(Protocol):

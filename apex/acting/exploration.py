@@ -159,12 +159,19 @@ class EpsilonGreedy:
         """The range of epsilons."""
         return f"epsilon {self.epsilons.min():.4f} to {self.epsilons.max():.4f}"
 
+    def metrics(self) -> dict[str, float]:
+        """The mean epsilon, for the actor's metrics."""
+        return {"epsilon": float(self.epsilons.mean())}
+
     def __call__(self, values: Floats) -> Ints:
         """Actions `[E]` from action values `[E, A]`."""
         actions: Ints = values.argmax(axis=1)
         for env, generator in enumerate(self._generators):
             if generator.random() < self.epsilons[env]:
-                allowed = np.flatnonzero(values[env] > -np.inf)
+                # NaN forbids nothing: a network that diverged must not end its actor.
+                allowed = np.flatnonzero(values[env] != -np.inf)
+                if not len(allowed):
+                    allowed = np.arange(self._num_actions)
                 actions[env] = allowed[generator.integers(len(allowed))]
         return actions
 
@@ -224,6 +231,10 @@ class GaussianNoise:
     def describe(self) -> str:
         """The range of sigmas."""
         return f"noise {self.sigmas.min():.3f} to {self.sigmas.max():.3f}"
+
+    def metrics(self) -> dict[str, float]:
+        """The mean sigma, for the actor's metrics."""
+        return {"sigma": float(self.sigmas.mean())}
 
     def __call__(self, values: Array) -> Array:
         """Noisy actions from greedy actions, `[E, *action shape]` each."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from apex.data import frame_compression
-from apex.data.observations import Observations, column_name, count
+from apex.data.observations import ACTION_MASK, Observations, column_name, count
 from apex.data.schema import Array, Arrays, Column, FramesColumn
 from apex.envs.spec import EnvSpec
+
+PARTS_RULE = "; choices that exist, and masks that allow the action taken"
+"""What observations of parts must be besides, for messages."""
 
 
 class ObservationColumns:
@@ -67,3 +70,26 @@ def frames_schema(spec: EnvSpec, most: int) -> FramesColumn | None:
         return FramesColumn(spec.observation_shape, most)
     columns = tuple(Column(part.name, part.dtype, part.shape) for part in images)
     return FramesColumn.of_images(columns, most)
+
+
+def invalid_observations(spec: EnvSpec, columns: Arrays, prefix: str = "") -> Array:
+    """Which observations in the columns of items have an invalid part, `[...] bool`.
+
+    Args:
+        spec: specification of the environments.
+        columns: the columns of the items; a part's is `[..., *shape]`.
+        prefix: of the names of the columns.
+    """
+    parts = [part for part in spec.arrays if part.kind in ("choices", "mask")]
+    wrong = [part.invalid(columns[prefix + column_name(part.name)]) for part in parts]
+    return np.logical_or.reduce(wrong) if wrong else np.zeros((), np.bool_)
+
+
+def forbidden_actions(spec: EnvSpec, columns: Arrays) -> Array:
+    """Which actions in the columns of items are forbidden by their mask, `[...] bool`."""
+    if not spec.has_action_mask:
+        return np.zeros((), np.bool_)
+    actions = np.clip(columns["action"], 0, spec.num_actions - 1)
+    taken = np.take_along_axis(columns[column_name(ACTION_MASK)], actions[..., None], axis=-1)
+    forbidden: Array = taken[..., 0] == 0
+    return forbidden

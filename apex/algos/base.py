@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from apex.acting.accumulator import Accumulator
 from apex.acting.decisions import Exploration
 from apex.acting.exploration import LadderPlace, Progress
+from apex.acting.normalization import Normalization
 from apex.algos.batches import Padded, expanded, map_tensors
+from apex.algos.normalizer import Normalizer
 from apex.algos.optimization import Optimization
 from apex.algos.policy import Policy
 from apex.algos.target_network import TargetNetwork
@@ -100,6 +102,8 @@ class Learner(ABC):
     """Whether `update` averages with `mean_over_items`, so that a batch may have padding."""
     item_weights: Tensor | None = None
     """`[B] float32` during an update: 1, or 0 for rows that pad the batch; None: no padding."""
+    normalizer: Normalizer | None = None
+    """Normalises batches by the statistics in `network`; None: the run does not normalise."""
     _progress: Progress | None = None
 
     @property
@@ -168,7 +172,10 @@ class Learner(ABC):
             enabled=self.precision is not None,
             cache_enabled=False,  # a weight that was cast without gradients would have none later
         ):
-            result: Any = self.update(expanded(batch))
+            batch = expanded(batch)
+            if self.normalizer is not None:  # for target networks, too, by the same statistics
+                batch = self.normalizer.batch(self.network, batch)
+            result: Any = self.update(batch)
         update = (
             result if isinstance(result, Update) else deprecated_interface().as_update(result, self)
         )
@@ -283,6 +290,8 @@ class Algorithm(ABC):
     reduction: ClassVar[Literal["mean", "sum"]] = "mean"
     """How the per-item losses of a batch are reduced: `mean`, with importance sampling weights if
     the configuration has an `importance_sampling_exponent`, or `sum`, without weights."""
+    normalization: ClassVar[Normalization | None] = None
+    """What the run normalises; `algos/normalization.py` sets it."""
     progress: Progress
     """Progress of the run before this update, for `loss` and `td_error`: 0-dimensional int64
     tensors on the learner's device. `LossLearner` sets it; another learner that calls `loss` sets

@@ -9,15 +9,18 @@ from typing import Any
 import msgspec
 
 from apex import plugins
+from apex.acting.normalization import Normalization
 from apex.algos.apex_dpg import ApexDPG
 from apex.algos.apex_dqn import ApexDQN
 from apex.algos.base import Algorithm
 from apex.algos.impala import Impala
+from apex.algos.normalization import normalization_discount, normalized
 from apex.algos.r2d2 import R2D2
 from apex.config.conversion import convert
+from apex.config.sections import EnvConfig
 from apex.data.schema import Schema
 from apex.envs.spec import EnvSpec
-from apex.errors import ConfigError, RunError
+from apex.errors import ApexError, ConfigError, RunError
 from apex.plugins import FACTORY
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
@@ -88,7 +91,7 @@ def _installed() -> dict[str, EntryPoint]:
 def _load(entry_point: EntryPoint) -> Any:
     try:
         return entry_point.load()
-    except Exception as error:  # the package's code may raise anything
+    except plugins.RAISED as error:
         raise ConfigError(
             f"algorithm.name = '{entry_point.name}': loading {entry_point.value} "
             f"{plugins.describe_error(error)}"
@@ -96,7 +99,11 @@ def _load(entry_point: EntryPoint) -> Any:
 
 
 def make_algorithm(
-    section: Mapping[str, Any], spec: EnvSpec, kind: type[Algorithm] | None = None
+    section: Mapping[str, Any],
+    spec: EnvSpec,
+    kind: type[Algorithm] | None = None,
+    *,
+    env: EnvConfig | None = None,
 ) -> Algorithm:
     """Make the algorithm of an `[algorithm]` section.
 
@@ -104,10 +111,11 @@ def make_algorithm(
         section: the section as plain values; it is converted and validated here.
         spec: specification of the environment.
         kind: the algorithm's class, if a script supplied it; None: look up `section["name"]`.
+        env: says what to normalise; None: nothing.
 
     Raises:
         ConfigError: the algorithm or a key is unknown, a value has the wrong type, or the
-            algorithm does not support the environment's actions.
+            algorithm does not support the environment's actions, or there is nothing to normalise.
     """
     kind = kind or algorithm_class(section["name"])
     if spec.action_kind not in kind.action_kinds:
@@ -122,7 +130,18 @@ def make_algorithm(
         config = convert(section, kind.Config, "algorithm")
     except ConfigError as error:
         raise ConfigError(f"{error} (algorithm {plugins.short(section['name'])})") from None
-    return kind(config, spec)
+    normalization = None
+    if env is not None:
+        normalization = Normalization.of(env, spec, normalization_discount(config))
+    try:
+        return (kind if normalization is None else normalized(kind, normalization))(config, spec)
+    except ApexError:
+        raise
+    except plugins.RAISED as error:
+        name = plugins.short(section["name"])
+        raise ConfigError(
+            f"algorithm '{name}' on {spec.env_id}: making it {plugins.describe_error(error)}"
+        ) from error
 
 
 def check_schema(algorithm: Algorithm, schema: Schema) -> None:

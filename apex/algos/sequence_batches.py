@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 from apex.acting.decisions import Inputs
-from apex.acting.observation_columns import frames_schema
+from apex.acting.observation_columns import (
+    PARTS_RULE,
+    forbidden_actions,
+    frames_schema,
+    invalid_observations,
+)
 from apex.acting.sequence_accumulator import SequenceAccumulator, SequenceLayout
 from apex.algos.base import Algorithm
 from apex.algos.batches import PackedSequences, Sequences, joined, map_tensors
@@ -99,8 +104,8 @@ class SequenceAlgorithm(Algorithm):
         """A batch of the items, on the CPU.
 
         Raises:
-            CorruptItemsError: an item has an action that the environment does not take, or not
-                one frame for each row.
+            CorruptItemsError: an item has an action that the environment does not take, a choice
+                that does not exist, a mask that allows no action, or not one frame for each row.
         """
         self._check(items)
         fields = self._fields(items)
@@ -158,9 +163,12 @@ class SequenceAlgorithm(Algorithm):
         }
 
     def _check(self, items: Items) -> None:
-        """Check what the schema does not: the range of actions and the number of frames."""
+        """Check what the schema does not: actions, choices, masks and the number of frames."""
         columns, length = items.columns, items.columns["action"].shape[1]
-        bad = self.spec.bad_actions(columns["action"]).any(axis=1)
+        is_last = columns["is_last"].astype(np.bool_)  # these rows have no action
+        wrong = self.spec.bad_actions(columns["action"])
+        wrong |= forbidden_actions(self.spec, columns) & ~is_last
+        bad = (wrong | invalid_observations(self.spec, columns)).any(axis=1)
         # Where an episode begins, the last action is 0, which may be outside the bounds.
         last = columns["last_action"]
         none = columns["is_first"][:, 0].astype(np.bool_)
@@ -171,7 +179,8 @@ class SequenceAlgorithm(Algorithm):
             bad |= items.frame_count != frame_count
         if bad.any():
             raise CorruptItemsError(
-                f"expected {self.spec.actions_text} and {frame_count} frames in each item",
+                f"expected {self.spec.actions_text} and {frame_count} frames in each item"
+                f"{PARTS_RULE if self.spec.parts else ''}",
                 items.item_ids[bad].tolist(),
             )
 

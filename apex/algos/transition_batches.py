@@ -11,7 +11,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from apex.acting.observation_columns import frames_schema, observation_schema
+from apex.acting.observation_columns import (
+    PARTS_RULE,
+    forbidden_actions,
+    frames_schema,
+    invalid_observations,
+    observation_schema,
+)
 from apex.acting.transition_accumulator import NStepAccumulator
 from apex.algos.base import Algorithm
 from apex.algos.batches import PackedTransitions, Transitions, joined
@@ -111,8 +117,8 @@ class TransitionAlgorithm(Algorithm):
         """A batch of the items, on the CPU.
 
         Raises:
-            CorruptItemsError: an item has an action that the environment does not take, or too
-                few frames.
+            CorruptItemsError: an item has an action that the environment does not take, a choice
+                that does not exist, a mask that allows no action, or too few frames.
         """
         self._check(items)
         frames, next_frames = (None, None) if items.frames is None else self._stacks(items)
@@ -197,13 +203,16 @@ class TransitionAlgorithm(Algorithm):
         return steps
 
     def _check(self, items: Items) -> None:
-        """Check what the schema does not: the range of actions and the number of frames."""
-        bad = self.spec.bad_actions(items.columns["action"])
+        """Check what the schema does not: actions, choices, masks and the number of frames."""
+        columns = items.columns
+        bad = self.spec.bad_actions(columns["action"]) | forbidden_actions(self.spec, columns)
+        for prefix in ("", "next_"):
+            bad |= invalid_observations(self.spec, columns, prefix)
         if items.frame_count is not None:
             bad |= items.frame_count <= self.spec.frame_stack
         if bad.any():
             raise CorruptItemsError(
                 f"expected {self.spec.actions_text} and more than {self.spec.frame_stack} frames "
-                "in each item",
+                f"in each item{PARTS_RULE if self.spec.parts else ''}",
                 items.item_ids[bad].tolist(),
             )

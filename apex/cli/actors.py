@@ -87,6 +87,7 @@ def attach(count: int, run_path: Path | None) -> None:
     from apex.daemons.log_format import log_to_stderr
     from apex.daemons.service import ENGINE_PID
     from apex.launch.local import Launcher
+    from apex.launch.open_files import ENGINE_FILES, FILES_OF_DAEMON, raise_limit
     from apex.runs import engine_record
 
     run = find_run(run_path)
@@ -94,6 +95,8 @@ def attach(count: int, run_path: Path | None) -> None:
     if engine_record.living_engine(run) is None and not run.living():
         raise RunError(f"{run.path} is down; start it with `apex run --resume`")
     run.check_kept(config)
+    name, own, of_child = ENGINE_FILES["local"]
+    raise_limit({ACTOR.name(0): FILES_OF_DAEMON, name: own + of_child * count})
     log_to_stderr("attach")
     lock = FileLock(run.lock_file(f"attach_{os.getpid()}"))
     if not lock.acquire():
@@ -103,7 +106,7 @@ def attach(count: int, run_path: Path | None) -> None:
     reserved = _reserve_names(run, config.actor.count, count)
     click.echo(f"attached to {run.path}: {', '.join(reserved)}; Ctrl-C stops them", err=True)
     try:
-        code = Launcher(run, list(reserved)).run()
+        code = Launcher(run, list(reserved), adopts=True).run()
     finally:
         for held in (lock, *reserved.values()):
             held.path.unlink(missing_ok=True)

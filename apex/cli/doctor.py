@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from apex.cli.options import default_preset, json_option, preset_option, run_option
+from apex.cli.json_output import echo_json, json_option
+from apex.cli.options import default_preset, preset_option, run_option
 from apex.errors import ExitCode, UsageError
 from apex.host.escaping import printable
 from apex.runs.directory import find_run
@@ -42,12 +42,14 @@ def doctor(preset: str | None, run_path: Path | None, as_json: bool) -> None:
     preset_text(name)
     run = find_run(run_path) if run_path is not None else None
     from apex.doctor.examination import examine
+    from apex.host.orphans import ending_children
 
-    findings = list(examine(name if run is None else run))
+    with ending_children(Path.cwd()):
+        findings = list(examine(name if run is None else run))
     if as_json:
         import msgspec
 
-        click.echo(json.dumps(msgspec.to_builtins(findings)))
+        echo_json(msgspec.to_builtins(findings))
     else:
         click.echo(f"findings for {f'preset {name}' if run is None else f'run {run.path}'}")
         click.echo("\n".join(line for finding in findings for line in lines_of(finding)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apex.cli.options import json_option, preset_option, set_option
+from apex.cli.json_output import echo_json, json_option
+from apex.cli.options import preset_option, set_option
 from apex.errors import UsageError
 from apex.host.escaping import printable
 
@@ -32,7 +32,7 @@ def list_environments(name: str | None, as_json: bool) -> None:
     """List the sets, or all environments of SET."""
     chosen = _chosen(name)
     if as_json:
-        click.echo(json.dumps([_row(one) for one in chosen]))
+        echo_json([_row(one) for one in chosen])
     elif name is None:
         for one in chosen:
             click.echo(_paragraph(one))
@@ -94,7 +94,7 @@ def show_environment(
     with _without_warnings():
         found = report(env_id, settings, preset)
     if as_json:
-        click.echo(json.dumps(_as_map(found)))
+        echo_json(_as_map(found))
     else:
         click.echo("\n".join(_lines(found)))
         best = next((fit for fit in found.fits if not fit.refusal), None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apex.cli.options import json_option, run_option, set_option
+from apex.cli.json_output import echo_json, json_option
+from apex.cli.options import run_option, set_option
 from apex.errors import UsageError
+from apex.host.escaping import printable
 from apex.runs.directory import find_run
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ def checkpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seed", type=click.IntRange(0), default=1, show_default=True,
                      help="Seed of the environments."),
         click.option("--pretrained", metavar="NAME", help="A checkpoint that ships with apex."),
+        click.option("--training-env", is_flag=True,
+                     help="Play in the environment of training, without [evaluator.env]."),
         run_option,
         set_option,
         click.argument("checkpoint", required=False, type=click.Path(path_type=Path)),
@@ -44,23 +47,37 @@ def evaluate(
     settings: tuple[str, ...],
     episodes: int,
     seed: int,
+    training_env: bool,
     as_json: bool,
 ) -> None:
     """Score CHECKPOINT over whole greedy episodes.
 
     CHECKPOINT is the directory of a checkpoint or of a run; default: the newest run.
     """
+    from apex.acting.episodes import metric_means
+    from apex.host.orphans import ending_children
+
     policy = _policy(checkpoint, run_path, pretrained, settings)
-    returns = policy.play(episodes, seed)
+    with ending_children(Path.cwd()):
+        played = policy.play_episodes(episodes, seed, training_env=training_env)
+    returns = [episode.episode_return for episode in played]
     mean = sum(returns) / len(returns)
+    means = metric_means(episode.metrics for episode in played)
     if as_json:
-        click.echo(json.dumps({"mean_return": mean, "returns": returns}))
+        metrics = {
+            name: {"mean": value, "values": [episode.metrics.get(name) for episode in played]}
+            for name, value in means.items()
+        }
+        echo_json({"mean_return": mean, "returns": returns, "metrics": metrics})
         return
     env_id, step = policy.manifest.env.env_id, policy.manifest.learner_step
     click.echo(
         f"{env_id}, learner step {step}: mean return {mean:.2f} of {len(returns)} episodes "
         f"({min(returns):g} to {max(returns):g})"
     )
+    for name, value in means.items():
+        counted = sum(name in episode.metrics for episode in played)
+        click.echo(f"  {printable(name)}: mean {value:.4g} of {counted} episodes")
 
 
 @click.command(name="enjoy")
@@ -77,6 +94,7 @@ def enjoy(
     settings: tuple[str, ...],
     episodes: int,
     seed: int,
+    training_env: bool,
     video: Path | None,
 ) -> None:
     """Watch CHECKPOINT play in this terminal.
@@ -84,6 +102,7 @@ def enjoy(
     CHECKPOINT is the directory of a checkpoint or of a run; default: the newest run.
     """
     from apex.evaluation import film
+    from apex.host.orphans import ending_children
 
     if video is not None:
         film.check_video(video)
@@ -92,8 +111,9 @@ def enjoy(
             "expected a terminal to play in; use --video FILE.mp4 to write a video instead"
         )
     policy = _policy(checkpoint, run_path, pretrained, settings)
-    scenes = film.play(policy, episodes, seed)
-    returns = film.show(scenes) if video is None else film.write_video(video, scenes)
+    with ending_children(Path.cwd()):
+        scenes = film.play(policy, episodes, seed, training_env=training_env)
+        returns = film.show(scenes) if video is None else film.write_video(video, scenes)
     what = "" if video is None else f"wrote {video}: "
     click.echo(
         f"{what}{policy.manifest.env.env_id}, returns {', '.join(f'{r:g}' for r in returns)}"

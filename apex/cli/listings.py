@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from datetime import datetime, timezone
 from pathlib import Path
+from shlex import quote
 
 import click
 
+from apex.cli.json_output import claim_stdout, echo_json, json_option
 from apex.cli.options import (
     complete_preset,
     complete_run,
-    json_option,
     own_code_options,
     own_code_settings,
     set_option,
@@ -44,11 +44,14 @@ def show_preset(name: str, resolved: bool) -> None:
     if not resolved:
         click.echo(loading.preset_text(name), nl=False)
         return
+    from apex.host.orphans import ending_children
     from apex.launch.preflight import try_config
     from apex.launch.prepare import configure
 
-    trial = try_config(configure(loading.read_table(name)))
-    click.echo(loading.dump(trial.config), nl=False)
+    out = claim_stdout()  # making the environment may print
+    with ending_children(Path.cwd()):
+        trial = try_config(configure(loading.read_table(name)))
+    click.echo(loading.dump(trial.config), nl=False, file=out)
 
 
 @click.group()
@@ -69,11 +72,13 @@ def check(
     settings: tuple[str, ...],
 ) -> None:
     """Check FILE, a preset or the defaults. Tries the environment and the algorithm."""
+    from apex.host.orphans import ending_children
     from apex.launch.preflight import try_config
     from apex.launch.prepare import configure
 
     table = loading.read_table(preset, file, [*settings, *own_code_settings(env, algorithm)])
-    trial = try_config(configure(table))
+    with ending_children(Path.cwd()):
+        trial = try_config(configure(table))
     spec = trial.spec
     click.echo(
         f"good: {trial.config.algorithm['name']} on {spec.env_id}, observations "
@@ -93,7 +98,7 @@ def list_runs(as_json: bool) -> None:
     """List all runs, newest first."""
     rows = [_row(run) for run in all_runs()]
     if as_json:
-        click.echo(json.dumps(rows))
+        echo_json(rows)
         return
     if not rows:
         click.echo(f"no run in {runs_root()}/", err=True)
@@ -143,7 +148,9 @@ def remove_runs(paths: tuple[Path, ...]) -> None:
         if not run.exists:
             raise RunError(f"{path} is not a run's directory; nothing was removed from it")
         if _alive(run):
-            raise RunError(f"{path} is running; stop it first: `apex stop --run {path}`")
+            raise RunError(
+                f"{path} is running; stop it first: `apex stop --run {quote(str(path))}`"
+            )
         remove(run.path)
         remove(socket_directory(run.path))
         click.echo(f"removed {path}")

@@ -8,13 +8,13 @@ from collections.abc import Callable
 
 import click
 
-from apex.cli.status_text import duration
+from apex.cli.status_text import attention, duration
 from apex.config.sections import RunConfig
+from apex.daemons.catalog import daemon_names
 from apex.daemons.status.gathering import gather
 from apex.daemons.status.reports import LearnerReport
 from apex.daemons.status.run_status import RunStatus
 from apex.errors import ExitCode
-from apex.host.escaping import printable
 from apex.runs.directory import RunDirectory
 
 PANEL_PERIOD_S = 1.0
@@ -32,7 +32,9 @@ class ViewFigures:
 
     def __init__(self, run: RunDirectory, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._limits: RunConfig = run.config().run
+        config = run.config()
+        self._limits: RunConfig = config.run
+        self._configured = daemon_names(config)
         self._episodes = 0
         self._rate = 0.0
         self._last: tuple[float, int] | None = None
@@ -72,7 +74,7 @@ class ViewFigures:
         return "none: runs until `apex stop`"
 
     def rows(self, status: RunStatus) -> list[tuple[str, str]]:
-        """Label and value of each row of the panel."""
+        """Label and value of each row of the panel; what needs a person's attention is first."""
         learner, replay, run = status.learner, status.replay, status.run
         actors = status.actors
         stepping = sum(row.state in ("stepping", "waiting_for_credit") for row in actors)
@@ -81,6 +83,7 @@ class ViewFigures:
         current = ["one under way"] if status.evaluator.phase == "evaluating" else []
         fill = 100 * replay.items / max(1, replay.capacity)
         return [
+            *((f"[bold red]{label}", text) for label, text in self._attention(status)),
             ("frames", f"{run.frames:,}"),
             ("frames/s", f"{self.frames_per_s(status):,.0f}"),
             ("learner step", f"{learner.learner_step:,}"),
@@ -94,15 +97,15 @@ class ViewFigures:
             ("best evaluation", "none yet" if best is None else f"{best:.1f}"),
             ("ETA", self.eta(status)),
             ("bottleneck", run.bottleneck),
-            *(("[red]ALARM", printable(alarm)) for alarm in run.alarms),
         ]  # fmt: skip
 
     def line(self, status: RunStatus) -> str:
-        """The most important figures in one short line."""
+        """What needs a person's attention, and the most important figures, in one line."""
         learner, evaluator = status.learner, status.evaluator
         returns = [row.mean_return for row in status.actors if row.mean_return is not None]
         parts = [
             duration(status.run.uptime_s),
+            *(f"{label}: {text}" for label, text in self._attention(status)),
             f"{status.run.frames:,} frames ({self.frames_per_s(status):,.0f}/s)",
             f"step {learner.learner_step:,} ({learner.updates_per_s:.0f}/s)",
         ]
@@ -110,10 +113,10 @@ class ViewFigures:
             parts.append(f"return {sum(returns) / len(returns):.1f}")
         if evaluator.best_mean_return is not None:
             parts.append(f"best {evaluator.best_mean_return:.1f}")
-        if status.run.health != "healthy":
-            parts.append(status.run.health)
-        parts += [f"ALARM: {printable(alarm)}" for alarm in status.run.alarms]
         return "  ".join(parts)
+
+    def _attention(self, status: RunStatus) -> list[tuple[str, str]]:
+        return attention(status, self._configured)
 
 
 def watch_run(run: RunDirectory) -> int:
@@ -122,8 +125,8 @@ def watch_run(run: RunDirectory) -> int:
     Returns:
         0, or `ExitCode.DOWN` if the daemons are gone although the run did not reach its end.
     """
-    figures = ViewFigures(run)
     try:
+        figures = ViewFigures(run)
         show = _panel if sys.stdout.isatty() else _lines
         last = show(run, figures)
     except KeyboardInterrupt:
@@ -155,7 +158,7 @@ def _panel(run: RunDirectory, figures: ViewFigures) -> RunStatus:
             for label, value in figures.rows(status):
                 grid.add_row(f"[dim]{label}", Text(value))
             facts = status.run
-            title = f"{facts.algorithm} · {facts.env_id} · {facts.health}"
+            title = Text(f"{facts.algorithm} · {facts.env_id} · {facts.health}")
             footer = "Ctrl-C leaves it running · apex stop ends it"
             live.update(Panel(grid, title=title, subtitle=footer, expand=False), refresh=True)
             if _over(run):

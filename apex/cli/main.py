@@ -20,20 +20,39 @@ from apex.cli import (
     runs,
     status,
 )
-from apex.errors import ApexError
+from apex.cli.options import INTERRUPTED
+from apex.errors import ApexError, ExitCode
 from apex.host.escaping import printable
+from apex.host.files import describe_os_error
+from apex.plugins import called_exit, describe_error
 
 
 class ApexGroup(click.Group):
-    """Prints an `ApexError` as one line and exits with its code."""
+    """Prints as one line what ends a command, and exits with its code.
+
+    That is an `ApexError`, a file that cannot be used, Ctrl-C, or user code that calls `sys.exit`.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
         except ApexError as error:
-            click.echo(f"apex: {printable(str(error))}", err=True)
-            sys.exit(int(error.exit_code))
+            text, code = str(error), int(error.exit_code)
+        except SystemExit as error:
+            if not called_exit(error):
+                raise
+            text = f"the environment, the algorithm or a library {describe_error(error)}"
+            code = int(ExitCode.CONFIGURATION)
+        except KeyboardInterrupt:
+            text, code = "interrupted by Ctrl-C", INTERRUPTED
+        except OSError as error:
+            described = describe_os_error(error)
+            if described is None:
+                raise
+            text, code = described, int(ExitCode.CONFIGURATION)
+        click.echo(f"apex: {printable(text)}", err=True)
+        sys.exit(code)
 
 
 @click.group(cls=ApexGroup, context_settings={"help_option_names": ["-h", "--help"]})

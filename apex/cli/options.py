@@ -6,6 +6,7 @@ A completion runs at each press of Tab, so it imports what is slow to import onl
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from click.shell_completion import CompletionItem
 
 from apex.errors import ApexError
 from apex.runs.directory import RunDirectory, all_runs, find_run, runs_root
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code of a command that Ctrl-C has ended."""
 
 
 def default_preset() -> str:
@@ -116,5 +120,3 @@ set_option = click.option(
     metavar="SECTION.KEY=VALUE",
     help="Override one setting of the configuration; may be repeated.",
 )
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")

@@ -33,6 +33,13 @@ PICTURES = (".png", ".svg", ".pdf")
     help="Quantity of the x-axis.",
 )
 @click.option(
+    "--metric",
+    default="mean_return",
+    show_default=True,
+    help="Quantity of the y-axis: mean_return, min_return, max_return, or a scalar of info that "
+    "was measured (success, or a name in env.metrics).",
+)
+@click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Write a picture: .png, .svg or .pdf."
 )
 @click.option(
@@ -43,7 +50,12 @@ PICTURES = (".png", ".svg", ".pdf")
 )
 @click.option("--title", default="", help="Title of the picture.")
 def plot(
-    paths: tuple[Path, ...], x: Axis, out: Path | None, csv_out: Path | None, title: str
+    paths: tuple[Path, ...],
+    x: Axis,
+    metric: str,
+    out: Path | None,
+    csv_out: Path | None,
+    title: str,
 ) -> None:
     """Plot the learning curves of runs.
 
@@ -62,5 +74,5 @@ def plot(
         curves.write_csv(csv_out, [curve for group in groups.values() for curve in group])
         click.echo(f"wrote {csv_out}")
     if out is not None:
-        curves.draw(groups, x, title, out)
+        curves.draw(groups, x, title, out, metric)
         click.echo(f"wrote {out}")

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import click
 
+from apex.cli.json_output import echo_json, json_option
 from apex.cli.options import (
+    INTERRUPTED,
     complete_run,
-    json_option,
     own_code_options,
     own_code_settings,
     preset_option,
@@ -57,7 +58,7 @@ def snapshot(run_path: Path | None, as_json: bool) -> None:
     assert isinstance(reply, SnapshotReply)
     saved, replay = reply.saved, reply.saved["replay"]
     if as_json:
-        click.echo(json.dumps(saved))
+        echo_json(saved)
     else:
         click.echo(f"checkpoint {saved['checkpoint']} at learner step {saved['learner_step']:,}")
         click.echo(
@@ -130,6 +131,7 @@ def run(
 ) -> None:
     """Start a run, or resume one, and show its progress."""
     from apex.cli.live_view import watch_run
+    from apex.host.orphans import ending_children
 
     all_settings = [
         *settings,
@@ -144,10 +146,11 @@ def run(
         _check_resumes(config_file, env, algorithm, endpoints, init_from)
     if serial and (resume or detach or engine or endpoints):
         raise UsageError(SERIAL_EXCLUDES)
-    if resume:
-        directory = _resumed(run_path, preset, all_settings)
-    else:
-        directory = _new(preset, config_file, all_settings, run_path, endpoints)
+    with ending_children(Path.cwd()):  # of the environment that is tried
+        if resume:
+            directory = _resumed(run_path, preset, all_settings)
+        else:
+            directory = _new(preset, config_file, all_settings, run_path, endpoints)
     if serial:
         _run_serially(directory)
         return
@@ -239,12 +242,14 @@ def _new(
 
 
 def _run_serially(directory: RunDirectory) -> None:
+    from apex.host.orphans import ending_children
     from apex.launch.single_process import SerialRun
 
-    run = SerialRun(directory)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: run.trainer.finish(ASKED_TO_STOP))
-    reason = run.run()
+    with ending_children(directory.path):
+        run = SerialRun(directory)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: run.trainer.finish(ASKED_TO_STOP))
+        reason = run.run()
     if reason != ASKED_TO_STOP:
         directory.write_outcome(reason)
     click.echo(f"{directory.path}: {reason}", err=True)
@@ -255,7 +260,9 @@ def _start(directory: RunDirectory, name: str) -> None:
     from apex.launch import engine
 
     if name == "none":
-        click.echo(f"{directory.path} is ready; start its daemons with --run {directory.path}:")
+        click.echo(
+            f"{directory.path} is ready; start its daemons with --run {quote(str(directory.path))}:"
+        )
         for daemon in daemon_names(directory.config()):
             click.echo(f"  {daemon}")
         return
@@ -263,12 +270,13 @@ def _start(directory: RunDirectory, name: str) -> None:
     try:
         record = engine.start_detached(directory, chosen)
     except KeyboardInterrupt:
+        folder = quote(str(directory.path))
         click.echo(
-            f"\n{directory.path} was about to start: `apex status` shows whether it runs, "
-            "`apex stop` ends it.",
+            f"apex: interrupted by Ctrl-C, and stopped; `apex run --resume --run {folder}` starts "
+            f"it again, `apex runs rm {folder}` removes it",
             err=True,
         )
-        sys.exit(int(ExitCode.CLEAN))
+        sys.exit(INTERRUPTED)
     click.echo(f"{directory.path}: started by {chosen}, pid {record.pid}", err=True)
 
 
@@ -285,13 +293,19 @@ def watch(run_path: Path | None) -> None:
 @run_option
 def stop(run_path: Path | None) -> None:
     """Stop a run: all daemons and attached actors drain. Returns when all have ended."""
+    from apex.host.orphans import end_left
     from apex.launch import engine
     from apex.runs import engine_record
 
     directory = find_run(run_path)
     if not directory.living() and engine_record.living_engine(directory) is None:
         alive = [one for one in all_runs() if one.living() or engine_record.living_engine(one)]
-        others = "".join(f"; {one.path} is: stop it with --run {one.path}" for one in alive)
+        left = end_left(directory.path)
+        if left:
+            click.echo(f"ended what its daemons had left behind: {len(left)} processes", err=True)
+        others = "".join(
+            f"; {one.path} is: stop it with --run {quote(str(one.path))}" for one in alive
+        )
         click.echo(f"{directory.path} is not running{others}", err=True)
         return
     killed = engine.stop(directory)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
 import click
 
-from apex.cli.options import json_option, run_option
+from apex.cli.json_output import echo_json, json_option
+from apex.cli.options import run_option
 from apex.cli.status_text import describe
 from apex.daemons.status.gathering import gather
 from apex.errors import ExitCode
@@ -23,5 +23,8 @@ EXIT_CODES = {"healthy": ExitCode.CLEAN, "degraded": ExitCode.DEGRADED, "down": 
 def status(run_path: Any, as_json: bool) -> None:
     """Show the state of each daemon. Exit status: 0 healthy, 3 degraded, 4 down."""
     gathered = gather(find_run(run_path))
-    click.echo(json.dumps(gathered.as_map()) if as_json else describe(gathered))
+    if as_json:
+        echo_json(gathered.as_map())
+    else:
+        click.echo(describe(gathered))
     sys.exit(int(EXIT_CODES[gathered.run.health]))

@@ -7,6 +7,7 @@ The steps: `read_table` reads what the user wrote, `apply_overlay` adds the part
 from __future__ import annotations
 
 import sys
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
@@ -100,12 +101,22 @@ def parse(raw: Mapping[str, Any]) -> Config:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file. Raises `ConfigError` naming the file and the line."""
+    """Read a TOML file; a byte order mark, which some editors write first, is skipped.
+
+    Raises:
+        ConfigError: the file cannot be read; names the file and the line.
+    """
     try:
-        parsed: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        parsed: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except UnicodeDecodeError as error:
+        is_utf_16 = error.object[:2] in (BOM_UTF16_BE, BOM_UTF16_LE)
+        found = "UTF-16" if is_utf_16 else f"another encoding ({error})"
+        raise ConfigError(f"{path}: expected UTF-8, got {found}; save it as UTF-8") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: {error}") from None
     return parsed
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from apex.config.conversion import convert
 from apex.errors import ConfigError
 
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
@@ -23,6 +24,10 @@ MAX_ACTORS = 10_000
 """Bound of `actor.count`, above what a server can keep track of."""
 MAX_BATCH_SIZE = 65_536
 """Largest batch that the replay server serves, in items."""
+
+MetricName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+MAX_METRICS = 32
+"""Most names in `env.metrics`; heartbeats carry their values."""
 
 MAX_SEED = 2**63 - 1
 """Largest integer of TOML; torch's generator takes seeds of at most 64 bits."""
@@ -94,6 +99,19 @@ class EnvConfig(Section, frozen=True):
     -limit or limit. 0: such a space is an error."""
     clip_rewards: bool = False
     """Clip the rewards that the policy sees and learns from to [-1, 1]; returns stay unclipped."""
+    normalize_observations: bool = False
+    """Give the network observations with mean 0 and variance 1, by one running statistic of all
+    actors, clipped to [-10, 10]. Vectors of numbers only: images, bytes and choices stay."""
+    normalize_rewards: bool = False
+    """Divide the rewards that the policy sees and learns from by the standard deviation of
+    discounted returns, a running statistic of all actors; returns are reported undivided."""
+    metrics: Annotated[tuple[MetricName, ...], msgspec.Meta(max_length=MAX_METRICS)] = ()
+    """Names of scalars in `info` that become curves, besides `success`: the value at each episode's
+    last step, averaged over the episodes that have it."""
+    max_episode_steps: NonNegativeInt = 0
+    """Steps after which an episode is truncated, in training and evaluation; 0: the environment's
+    own limit. A registered environment's own limit is replaced; on Atari the earlier of this limit
+    and `max_episode_frames` applies, and the no-ops at the start count."""
     frame_skip: PositiveInt = 4
     """Emulator frames per step; the action is repeated in each."""
     obs_type: Literal["grayscale", "rgb", "ram"] = "grayscale"
@@ -123,6 +141,12 @@ class ActorConfig(Section, frozen=True):
     evaluation and central inference leave, as memory allows, at least two."""
     num_envs: PositiveInt = 8
     """Environments per actor, stepped together."""
+    async_envs: bool = False
+    """Step each environment in a process of its own, so that a slow one does not hold up the
+    others; needs local inference. Worth it where a step takes many milliseconds."""
+    env_timeout_s: PositiveFloat = 300.0
+    """Seconds that making, resetting or stepping an environment may take with `async_envs`; then
+    its process is killed and it is made again."""
     chunk_length: PositiveInt = 50
     """Items per insert, all of one environment."""
     parameter_period: NonNegativeInt = 0
@@ -242,6 +266,10 @@ class EvaluatorConfig(Section, frozen=True):
     """Threads (cores) of one call of the network, without a GPU."""
     nice: Niceness = 15
     """Added to the process's niceness, so that evaluations use CPU time that is left over."""
+    env: dict[str, Any] = {}
+    """Keys of `[env]` with other values for evaluations, `apex eval` and `apex enjoy`, such as
+    `repeat_action_probability` or `kwargs`. Observations and actions must be those of training.
+    With an `id` of its own, the `kwargs` of `[env]` are not used."""
 
 
 class Config(Section, frozen=True):
@@ -260,6 +288,20 @@ class Config(Section, frozen=True):
     def central(self) -> bool:
         """Whether one inference server computes the actions of all actors."""
         return self.actor.inference == "central"
+
+    @property
+    def evaluation_env(self) -> EnvConfig:
+        """`[env]` with the values of `[evaluator.env]`; a lost life does not count as an end in it.
+
+        Raises:
+            ConfigError: a key of `[evaluator.env]` is unknown or has an invalid value.
+        """
+        given, raw = self.evaluator.env, msgspec.to_builtins(self.env)
+        kwargs = given.get("kwargs", {})
+        if "id" not in given and isinstance(kwargs, dict):
+            kwargs = {**self.env.kwargs, **kwargs}
+        env: EnvConfig = convert({**raw, **given, "kwargs": kwargs}, EnvConfig, "evaluator.env")
+        return msgspec.structs.replace(env, life_loss_ends=False)
 
     @property
     def inference_device(self) -> str:
@@ -292,6 +334,11 @@ def check(config: Config) -> None:
     if not isinstance(name := config.algorithm.get("name"), str):
         found = "nothing" if name is None else repr(name)
         raise ConfigError(f'algorithm.name: expected a string, such as "apex_dqn", got {found}')
+    if config.central and config.actor.async_envs:
+        raise ConfigError(
+            'actor.async_envs needs actor.inference = "local": the inference server decides for '
+            "all environments of an actor together; set one of the two"
+        )
     if replay.min_size > replay.capacity:
         raise ConfigError(
             f"replay.min_size ({replay.min_size}) must not exceed replay.capacity "
@@ -318,6 +365,11 @@ def check(config: Config) -> None:
             f"batch_size x prefetch + samples_per_insert x chunk_length = {config.min_tolerance:g} "
             "(or 0, which uses exactly that)"
         )
+    if "life_loss_ends" in evaluator.env:
+        raise ConfigError(
+            "evaluator.env.life_loss_ends: evaluations play whole episodes; leave this key out"
+        )
+    _ = config.evaluation_env
     if evaluator.enabled and evaluator.episodes % evaluator.num_envs:
         raise ConfigError(
             f"evaluator.episodes ({evaluator.episodes}) must be a multiple of evaluator.num_envs "

@@ -20,6 +20,9 @@ SHORT_LIFE_S = 20.0
 MAX_OUT_OF_MEMORY = 3
 """Consecutive crashes out of memory, at any age, after which a daemon gives up."""
 MAX_DELAY_S = 30.0
+HANG_LIFE = 3.0
+"""A start that hangs earlier than this many times `run.watchdog_s` counts as the next hang in a
+row; one that lives longer has worked in between."""
 UNKNOWN_ERROR = "it was killed, or exited without an error message"
 
 
@@ -44,6 +47,8 @@ class CrashRecord(msgspec.Struct):
     """Whether the engine does not restart the daemon."""
     starts: int = 0
     """Starts in this run before this one."""
+    hangs: int = 0
+    """Consecutive starts before this one that the watchdog ended."""
 
 
 def read(path: Path) -> CrashRecord | None:
@@ -66,6 +71,12 @@ def in_crash_loop(path: Path) -> bool:
     return record is not None and record.crashes > 1 and age_s(path) < SHORT_LIFE_S
 
 
+def hangs_again(path: Path, watchdog_s: float) -> bool:
+    """Return whether the recorded start follows several hangs and may hang as they did."""
+    record = read(path)
+    return record is not None and record.hangs > 1 and age_s(path) < HANG_LIFE * watchdog_s
+
+
 class CrashHistory:
     """Reads and writes a daemon's crash record.
 
@@ -75,10 +86,16 @@ class CrashHistory:
         path: the record's file.
         max_crashes: consecutive crashes after which the daemon gives up.
         wall_clock_ns: nanoseconds since 1970.
+        watchdog_s: seconds after which the watchdog ends a start that hangs.
     """
 
     def __init__(
-        self, path: Path, max_crashes: int, wall_clock_ns: Callable[[], int] = time.time_ns
+        self,
+        path: Path,
+        max_crashes: int,
+        wall_clock_ns: Callable[[], int] = time.time_ns,
+        *,
+        watchdog_s: float = 60.0,
     ) -> None:
         self._wall_clock_ns = wall_clock_ns
         self._path = path
@@ -88,9 +105,18 @@ class CrashHistory:
         self.starts = self._last.starts + 1 if self._last else 0
         """How often this daemon was started in this run before."""
         now_ns = wall_clock_ns()
-        self._record = CrashRecord(now_ns / 1e9, max(now_ns, min_epoch), starts=self.starts)
+        self._record = CrashRecord(
+            now_ns / 1e9, max(now_ns, min_epoch), starts=self.starts, hangs=self._hangs(watchdog_s)
+        )
         self._started_at = time.monotonic()
         self.crashes, self._memory_crashes = self._count()
+
+    def _hangs(self, watchdog_s: float) -> int:
+        """Count the starts in a row that the watchdog ended."""
+        last = self._last
+        if last is None or last.code != ExitCode.HANG:
+            return 0
+        return last.hangs + 1 if age_s(self._path) < HANG_LIFE * watchdog_s else 1
 
     def _count(self) -> tuple[int, int]:
         """Count consecutive crashes, and how many of the latest were out of memory."""
@@ -127,7 +153,7 @@ class CrashHistory:
         self._record.started, self._started_at = now_s, time.monotonic()
         self._record.crashes = self.crashes
         self._record.memory_crashes = self._memory_crashes
-        if self.crashes:
+        if self.crashes or self._record.hangs:
             self._record.error = self.last_error
         self._write()
 

@@ -21,8 +21,11 @@ from apex.daemons.catalog import DaemonSpec, spec_of
 from apex.daemons.log_format import log_to_stderr
 from apex.daemons.restart_backoff import CrashHistory
 from apex.daemons.watchdog import Watchdog
+from apex.envs.activity import Activity
 from apex.errors import ApexError, ExitCode, GaveUpError, RunError, StopAskedError
-from apex.host.files import FileLock
+from apex.host.files import FileLock, describe_too_many_files
+from apex.host.orphans import ending_children, mark_children
+from apex.plugins import describe_error
 from apex.runs.directory import RunDirectory, RunFacts
 from apex.wire.endpoints import Endpoints
 from apex.wire.messages import Hello
@@ -63,9 +66,16 @@ class Service:
         self._signals = 0
         self._signalled = threading.Event()
         self._lock = self._lock_name()
-        self._crashes = CrashHistory(run.crash_file(name), self.config.run.max_crashes)
+        limits = self.config.run
+        self._crashes = CrashHistory(
+            run.crash_file(name), limits.max_crashes, watchdog_s=limits.watchdog_s
+        )
+        self.activity = Activity(self._between_calls)
+        """Of the daemon's environments; the watchdog reads it."""
+        self.between_calls: Callable[[], None] | None = None
+        """Called before an environment is made or reset, which may take long: sends a heartbeat."""
         self._watchdog = Watchdog(
-            self.config.run.watchdog_s, self._crashes.record_age, self._crashes.record_failure
+            limits.watchdog_s, self._crashes.record_age, self._crashes.record_failure, self.activity
         )
         self.epoch = self._crashes.epoch
         """Number of this start of the daemon; a later start has a higher one, even if the clock
@@ -132,6 +142,10 @@ class Service:
     def beat(self) -> None:
         """Tell the watchdog that the work loop makes progress, or waits as it should."""
         self._watchdog.beat()
+
+    def _between_calls(self) -> None:
+        if self.between_calls is not None:
+            self.between_calls()
 
     def install_signals(self) -> None:
         """Install signal handlers.
@@ -219,7 +233,12 @@ def serve(run: RunDirectory, name: str, body: Callable[[Service], None]) -> NoRe
     The exit skips the interpreter's cleanup, which takes seconds with torch in memory. By then
     files are closed and queued messages are sent.
     """
-    code = _run(run, name, body)
+    if ENGINE_PID in os.environ:  # it adopts and ends what this process leaves behind
+        mark_children(run.path)
+        code = _run(run, name, body)
+    else:
+        with ending_children(run.path):
+            code = _run(run, name, body)
     terminate_context()
     logging.shutdown()
     sys.stdout.flush()
@@ -247,10 +266,11 @@ def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
         if service is not None:
             service.failed(str(error), error.exit_code)
         return int(error.exit_code)
-    except Exception as error:
-        log.exception("crashed")
+    except BaseException as error:  # SystemExit, too: the user's own code may call sys.exit()
+        described = describe_crash(error)
+        log.error("crashed: %s", described, exc_info=error)
         if service is not None:
-            service.failed(f"{type(error).__name__}: {error}", ExitCode.CRASH)
+            service.failed(described, ExitCode.CRASH)
         return int(ExitCode.CRASH)
     assert service is not None
     service.mark_clean()
@@ -258,10 +278,18 @@ def _run(run: RunDirectory, name: str, body: Callable[[Service], None]) -> int:
     return int(ExitCode.CLEAN)
 
 
+def describe_crash(error: BaseException) -> str:
+    """Describe an unexpected error in one line, for `apex status`."""
+    if isinstance(error, SystemExit):
+        return f"the environment, the algorithm or a library {describe_error(error)}"
+    return describe_too_many_files(error) or f"{type(error).__name__}: {error}"
+
+
 def _end_with_thread(service: Service, crash: threading.ExceptHookArgs) -> None:
     """End the process when one of its essential threads has crashed."""
     name = crash.thread.name if crash.thread else "unknown"
     log.error("thread '%s' crashed", name, exc_info=crash.exc_value)
     if name in (*COMMON_THREADS, *service.spec.own_threads):
-        service.failed(f"thread '{name}': {crash.exc_value!r}", ExitCode.CRASH)
+        error = crash.exc_value or crash.exc_type()
+        service.failed(f"thread '{name}': {describe_crash(error)}", ExitCode.CRASH)
         os._exit(ExitCode.CRASH)

@@ -19,6 +19,31 @@ def good_priorities(priorities: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_
     return (priorities >= 0) & (priorities <= MAX_PRIORITY)
 
 
+REWARD_COLUMNS = ("reward", "n_step_return")
+"""Columns of rewards in transitions and in sequences."""
+LARGE_REWARD = 1e6
+"""Magnitude from which a reward is named as a possible cause of losses that are too large: its
+square loses the small rewards beside it in float32."""
+LARGE_REWARDS_REMEDY = (
+    "set env.clip_rewards = true, or divide the rewards in the environment, so that returns are "
+    "about -100 to 100"
+)
+
+
+def largest_reward(columns: Arrays) -> float:
+    """Largest magnitude of the rewards, or n-step returns, of items; 0 if they have none."""
+    return max((float(np.abs(columns[name]).max()) for name in REWARD_COLUMNS if name in columns),
+               default=0.0)  # fmt: skip
+
+
+def about_rewards(columns: Arrays) -> str:
+    """If the items' rewards are large: the clause of an error that names them and the remedy."""
+    largest = largest_reward(columns)
+    if largest < LARGE_REWARD:
+        return ""
+    return f"; rewards of these items reach {largest:g}: {LARGE_REWARDS_REMEDY}"
+
+
 BLOCK_HEADER = 4
 """Bytes of the block size before each compressed frame, little-endian."""
 BLOCK_HEADER_BYTES = np.arange(BLOCK_HEADER)
@@ -105,20 +130,29 @@ class FrameRanges:
                 f"frames: an item's range is outside the chunk's {len(self.frame_lengths)} frames "
                 f"or has more than {spec.max_frames} frames"
             )
-        self._check_blocks(len(blocks))
+        self._check_blocks(blocks)
         self._check_use(last)
 
-    def _check_blocks(self, blocks: int) -> None:
-        """Raise `SchemaError` unless each frame is so many blocks."""
+    def _check_blocks(self, sizes: tuple[int, ...]) -> None:
+        """Raise `SchemaError` unless each frame is one block for each image.
+
+        Args:
+            sizes: uncompressed bytes of each image of a frame.
+        """
         begins = self.frame_lengths.cumsum(dtype=np.int64) - self.frame_lengths
         left = (self.frame_lengths - BLOCK_HEADER).astype("<i4")
         data = np.frombuffer(self.blob, dtype=np.uint8)
-        for _ in range(blocks - 1):
+        longest = [frame_block_bound(size) - BLOCK_HEADER for size in sizes]
+        expected = f"frames: expected {len(sizes)} blocks in each frame, one for each image"
+        for limit in longest[:-1]:
             declared = data[begins[:, None] + BLOCK_HEADER_BYTES].view("<i4")[:, 0]
-            if _outside(declared, 1, int(left.max(initial=1))) or (declared > left - 5).any():
-                raise SchemaError("frames: a frame does not have a block for each image")
+            # Behind this block there must be the header of the next one and a byte.
+            if _outside(declared, 1, limit) or (declared >= left - BLOCK_HEADER).any():
+                raise SchemaError(expected)
             begins = begins + BLOCK_HEADER + declared
             left = left - (BLOCK_HEADER + declared).astype("<i4")
+        if _outside(left, 1, longest[-1]):
+            raise SchemaError(expected)
         if data[begins[:, None] + BLOCK_HEADER_BYTES].tobytes() != left.tobytes():
             raise SchemaError("frames: a frame's block size does not match its frame_lengths entry")
 
@@ -173,7 +207,11 @@ class Chunk:
                 f"{self.priorities.shape}"
             )
         if not good_priorities(self.priorities).all():
-            raise SchemaError(f"priorities must be between 0 and {MAX_PRIORITY:g}")
+            worst = self.priorities[~good_priorities(self.priorities)][0]
+            raise SchemaError(
+                f"priorities: expected 0 to {MAX_PRIORITY:g}, got {worst:g}"
+                + about_rewards(self.columns)
+            )
         schema.check_columns(self.columns, len(self))
         if (self.frames is None) != (schema.frames is None):
             expected = "frames" if self.frames is None else "no frames"

@@ -48,11 +48,6 @@ def concatenate(parts: Sequence[Observations]) -> Observations:
     return np.concatenate(parts)  # type: ignore[arg-type]
 
 
-def arrays_of(observations: Observations) -> list[Array]:
-    """The arrays, in the order of the parts."""
-    return list(observations.values()) if isinstance(observations, dict) else [observations]
-
-
 def to_columns(observations: Observations) -> Arrays:
     """The arrays by column name."""
     if isinstance(observations, dict):

@@ -24,6 +24,9 @@ COMPRESSED_SHARE = 0.27
 """Estimated compressed size of a frame as a fraction of its bytes: the largest measured in any
 game."""
 
+MAX_COLUMNS = 57
+"""Most columns of an item: a batch is a message of at most 64 buffers, of which two are the items'
+ids and probabilities, and five their frames."""
 COLUMN_DTYPES = ("uint8", "int32", "int64", "float32", "float64")
 
 
@@ -55,9 +58,20 @@ class FramesColumn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
         return cls((sum(math.prod(image.shape) for image in images),), max_frames, images)
 
     def __post_init__(self) -> None:
+        if not self.images:
+            return
+        names = [image.name for image in self.images]
+        if len(set(names)) != len(names) or any(image.dtype != "uint8" for image in self.images):
+            raise SchemaError(
+                "schema: expected images of different names and dtype uint8, got "
+                f"{[(image.name, image.dtype) for image in self.images]}"
+            )
         total = sum(math.prod(image.shape) for image in self.images)
-        if self.images and self.shape != (total,):
-            raise SchemaError(f"schema: frames of {total} bytes have the shape {self.shape}")
+        if self.shape != (total,):
+            raise SchemaError(
+                f"schema: expected frames of shape ({total},), the bytes of all images, got "
+                f"{self.shape}"
+            )
 
     @property
     def frame_bytes(self) -> int:
@@ -98,6 +112,11 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         names = [column.name for column in self.columns]
         if len(set(names)) != len(names):
             raise SchemaError(f"schema: column names must be unique, got {names}")
+        if len(names) > MAX_COLUMNS:
+            raise SchemaError(
+                f"schema: expected at most {MAX_COLUMNS} columns, got {len(names)}: join parts of "
+                "the observation, or columns of the algorithm, to one array"
+            )
         if LEARNER_STEP not in names:
             raise SchemaError(f"schema: the column '{LEARNER_STEP}' (int64) is missing")
         for column in self.columns:

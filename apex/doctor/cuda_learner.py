@@ -18,8 +18,8 @@ import torch
 from apex.config.sections import Config
 from apex.data.schema import Schema
 from apex.doctor.findings import Finding, State, format_bytes
-from apex.doctor.limits import limits_of
 from apex.doctor.memory import PARAMETERS_IN_LEARNER, batch_bytes, compared
+from apex.launch.open_files import limits_of
 
 CONTEXT_BYTES = 600e6
 """Device memory of CUDA itself, of the libraries and of their workspaces; estimated."""

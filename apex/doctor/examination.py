@@ -24,7 +24,10 @@ from apex.doctor import (
 from apex.doctor.findings import Finding, guarded
 from apex.doctor.subject import Subject, preset_subject, run_subject
 from apex.host import hardware
+from apex.host.orphans import marked
 from apex.host.paths import install_root, socket_directory_path
+from apex.launch.open_files import limits_of, may_raise_limits
+from apex.plugins import RAISED
 from apex.runs.directory import RunDirectory, all_runs, runs_root
 
 
@@ -38,6 +41,7 @@ def examine(what: str | RunDirectory) -> Iterator[Finding]:
     yield from guarded("python", _installation)
     yield from _subject_findings(what)
     yield from guarded("processes", lambda: processes.check_lost(processes.apex_processes()))
+    yield from guarded("processes", lambda: processes.check_left(marked()))
     yield from guarded("runs", lambda: _all_runs_findings(named))
 
 
@@ -54,7 +58,7 @@ def _subject_findings(what: str | RunDirectory) -> Iterator[Finding]:
     """Run the checks that depend on the preset or run."""
     try:
         subject = run_subject(what) if isinstance(what, RunDirectory) else preset_subject(what)
-    except Exception as error:
+    except RAISED as error:
         found = f"{type(error).__name__}: {error}"
         remedy = "follow the findings about packages and files, then run `apex doctor` again"
         yield Finding("configuration", "problem", found, "a configuration that can be used", remedy)
@@ -141,8 +145,8 @@ def _existing(path: Path) -> Path:
 
 
 def _open_files(subject: Subject) -> Iterator[Finding]:
-    own = limits.limits_of(resource.RLIMIT_NOFILE)
-    privileged = limits.may_raise_limits()
+    own = limits_of(resource.RLIMIT_NOFILE)
+    privileged = may_raise_limits()
     yield from limits.check_open_files(subject.config, own, privileged=privileged)
 
 
@@ -151,7 +155,7 @@ def _threads(subject: Subject) -> Iterator[Finding]:
         yield Finding("threads", "ok", f"{subject.name} is running, so it has what it needs")
         return
     needed = limits.threads_needed(subject.config, limits.blas_threads())
-    left = limits.threads_left(privileged=limits.may_raise_limits())
+    left = limits.threads_left(privileged=may_raise_limits())
     yield from limits.check_threads(needed, left)
 
 

@@ -7,6 +7,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from apex.plugins import RAISED
+
 State: TypeAlias = Literal["ok", "note", "warning", "problem"]
 """`note`: worth knowing, nothing to do; `warning`: works, but less well than it could; `problem`:
 something that is needed will not work."""
@@ -31,7 +33,7 @@ def guarded(name: str, check: Check) -> Iterator[Finding]:
     """Yield the findings of a check; if the check itself fails, yield a warning about that."""
     try:
         yield from check()
-    except Exception as error:
+    except RAISED as error:
         yield Finding(
             name,
             "warning",

@@ -6,13 +6,17 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import psutil
 
 from apex.daemons.catalog import CATALOG
 from apex.doctor.findings import Finding
+from apex.host.orphans import Mark
 from apex.launch.engine import MODULES
+from apex.runs.directory import RunDirectory
+from apex.runs.engine_record import living_engine
 
 DAEMONS = {spec.kind for spec in CATALOG}
 ENGINES = set(MODULES.values())
@@ -75,6 +79,27 @@ def check_lost(processes: Iterable[ApexProcess]) -> Iterator[Finding]:
         pids = " ".join(str(one.pid) for one in left)
         found = f"{named} of {path}, which no longer exists"
         yield Finding("lost processes", "problem", found, "no such processes", f"kill {pids}")
+
+
+def check_left(left: Iterable[tuple[int, Mark]]) -> Iterator[Finding]:
+    """Find processes that daemons have left behind, although their engines end such processes.
+
+    Args:
+        left: processes that a daemon has started, with their marks.
+    """
+    of_runs: dict[bytes, list[int]] = {}
+    for pid, mark in left:
+        if not mark.is_alive:
+            of_runs.setdefault(mark.run, []).append(pid)
+    for name, pids in of_runs.items():
+        run = RunDirectory(Path(os.fsdecode(name)))
+        if living_engine(run) is not None:
+            continue  # it is about to end them
+        found = f"started by a daemon of {run.path} that is gone: {', '.join(map(describe, pids))}"
+        remedy = f"apex stop --run {quote(str(run.path))}"
+        if not run.exists:
+            remedy = f"kill {' '.join(map(str, pids))}"
+        yield Finding("left processes", "problem", found, "no such processes", remedy)
 
 
 def is_stopped(pid: int) -> bool:

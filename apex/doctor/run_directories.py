@@ -12,7 +12,8 @@ from apex.doctor.findings import Finding
 from apex.doctor.left_sockets import check_keys, check_ports, check_socket_files
 from apex.doctor.processes import describe, holders, is_stopped, parent
 from apex.errors import ApexError
-from apex.host.files import is_locked
+from apex.host.files import is_locked, write_problem
+from apex.host.orphans import started_ticks
 from apex.host.paths import socket_directory_path
 from apex.runs import engine_record
 from apex.runs.directory import RunDirectory
@@ -34,6 +35,10 @@ def check_run(run: RunDirectory) -> Iterator[Finding]:
     yield from check_orphans(run)
     yield from check_locks(run)
     yield from check_modes(run)
+    problem = write_problem(run.path)
+    if problem is not None:
+        remedy = "make it writable, or copy it, before you resume the run"
+        yield Finding(name_of(run), "warning", problem, "a directory that you can write", remedy)
 
 
 def name_of(run: RunDirectory) -> str:
@@ -81,7 +86,7 @@ def check_locks(run: RunDirectory) -> Iterator[Finding]:
     for path in sorted(run.daemons.glob("*.lock")):
         text = path.read_text()
         pid = int(text) if text.isdigit() else None
-        gone = pid is None or engine_record.started_ticks(pid) is None
+        gone = pid is None or started_ticks(pid) is None
         if not is_locked(path):
             record = restart_backoff.read(run.crash_file(path.stem))
             if gone and not (record is not None and record.clean):
@@ -125,7 +130,7 @@ def check_modes(run: RunDirectory) -> Iterator[Finding]:
 
 
 def check_all(runs: Iterable[RunDirectory], folder: Path) -> Iterator[Finding]:
-    """Report how many runs there are, and which of them are running.
+    """Report how many runs there are, which of them are running, and whether one can be added.
 
     Args:
         runs: the runs that were checked.
@@ -135,4 +140,10 @@ def check_all(runs: Iterable[RunDirectory], folder: Path) -> Iterator[Finding]:
     alive = [run for run in checked if run.living() or engine_record.living_engine(run) is not None]
     named = ": " + ", ".join(str(run.path) for run in alive) if alive else ""
     found = f"{len(checked)} in {folder}/, {len(alive)} running{named}"
-    yield Finding("runs", "ok", found)
+    problem = write_problem(folder)
+    if problem is None:
+        yield Finding("runs", "ok", found)
+        return
+    expected = f"a directory in which you can make runs ({folder}/)"
+    remedy = "set APEX_RUNS to another directory, or name one with `apex run --run DIR`"
+    yield Finding("runs", "problem", f"{found}; {problem}", expected, remedy)

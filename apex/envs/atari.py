@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from apex.config.sections import EnvConfig
+from apex.envs.activity import Activity
+from apex.envs.atari_games import game_of
 from apex.envs.base import Environments
+from apex.envs.vector import SerialVectorEnv, info_keys
 from apex.errors import EnvError, EnvFaultError
 
 DEFAULT_FRAME_STACK = 4
@@ -18,7 +20,9 @@ SCREEN = (210, 160)
 SCREEN_FPS = 60.0
 
 
-def make_atari(config: EnvConfig, num_envs: int, *, render: bool = False) -> Environments:
+def make_atari(
+    config: EnvConfig, num_envs: int, *, render: bool = False, activity: Activity | None = None
+) -> Environments:
     """Make Atari environments from a configuration.
 
     Observations are single frames: the actor stacks them, and an item stores each once. Rewards
@@ -31,7 +35,7 @@ def make_atari(config: EnvConfig, num_envs: int, *, render: bool = False) -> Env
         raise EnvError("env.kwargs: expected none for Atari; use the other keys of [env] instead")
     frame_stack = config.frame_stack
     if config.obs_type == "ram":
-        vector = _ram_vector(config, num_envs, render)
+        vector = _ram_vector(config, num_envs, render, activity)
     else:
         frame_stack = frame_stack or DEFAULT_FRAME_STACK
         grayscale = config.obs_type == "grayscale"
@@ -45,30 +49,29 @@ def make_atari(config: EnvConfig, num_envs: int, *, render: bool = False) -> Env
         frame_stack,
         config.life_loss_ends,
         squeeze=config.obs_type != "ram",
+        activity=activity,
+        metrics=config.metrics,
     )
+
+
+def _max_frames(config: EnvConfig) -> int:
+    """Emulator frames after which an episode is truncated."""
+    steps = config.max_episode_steps
+    return min(config.max_episode_frames, steps * config.frame_skip or config.max_episode_frames)
 
 
 def _image_vector(
     config: EnvConfig, num_envs: int, frame_size: tuple[int, int], grayscale: bool
 ) -> VectorEnv[Any, Any, Any]:
-    try:
-        from ale_py import roms
-        from ale_py.vector_env import AtariVectorEnv
-    except ImportError as error:
-        raise EnvError(
-            f"{config.id} needs ale-py ({error}): pip install apex-suite[atari]"
-        ) from None
-    game = _snake_case(config.id)
-    if game not in roms.get_all_rom_ids():
-        raise EnvError(
-            f"{config.id}: ALE has no game '{game}'; ale_py.roms.get_all_rom_ids() lists all"
-        )
+    game = game_of(config.id)
+    from ale_py.vector_env import AtariVectorEnv
+
     height, width = frame_size
     return AtariVectorEnv(
         game,
         num_envs,
         num_threads=1,
-        max_num_frames_per_episode=config.max_episode_frames,
+        max_num_frames_per_episode=_max_frames(config),
         repeat_action_probability=config.repeat_action_probability,
         full_action_space=config.full_action_space,
         autoreset_mode=AutoresetMode.NEXT_STEP,
@@ -136,15 +139,10 @@ class FilmedAtari(VectorEnv[Any, Any, Any]):
         self._camera.close()
 
 
-def _snake_case(env_id: str) -> str:
-    name = env_id.removeprefix("ALE/").partition("-")[0]
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-
-
-def _ram_vector(config: EnvConfig, num_envs: int, render: bool) -> VectorEnv[Any, Any, Any]:
-    import ale_py
-
-    gym.register_envs(ale_py)
+def _ram_vector(
+    config: EnvConfig, num_envs: int, render: bool, activity: Activity | None
+) -> VectorEnv[Any, Any, Any]:
+    game_of(config.id)
 
     def make() -> gym.Env[Any, Any]:
         env = gym.make(
@@ -154,11 +152,11 @@ def _ram_vector(config: EnvConfig, num_envs: int, render: bool) -> VectorEnv[Any
             frameskip=config.frame_skip,
             repeat_action_probability=config.repeat_action_probability,
             full_action_space=config.full_action_space,
-            max_num_frames_per_episode=config.max_episode_frames,
+            max_num_frames_per_episode=_max_frames(config),
         )
         return EpisodeStart(env, config.noop_max, config.fire_reset)
 
-    return SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+    return SerialVectorEnv([make] * num_envs, info_keys(config), activity)
 
 
 class EpisodeStart(gym.Wrapper[Any, Any, Any, Any]):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
 from gymnasium.vector import AutoresetMode, VectorEnv
@@ -13,7 +13,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from apex import plugins
 from apex.data.observations import ACTION_MASK, Observations
 from apex.data.schema import Array
+from apex.envs.activity import Activity
 from apex.envs.env_checks import INTERFACE, MisbehavedError
+from apex.envs.info_metrics import InfoMetrics
+from apex.envs.observation_checks import CheckedPart
 from apex.envs.spaces import (
     Channels,
     env_spec,
@@ -21,12 +24,18 @@ from apex.envs.spaces import (
     flat_spaces,
     to_env_actions,
 )
-from apex.envs.spec import MAX_REWARD, ObservationPart, StepResult, good_rewards
+from apex.envs.spec import MAX_REWARD, StepResult, good_rewards
+from apex.envs.vector import Infos, reported
 from apex.errors import ConfigError, EnvError, EnvFaultError
 
 log = logging.getLogger("apex.envs")
 
 DEFAULT_FPS = 30.0
+PICTURES = (
+    "let the environment take render_mode='rgb_array' in its constructor and keep it as "
+    "self.render_mode, name it in metadata['render_modes'], and let render() return one picture, "
+    "[height, width, 3] uint8"
+)
 
 
 class Environments:
@@ -43,6 +52,8 @@ class Environments:
         squeeze: drop the first axis of each observation, which has a length of one.
         masked: take the mask of the allowed actions from `info["action_mask"]`.
         channels, action_limit: see `env_spec`.
+        activity: is told of each call that begins and ends; None: nobody watches.
+        metrics: names of scalars in `info` for `StepResult.metrics`, besides `success`.
 
     Raises:
         EnvError: a space or autoreset mode that apex cannot use.
@@ -59,19 +70,22 @@ class Environments:
         masked: bool = False,
         channels: Channels = "auto",
         action_limit: float = 0.0,
+        activity: Activity | None = None,
+        metrics: Sequence[str] = (),
     ) -> None:
         mode = vector.metadata.get("autoreset_mode")
         if mode != AutoresetMode.NEXT_STEP:
             raise EnvError(f"{env_id}: expected the autoreset mode NEXT_STEP, got {mode}")
         self._vector = vector
         self._squeeze = squeeze
+        self._activity = activity or Activity()
         self.num_envs: int = vector.num_envs
         self.spec = env_spec(
             vector.single_observation_space, vector.single_action_space, env_id, frame_stack,
             squeeze=squeeze, masked=masked, channels=channels, action_limit=action_limit,
         )  # fmt: skip
         self._parts = [
-            _CheckedPart(part, space, vector.num_envs, env_id)
+            CheckedPart(part, space, vector.num_envs, env_id)
             for part, space in zip(
                 self.spec.all_parts, flat_spaces(vector.single_observation_space)
             )
@@ -83,18 +97,22 @@ class Environments:
         self._allowed: Array | None = None
         """The mask of the last observations, `[E, num_actions]`."""
         self._life_loss_ends = life_loss_ends
+        self._metrics = InfoMetrics(metrics, self.num_envs, env_id)
         self._lives = np.zeros(self.num_envs, dtype=np.int64)
         self._steps = 0
 
     def reset(self, seed: int) -> Observations:
         """Begin an episode in each environment; return observations, `[E, ...]`."""
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
+        self._activity.begin("reset")
         try:
-            observations, info = self._vector.reset(seed=seed)
-            self._lives = self._lives_of(info).copy()
-        except Exception as error:
+            observations, infos = self._vector.reset(seed=seed)
+            self._lives = self._lives_of(infos)
+        except plugins.RAISED as error:
             raise EnvFaultError(f"{self.spec.env_id}: reset {_describe(error)}") from error
-        return self._checked(observations, info)
+        finally:
+            self._activity.end()
+        return self._checked(observations, infos)
 
     def step(self, actions: Array) -> StepResult:
         """Step all environments.
@@ -108,22 +126,28 @@ class Environments:
         """
         self._check_actions(actions)
         self._steps += 1
+        self._activity.begin("step")
         try:
             taken = to_env_actions(actions, self._vector.single_action_space)
-            observations, rewards, terminated, truncated, info = self._vector.step(taken)
-            lives = self._lives_of(info)
-        except Exception as error:
+            observations, rewards, terminated, truncated, infos = self._vector.step(taken)
+            lives = self._lives_of(infos)
+            metrics = self._measured(infos, terminated | truncated)
+        except plugins.RAISED as error:
             raise self._fault(_describe(error)) from error
+        finally:
+            self._activity.end()
         rewards = np.asarray(rewards, dtype=np.float64)
         if not good_rewards(rewards):
             raise self._fault(
                 f"returned rewards that are not within ±{MAX_REWARD:g}: {rewards}; look for a "
                 "division by 0 or a diverging state, and terminate the episode before it"
             )
-        lost = (lives < self._lives) & ~terminated & self._life_loss_ends
+        lost = (lives < self._lives) & ~terminated
         self._lives = lives
         self._ended = terminated | truncated
-        return StepResult(self._checked(observations, info), rewards, terminated, truncated, lost)
+        return StepResult(
+            self._checked(observations, infos), rewards, terminated, truncated, lost, metrics
+        )
 
     def _check_actions(self, actions: Array) -> None:
         bad = self.spec.bad_actions(actions)
@@ -144,12 +168,29 @@ class Environments:
                 "-inf before the exploration chooses (apex.api.masked_values)"
             )
 
-    def _lives_of(self, info: dict[str, Any]) -> npt.NDArray[np.int64]:
-        """Lives of each environment; gymnasium marks in `_lives` those that reported them."""
-        if "lives" not in info:
+    def _measured(
+        self, infos: Infos, ended: npt.NDArray[np.bool_]
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        """`StepResult.metrics` of a step."""
+        metrics = self._metrics.read(infos)
+        if ended.any():
+            self._metrics.warn_of_missing(getattr(self._vector, "last_keys", infos))
+        return metrics
+
+    def _lives_of(self, infos: Infos) -> npt.NDArray[np.int64]:
+        """Lives of each environment, `[E]`; the last ones where `info` does not report them."""
+        values = reported(infos, "lives") if self._life_loss_ends else None
+        if values is None:
             return self._lives
-        reported = np.asarray(info["lives"], dtype=np.int64)
-        return np.where(info.get("_lives", True), reported, self._lives)
+        try:
+            return np.array(
+                [last if value is None else int(value) for value, last in zip(values, self._lives)]
+            )
+        except (TypeError, ValueError):
+            raise MisbehavedError(
+                f"returned info['lives'] = {values}; return an integer, or set "
+                "env.life_loss_ends = false"
+            ) from None
 
     def render(self) -> list[npt.NDArray[np.uint8]]:
         """One picture per environment, `[H, W, 3] uint8`, after the last step.
@@ -160,21 +201,37 @@ class Environments:
         if self._vector.render_mode != "rgb_array":
             raise EnvFaultError(
                 f"{self.spec.env_id}: expected render_mode='rgb_array', got "
-                f"{self._vector.render_mode!r}; let the environment take it and return pictures"
+                f"{self._vector.render_mode!r}; {PICTURES}"
             )
         try:
             pictures = self._vector.render()
-        except Exception as error:
-            raise EnvFaultError(f"{self.spec.env_id}: render {_describe(error)}") from error
-        assert pictures is not None
-        return [_picture(np.asarray(one)) for one in pictures]
+        except plugins.RAISED as error:
+            what = plugins.describe_error(error, PICTURES)
+            raise EnvFaultError(f"{self.spec.env_id}: render {what}") from error
+        return [self._picture(one) for one in ([None] if pictures is None else pictures)]
+
+    def _picture(self, returned: Any) -> npt.NDArray[np.uint8]:
+        """Convert a picture to `[H, W, 3] uint8`; some environments return grey levels or floats.
+
+        Raises:
+            EnvFaultError: it is not a picture.
+        """
+        pixels: Array = np.asarray(returned)
+        if pixels.ndim == 2:
+            pixels = pixels[:, :, None].repeat(3, axis=2)
+        if pixels.dtype.kind not in "biuf" or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+            found = f"{pixels.dtype} {pixels.shape}" if pixels.shape else type(returned).__name__
+            raise EnvFaultError(f"{self.spec.env_id}: render returned {found}; {PICTURES}")
+        if pixels.dtype.kind == "f":
+            pixels = np.rint(np.clip(pixels, 0.0, 1.0) * 255.0)
+        return pixels[:, :, :3].astype(np.uint8)
 
     @property
     def frames_per_second(self) -> float:
         """Pictures per second for watching at normal speed."""
         return float(self._vector.metadata.get("render_fps", DEFAULT_FPS))
 
-    def _checked(self, observations: Any, info: dict[str, Any]) -> Observations:
+    def _checked(self, observations: Any, infos: Infos) -> Observations:
         """Observations as the spec describes them. Raises `EnvFaultError`."""
         found = flat_observations(observations, self._vector.single_observation_space)
         if self._squeeze:
@@ -183,33 +240,31 @@ class Environments:
             arrays = [part.checked(a, self._steps) for part, a in zip(self._parts, found)]
         except MisbehavedError as error:
             raise self._fault(str(error)) from None
+        self.offers_action_mask = not self.spec.has_action_mask and ACTION_MASK in infos
         if not self.spec.parts:
-            self.offers_action_mask = ACTION_MASK in info
             return arrays[0]
         named = {part.name: array for part, array in zip(self.spec.parts, arrays)}
         if self._masked:
-            named[ACTION_MASK] = self._mask_of(info)
+            named[ACTION_MASK] = self._mask_of(infos)
         if self.spec.has_action_mask:
             named[ACTION_MASK] = self._allowed = self._checked_mask(named[ACTION_MASK])
-        else:
-            self.offers_action_mask = ACTION_MASK in info
         return named
 
-    def _mask_of(self, info: dict[str, Any]) -> Array:
+    def _mask_of(self, infos: Infos) -> Array:
         """The mask in `info`, `[E, num_actions] uint8`."""
         shape = (self.num_envs, self.spec.num_actions)
-        given = info.get(ACTION_MASK)
-        present = np.broadcast_to(info.get(f"_{ACTION_MASK}", given is not None), self.num_envs)
-        if not present.all():
+        masks = reported(infos, ACTION_MASK) or [None] * self.num_envs
+        missing = [env for env, mask in enumerate(masks) if mask is None]
+        if missing:
             raise self._fault(
-                f"returned no info['{ACTION_MASK}'] in environment {int(np.argmin(present))}; "
+                f"returned no info['{ACTION_MASK}'] in environment {missing[0]}; "
                 "return one from every reset and step, or set env.action_masks to false"
             )
         try:
-            return np.stack([np.asarray(mask, np.uint8) for mask in given]).reshape(shape)  # type: ignore[union-attr]
+            return np.stack([np.asarray(mask, np.uint8) for mask in masks]).reshape(shape)
         except (ValueError, TypeError):
             raise self._fault(
-                f"returned info['{ACTION_MASK}'] = {given}; expected {self.spec.num_actions} "
+                f"returned info['{ACTION_MASK}'] = {masks}; expected {self.spec.num_actions} "
                 "numbers, 1 for each action that is allowed and 0 for the others"
             ) from None
 
@@ -236,92 +291,15 @@ class Environments:
 
     def close(self) -> None:
         """Close all environments."""
-        self._vector.close()
+        self._activity.begin("close")
+        try:
+            self._vector.close()
+        finally:
+            self._activity.end()
 
 
-def _picture(pixels: Array) -> npt.NDArray[np.uint8]:
-    """Convert pixels to uint8; some environments return floats from 0 to 1."""
-    if pixels.dtype.kind == "f":
-        pixels = np.rint(np.clip(pixels, 0.0, 1.0) * 255.0)
-    return pixels.astype(np.uint8)
-
-
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """Describe an error of an environment: what happened, where, and what to do."""
     if isinstance(error, MisbehavedError):
         return str(error)
     return plugins.describe_error(error, INTERFACE)
-
-
-class _CheckedPart:
-    """Checks and converts one array of the observations.
-
-    Args:
-        part: its description.
-        space: the space that it comes from.
-        num_envs: E.
-        env_id: the environment's name in messages.
-    """
-
-    def __init__(
-        self, part: ObservationPart, space: gym.Space[Any], num_envs: int, env_id: str
-    ) -> None:
-        self._env_id = env_id
-        self._where = f" '{part.name}'" if part.name else ""
-        self._shape = (num_envs, *part.shape)
-        self._dtype = np.dtype(part.dtype)
-        self._is_image = part.dtype == "uint8" and part.kind in ("image", "vector")
-        self._start = _start(space) if part.kind == "choices" else None
-        self._bounds = _finite_bounds(space) if part.kind != "mask" else None
-
-    def checked(self, observations: Any, step: int) -> Array:
-        """The array with the part's dtype. Raises `MisbehavedError`."""
-        array: Array = np.asarray(observations)
-        if array.shape != self._shape:
-            raise MisbehavedError(
-                f"returned observations{self._where} {array.shape}, expected {self._shape}"
-            )
-        if self._start is not None:
-            array = array - self._start
-        if array.dtype != self._dtype:
-            # Booleans become the darkest and the brightest pixel of an image.
-            scaled = array.dtype == np.bool_ and self._is_image
-            array = array * np.uint8(255) if scaled else array.astype(self._dtype)
-        if self._dtype.kind == "f" and not np.isfinite(array).all():
-            raise MisbehavedError(
-                f"returned an observation{self._where} that is not finite; look for a division by "
-                "0 or a diverging state, and terminate the episode before it"
-            )
-        if self._bounds is not None:
-            self._warn_out_of_bounds(array, *self._bounds, step)
-        return array
-
-    def _warn_out_of_bounds(self, observations: Array, low: Array, high: Array, step: int) -> None:
-        """Warn once that observations are outside their space; training uses them all the same."""
-        beyond = (observations < low) | (observations > high)
-        if not beyond.any():
-            return
-        self._bounds = None
-        env, *element = (int(axis[0]) for axis in np.nonzero(beyond))
-        log.warning(
-            "%s: step %d: element %s of an observation%s is %g, outside its observation_space "
-            "(%g to %g); if the environment is yours, widen the space or clip the observation. "
-            "Training uses the observation as it is; this warning is not repeated",
-            self._env_id, step, element, self._where, observations[env][tuple(element)],
-            low[tuple(element)], high[tuple(element)],
-        )  # fmt: skip
-
-
-def _start(space: gym.Space[Any]) -> Any:
-    """The first value of each element of a discrete space."""
-    return getattr(space, "start", 0) if not isinstance(space, gym.spaces.MultiBinary) else 0
-
-
-def _finite_bounds(space: gym.Space[Any]) -> tuple[Array, Array] | None:
-    """Bounds of observations, with some slack; None if no value of their type is outside."""
-    if not isinstance(space, gym.spaces.Box) or space.dtype is None or space.dtype.kind not in "fi":
-        return None
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    if not (np.isfinite(low) | np.isfinite(high)).any():
-        return None
-    return low - 1e-5 * np.maximum(1.0, np.abs(low)), high + 1e-5 * np.maximum(1.0, np.abs(high))

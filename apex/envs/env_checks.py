@@ -41,7 +41,9 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         """As in gymnasium. Raises `MisbehavedError`."""
         returned = self.env.reset(**kwargs)
         if not (isinstance(returned, tuple) and len(returned) == 2):
-            raise MisbehavedError(f"returned {_kind(returned)}; reset must return {RESET_RETURNS}")
+            raise MisbehavedError(
+                f"returned {kind_of(returned)}; reset must return {RESET_RETURNS}"
+            )
         observation, info = returned
         return self._checked(observation, info), info
 
@@ -51,24 +53,24 @@ class Checked(gym.Wrapper[Any, Any, Any, Any]):
         if not (isinstance(returned, tuple) and len(returned) == 5):
             old = ", as old gym did" if isinstance(returned, tuple) and len(returned) == 4 else ""
             raise MisbehavedError(
-                f"returned {_kind(returned)}{old}; step must return {STEP_RETURNS}"
+                f"returned {kind_of(returned)}{old}; step must return {STEP_RETURNS}"
             )
         observation, reward, terminated, truncated, info = returned
         if type(reward) is not float and not _is_number(reward):
             raise MisbehavedError(
-                f"returned a reward that is {_kind(reward)}; return one number, float(reward)"
+                f"returned a reward that is {kind_of(reward)}; return one number, float(reward)"
             )
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(flag, (bool, np.bool_, int)) and getattr(flag, "shape", None) != ():
                 raise MisbehavedError(
-                    f"returned a `{name}` that is {_kind(flag)}; return True or False"
+                    f"returned a `{name}` that is {kind_of(flag)}; return True or False"
                 )
         return self._checked(observation, info), reward, bool(terminated), bool(truncated), info
 
     def _checked(self, observation: Any, info: Any) -> Any:
         """The observation, converted to the dtype of its space."""
         if not isinstance(info, dict):
-            raise MisbehavedError(f"returned an info that is {_kind(info)}; return a dict")
+            raise MisbehavedError(f"returned an info that is {kind_of(info)}; return a dict")
         if self._is_box:
             return _checked_box(observation, self._shape, self._dtype, "")
         return _checked(observation, self._space, "")
@@ -80,7 +82,7 @@ def _checked(observation: Any, space: gym.Space[Any], where: str) -> Any:
         return _checked_box(observation, space.shape, space.dtype, where)
     if isinstance(space, gym.spaces.Dict):
         if not isinstance(observation, dict) or observation.keys() != space.spaces.keys():
-            found = sorted(observation) if isinstance(observation, dict) else _kind(observation)
+            found = sorted(observation) if isinstance(observation, dict) else kind_of(observation)
             raise MisbehavedError(
                 f"returned an observation{where} with the keys {found}, but its observation_space "
                 f"has {sorted(space.spaces)}; make them agree"
@@ -89,7 +91,7 @@ def _checked(observation: Any, space: gym.Space[Any], where: str) -> Any:
     if isinstance(space, gym.spaces.Tuple):
         if not isinstance(observation, tuple) or len(observation) != len(space):
             raise MisbehavedError(
-                f"returned an observation{where} that is {_kind(observation)}, but its "
+                f"returned an observation{where} that is {kind_of(observation)}, but its "
                 f"observation_space is a tuple of {len(space)}; make them agree"
             )
         parts = zip(observation, space.spaces)
@@ -112,7 +114,7 @@ def _checked_box(observation: Any, shape: Any, dtype: Any, where: str) -> Any:
         )
     if array.dtype == dtype:
         return array
-    if not _fits(array, dtype):
+    if not fits(array, dtype):
         raise MisbehavedError(
             f"returned an observation{where} of {array.dtype}, which its observation_space of "
             f"{dtype} cannot hold; scale it and return .astype(np.{dtype}), or change the space"
@@ -124,7 +126,7 @@ def _is_number(reward: Any) -> bool:
     return isinstance(reward, numbers.Real) or getattr(reward, "shape", None) == ()
 
 
-def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
+def fits(array: Array, dtype: np.dtype[Any]) -> bool:
     """Whether an array converts to `dtype` with no loss but of a float's precision."""
     if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and dtype.kind != "f"):
         return False
@@ -134,7 +136,7 @@ def _fits(array: Array, dtype: np.dtype[Any]) -> bool:
     return bool(array.min() >= low and array.max() <= high)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """Describe the type of a value."""
     if isinstance(value, tuple):
         return f"a tuple of {len(value)}"

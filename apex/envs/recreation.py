@@ -8,12 +8,33 @@ from collections.abc import Callable
 
 from apex.envs.base import Environments
 from apex.errors import ApexError
+from apex.plugins import RAISED
 
 log = logging.getLogger("apex.envs")
 
 FIRST_DELAY_S, MAX_DELAY_S = 1.0, 30.0
 CALM_S = 60.0
 """Seconds without a fault after which the delay is reset."""
+
+
+class Backoff:
+    """A delay that doubles with each failure, and begins again after a calm time.
+
+    Args:
+        clock: gives monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._delay = FIRST_DELAY_S
+        self._last = float("-inf")
+
+    def next(self) -> float:
+        """Count a failure; returns the seconds until the next attempt."""
+        now = self._clock()
+        delay = FIRST_DELAY_S if now - self._last > CALM_S else self._delay
+        self._last, self._delay = now, min(MAX_DELAY_S, 2.0 * delay)
+        return delay
 
 
 class Recreation:
@@ -29,8 +50,7 @@ class Recreation:
     ) -> None:
         self._make = make
         self._clock = clock
-        self._delay = FIRST_DELAY_S
-        self._last = float("-inf")
+        self._backoff = Backoff(clock)
         self.faults = 0
         self.due: float | None = None
         """Time of the clock at which environments are recreated; None while they work."""
@@ -55,13 +75,11 @@ class Recreation:
 
     def fault(self, error: ApexError) -> None:
         """Count a fault, and schedule the next attempt."""
-        now = self._clock()
-        self._delay = FIRST_DELAY_S if now - self._last > CALM_S else self._delay
+        delay = self._backoff.next()
         self.faults += 1
-        self._last, self.due = now, now + self._delay
-        log.error("%s; recreating the environments in %.0f s (fault %d)", error, self._delay,
+        self.due = self._clock() + delay
+        log.error("%s; recreating the environments in %.0f s (fault %d)", error, delay,
                   self.faults)  # fmt: skip
-        self._delay = min(MAX_DELAY_S, 2.0 * self._delay)
 
     def attempt(self, begin: Callable[[Environments], None]) -> Environments | None:
         """Make environments and call `begin` on them; None if it is not yet time, or on failure."""
@@ -87,5 +105,5 @@ def close(environments: Environments | None) -> None:
         return
     try:
         environments.close()
-    except Exception as error:  # whatever the user's environment raises
+    except RAISED as error:
         log.warning("closing the environments raised %s: %s", type(error).__name__, error)

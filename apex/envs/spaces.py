@@ -99,10 +99,10 @@ def _check_names(parts: Sequence[ObservationPart], env_id: str) -> None:
     names = [part.name for part in parts]
     if names == [ACTION_MASK]:
         raise EnvError(f"{env_id}: expected an observation beside the action mask")
-    if len(set(names)) != len(names) or len(names) > MAX_PARTS or not names:
+    if len(set(names)) != len(names) or len(names) > MAX_PARTS or "" in names or not names:
         raise EnvError(
-            f"{env_id}: expected 1 to {MAX_PARTS} arrays of different names in an observation, got "
-            f"{len(names)}: {', '.join(names)}; wrap the environment with "
+            f"{env_id}: expected 1 to {MAX_PARTS} arrays with different names in an observation, "
+            f"got {len(names)}: {', '.join(names)}; wrap the environment with "
             "gymnasium.wrappers.FlattenObservation, or rename the keys of its Dict space"
         )
 
@@ -255,7 +255,9 @@ def _actions(space: gym.Space[Any], env_id: str, limit: float) -> tuple[int, Act
     if not isinstance(space, gym.spaces.Box) or np.dtype(space.dtype).kind != "f":
         raise EnvError(
             f"{env_id}: expected an action space Discrete, MultiDiscrete, MultiBinary or Box of "
-            f"floats, got {space}; wrap the environment so that it takes one of them"
+            f"floats, got {space}; give it another with gymnasium.wrappers.TransformAction(env, "
+            "convert, gymnasium.spaces.MultiDiscrete([…])), where convert(action) returns what "
+            "the environment takes"
         )
     return 0, _bounds("float32", *_finite_sides(space, env_id, limit))
 

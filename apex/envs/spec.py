@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -59,6 +60,20 @@ class ObservationPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dtype: str
     choices: tuple[int, ...] = ()
     channels_last: bool = False
+
+    def invalid(self, values: Array) -> npt.NDArray[np.bool_]:
+        """Which of the arrays `[..., *shape]` have choices that do not exist, or allow no action.
+
+        A network cannot read such an array, which may come from another program: an embedding has
+        no row for it, and nothing can be chosen.
+        """
+        axes = tuple(range(-len(self.shape), 0))
+        if self.kind == "choices":
+            counts = np.array(self.choices).reshape(self.shape)
+            return np.asarray(((values < 0) | (values >= counts)).any(axis=axes))
+        if self.kind == "mask":
+            return np.asarray((values == 0).all(axis=axes))
+        return np.full(values.shape[: values.ndim - len(self.shape)], False)
 
     @property
     def text(self) -> str:
@@ -243,6 +258,7 @@ class StepResult:
         terminated: the episode ended; the value after its last step is 0.
         truncated: the episode was cut off; bootstrap from its last observation.
         life_lost: learn as if terminated, although the episode continues.
+        metrics: measured scalars of `info`, `[E] float64` by name; NaN where there is none.
     """
 
     observations: Observations
@@ -250,3 +266,4 @@ class StepResult:
     terminated: npt.NDArray[np.bool_]
     truncated: npt.NDArray[np.bool_]
     life_lost: npt.NDArray[np.bool_]
+    metrics: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)

@@ -9,17 +9,25 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from apex.acting.episodes import COLUMN_PREFIX, metric_columns
 from apex.errors import RunError, UsageError
 from apex.runs.directory import RunDirectory
 from apex.runs.recorded_metrics import older_and_newer
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 log = logging.getLogger("apex.evaluation.curves")
+
+MEAN_RETURN = "mean_return"
+RETURN_METRICS = (MEAN_RETURN, "min_return", "max_return")
+"""Metrics that every evaluation has."""
 
 Axis = Literal["wall", "env_steps", "learner_step"]
 Floats = npt.NDArray[np.float64]
@@ -39,6 +47,11 @@ class Evaluation(NamedTuple):
     min_return: float
     max_return: float
     episodes: int
+    metrics: Mapping[str, float] = {}
+    """Means of the scalars of `info` that were measured, by name."""
+
+
+FIELDS = Evaluation._fields[:-1]
 
 
 @dataclass(frozen=True)
@@ -61,10 +74,15 @@ class Curve:
             return np.array([e.wall_s / 60.0 for e in self.evaluations])
         return np.array([getattr(e, x) for e in self.evaluations], dtype=np.float64)
 
-    @property
-    def returns(self) -> Floats:
-        """The mean returns `[K] float64`."""
-        return np.array([e.mean_return for e in self.evaluations])
+    def points(self, x: Axis, metric: str) -> tuple[Floats, Floats]:
+        """x-values and values of a metric, `[P] float64` each, where an evaluation has it."""
+        named = metric in RETURN_METRICS
+        values = np.array(
+            [getattr(e, metric) if named else e.metrics.get(metric, np.nan)
+             for e in self.evaluations]
+        )  # fmt: skip
+        known = ~np.isnan(values)
+        return self.axis(x)[known], values[known]
 
     def first_at(self, mean_return: float) -> Evaluation | None:
         """The first evaluation with at least `mean_return`; None if there is none."""
@@ -80,15 +98,16 @@ class Band(NamedTuple):
     high: Floats
 
 
-def band(curves: Sequence[Curve], x: Axis) -> Band:
-    """Mean, lowest and highest return of curves, interpolated linearly between evaluations.
+def band(curves: Sequence[Curve], x: Axis, metric: str = MEAN_RETURN) -> Band:
+    """Mean, lowest and highest value of curves, interpolated linearly between evaluations.
 
     The band begins where all curves have a value. After the end of a run, usually at its target
     return, its last value is used.
     """
-    axes = [curve.axis(x) for curve in curves]
+    points = [curve.points(x, metric) for curve in curves]
+    axes = [axis for axis, _ in points]
     grid = np.linspace(max(a[0] for a in axes), max(a[-1] for a in axes), GRID_POINTS)
-    values = np.stack([np.interp(grid, a, c.returns) for a, c in zip(axes, curves)])
+    values = np.stack([np.interp(grid, axis, values) for axis, values in points])
     return Band(grid, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
 
 
@@ -160,26 +179,42 @@ def _evaluations(run: RunDirectory) -> Iterable[Evaluation]:
 
 def _from_row(row: Mapping[str, Any]) -> Evaluation:
     """Convert a record. Raises `KeyError` or `ValueError` (`msgspec.ValidationError`)."""
-    values = [row[name] for name in Evaluation._fields]
-    return msgspec.convert(values, Evaluation, strict=False)
+    values = [row[name] for name in FIELDS]
+    metrics = {
+        name.removeprefix(COLUMN_PREFIX): value
+        for name, value in row.items()
+        if name.startswith(COLUMN_PREFIX) and value not in (None, "")
+    }
+    return msgspec.convert([*values, metrics], Evaluation, strict=False)
 
 
-HEADER = ("label", "seed", *Evaluation._fields)
+HEADER = ("label", "seed", *FIELDS)
 
 
 def write_csv(path: Path, curves: Iterable[Curve]) -> None:
-    """Write curves as CSV, one evaluation per line."""
+    """Write curves as CSV, one evaluation per line; measured scalars are columns `info/NAME`."""
+    rows = [
+        {
+            "label": curve.label,
+            "seed": curve.seed,
+            **{name: getattr(evaluation, name) for name in FIELDS},
+            **metric_columns(evaluation.metrics),
+        }
+        for curve in curves
+        for evaluation in curve.evaluations
+    ]
+    names = dict.fromkeys(name for row in rows for name in row)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(HEADER)
-        for curve in curves:
-            writer.writerows((curve.label, curve.seed, *e) for e in curve.evaluations)
+        writer = csv.DictWriter(file, [*names] or HEADER)
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_csv(path: Path) -> list[Curve]:
     """Read the curves that `write_csv` wrote. Raises `RunError`."""
     rows: dict[tuple[str, int], list[Evaluation]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    # A spreadsheet that has saved the file may have put a byte order mark first.
+    with path.open(newline="", encoding="utf-8-sig") as file:
         try:
             for row in csv.DictReader(file):
                 rows.setdefault((row["label"], int(row["seed"])), []).append(_from_row(row))
@@ -199,16 +234,54 @@ AXIS_LABELS = {
 }
 
 
-def draw(groups: dict[str, list[Curve]], x: Axis, title: str, out: Path) -> None:
+def having(groups: dict[str, list[Curve]], metric: str) -> dict[str, list[Curve]]:
+    """The curves that have a metric. Raises `UsageError` if none has it."""
+    found = {
+        label: [curve for curve in curves if len(curve.points("wall", metric)[0])]
+        for label, curves in groups.items()
+    }
+    kept = {label: curves for label, curves in found.items() if curves}
+    if kept:
+        return kept
+    evaluations = [e for curves in groups.values() for curve in curves for e in curve.evaluations]
+    measured = dict.fromkeys(name for evaluation in evaluations for name in evaluation.metrics)
+    raise UsageError(
+        f"no evaluation has the metric '{metric}'; there are: "
+        f"{', '.join([*RETURN_METRICS, *measured])}. env.metrics names scalars of info to measure"
+    )
+
+
+def draw(
+    groups: dict[str, list[Curve]], x: Axis, title: str, out: Path, metric: str = MEAN_RETURN
+) -> None:
     """Plot each run as a thin line, and each label's mean with a band from lowest to highest.
 
+    Args:
+        groups: curves by label.
+        x: quantity of the x-axis.
+        title: title of the picture.
+        out: the picture's file.
+        metric: quantity of the y-axis: one of `RETURN_METRICS`, or a measured scalar of `info`.
+
     Raises:
-        UsageError: matplotlib is missing, or does not know the file name's ending.
+        UsageError: matplotlib is missing, or does not know the file name's ending; or no
+            evaluation has the metric.
     """
+    groups = having(groups, metric)
     try:
-        from matplotlib.figure import Figure
+        from matplotlib import rc_context
     except ImportError:
         raise UsageError("plots need matplotlib: pip install 'apex-suite[plot]'") from None
+    try:
+        with rc_context({"text.parse_math": False}):  # a label may have dollar signs
+            _figure(groups, x, title, metric).savefig(out)
+    except ValueError as error:
+        raise UsageError(f"{out}: {error}") from None
+
+
+def _figure(groups: dict[str, list[Curve]], x: Axis, title: str, metric: str) -> Figure:
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     for number, (label, curves) in enumerate(groups.items()):
@@ -216,21 +289,19 @@ def draw(groups: dict[str, list[Curve]], x: Axis, title: str, out: Path) -> None
         many = len(curves) > 1
         for curve in curves:
             axes.plot(
-                curve.axis(x), curve.returns, color=colour, linewidth=0.8 if many else 1.8,
+                *curve.points(x, metric), color=colour, linewidth=0.8 if many else 1.8,
                 alpha=0.6 if many else 1.0, marker=".", markersize=3,
                 label=None if many else f"{label}, seed {curve.seed}",
             )  # fmt: skip
         if many:
-            middle = band(curves, x)
+            middle = band(curves, x, metric)
             text = f"{label}, mean of {len(curves)} seeds"
             axes.plot(middle.x, middle.mean, color=colour, linewidth=2.0, label=text)
             axes.fill_between(middle.x, middle.low, middle.high, color=colour, alpha=0.2)
     axes.set_xlabel(AXIS_LABELS[x])
-    axes.set_ylabel("mean return of an evaluation")
+    name = metric.replace("_", " ") if metric in RETURN_METRICS else metric
+    axes.set_ylabel(f"{name} of an evaluation")
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    try:
-        figure.savefig(out)
-    except ValueError as error:
-        raise UsageError(f"{out}: {error}") from None
+    return figure

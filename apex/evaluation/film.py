@@ -17,9 +17,11 @@ import numpy.typing as npt
 from apex.acting.agent import greedy
 from apex.acting.exploration import evaluation_seed
 from apex.acting.loop import ActingLoop
+from apex.envs.activity import Activity, announced
+from apex.envs.recreation import close
 from apex.envs.registry import make_environments
 from apex.errors import UsageError
-from apex.evaluation.trained_policy import TrainedPolicy, evaluation_env
+from apex.evaluation.trained_policy import TrainedPolicy, as_in_training
 from apex.host.files import check_output
 
 Picture = npt.NDArray[np.uint8]
@@ -40,27 +42,32 @@ class Scene(NamedTuple):
     """Unclipped return of the episode, with its last picture; None before."""
 
 
-def play(policy: TrainedPolicy, episodes: int, seed: int) -> Iterator[Scene]:
-    """Play whole greedy episodes, one after the other.
+def play(
+    policy: TrainedPolicy, episodes: int, seed: int, *, training_env: bool = False
+) -> Iterator[Scene]:
+    """Play whole greedy episodes, one after the other; `training_env` as in `play_episodes`.
 
     Raises:
         EnvError: the environment cannot be made.
         EnvFaultError: the environment raised, or returns no pictures.
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # gymnasium's own drawing needs no window
-    env = policy.config.env
-    environments = make_environments(evaluation_env(env), 1, render=True)
-    try:
-        decider = greedy(policy.policy, environments.spec, env, 1)
-        loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
-        fps = environments.frames_per_second
-        yield Scene(environments.render()[0], fps, None)
-        while loop.episodes < episodes:
-            finished = loop.step()
-            result = finished[0][1] if finished else None
-            yield Scene(environments.render()[0], fps, result)
-    finally:
-        environments.close()
+    env = (as_in_training(policy.config) if training_env else policy.config).evaluation_env
+    activity = Activity()
+    with announced(activity):
+        environments = make_environments(env, 1, render=True, activity=activity)
+        try:
+            policy.check_fits(environments.spec)
+            decider = greedy(policy.policy, environments.spec, env, 1)
+            loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
+            fps = environments.frames_per_second
+            yield Scene(environments.render()[0], fps, None)
+            while loop.episodes < episodes:
+                finished = loop.step()
+                result = finished[0].episode_return if finished else None
+                yield Scene(environments.render()[0], fps, result)
+        finally:
+            close(environments)
 
 
 def check_video(path: Path) -> None:

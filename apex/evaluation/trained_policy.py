@@ -12,19 +12,23 @@ import numpy.typing as npt
 
 from apex.acting.agent import greedy
 from apex.acting.decisions import Decision, Inputs, seen_rewards
+from apex.acting.episodes import Episode
 from apex.acting.exploration import evaluation_seed
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.policy import Policy
 from apex.algos.registry import make_algorithm
+from apex.algos.restoring import load_parameters
 from apex.config import loading
 from apex.config.conversion import convert
-from apex.config.sections import Config, EnvConfig
+from apex.config.sections import Config
 from apex.data.observations import Observations, map_arrays
 from apex.data.observations import count as rows_of
 from apex.data.schema import Array
-from apex.envs.registry import make_environments
-from apex.errors import UsageError
-from apex.networks import parameters
+from apex.envs.activity import Activity, announced
+from apex.envs.recreation import close
+from apex.envs.registry import evaluation_factory, make_environments
+from apex.envs.spec import EnvSpec
+from apex.errors import EnvError, UsageError
 from apex.plugins import NONE, Extensions, with_absolute_paths
 from apex.runs import checkpoint
 from apex.runs.checkpoint import Checkpoint
@@ -33,13 +37,10 @@ Which: TypeAlias = int | bool | Sequence[int] | Sequence[bool] | npt.NDArray[Any
 """A choice of environments: their indices, or a mask."""
 
 
-def evaluation_env(env: EnvConfig) -> EnvConfig:
-    """The section of the environment for evaluations, in which a lost life is not an end.
-
-    Rewards need no change: environments return them unclipped, and returns are sums of those.
-    `env.clip_rewards` affects only what a policy sees, here as in the actors.
-    """
-    return msgspec.structs.replace(env, life_loss_ends=False)
+def as_in_training(config: Config) -> Config:
+    """A configuration without `[evaluator.env]`: it evaluates in the environment of training."""
+    evaluator = msgspec.structs.replace(config.evaluator, env={})
+    return msgspec.structs.replace(config, evaluator=evaluator)
 
 
 class TrainedPolicy:
@@ -58,9 +59,11 @@ class TrainedPolicy:
         self.manifest = source.manifest
         raw = loading.override(source.manifest.config, settings)
         self.config = with_absolute_paths(convert(raw, Config, str(source.path)))
-        algorithm = make_algorithm(self.config.algorithm, self.manifest.env, extensions.algorithm)
+        algorithm = make_algorithm(
+            self.config.algorithm, self.manifest.env, extensions.algorithm, env=self.config.env
+        )
         self.policy: Policy = algorithm.policy()
-        self.policy.load(parameters.decode(source.parameters()))
+        load_parameters(self.policy, source, "the policy")
         self._decision: Decision | None = None
         """Decision of the last call of `act`; None after `begin`."""
         self._begun: npt.NDArray[np.bool_] = np.zeros(0, np.bool_)
@@ -147,24 +150,55 @@ class TrainedPolicy:
             map_arrays(np.ascontiguousarray, observations), core_state, last_actions, last_rewards
         )
 
+    def check_fits(self, spec: EnvSpec) -> None:
+        """Raise `EnvError` unless an environment has the observations and actions of training."""
+        own = self.manifest.env
+        seen, trained = spec.observations_text, own.observations_text
+        if (seen, spec.actions_text) != (trained, own.actions_text):
+            raise EnvError(
+                f"{spec.env_id} has observations {seen} and {spec.actions_text}, but the policy "
+                f"was trained on {own.env_id} with {trained} and {own.actions_text}; evaluate it "
+                "on an environment like that one"
+            )
+
     def play(self, episodes: int, seed: int, extensions: Extensions = NONE) -> list[float]:
-        """Play whole greedy episodes, equally many in each environment; return unclipped returns.
+        """Play whole greedy episodes as `play_episodes` does; return their unclipped returns."""
+        played = self.play_episodes(episodes, seed, extensions)
+        return [episode.episode_return for episode in played]
+
+    def play_episodes(
+        self,
+        episodes: int,
+        seed: int,
+        extensions: Extensions = NONE,
+        *,
+        training_env: bool = False,
+    ) -> list[Episode]:
+        """Play whole greedy episodes, equally many in each environment.
 
         Args:
             episodes: number of episodes.
             seed: seed of the environments, at least 0.
             extensions: has the run's environment, if that came from a script.
+            training_env: play in the environment of training, without `[evaluator.env]`.
+
+        Returns:
+            For each episode its `episode_return`, unclipped, and in `metrics` the scalars of `info`
+            at its last step: `success` and the names in `env.metrics`.
         """
         num_envs = next(n for n in range(min(episodes, 8), 0, -1) if episodes % n == 0)
-        environments = make_environments(
-            evaluation_env(self.config.env), num_envs, extensions.make_env
-        )
-        try:
-            decider = greedy(self.policy, environments.spec, self.config.env, num_envs)
-            loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
-            return play_episodes(loop, num_envs, episodes, lambda: True) or []
-        finally:
-            environments.close()
+        config = as_in_training(self.config) if training_env else self.config
+        activity, env = Activity(), config.evaluation_env
+        factory = evaluation_factory(config, extensions.make_env)
+        with announced(activity):
+            environments = make_environments(env, num_envs, factory, activity=activity)
+            try:
+                self.check_fits(environments.spec)
+                decider = greedy(self.policy, environments.spec, env, num_envs)
+                loop = ActingLoop(environments, decider, seed=evaluation_seed(seed))
+                return play_episodes(loop, num_envs, episodes, lambda: True) or []
+            finally:
+                close(environments)
 
 
 def _rows(values: Any, dtype: str, shape: tuple[int, ...], name: str) -> tuple[Array, bool]:

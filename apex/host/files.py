@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
+import resource
 import shutil
 import stat
 import time
@@ -88,8 +90,48 @@ def check_output(path: Path, endings: tuple[str, ...]) -> None:
         raise UsageError(f"{path}: expected a file name that ends in {' or '.join(endings)}")
     if path.is_dir():
         raise UsageError(f"{path} is a directory")
+    problem = write_problem(path.parent)
+    if problem is not None:
+        raise UsageError(f"{path} cannot be written: {problem}")
     if not path.parent.is_dir():
         raise UsageError(f"{path.parent} is not a directory")
+
+
+def describe_os_error(error: OSError) -> str | None:
+    """Describe an error about a file or about file descriptors; None if it is another one."""
+    if error.filename is None or error.errno in TOO_MANY_FILES:
+        return describe_too_many_files(error)
+    return f"{os.fsdecode(error.filename)}: {error.strerror}"
+
+
+TOO_MANY_FILES = (errno.EMFILE, errno.ENFILE)
+
+
+def describe_too_many_files(error: BaseException) -> str | None:
+    """Describe an error of the system or of zmq for lack of file descriptors; None if another."""
+    number = getattr(error, "errno", None)
+    if number not in TOO_MANY_FILES:
+        return None
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return (
+        f"{os.strerror(number)}: this process may have {soft} (hard limit {hard}); raise the limit "
+        "with `ulimit -n`, or LimitNOFILE of a service, and start again"
+    )
+
+
+def write_problem(folder: Path) -> str | None:
+    """Why no file can be made in a directory, which may not exist yet; None if that is possible."""
+    folder = folder.absolute()
+    try:
+        found = next(one for one in (folder, *folder.parents) if os.path.lexists(one))
+        if not found.is_dir():
+            return f"{found} is not a directory"
+        if os.access(found, os.W_OK | os.X_OK):
+            return None
+        is_read_only = os.statvfs(found).f_flag & os.ST_RDONLY
+    except OSError as error:
+        return f"{error.filename or folder}: {error.strerror}"
+    return f"{found} is {'on a read-only disk' if is_read_only else 'not writable for you'}"
 
 
 def writer_problem(path: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import signal
@@ -9,6 +10,8 @@ import subprocess
 import sys
 import time
 import xmlrpc.client
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import msgspec
 
@@ -18,10 +21,14 @@ from apex.daemons.catalog import daemon_names, spec_of
 from apex.daemons.service import ENGINE_PID
 from apex.errors import RunError
 from apex.host.files import remove, replace_file
+from apex.host.orphans import end_left, started_ticks
 from apex.host.paths import install_root, socket_directory
-from apex.launch import supervisord_config
+from apex.launch import open_files, supervisord_config
+from apex.launch.open_files import files_needed
 from apex.runs.directory import RunDirectory
-from apex.runs.engine_record import EngineName, EngineRecord, living_engine, started_ticks
+from apex.runs.engine_record import EngineName, EngineRecord, living_engine
+
+log = logging.getLogger("apex.launch.engine")
 
 MODULES: dict[EngineName, str] = {"supervisor": "apex.launch.supervisord", "local": "apex.launch"}
 """Module that `python -m` runs for each engine."""
@@ -37,7 +44,7 @@ def register(run: RunDirectory, engine: EngineName, **supervisor: str) -> None:
     """Record this process as the run's engine, in the run's directory and for its children.
 
     Raises:
-        RunError: the run already has a living engine.
+        RunError: the run already has a living engine, or the limit of open files is too low.
     """
     other = living_engine(run)
     if other is not None and other.pid != os.getpid():
@@ -46,7 +53,9 @@ def register(run: RunDirectory, engine: EngineName, **supervisor: str) -> None:
         )
     ticks = started_ticks(os.getpid())
     assert ticks is not None
-    cpu_affinity.reserve(run, run.config())
+    config = run.config()
+    open_files.raise_limit(files_needed(config, engine))
+    cpu_affinity.reserve(run, config)
     record = EngineRecord(engine, os.getpid(), ticks, **supervisor)
     replace_file(run.engine_file, msgspec.json.encode(record))
     run.engine_file.chmod(0o600)
@@ -58,11 +67,14 @@ def register(run: RunDirectory, engine: EngineName, **supervisor: str) -> None:
 def start_detached(run: RunDirectory, engine: EngineName, timeout_s: float = 20.0) -> EngineRecord:
     """Start an engine in a new session, without pipes to this process.
 
-    Returns once each daemon has been started, even if it has failed since.
+    Returns once each daemon has been started, even if it has failed since. Ctrl-C meanwhile stops
+    what has been started.
 
     Raises:
-        RunError: the engine ended; the message quotes the end of its log.
+        RunError: the engine ended, of which the message quotes the end of the log; or this process
+            may not open enough files.
     """
+    open_files.check(files_needed(run.config(), engine))
     log_path = run.logs / "engine.log"
     with log_path.open("ab") as log:
         process = subprocess.Popen(
@@ -72,11 +84,29 @@ def start_detached(run: RunDirectory, engine: EngineName, timeout_s: float = 20.
             stderr=log,
             start_new_session=True,
         )
-    record = await_daemons(run, process, timeout_s)
+    with stopped_if_interrupted(run, process):
+        record = await_daemons(run, process, timeout_s)
     if record is not None:
         return record
     tail = log_path.read_text(errors="replace").strip().splitlines()[-5:]
     raise RunError(f"the engine '{engine}' did not start; {log_path} ends: {' | '.join(tail)}")
+
+
+@contextmanager
+def stopped_if_interrupted(run: RunDirectory, process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Stop an engine and its daemons if Ctrl-C interrupts the block, which waits for their start.
+
+    The terminal's signal does not reach them: they are in sessions of their own.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        log.warning("interrupted while it starts: stopping what has been started")
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT_S)
+        stop(run)
+        raise
 
 
 def await_daemons(
@@ -98,10 +128,9 @@ def await_daemons(
 def supervisord_environment(run: RunDirectory, config: Config) -> dict[str, str]:
     """The APEX_* variables that `deploy/supervisord.conf` uses."""
     return {
-        "APEX_RUN": str(run.path),
-        "APEX_PYTHON": sys.executable,
-        "APEX_BIN": str(install_root() / "bin"),
+        **supervisord_config.path_variables(run.path, sys.executable, install_root() / "bin"),
         **supervisord_config.variables(config),
+        "APEX_FILES": str(max(files_needed(config, "supervisor").values())),
         "APEX_LOG_BYTES": str(int(config.run.log_max_mb * 1e6)),
         "APEX_SUPERVISOR_SOCKET": str(socket_directory(run.path) / "supervisor.sock"),
         "APEX_SUPERVISOR_PASSWORD": secrets.token_hex(16),
@@ -142,6 +171,8 @@ def revive(run: RunDirectory, daemon: str) -> None:
 def stop(run: RunDirectory, timeout_s: float = STOP_TIMEOUT_S) -> list[str]:
     """Stop a run: its engines first, then its remaining processes, attached actors included.
 
+    What its daemons have started and left behind is ended, too.
+
     Returns:
         Names of the processes that had to be killed.
     """
@@ -157,6 +188,7 @@ def stop(run: RunDirectory, timeout_s: float = STOP_TIMEOUT_S) -> list[str]:
     while time.monotonic() < deadline:
         living = run.living()
         if not living and living_engine(run) is None:
+            end_left(run.path)
             remove(socket_directory(run.path))
             return []
         engines_gone = not _attaching(run) and living_engine(run) is None
@@ -171,6 +203,7 @@ def stop(run: RunDirectory, timeout_s: float = STOP_TIMEOUT_S) -> list[str]:
     if last is not None:
         left["engine"] = last.pid
     _signal(left, signal.SIGKILL)
+    end_left(run.path)
     return sorted(left)
 
 

@@ -116,6 +116,8 @@ def seen(spec: EnvSpec) -> list[Seen]:
 
 def step_limit(config: Config) -> int | None:
     """Steps after which an episode is truncated, if that is known before it."""
+    if config.env.max_episode_steps:
+        return config.env.max_episode_steps
     if config.env.id.startswith("ALE/"):
         return config.env.max_episode_frames // config.env.frame_skip
     try:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from apex.config.sections import Config
 from apex.errors import RunError, UsageError
-from apex.launch import engine
+from apex.launch import engine, open_files
 from apex.launch.pickled_extensions import pickle_extensions
 from apex.launch.run_handle import Run
-from apex.plugins import NONE, Extensions, with_extensions
-from apex.runs.directory import RunDirectory, new_run_path
+from apex.plugins import NONE, Extensions, short, with_extensions
+from apex.runs.directory import RunDirectory
 
 if TYPE_CHECKING:  # daemons import this module, and the replay server must not import torch
     from apex.algos.base import Algorithm
@@ -54,9 +55,9 @@ def run(
             raise UsageError(
                 "expected settings only with a preset or a file; change the Config itself instead"
             )
-        name = str(config.algorithm.get("name", "run"))
+        name = short(str(config.algorithm.get("name", "run"))).rpartition(":")[2]
         own = check_script_config(with_extensions(config, extensions))
-        directory = prepare_run(target or new_run_path(name), own, extensions=extensions)
+        directory = prepare_run(target, own, extensions=extensions, name=name)
     elif isinstance(config, Path) or config.endswith(".toml"):
         table = read_table(file=Path(config), settings=settings)
         directory = new_run(table, target, extensions=extensions)
@@ -68,6 +69,7 @@ def run(
 
 def _start(directory: RunDirectory, payload: bytes) -> subprocess.Popen[bytes]:
     """Start a launcher in a new session and send it the extensions through a pipe."""
+    open_files.check(open_files.files_needed(directory.config(), "local"))
     with (directory.logs / "engine.log").open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "apex.launch", "--run", str(directory.path), "--payload"],
@@ -77,11 +79,10 @@ def _start(directory: RunDirectory, payload: bytes) -> subprocess.Popen[bytes]:
             start_new_session=True,
         )
     assert process.stdin is not None
-    try:
+    with suppress(BrokenPipeError), process.stdin:
         process.stdin.write(payload)
-        process.stdin.close()
-    except BrokenPipeError:
-        pass
-    if engine.await_daemons(directory, process) is None:
+    with engine.stopped_if_interrupted(directory, process):
+        record = engine.await_daemons(directory, process)
+    if record is None:
         raise RunError(f"the launcher did not start; see {directory.logs / 'engine.log'}")
     return process

@@ -23,6 +23,7 @@ from apex.daemons.catalog import daemon_names, spec_of
 from apex.daemons.log_format import log_to_stderr
 from apex.daemons.service import Service, serve
 from apex.errors import NOT_RESTARTED, ApexError
+from apex.host.orphans import Orphans
 from apex.launch import engine
 from apex.launch.pickled_extensions import unpickle_extensions
 from apex.runs.directory import RunDirectory, find_run
@@ -72,6 +73,7 @@ class Launcher:
         is_engine: whether this is the run's engine, which rotates `engine.log` too.
         context: creates the processes; by default a `multiprocess` context that spawns them.
         clock: seconds, monotonic.
+        adopts: whether to adopt and end what daemons leave behind; this changes the whole process.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class Launcher:
         is_engine: bool = False,
         context: Any = None,
         clock: Callable[[], float] = time.monotonic,
+        adopts: bool = False,
     ) -> None:
         self._clock = clock
+        self._orphans = Orphans(self._pids, clock) if adopts else None
         self._run = run
         self._payload = payload
         self._log_bytes = int(run.config().run.log_max_mb * 1e6)
@@ -111,9 +115,17 @@ class Launcher:
             sentinels = [d.process.sentinel for d in self._daemons if d.process is not None]
             multiprocess.connection.wait(sentinels, timeout=0.2)
             self._rotate_logs()
+            if self._orphans is not None:
+                self._orphans.end_lost()
         self._drain()
+        if self._orphans is not None:
+            self._orphans.end_all()
         alone = not self._stopping and not self._run.outcome_file.exists()
         return self._last_bad_code if alone else 0
+
+    def _pids(self) -> set[int]:
+        """Process ids of the daemons; one that has ended is collected by its own object."""
+        return {daemon.process.pid for daemon in self._daemons if daemon.process is not None}
 
     def _over(self) -> bool:
         """Whether to drain: at a signal, at the run's end, or if all daemons were given up."""
@@ -157,6 +169,8 @@ class Launcher:
         early = self._clock() - daemon.started < EARLY_EXIT_S
         daemon.process.close()
         daemon.process = None
+        if self._orphans is not None:
+            self._orphans.daemon_ended()
         daemon.early_exits = daemon.early_exits + 1 if early else 0
         if exit_code in NOT_RESTARTED or daemon.early_exits > MAX_EARLY_EXITS:
             daemon.given_up = True
@@ -224,7 +238,7 @@ def main(
         extensions = sys.stdin.buffer.read() if payload else b""
         log.info("run %s", directory.path)
         names = daemon_names(directory.config())
-        code = Launcher(directory, names, extensions, is_engine=True).run()
+        code = Launcher(directory, names, extensions, is_engine=True, adopts=True).run()
     except ApexError as error:
         log.error("%s", error)
         code = int(error.exit_code)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import cloudpickle
 
 from apex.errors import EnvError
-from apex.plugins import NONE, Extensions
+from apex.plugins import NONE, RAISED, Extensions
 
 
 def pickle_extensions(extensions: Extensions) -> bytes:
@@ -23,9 +24,9 @@ def unpickle_extensions(payload: bytes) -> Extensions:
         paths, pickled = cloudpickle.loads(payload)
         sys.path.extend(path for path in paths if path not in sys.path)
         extensions: Extensions = cloudpickle.loads(pickled)
-    except Exception as error:
+    except RAISED as error:
         raise EnvError(
             f"a daemon cannot load the script's environment or algorithm: "
             f"{type(error).__name__}: {error}"
         ) from error
-    return extensions
+    return replace(extensions, pickled=payload)

@@ -6,6 +6,9 @@ A mistake that every actor or the learner would fail at becomes a single one-lin
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import msgspec
@@ -19,10 +22,13 @@ from apex.acting.exploration import LadderPlace
 from apex.algos.base import Algorithm, Learner
 from apex.algos.registry import make_algorithm
 from apex.config.sections import ATARI_FIELDS, Config, EnvConfig
-from apex.data.observations import Observations, action_mask, concatenate
+from apex.data.chunks import LARGE_REWARD, LARGE_REWARDS_REMEDY
+from apex.data.observations import Observations, action_mask, concatenate, map_arrays
 from apex.data.schema import Schema
+from apex.envs.activity import Activity, announced
+from apex.envs.base import Environments
 from apex.envs.recreation import close
-from apex.envs.registry import make_environments
+from apex.envs.registry import evaluation_factory, make_environments
 from apex.envs.spec import EnvSpec
 from apex.errors import ApexError, ConfigError, EnvError, EnvFaultError
 from apex.execution.settings import check_settings
@@ -32,6 +38,9 @@ from apex.plugins import NONE, Extensions
 log = logging.getLogger("apex.launch.preflight")
 
 STEPS = 3
+"""Steps of a trial. It goes on to the ends of episodes that come early: those are tried too."""
+MORE_STEPS, MORE_S = 50, 1.0
+"""Steps and seconds after which a trial no longer waits for the end of an episode."""
 CHECK_THE_POLICY = (
     "check what its policy and exploration return: arrays with a row for each environment, and "
     "actions in the environment's action space"
@@ -61,27 +70,132 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
         ApexError: the environment or the algorithm cannot be used.
     """
     config = plugins.with_absolute_paths(config)
-    env, spec, observation = try_environment(config.env, extensions, steps=steps)
-    algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm)
+    num_envs = min(2, config.actor.num_envs)
+    env, spec, observation = try_environment(config.env, extensions, num_envs=num_envs, steps=steps)
+    config = msgspec.structs.replace(config, env=env)
+    try_evaluation_environment(config, spec, extensions, steps=steps)
+    algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm, env=config.env)
     check_settings(config.learner, process_tuning.pick_device(config.learner.device))
     try_algorithm(algorithm, observation)
     section = msgspec.to_builtins(algorithm.config)
-    whole = msgspec.structs.replace(config, env=env, algorithm=section)
+    whole = msgspec.structs.replace(config, algorithm=section)
     return Trial(whole, spec, algorithm.schema(), algorithm)
 
 
+def try_evaluation_environment(
+    config: Config, spec: EnvSpec, extensions: Extensions, *, steps: int = STEPS
+) -> None:
+    """Try the environment of `[evaluator.env]`, if that section has keys.
+
+    Raises:
+        ConfigError: its observations or actions differ from those of training.
+        EnvError: it cannot be made, or failed.
+    """
+    given = config.evaluator.env
+    if not given:
+        return
+    if extensions.make_env is not None and "kwargs" in given and "id" not in given:
+        raise ConfigError(
+            "evaluator.env.kwargs: the script's make_env is called without them; name an "
+            "environment for evaluations with evaluator.env.id"
+        )
+    factory = evaluation_factory(config, extensions.make_env)
+    try:
+        _, found, _ = try_environment(
+            config.evaluation_env,
+            Extensions(factory),
+            num_envs=min(2, config.evaluator.num_envs),
+            steps=steps,
+        )
+    except EnvError as error:
+        raise EnvError(f"evaluator.env: {error}") from None
+    differing = [
+        f"{name} {getattr(found, name)} instead of {getattr(spec, name)}"
+        for name in EnvSpec.__struct_fields__
+        if name != "env_id" and getattr(found, name) != getattr(spec, name)
+    ]
+    if differing:
+        raise ConfigError(
+            f"evaluator.env: {found.env_id} must have the observations and actions of training "
+            f"({spec.env_id}), but has {', '.join(differing)}; change it, or the keys of "
+            "[evaluator.env]"
+        )
+
+
 def try_environment(
-    config: EnvConfig, extensions: Extensions, *, steps: int = STEPS
+    config: EnvConfig,
+    extensions: Extensions,
+    *,
+    num_envs: int = 2,
+    steps: int = STEPS,
 ) -> tuple[EnvConfig, EnvSpec, Observations]:
-    """Make the environment and take random steps.
+    """Make environments and take random steps.
+
+    Several are stepped together, as in a run: what works alone may fail beside a second one.
 
     Returns:
         The section with what was found out (`env.action_masks`), the spec, and the last
-        observations, `[1, ...]`.
+        observation of one environment, `[1, ...]`.
 
     Raises:
         EnvError: the environment cannot be made, or failed.
     """
+    activity = Activity()
+    with announced(activity, each_call=False):
+        make = partial(
+            make_environments, num_envs=num_envs, factory=extensions.make_env, activity=activity
+        )
+        spec, observation = _try_steps(config, make, steps)
+        if observation is None:
+            log.info("%s: info['action_mask'] says which actions are allowed", spec.env_id)
+            config = msgspec.structs.replace(config, action_masks=True)
+            spec, observation = _try_steps(config, make, steps)
+        elif config.action_masks is None:
+            config = msgspec.structs.replace(config, action_masks=False)
+    assert observation is not None
+    _warn_of_ignored_keys(config)
+    for part in spec.arrays:
+        if part.dtype == "float32" and len(part.shape) == 3:
+            log.warning(
+                "%s: float observations (%s) are treated as vectors; if they are images, return "
+                "uint8",
+                spec.env_id, part.text,
+            )  # fmt: skip
+    return config, spec, observation
+
+
+def _try_steps(
+    config: EnvConfig, make: Callable[[EnvConfig], Environments], steps: int
+) -> tuple[EnvSpec, Observations | None]:
+    """The spec and an observation `[1, …]`; None if `info` has masks and nothing says to use them.
+
+    Raises:
+        EnvError: an environment cannot be made, or failed.
+    """
+    environments = make(config)
+    spec = environments.spec
+    try:
+        if not steps and config.action_masks is not None:
+            return spec, spec.zero_observations(1)
+        observations = environments.reset(seed=0)
+        is_discrete = spec.action_kind == "discrete"
+        if config.action_masks is None and is_discrete and environments.offers_action_mask:
+            return spec, None
+        observations, largest = play_randomly(environments, observations, steps)
+        if largest >= LARGE_REWARD and not config.clip_rewards:
+            log.warning(
+                "%s: rewards reach %g in the first steps: %s",
+                spec.env_id, largest, LARGE_REWARDS_REMEDY,
+            )  # fmt: skip
+    except EnvFaultError as error:
+        raise EnvError(str(error)) from None
+    finally:
+        close(environments)
+    return spec, map_arrays(lambda array: array[:1], observations)
+
+
+def _warn_of_ignored_keys(config: EnvConfig) -> None:
+    """Warn of Atari's settings on an environment that is not one of ALE's."""
     default = EnvConfig(id=config.id)
     ignored = [name for name in ATARI_FIELDS if getattr(config, name) != getattr(default, name)]
     if ignored and not config.id.startswith("ALE/"):
@@ -90,41 +204,37 @@ def try_environment(
             "environment itself, with wrappers or env.kwargs",
             ", ".join(f"env.{name}" for name in ignored),
         )
-    spec, observations, offers_mask = _random_steps(config, extensions, steps)
-    if config.action_masks is None:
-        masked = offers_mask and spec.action_kind == "discrete"
-        config = msgspec.structs.replace(config, action_masks=masked)
-        if masked:
-            log.info("%s: info['action_mask'] says which actions are allowed", spec.env_id)
-            spec, observations, _ = _random_steps(config, extensions, steps)
-    for part in spec.arrays:
-        if part.dtype == "float32" and len(part.shape) == 3:
-            log.warning(
-                "%s: float observations %s are treated as vectors; if they are images, return "
-                "uint8",
-                spec.env_id, part.text,
-            )  # fmt: skip
-    return config, spec, observations
 
 
-def _random_steps(
-    config: EnvConfig, extensions: Extensions, steps: int
-) -> tuple[EnvSpec, Observations, bool]:
-    """The spec, the last observations, and whether `info` has an action mask that is not used."""
-    environments = make_environments(config, 1, extensions.make_env)
-    spec, rng = environments.spec, np.random.default_rng(0)
-    observations = spec.zero_observations(1)
-    try:
-        if steps or config.action_masks is None:
-            observations = environments.reset(seed=0)
-        for _ in range(steps):
-            actions = spec.random_actions(1, rng, action_mask(observations))
-            observations = environments.step(actions).observations
-    except EnvFaultError as error:
-        raise EnvError(str(error)) from None
-    finally:
-        close(environments)
-    return spec, observations, environments.offers_action_mask
+def play_randomly(
+    environments: Environments,
+    observations: Observations,
+    steps: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[Observations, float]:
+    """Take random steps; return the last observations `[E, …]` and the largest reward's magnitude.
+
+    Args:
+        environments: reset by the caller.
+        observations: of the reset.
+        steps: smallest number of steps. If it is not 0, up to `MORE_STEPS` are taken within
+            `MORE_S` until an episode has ended and the next one begun, where environments often
+            fail.
+        clock: monotonic seconds.
+
+    Raises:
+        EnvFaultError: an environment failed.
+    """
+    spec, rng, until = environments.spec, np.random.default_rng(0), clock() + MORE_S
+    ended, begun_again, taken, largest = False, steps == 0, 0, 0.0
+    while taken < steps or not (begun_again or taken >= MORE_STEPS or clock() >= until):
+        allowed = action_mask(observations)
+        result = environments.step(spec.random_actions(environments.num_envs, rng, allowed))
+        observations, begun_again = result.observations, begun_again or ended
+        ended = ended or bool((result.terminated | result.truncated).any())
+        largest = max(largest, float(np.abs(result.rewards).max()))
+        taken += 1
+    return observations, largest
 
 
 def try_algorithm(algorithm: Algorithm, observation: Observations) -> None:
@@ -139,7 +249,7 @@ def try_algorithm(algorithm: Algorithm, observation: Observations) -> None:
         learner = algorithm.learner(torch.device("cpu"))
     except ApexError:
         raise
-    except Exception as error:  # whatever the user's own code raises
+    except plugins.RAISED as error:
         raise ConfigError(
             f"algorithm '{name}' on {spec.env_id}, observations {spec.observations_text}: it "
             f"{plugins.describe_error(error, CHECK_THE_POLICY)}"

@@ -23,20 +23,23 @@ import torch
 from apex import plugins
 from apex.algos.base import Algorithm
 from apex.algos.registry import algorithm_class, check_schema, make_algorithm
+from apex.algos.restoring import load_parameters, restore_learner
 from apex.config import loading, machine_fitting
 from apex.config.conversion import convert
 from apex.config.loading import OVERLAYS, Table
 from apex.config.machine_fitting import Memory
 from apex.config.sections import Config
+from apex.daemons.learner.running_statistics import check_unchanged
 from apex.envs.spec import EnvSpec
-from apex.errors import ConfigError, UsageError
+from apex.errors import ApexError, ConfigError, UsageError
 from apex.execution.settings import check_settings
 from apex.host import hardware, process_tuning
-from apex.launch.preflight import try_config, try_environment
+from apex.host.files import remove
+from apex.launch.preflight import try_config, try_environment, try_evaluation_environment
 from apex.plugins import NONE, Extensions
 from apex.replay.log.records import segments
 from apex.runs import checkpoint, provenance
-from apex.runs.directory import RunDirectory, new_run_path
+from apex.runs.directory import RunDirectory, check_runs_root, claim_run_path
 from apex.wire import endpoints as addresses
 from apex.wire.curve_keys import read_secret
 
@@ -68,8 +71,8 @@ def new_run(
     config = configure(table, extensions.algorithm)
     if extensions != NONE:
         config = plugins.with_extensions(config, extensions)
-    path = path or new_run_path(table.name or run_name(config))
-    return prepare_run(path, config, endpoints_file, extensions, preset=table.preset)
+    name = table.name or run_name(config)
+    return prepare_run(path, config, endpoints_file, extensions, preset=table.preset, name=name)
 
 
 def configure(table: Table, algorithm: type[Algorithm] | None = None) -> Config:
@@ -159,27 +162,31 @@ def run_name(config: Config) -> str:
 
 
 def prepare_run(
-    path: Path,
+    path: Path | None,
     config: Config,
     endpoints_file: Path | None = None,
     extensions: Extensions = NONE,
     *,
     preset: str = "",
+    name: str = "run",
 ) -> RunDirectory:
     """Try a configuration, fit it to this machine's memory, and make the run's directory.
 
     Args:
-        path: the run's directory.
+        path: the run's directory; None: a new one under `runs_root()`.
         config: configuration of `configure` or `check_script_config`.
         endpoints_file: default: the installed endpoints file.
         extensions: a script's own environment and algorithm.
         preset: name of the configuration's preset, for `run.json`.
+        name: name of a new directory, to which the time is added.
 
     Raises:
         ApexError: the configuration, the environment, the endpoints or the directory is unusable.
     """
-    run = RunDirectory(path)
-    run.check_unused()
+    if path is None:
+        check_runs_root()
+    else:
+        RunDirectory(path).check_unused()
     endpoints = addresses.load(endpoints_file)
     if endpoints.keys:
         read_secret(Path(endpoints.keys) / "server.secret")
@@ -193,8 +200,16 @@ def prepare_run(
     if config.run.init_from:
         source = checkpoint.find(Path(config.run.init_from))
         _check_like(source.manifest.env, trial.spec, "run.init_from")
+        check_unchanged(config.env, source.manifest.config["env"], str(source.path))
+        load_parameters(trial.algorithm.learner(torch.device("cpu")), source, "run.init_from")
     more = provenance.files_of_new_run(machine, preset)
-    run.create(config, endpoints, trial.spec, trial.schema, more)
+    run = RunDirectory(claim_run_path(name) if path is None else path)
+    try:
+        run.create(config, endpoints, trial.spec, trial.schema, more)
+    except ApexError:
+        if path is None:
+            remove(run.path)
+        raise
     return run
 
 
@@ -214,6 +229,7 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
 
     Raises:
         ConfigError: a setting is invalid.
+        CheckpointError: another user may have written the checkpoint.
         RunError: the run cannot be resumed: its items would change, or a script started it.
     """
     table = loading.read_table(file=run.config_file, settings=settings)
@@ -222,8 +238,12 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
     facts = run.check_kept(before)
     config = plugins.with_absolute_paths(configure(table))
     if config.env != before.env:
-        _, spec, _ = try_environment(config.env, NONE)
+        check_unchanged(config.env, msgspec.to_builtins(before.env), str(run.path))
+        num_envs = min(2, config.actor.num_envs)
+        _, spec, _ = try_environment(config.env, NONE, num_envs=num_envs)
         _check_like(spec, facts.env, "env.id")
+    if config.evaluation_env != before.evaluation_env:
+        try_evaluation_environment(config, facts.env, NONE)
     if not segments(run.replay) or config.replay.durability == "off":
         # Not by what is available now: the run's capacity stays when other programs come and go.
         memory = Memory(hardware.memory_bytes())
@@ -233,11 +253,36 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
             f"replay.capacity: {run.replay} holds a table of {before.replay.capacity} items, not "
             f"of {config.replay.capacity}; do not set it, or remove that directory to start empty"
         )
-    check_schema(make_algorithm(config.algorithm, facts.env), facts.schema)
+    algorithm = make_algorithm(config.algorithm, facts.env, env=config.env)
+    check_schema(algorithm, facts.schema)
+    _check_checkpoint(run, algorithm)
+    if config.central:
+        run.endpoints().of("inference.act")
     check_settings(config.learner, process_tuning.pick_device(config.learner.device))
     run.write_config(config)
     provenance.add_command(run)
     return config
+
+
+def _check_checkpoint(run: RunDirectory, algorithm: Algorithm) -> None:
+    """Load the checkpoint from which the learner will resume, if any, to see whether it fits.
+
+    Raises:
+        CheckpointError: the learner would refuse to resume from it.
+        ConfigError: the algorithm's networks or optimizers have changed.
+    """
+    found = checkpoint.newest(run.checkpoints)
+    if found is None:
+        return
+    try:
+        restore_learner(algorithm.learner(torch.device("cpu")), found)
+    except ApexError:
+        raise
+    except plugins.RAISED as error:
+        name = plugins.short(algorithm.config.name)
+        raise ConfigError(
+            f"algorithm '{name}': loading {found.path} {plugins.describe_error(error)}"
+        ) from error
 
 
 def check_preset(run: RunDirectory, preset: str) -> None:

@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.acting.agent import LocalDecider, greedy
+from apex.acting.episodes import Episode, metric_columns, metric_means
 from apex.acting.exploration import environments_seed, evaluation_seed
 from apex.acting.loop import ActingLoop, play_episodes
+from apex.acting.normalization import MomentCollector
 from apex.algos.agent_factory import make_agent
 from apex.algos.base import Algorithm
 from apex.algos.registry import make_algorithm
@@ -26,9 +28,10 @@ from apex.daemons.learner.prefetcher import PriorityWriter, prepare
 from apex.daemons.learner.trainer import Trainer, begin_training
 from apex.daemons.metrics import MetricsLog
 from apex.daemons.periodic import Every
-from apex.envs.registry import make_environments
+from apex.envs.activity import Activity, announced
+from apex.envs.recreation import close
+from apex.envs.registry import evaluation_factory, make_environments
 from apex.errors import CorruptItemsError
-from apex.evaluation.trained_policy import evaluation_env
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions
 from apex.replay.table.table import Table, make_table
@@ -48,10 +51,12 @@ class _Actor:
         self, run: SerialRun, slot: int, algorithm: Algorithm, extensions: Extensions
     ) -> None:
         config = run.config
-        agent = make_agent(algorithm, config, run.policy.core_size, slot, incarnation=0)
+        agent = make_agent(
+            algorithm, config, run.policy.core_size, slot, incarnation=0, collector=run.collector
+        )
         self.decider = LocalDecider(run.policy, agent)
         self.environments = make_environments(
-            config.env, config.actor.num_envs, extensions.make_env
+            config.env, config.actor.num_envs, extensions.make_env, activity=run.activity
         )
         seed = environments_seed(config.run.seed, slot, incarnation=0)
         self.loop = ActingLoop(self.environments, self.decider, seed=seed)
@@ -93,8 +98,12 @@ class SerialRun:
         self.config = config = run.config()
         self._run, self._facts, self._clock = run, run.facts(), clock
         self._extensions = extensions
+        if config.actor.async_envs:
+            log.info("actor.async_envs: --serial steps all environments in turns, in this process")
         device = begin_training(config)
-        algorithm = make_algorithm(config.algorithm, self._facts.env, extensions.algorithm)
+        algorithm = make_algorithm(
+            config.algorithm, self._facts.env, extensions.algorithm, env=config.env
+        )
         self._collate = algorithm.collate
         # By updates rather than by time, so that two runs with one seed are equal.
         period = config.learner.publish_period or PUBLISH_PERIOD
@@ -103,9 +112,17 @@ class SerialRun:
         self._priorities = _TablePriorities(self.table)
         self.policy, self.evaluated_policy = algorithm.policy(), algorithm.policy()
         self.evaluated_policy.to(evaluation_device(config, self._facts.env, self.evaluated_policy))
-        self._actors = [
-            _Actor(self, slot, algorithm, extensions) for slot in range(config.actor.count)
-        ]
+        self.collector: MomentCollector | None = None
+        """Moments of what the environments returned since the last update, if the run normalises.
+        """
+        if algorithm.normalization is not None:
+            self.collector = MomentCollector(algorithm.normalization.sizes)
+        self.activity = Activity()
+        """What the environments are doing; a long wait for one is logged."""
+        with announced(self.activity):
+            self._actors = [
+                _Actor(self, slot, algorithm, extensions) for slot in range(config.actor.count)
+            ]
         self._acting: Publication | None = None
         self._best: float | None = None
         self._metrics = {
@@ -136,11 +153,12 @@ class SerialRun:
             self._evaluate_newest: Every(self.config.evaluator.period_s, self._clock),
         }
         try:
-            while self.trainer.outcome is None:
-                self._turn()
-                for what, period in due.items():
-                    if period.due():
-                        what()
+            with announced(self.activity):
+                while self.trainer.outcome is None:
+                    self._turn()
+                    for what, period in due.items():
+                        if period.due():
+                            what()
             self._log()
             self.trainer.save()
         finally:
@@ -150,7 +168,7 @@ class SerialRun:
     def close(self) -> None:
         """Close the environments and the metrics files."""
         for actor in self._actors:
-            actor.environments.close()
+            close(actor.environments)
         for metrics in self._metrics.values():
             metrics.close()
 
@@ -162,6 +180,9 @@ class SerialRun:
             for chunk in actor.decider.agent.take_chunks():
                 chunk.check(self._facts.schema)
                 self.table.insert(chunk)
+        if self.collector is not None and self.trainer.statistics is not None:
+            self.trainer.statistics.merge(self.collector.take())
+            self.trainer.publish_statistics()
         while self._update_is_due():
             self._update()
             if not self.config.replay.samples_per_insert:
@@ -202,11 +223,11 @@ class SerialRun:
     def evaluate(self, publication: Publication) -> None:
         """Play whole episodes with published parameters; record the result and keep the best."""
         started, cpu_started = self._clock(), time.process_time()
-        returns = self._play(publication)
-        if returns is None:
+        episodes = self._play(publication)
+        if episodes is None:
             return
         seconds, cpu_s = self._clock() - started, time.process_time() - cpu_started
-        values = evaluation_values(publication, returns, seconds, cpu_s)
+        values = evaluation_values(publication, episodes, seconds, cpu_s)
         mean = values["mean_return"]
         if self._best is None or mean > self._best:
             self._best = mean
@@ -216,28 +237,27 @@ class SerialRun:
         )
         self.trainer.evaluated(mean)
 
-    def _play(self, publication: Publication) -> list[float] | None:
-        """Returns of an evaluation's episodes; None if the run ended meanwhile."""
+    def _play(self, publication: Publication) -> list[Episode] | None:
+        """Episodes of an evaluation; None if the run ended meanwhile."""
         config = self.config.evaluator
         self.evaluated_policy.load(parameters.decode(publication.data))
-        environments = make_environments(
-            evaluation_env(self.config.env), config.num_envs, self._extensions.make_env
-        )
+        env = self.config.evaluation_env
+        factory = evaluation_factory(self.config, self._extensions.make_env)
+        environments = make_environments(env, config.num_envs, factory, activity=self.activity)
         seed = evaluation_seed(self.config.run.seed, publication.param_version)
         try:
-            decider = greedy(
-                self.evaluated_policy, environments.spec, self.config.env, config.num_envs
-            )
+            decider = greedy(self.evaluated_policy, environments.spec, env, config.num_envs)
             loop = ActingLoop(environments, decider, seed=seed)
             return play_episodes(
                 loop, config.num_envs, config.episodes, lambda: self.trainer.outcome is None
             )
         finally:
-            environments.close()
+            close(environments)
 
     def _log(self) -> None:
         trainer = self.trainer
         returns = [r for actor in self._actors for r in actor.loop.recent_returns]
+        metrics = [m for actor in self._actors for m in actor.loop.recent_metrics]
         values = trainer.read_metrics()
         counts = {
             "env_steps": self.env_steps,
@@ -245,6 +265,7 @@ class SerialRun:
             "item_staleness": trainer.item_staleness,
             "corrupt_items": self._priorities.corrupt_items,
             "rollbacks": trainer.rollbacks,
+            **metric_columns(metric_means(metrics)),
         }
         self._metrics["learner"].write({**values, **counts}, step=trainer.learner_step)
         log.info(

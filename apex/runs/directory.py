@@ -16,10 +16,12 @@ from apex.config.sections import Config
 from apex.data.schema import Schema
 from apex.envs.spec import EnvSpec
 from apex.errors import RunError
-from apex.host.files import is_locked, replace_file
+from apex.host.files import is_locked, replace_file, write_problem
 from apex.plugins import FACTORY
 from apex.wire import endpoints as addresses
 from apex.wire.endpoints import Endpoints
+
+OTHER_ROOT = "name another directory with --run DIR, or set APEX_RUNS"
 
 
 class RunFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,9 +137,10 @@ class RunDirectory:
         replace_file(self.outcome_file, json.dumps({"reason": reason}).encode())
 
     def check_unused(self) -> None:
-        """Raise `RunError` unless the directory is empty or does not exist."""
-        if self.path.is_file():
-            raise RunError(f"{self.path} is a file; choose another --run DIR")
+        """Raise `RunError` unless the directory is writable and empty, or can be made."""
+        problem = write_problem(self.path)
+        if problem is not None:
+            raise RunError(f"{problem}; choose another --run DIR")
         if self.exists:
             raise RunError(
                 f"{self.path} holds a run; continue it with --resume or choose another --run DIR"
@@ -164,16 +167,28 @@ class RunDirectory:
 
         Raises:
             EndpointError: the endpoints cannot be resolved.
-            RunError: the directory is already in use.
+            RunError: the directory is already in use, or cannot be written.
         """
         self.check_unused()
         resolved = addresses.resolve(endpoints, self.path)
-        for folder in (self.path, self.logs, self.metrics, self.checkpoints, self.daemons):
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o700)
-        facts = RunFacts(secrets.token_hex(8), env, schema)
+        try:
+            return self._create(config, resolved, RunFacts(secrets.token_hex(8), env, schema), more)
+        except FileExistsError:  # another command has just made it
+            raise RunError(f"{self.path} is in use; choose another --run DIR") from None
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: cannot make a run here: {error.strerror}; choose another --run DIR"
+            ) from None
+
+    def _create(
+        self, config: Config, endpoints: Endpoints, facts: RunFacts, more: Mapping[str, bytes]
+    ) -> RunFacts:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.chmod(0o700)
+        for folder in (self.logs, self.metrics, self.checkpoints, self.daemons):
+            folder.mkdir(mode=0o700)
         files = {
-            self.endpoints_file: addresses.dump(resolved).encode(),
+            self.endpoints_file: addresses.dump(endpoints).encode(),
             self.config_file: loading.dump(config).encode(),
             **{self.path / name: content for name, content in more.items()},
             self.schema_file: msgspec.json.format(msgspec.json.encode(facts)),
@@ -192,14 +207,39 @@ def runs_root() -> Path:
     return Path(os.environ.get("APEX_RUNS", "runs"))
 
 
-def new_run_path(name: str) -> Path:
-    """An unused path under `runs_root()`, with the name and the current time."""
+def check_runs_root() -> None:
+    """Raise `RunError` unless a run's directory can be made under `runs_root()`."""
+    problem = write_problem(runs_root())
+    if problem is not None:
+        raise RunError(f"{problem}, but new runs are made in {runs_root()}/; {OTHER_ROOT}")
+
+
+def claim_run_path(name: str) -> Path:
+    """Make an empty directory under `runs_root()`, with the name and the current time.
+
+    Commands that start at the same time get different ones.
+
+    Raises:
+        RunError: it cannot be made.
+    """
+    check_runs_root()
     base = runs_root() / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     path, suffix = base, 1
-    while path.exists():
+    while not _make_new(path):
         suffix += 1
         path = base.with_name(f"{base.name}-{suffix}")
     return path
+
+
+def _make_new(path: Path) -> bool:
+    """Make a directory; returns False if the path exists. Raises `RunError`."""
+    try:
+        path.mkdir(mode=0o700, parents=True)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise RunError(f"{path} cannot be made: {error.strerror}; {OTHER_ROOT}") from None
+    return True
 
 
 def all_runs() -> list[RunDirectory]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from apex.host.orphans import started_ticks
 from apex.runs.directory import RunDirectory
 
 EngineName = Literal["supervisor", "local"]
@@ -21,15 +21,6 @@ class EngineRecord(msgspec.Struct, frozen=True):
     """Start time of that process in clock ticks since boot, to detect a reused process id."""
     supervisor_socket: str = ""
     supervisor_password: str = ""
-
-
-def started_ticks(pid: int) -> int | None:
-    """Start time of a process in clock ticks since boot; None if it has ended or is a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if fields[0] in ("Z", "X") else int(fields[19])
 
 
 def living_engine(run: RunDirectory) -> EngineRecord | None:

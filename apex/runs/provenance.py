@@ -132,7 +132,13 @@ def _encoded(origin: Origin) -> bytes:
 def _this_command(code: Code | None) -> Command:
     now = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     commit = "" if code is None else code.commit + "+" * code.dirty
-    return Command(now, list(sys.orig_argv), os.getcwd(), commit)
+    words = [_text(word) for word in sys.orig_argv]
+    return Command(now, words, _text(os.getcwd()), commit)
+
+
+def _text(path: str) -> str:
+    """A path or a word as JSON can hold it: bytes that are not UTF-8 are escaped."""
+    return os.fsencode(path).decode(errors="backslashreplace")
 
 
 def versions() -> dict[str, str]:

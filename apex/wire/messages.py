@@ -6,12 +6,16 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
+from apex.config.sections import MAX_METRICS, MetricName
 from apex.data.array_bytes import Buffer
 
 PROTOCOL_VERSION = 6
 
 MAX_COUNT = 2**53
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=MAX_COUNT)]
+
+Metrics: TypeAlias = Annotated[dict[MetricName, float], msgspec.Meta(max_length=MAX_METRICS + 1)]
+"""Means of measured scalars by name: `success` and those in `env.metrics`."""
 
 NAME_PATTERN = r"\A[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z"
 """Restrictive, because names appear in log lines and file names."""
@@ -161,6 +165,7 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
     episodes: Count = 0
     mean_return: float | None = None
     env_faults: Count = 0
+    metrics: Metrics = {}
 
 
 class HeartbeatAck(Message, frozen=True, tag="heartbeat_ack"):
@@ -170,9 +175,28 @@ class HeartbeatAck(Message, frozen=True, tag="heartbeat_ack"):
 
 
 class EvaluationReport(Message, frozen=True, tag="evaluation"):
-    """The returns of one evaluation, one per complete episode."""
+    """The returns of one evaluation, one per complete episode, and what else was measured."""
 
     returns: tuple[float, ...]
+    metrics: Metrics = {}
+
+
+class ReportMoments(Message, frozen=True, tag="moments"):
+    """The moments of what environments returned since the last report, for normalisation.
+
+    Its buffers are `mean.KEY` and `m2.KEY` of each key of `counts`.
+    """
+
+    seq: Count
+    """Increases with each report of an epoch; a number that was counted is not counted again."""
+    counts: dict[str, Count]
+    """Rows of each statistic."""
+
+
+class MomentsAck(Message, frozen=True, tag="moments_ack"):
+    """The report `seq` is counted."""
+
+    seq: Count
 
 
 class Ack(Message, frozen=True, tag="ack"):
@@ -220,6 +244,8 @@ AnyMessage: TypeAlias = (
     | Heartbeat
     | HeartbeatAck
     | EvaluationReport
+    | ReportMoments
+    | MomentsAck
     | Ack
     | Status
     | StatusReply

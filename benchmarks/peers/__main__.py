@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from benchmarks.options import ResultsFolder
 from benchmarks.peers import scenarios
 from benchmarks.provenance import provenance
 from benchmarks.run.figures import line, save
@@ -33,7 +34,7 @@ def measured(name: str) -> dict[str, Any]:
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--only", type=click.Choice(list(scenarios.ENVIRONMENTS)), help="One scenario only.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Results folder.")
+@click.option("--out", type=ResultsFolder(), help="Results folder.")
 def main(only: str | None, out: Path | None) -> None:
     """See `--help`."""
     where_from, failed = provenance(), []  # before the first result changes the checkout

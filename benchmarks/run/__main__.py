@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import torch
 
+from benchmarks.options import ResultsFolder
 from benchmarks.provenance import provenance
 from benchmarks.run import plot, scenarios
 from benchmarks.run.figures import line, save
@@ -20,7 +21,7 @@ ONE = EVERYTHING + scenarios.SHORT
 
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--only", type=click.Choice(ONE), help="Run this scenario only.")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Results folder.")
+@click.option("--out", type=ResultsFolder(), help="Results folder.")
 def main(only: str | None, out: Path | None) -> None:
     """See `--help`."""
     where_from = provenance()  # before the first result changes the checkout

@@ -138,3 +138,24 @@ def test_actor_inserts_clipped_rewards_and_reports_unclipped_returns(tmp_path, l
     last = learner.beats[-1]
     assert (last.phase, last.env_steps, last.param_version) == ("leaving", 6, 8)
     assert (last.episodes, last.mean_return) == (2, 15.0)
+
+
+def test_actor_sends_heartbeats_between_the_resets_of_its_environments(tmp_path):
+    """Each reset of a slow simulator may take long, and they follow one another."""
+    beats: list[int] = []
+
+    class Slow(ThreeLives):
+        def reset(self, *, seed=None, options=None):
+            if seed is not None:  # the first of each environment
+                beats.append(len(learners[0].beats))
+            return super().reset(seed=seed)
+
+    def publish(learner: LearnerStandIn) -> Publication | None:
+        learners.append(learner)
+        return parameters_of(run, 0, 0) if learner.param_version < 0 else None
+
+    learners: list[LearnerStandIn] = []
+    run = prepared(tmp_path, *KEEP_PRIORITY, "actor.num_envs=4", make_env=ThreeLives)
+    acted(run, publish, 2, make_env=Slow)
+    assert len(beats) == 4 and np.diff(beats).tolist() == [1, 1, 1]
+    assert learners[0].beats[beats[-1]].phase in ("starting", "stepping")

@@ -125,6 +125,52 @@ def test_older_half_of_a_rotated_file_comes_first(tmp_path):
     assert [e.mean_return for e in curves.gather([path])["run"][0].evaluations] == [1.0, 2.0, 3.0]
 
 
+def measuring(seed: int, *values: float | None) -> Curve:
+    """A curve of evaluations at minutes 0, 1, 2, …, some of which have measured `success`."""
+    rows = [
+        evaluation(minute, 10.0)._replace(metrics={} if value is None else {"success": value})
+        for minute, value in enumerate(values)
+    ]
+    return Curve("pong", seed, tuple(rows))
+
+
+def test_metric_of_info_has_values_where_an_evaluation_measured_it(tmp_path):
+    path = make_run(tmp_path / "run", [1.0, 2.0, 3.0])
+    file = path / "metrics" / "evaluator.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    for row, value in zip(rows, (None, 0.25, 0.5)):
+        row["info/success"] = value
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (one,) = curves.gather([path])["run"]
+    x, values = one.points("env_steps", "success")
+    assert (x.tolist(), values.tolist()) == ([100.0, 200.0], [0.25, 0.5])
+    assert one.points("env_steps", "min_return")[1].tolist() == [-1.0, 0.0, 1.0]
+
+
+def test_metric_of_info_is_averaged_between_the_runs_that_have_it():
+    middle = curves.band(
+        [measuring(1, None, 0.0, 1.0), measuring(2, 0.5, 0.5, 0.5)], "wall", "success"
+    )
+    assert (middle.x[0], middle.x[-1], middle.mean[0], middle.mean[-1]) == (1.0, 2.0, 0.25, 0.75)
+
+
+def test_metrics_of_info_are_columns_of_the_csv_and_read_back_equal(tmp_path):
+    both = [measuring(1, None, 0.25), curve(2, (0, 1))]
+    curves.write_csv(tmp_path / "c.csv", both)
+    lines = (tmp_path / "c.csv").read_text().splitlines()
+    assert lines[0].endswith(",episodes,info/success")
+    assert [line.rpartition(",")[2] for line in lines[1:]] == ["", "0.25", ""]
+    assert curves.read_csv(tmp_path / "c.csv") == both
+
+
+def test_metric_that_no_evaluation_has_is_refused_with_those_that_there_are(tmp_path):
+    with pytest.raises(UsageError, match=r"'sucess'; there are: mean_return, .*, success"):
+        curves.draw({"a": [measuring(1, 0.5)]}, "wall", "", tmp_path / "a.png", "sucess")
+    curves.draw({"a": [measuring(1, 0.5)], "b": [curve(1, (0, 0))]}, "wall", "",
+                tmp_path / "a.png", "success")  # fmt: skip
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize("x", ["wall", "env_steps", "learner_step"])
 def test_picture_is_a_png_that_is_not_empty(tmp_path, x):
     out = tmp_path / "out.png"
@@ -146,3 +192,17 @@ def test_path_that_is_neither_run_nor_curve_is_refused(tmp_path):
         curves.gather([make_run(tmp_path / "young", [])])
     with pytest.raises(UsageError, match=r"nothing\.xyz"):
         curves.draw({"a": [curve(1, (0, 0))]}, "wall", "", tmp_path / "nothing.xyz")
+
+
+def test_curves_saved_by_a_spreadsheet_are_read_and_labels_are_drawn_as_they_are(
+    tmp_path: Path,
+) -> None:
+    path, label = tmp_path / "curves.csv", "a$b%c_{d"
+    saved = Curve(label, 1, (evaluation(1.0, 2.0), evaluation(2.0, 3.0)))
+    curves.write_csv(path, [saved])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    groups = curves.gather([path])
+    assert groups == {label: [saved]}
+    curves.draw(groups, "wall", "50 % of $x", tmp_path / "curve.svg")
+    drawn = (tmp_path / "curve.svg").read_text()
+    assert f"<!-- {label}, seed 1 -->" in drawn and "<!-- 50 % of $x -->" in drawn

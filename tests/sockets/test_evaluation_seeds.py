@@ -16,6 +16,7 @@ from apex.algos.registry import make_algorithm
 from apex.config.sections import EnvConfig
 from apex.daemons.evaluator.daemon import EvaluatorDaemon
 from apex.daemons.learner.parameter_versions import Publication
+from apex.envs.activity import Activity
 from apex.envs.base import Environments
 from apex.envs.registry import EnvFactory
 from apex.evaluation import film
@@ -173,7 +174,7 @@ def test_trained_policy_and_film_share_no_games_with_the_next_seed(tmp_path, mon
     assert len({*seeds[0], *seeds[1]}) == 8
 
 
-def filmed(config: EnvConfig, num_envs: int, *, render: bool) -> Environments:
+def filmed(config: EnvConfig, num_envs: int, *, render: bool, activity: Activity) -> Environments:
     vector = SyncVectorEnv(
         [lambda: SeedRecorder("rgb_array")] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP
     )

@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +13,13 @@ import torch
 
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.algos.q_learning import QPolicy
-from apex.algos.registry import make_algorithm
 from apex.daemons import cpu_affinity
 from apex.daemons.evaluator import daemon as evaluator
 from apex.daemons.evaluator.daemon import EvaluatorDaemon
 from apex.daemons.evaluator.device import evaluation_device
 from apex.daemons.learner.parameter_versions import Publication
-from apex.envs.registry import EnvFactory
 from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError
-from apex.evaluation.trained_policy import evaluation_env
 from apex.launch.prepare import preset_config
 from apex.networks import parameters
 from apex.plugins import Extensions
@@ -33,20 +28,11 @@ from apex.runs.checkpoint import Manifest
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import EvaluationReport
 from tests.support.clock import Clock
-from tests.support.services import ThreeLives, prepared, service_of
+from tests.support.evaluations import BAD, GOOD, Choice, evaluated, publication
+from tests.support.services import prepared, service_of
 from tests.support.stand_ins import LearnerStandIn, PollerStandIn
 
 torch.set_num_threads(1)
-
-
-class Choice(ThreeLives):
-    """Rewards action 1 with 5 and action 0 with -3."""
-
-    rewards = (-3.0, 5.0)
-
-
-BAD, GOOD = 0, 1
-"""Actions; parameters that always take them have returns of -9 and 15."""
 
 
 @pytest.fixture
@@ -55,58 +41,6 @@ def run(tmp_path) -> RunDirectory:
         tmp_path, "evaluator.episodes=4", "evaluator.num_envs=2", "algorithm.hidden=[]",
         "env.clip_rewards=true", "env.life_loss_ends=true", make_env=Choice,
     )  # fmt: skip
-
-
-def evaluated(
-    run: RunDirectory,
-    *publications: Publication,
-    meanwhile: Sequence[Publication] = (),
-    stop_at: int = 0,
-    make_env: EnvFactory = Choice,
-) -> LearnerStandIn:
-    """Run one start of the evaluator, which plays these parameters, one after the other.
-
-    Args:
-        run: the run.
-        publications: arrive when it is idle.
-        meanwhile: arrive while it plays.
-        stop_at: the turn of play at which it is asked to stop; 0: stop when all are evaluated.
-        make_env: makes its environments.
-    """
-    idle, newer, turns = [*publications], [*meanwhile], itertools.count(1)
-
-    def publish(learner: LearnerStandIn) -> Publication | None:
-        if learner.beats[-1].phase == "evaluating":
-            if next(turns) == stop_at:
-                service.stop()
-            return newer.pop(0) if newer else None
-        if not idle:
-            service.stop()
-        return idle.pop(0) if idle else None
-
-    clock = Clock()
-    with service_of(run, "evaluator") as service:
-        learner = LearnerStandIn(publish)
-        if service.starts == 0:  # the first parameters are untrained and are not evaluated
-            idle.insert(0, publication(run, 1, GOOD))
-        EvaluatorDaemon(
-            service, Extensions(make_env), clock, learner=learner, poller=PollerStandIn(clock.move)
-        ).run()
-    return learner
-
-
-def publication(run: RunDirectory, version: int, action: int) -> Publication:
-    """Parameters that always take one action."""
-    algorithm: Any = make_algorithm(run.config().algorithm, run.facts().env)
-    network = algorithm.network()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.zero_()
-        network.advantage[-1].bias[action] = 1.0
-    data = parameters.encode(network)
-    return Publication(
-        version, 100 * version, 1000 * version, 10.0 * version, data, zlib.crc32(data)
-    )
 
 
 def rows(run: RunDirectory) -> list[dict[str, Any]]:
@@ -140,7 +74,7 @@ def test_x_values_belong_to_the_evaluated_parameters_when_newer_ones_arrive(run)
 def test_returns_are_unclipped_and_of_whole_episodes(run):
     learned_from = run.config().env
     assert learned_from.clip_rewards and learned_from.life_loss_ends
-    played = evaluation_env(learned_from)
+    played = run.config().evaluation_env
     assert not played.life_loss_ends
     learner = evaluated(run, publication(run, 2, BAD), publication(run, 3, GOOD))
     assert [report.returns for report in learner.reports] == [(-9.0,) * 4, (15.0,) * 4]
@@ -346,3 +280,10 @@ def test_missing_device_of_evaluations_is_refused_by_its_setting():
     config = preset_config("cartpole", ["evaluator.device=cuda:77"])
     with pytest.raises(ConfigError, match=r"evaluator\.device = 'cuda:77': cannot use this device"):
         evaluation_device(config, VECTORS, QPolicy(torch.nn.Linear(3, 4)))
+
+
+def test_heartbeats_carry_the_steps_of_the_longest_unfinished_episode(run):
+    beats = evaluated(run, publication(run, 3, GOOD)).beats
+    steps = [beat.env_steps for beat in beats if beat.phase == "evaluating"]
+    assert set(steps) >= {0, 1, 2} and max(steps) <= 3, "episodes have three steps"
+    assert {beat.env_steps for beat in beats if beat.phase == "idle"} == {0}

@@ -32,7 +32,7 @@ from tests.support.inference_stage import ONE_STEP, Stage, first_observations, r
 from tests.support.services import prepared, service_of
 from tests.support.stand_ins import LearnerStandIn, PollerStandIn, ReplayStandIn, in_turn
 from tests.support.waiting import wait_until
-from tests.support.walks import ENVS, SMALL, small, walk_for, walks
+from tests.support.walks import ENVS, SMALL, has_frames, small, walk_for, walks
 
 torch.set_num_threads(1)
 
@@ -291,12 +291,13 @@ def test_malformed_question_is_refused(stage, change, reason):
 
 
 @pytest.mark.parametrize("preset", SMALL)
-@pytest.mark.parametrize("pixels", [False, True], ids=["vectors", "frames"])
+@pytest.mark.parametrize("seen", ["vectors", "frames", "parts"])
 @pytest.mark.parametrize("stream", [None, CpuStream()], ids=["at once", "recorded"])
 def test_items_of_central_inference_are_byte_for_byte_those_of_local_inference(
-    tmp_path, preset, pixels, stream
+    tmp_path, preset, seen, stream
 ):
-    env = walk_for(preset, pixels)
+    env = walk_for(preset, seen)
+    pixels = has_frames(env)
 
     def walk() -> Environments:
         return walks(env, 3 if pixels else 0)

@@ -445,8 +445,24 @@ def test_bad_chunk_is_refused_and_the_next_valid_one_accepted(replay, change):
         seq=1, credits=4, volatile_seq=1
     ))  # fmt: skip
     assert server.status().refused_by == {"bad_chunk": 1}
+    refused = server.status().refused_chunk
+    assert refused is not None and refused.startswith("of actor_000: ")
     codes = [r.message.code for r in received if isinstance(r.message, Error)]
     assert codes == ["bad_chunk"]
+
+
+def test_refused_chunk_names_its_large_rewards_and_the_remedy(replay):
+    server = replay.start()
+    client, _ = replay.bare(replay.endpoints.of("replay.insert"))
+    columns = dict(vector_chunk([1, 2]).columns) | {"n_step_return": np.float32([3e12, 1.0])}
+    arrays = {f"column.{name}": array for name, array in columns.items()}
+    client.send(Insert(seq=0), {"priorities": np.array([3e12, 1.0]), **arrays})
+    replay.until(lambda: server.status().refused_chunk)
+    assert server.status().refused_chunk == (
+        "of actor_000: priorities: expected 0 to 1e+12, got 3e+12; rewards of these items reach "
+        "3e+12: set env.clip_rewards = true, or divide the rewards in the environment, so that "
+        "returns are about -100 to 100"
+    )
 
 
 def filled(replay: InProcessReplay, priorities: list[float], **settings: object) -> InsertClient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ import pytest
 from click.testing import CliRunner
 
 from apex.cli.main import main
+from apex.daemons.restart_backoff import CrashHistory
 from apex.daemons.status.gathering import gather
 from apex.daemons.status.reports import ReplaySummary, to_wire
+from apex.errors import ExitCode
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import Status, StatusReply, Welcome
 from apex.wire.server import Server
@@ -103,3 +106,18 @@ def test_logs_escape_control_characters(tmp_path: Path) -> None:
     (run.logs / "learner.log").write_text("caf\xe9\n\x9b2Jgone\n", encoding="utf-8")
     shown = CliRunner().invoke(main, ["logs", "learner", "--run", str(run.path)])
     assert shown.output == "caf\xe9\n\\x9b2Jgone\n"
+
+
+def test_daemon_that_hangs_in_a_row_is_an_alarm_while_the_run_goes_on(tmp_path: Path) -> None:
+    run = prepared(tmp_path)
+    reason = "its work loop hung for 60 s in the reset of environment 3; its log has the stacks"
+    for _ in range(2):
+        history = CrashHistory(run.crash_file("actor_000"), 8)
+        history.record_start()
+        history.record_failure(reason, ExitCode.HANG)
+        path = run.crash_file("actor_000")
+        os.utime(path, (path.stat().st_mtime + 61.0,) * 2)
+    assert gather(run).run.alarms == (), "the run is over"
+    with service_of(run, "actor_000"):
+        CrashHistory(run.crash_file("actor_000"), 8).record_start()
+        assert gather(run).run.alarms == (f"actor_000 hung 2 times in a row: {reason}",)

@@ -32,7 +32,7 @@ def test_running_suite_is_described_by_a_line_for_each_daemon() -> None:
              "alarms": ("the disk is \x1b[2Jfull",)},
         learner=learner_report(rollbacks=1),
         inference=inference_report(),
-        actors=(actor_report(0, env_faults=2),),
+        actors=(actor_report(0, env_faults=2, metrics={"success": 0.25, "\x1b[2J": 12345.6}),),
     )  # fmt: skip
     assert describe(status).splitlines() == [
         "/runs/x: apex_dqn on CartPole-v1, healthy, engine supervisor, up 00:01:10",
@@ -43,7 +43,7 @@ def test_running_suite_is_described_by_a_line_for_each_daemon() -> None:
         "  evaluator idle       pid 14  mean return 25.0  best 30.0",
         "  inference running    pid 13  300.0 decisions/s  3.0 per batch  version 20",
         "  actor_000 stepping   pid 20  slot 0  2,500 env steps  150.0/s  return 21.5"
-        "  2 environment faults",
+        "  success 0.25  \\x1b[2J 1.23e+04  2 environment faults",
         "  ALARM: the disk is \\x1b[2Jfull",
         "  the learner diverged and was rolled back to its last good checkpoint",
     ]
@@ -96,9 +96,32 @@ def test_live_view_without_a_terminal_is_one_short_line(figures: ViewFigures) ->
         evaluator=EvaluatorSummary(state="running", pid=14),
         actors=(actor_report(0, state="starting", mean_return=None),),
     )
-    assert figures.line(new).endswith("step 0 (0/s)  degraded")
-    hurt = run_status(run={"alarms": ("replay: \x1b[2J is full",), "health": "degraded"})
-    alarm = r"ALARM: replay: \x1b[2J is full"
-    assert figures.line(hurt).endswith(f"degraded  {alarm}")
-    assert figures.rows(hurt)[-1] == ("[red]ALARM", alarm.removeprefix("ALARM: "))
+    assert figures.line(new).startswith("00:00:00  degraded: learner starting, actor_000 starting")
+    assert figures.line(new).endswith("step 0 (0/s)")
     assert len(figures.line(status)) < 100
+
+
+def test_live_view_shows_alarms_faults_and_the_reason_of_degraded_first(
+    figures: ViewFigures,
+) -> None:
+    hurt = run_status(
+        run={"alarms": ("replay: \x1b[2J is\n\tfull of caf\xe9s",), "health": "degraded"},
+        actors=(actor_report(0, env_faults=3), actor_report(1, state="down", pid=None)),
+    )
+    assert figures.rows(hurt)[:4] == [
+        ("[bold red]ALARM", "replay: \\x1b[2J is full of caf\xe9s"),
+        ("[bold red]faults", "actor_000 3 environment faults (`apex logs actor_000`)"),
+        ("[bold red]degraded", "actor_001 down"),
+        ("frames", "5,000"),
+    ]
+    assert figures.line(hurt).startswith(
+        "00:01:10  ALARM: replay: \\x1b[2J is full of caf\xe9s  faults: actor_000 3 environment "
+        "faults (`apex logs actor_000`)  degraded: actor_001 down  5,000 frames"
+    )
+
+
+def test_reason_of_degraded_names_four_daemons_and_counts_the_others(figures: ViewFigures) -> None:
+    actors = tuple(actor_report(index, state="starting") for index in range(100))
+    status = run_status(run={"health": "degraded"}, actors=actors)
+    reason = "actor_000 starting, actor_001 starting, actor_002 starting, actor_003 starting"
+    assert figures.rows(status)[0] == ("[bold red]degraded", f"{reason}, and 96 more")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from tests.fixtures.texts import check_status_keys
 from tests.support.paths import APEX, ROOT
+from tests.support.processes import finished
 
 
 class Done(NamedTuple):
@@ -38,8 +38,34 @@ def apex(*arguments: str, runs: Path | None = None) -> Done:
 
 def apex_process(*arguments: str) -> Done:
     """Run `apex ARGUMENTS` as a separate process."""
-    done = subprocess.run([*APEX, *arguments], capture_output=True, text=True, timeout=150)
+    done = finished([*APEX, *arguments], 150.0)
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "--preset", "cartpole"),
+        ("run", "--preset", "cartpole", "--serial"),
+        ("run", "--preset", "cartpole", "--run", "FILE/run"),
+        ("plot", "-o", "FILE/curve.png"),
+        ("plot", "--csv", "FILE/curve.csv"),
+        ("plot", "FILE/curve.csv", "-o", "curve.png"),
+        ("enjoy", "--video", "FILE/film.mp4"),
+        ("keys", "new", "FILE/keys"),
+        ("config", "check", "FILE/config.toml"),
+    ],
+)
+def test_place_that_cannot_be_used_is_one_line(
+    arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "file"
+    file.touch()
+    done = apex(*(word.replace("FILE", str(file)) for word in arguments), runs=file / "runs")
+    assert done.returncode in (2, 78)
+    assert done.stderr.startswith("apex: ") and done.stderr.count("\n") == 1, done.stderr
+    assert str(file) in done.stderr and "irectory" in done.stderr
 
 
 def test_presets_are_listed_and_shown() -> None:

@@ -20,6 +20,7 @@ import pytest
 from apex.doctor import processes
 from apex.doctor import run_directories as runs
 from apex.errors import ExitCode
+from apex.launch.open_files import may_raise_limits
 from apex.launch.prepare import prepare_run, preset_config
 from apex.runs import engine_record
 from apex.wire.curve_keys import make_folder
@@ -101,8 +102,30 @@ def test_doctor_reports_a_low_limit_of_open_files(tmp_path: Path) -> None:
     assert found["state"] == "problem"
     assert "too few for replay, learner, supervisord" in found["found"]
     # 64 and 4 besides one for each actor; supervisord: 6, and 3 for each of 2003 daemons.
-    assert found["expected"] == "replay 2,068, learner 2,068, supervisord 6,015"
-    assert found["remedy"].startswith("ulimit -n 6015")
+    assert found["expected"] == "actor_000 64, replay 2,068, learner 2,068, supervisord 6,015"
+    assert found["remedy"].startswith("`ulimit -n 6015`")
+
+
+def test_limit_of_open_files_is_raised_as_far_as_needed_or_refused() -> None:
+    program = (
+        "import resource, sys\n"
+        "from apex.errors import RunError\n"
+        "from apex.launch.open_files import raise_limit\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (40, 69))\n"
+        "raise_limit({'actor_000': 64})\n"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE))\n"
+        "try:\n"
+        "    raise_limit({'actor_000': 64, 'replay': 70})\n"
+        "except RunError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    raised, refused = done.stdout.splitlines()
+    assert raised == "(64, 69)"
+    if not may_raise_limits():
+        assert refused.startswith(
+            "the hard limit of open files is 69, but this run needs replay 70"
+        )
 
 
 # Runs

@@ -8,14 +8,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import zmq
 
+from apex.errors import DivergedError, SchemaError
 from apex.launch.prepare import prepare_run, preset_config
 from apex.launch.single_process import SerialRun
+from apex.plugins import Extensions
 from apex.runs import checkpoint
+from tests.support.environments import CloseFails, PaysMuch
 from tests.support.paths import ROOT
 from tests.support.processes import memory_bytes
 
@@ -53,6 +57,41 @@ def test_parameters_are_identical_for_the_same_seed_and_differ_for_another(prese
     subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120, check=True)
     first, second, again = (parameters(tmp_path / name) for name in ("seed_1", "seed_2", "again"))
     assert again == first and second != first
+
+
+def test_result_is_kept_although_closing_the_environments_fails(tmp_path, caplog):
+    settings = [*SETTINGS["cartpole"], *QUIET, "evaluator.enabled=true", "evaluator.period_s=0.1"]
+    extensions = Extensions(CloseFails)
+    run = prepare_run(tmp_path / "run", preset_config("cartpole", settings), extensions=extensions)
+    assert "env steps (max_env_steps" in SerialRun(run, extensions).run()
+    lines = (run.metrics / "evaluator.jsonl").read_text().splitlines()
+    assert {json.loads(line)["mean_return"] for line in lines} == {5.0}
+    assert "closing the environments raised RuntimeError: close failed" in caplog.text
+    assert checkpoint.newest(run.checkpoints) is not None
+
+
+@pytest.mark.parametrize(
+    ("preset", "reward"),
+    [
+        ("cartpole", 1e12),
+        ("pendulum-dpg", 1e12),
+        ("cartpole-r2d2", 1e20),  # its values are rescaled
+        ("cartpole-impala", 1e12),
+        ("cartpole-impala", 1e30),
+    ],
+)
+def test_rewards_that_are_too_large_are_named_and_clipping_them_helps(preset, reward, tmp_path):
+    extensions = Extensions(partial(PaysMuch, reward, continuous=preset == "pendulum-dpg"))
+
+    def run(*settings: str) -> SerialRun:
+        config = preset_config(preset, [*SETTINGS[preset], *QUIET, *settings])
+        path = tmp_path / f"run{len(settings)}"
+        return SerialRun(prepare_run(path, config, extensions=extensions), extensions)
+
+    with pytest.raises((SchemaError, DivergedError), match=r"reach \d.*set env\.clip_rewards"):
+        run().run()
+    clipped = run("env.clip_rewards=true")
+    assert "env steps (max_env_steps" in clipped.run() and clipped.trainer.learner_step >= 5
 
 
 def test_memory_is_constant_when_the_table_is_full(tmp_path):

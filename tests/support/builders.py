@@ -14,14 +14,35 @@ import numpy as np
 from apex.config.loading import apply_overlay, read_table
 from apex.data import frame_compression
 from apex.data.chunks import Chunk, FrameRanges
-from apex.data.schema import Column, FramesColumn, Schema
-from apex.envs.spec import EnvSpec
+from apex.data.schema import Arrays, Column, FramesColumn, Schema
+from apex.envs.spec import EnvSpec, ObservationPart
 from apex.runs.directory import RunDirectory
 from apex.wire.messages import Hello
 
 VECTOR_SCHEMA = Schema((Column("action", "int32"), Column("learner_step", "int64")))
 FRAME_SCHEMA = Schema(
     (Column("action", "int32"), Column("learner_step", "int64")), FramesColumn((4, 4), 5)
+)
+
+PARTS_SPEC = EnvSpec(
+    "Parts-v0", (), "", frame_stack=2, num_actions=3, parts=(
+        ObservationPart("map", "image", (4, 4), "uint8"),
+        ObservationPart("near", "image", (2, 3), "uint8"),
+        ObservationPart("position", "vector", (2,), "float32"),
+        ObservationPart("goal", "choices", (), "int32", (4,)),
+        ObservationPart("action_mask", "mask", (3,), "uint8"),
+    ),
+)  # fmt: skip
+"""An observation of two images and three arrays."""
+PARTS_SCHEMA = Schema(
+    (
+        Column("action", "int32"),
+        Column("learner_step", "int64"),
+        Column("observation.position", "float32", (2,)),
+        Column("observation.goal", "int32"),
+        Column("observation.action_mask", "uint8", (3,)),
+    ),
+    FramesColumn.of_images((Column("map", "uint8", (4, 4)), Column("near", "uint8", (2, 3))), 5),
 )
 
 
@@ -59,6 +80,49 @@ def frame_chunk(actions: Sequence[int], frames_an_item: int = 3) -> Chunk:
     )
     plain = vector_chunk(actions)
     return Chunk(plain.columns, plain.priorities, ranges)
+
+
+def parts_observations(count: int, value: float = 0.0) -> Arrays:
+    """Observations of `PARTS_SPEC`, all numbers the same; all actions are allowed."""
+    return {
+        "map": np.full((count, 4, 4), value, np.uint8),
+        "near": np.full((count, 2, 3), value, np.uint8),
+        "position": np.full((count, 2), value, np.float32),
+        "goal": np.full(count, value, np.int32) % 4,
+        "action_mask": np.ones((count, 3), np.uint8),
+    }
+
+
+def parts_chunk(actions: Sequence[int]) -> Chunk:
+    """Items of `PARTS_SCHEMA`: item k has the frames k to k + 2.
+
+    The first image of frame k of the chunk is filled with `10 * actions[0] + k`, the second with
+    one more. The position is the action, twice.
+    """
+    items = len(actions)
+    values = [10 * actions[0] + k for k in range(items + 2)]
+    frames = [
+        b"".join(
+            frame_compression.compress(np.full(shape, (value + k) % 256, np.uint8))
+            for k, shape in enumerate([(4, 4), (2, 3)])
+        )
+        for value in values
+    ]
+    ranges = FrameRanges(
+        first_frame=np.arange(items, dtype=np.int32),
+        frame_count=np.full(items, 3, dtype=np.int32),
+        pad_count=np.ones(items, dtype=np.int32),
+        frame_lengths=np.array([len(frame) for frame in frames], dtype=np.int32),
+        blob=b"".join(frames),
+    )
+    plain = vector_chunk(actions)
+    columns = {
+        **plain.columns,
+        "observation.position": np.repeat(np.float32(actions), 2).reshape(-1, 2),
+        "observation.goal": np.int32(actions) % 4,
+        "observation.action_mask": np.ones((items, 3), np.uint8),
+    }
+    return Chunk(columns, plain.priorities, ranges)
 
 
 def env_spec(

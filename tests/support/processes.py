@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 
 from tests.support.paths import ROOT
-from tests.support.waiting import wait_until
+from tests.support.waiting import CPU_TICKS_A_SECOND, MOST_PERIODS, cpu_ticks, wait_until
 
 ARGUMENTS = {
     "replay": (),
@@ -61,21 +61,6 @@ def memory_bytes(pid: int) -> int:
     return 1024 * (int(kilobytes["Anonymous"]) + int(kilobytes["Swap"]))
 
 
-CPU_TICKS_A_SECOND = os.sysconf("SC_CLK_TCK")
-
-
-def cpu_ticks(pids: Iterable[int]) -> int:
-    """CPU time that living processes have used, in the kernel's ticks."""
-    ticks = 0
-    for pid in pids:
-        try:
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks
-
-
 def daemon_command(daemon: str, *arguments: str) -> list[str]:
     """The command line of one executable of `bin`."""
     return [sys.executable, str(ROOT / "bin" / daemon), *ARGUMENTS[daemon], *arguments]
@@ -89,6 +74,34 @@ def running(command: Sequence[str | Path], **options: Any) -> Iterator[subproces
             yield process
         finally:
             process.kill()
+
+
+def finished(
+    command: Sequence[str | Path], timeout_s: float, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and return its output, as `subprocess.run` does.
+
+    It is killed after `timeout_s` in which it has used no CPU time, or after `MOST_PERIODS` times
+    that.
+
+    Raises:
+        subprocess.TimeoutExpired: it was killed.
+    """
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    ) as process:
+        used = 0
+        for period in range(1, MOST_PERIODS + 1):
+            try:
+                output, errors = process.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                before, used = used, cpu_ticks([process.pid])
+                if used == before or period == MOST_PERIODS:
+                    process.kill()
+                    raise
+            else:
+                return subprocess.CompletedProcess(command, process.returncode, output, errors)
+    raise AssertionError
 
 
 class DaemonProcess:
@@ -119,7 +132,13 @@ class DaemonProcess:
     def end(self) -> int:
         """Send SIGTERM and return its exit code after the drain."""
         self.popen.send_signal(signal.SIGTERM)
-        return self.popen.wait(timeout=END_S.get(self._daemon, 5.0 + BUSY_S))
+        wait_until(
+            lambda: self.popen.poll() is not None,
+            END_S.get(self._daemon, 5.0 + BUSY_S),
+            f"the {self._daemon} has drained",
+            progress=lambda: cpu_ticks([self.popen.pid]),
+        )
+        return self.popen.wait()
 
     def kill(self) -> None:
         """Kill it."""

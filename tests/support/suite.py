@@ -14,11 +14,11 @@ from apex.daemons.status.gathering import gather
 from apex.launch import engine
 from apex.runs.directory import RunDirectory
 from tests.support.paths import APEX, ROOT
-from tests.support.processes import CPU_TICKS_A_SECOND, cpu_ticks, suite_processes
-from tests.support.waiting import wait_until
+from tests.support.processes import finished, suite_processes
+from tests.support.waiting import CPU_TICKS_A_SECOND, cpu_ticks, wait_until
 
 COMMAND_S = 150.0
-"""Seconds that a command may take on a busy machine."""
+"""Seconds without progress that a command may take."""
 GONE_S = 20.0
 """Seconds in which a process that was asked to end has ended, on a busy machine."""
 LOOK_PAUSE_S = 0.2
@@ -36,12 +36,7 @@ class Suite:
         self, *arguments: str, timeout_s: float = COMMAND_S
     ) -> subprocess.CompletedProcess[str]:
         """Run `apex ARGUMENTS --run PATH` to its end."""
-        return subprocess.run(
-            [*APEX, *arguments, "--run", str(self.path)],
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-        )
+        return finished([*APEX, *arguments, "--run", str(self.path)], timeout_s)
 
     def start(self, *arguments: str) -> None:
         """`apex run ARGUMENTS --detach`, which must succeed."""

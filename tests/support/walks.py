@@ -56,18 +56,85 @@ class ContinuousPixelWalk(PixelWalk):
     action_space = PULL
 
 
+PARTS = gym.spaces.Dict(
+    {
+        "camera": gym.spaces.Box(0, 255, (5, 5), np.uint8),
+        "arm": gym.spaces.Dict({"joints": gym.spaces.Box(-10, 10, (2,), np.float32)}),
+        "map": gym.spaces.Box(0, 255, (4, 6, 3), np.uint8),
+        "cards": gym.spaces.Tuple(
+            (gym.spaces.Discrete(4, start=2), gym.spaces.MultiDiscrete([3, 5]))
+        ),
+        "switches": gym.spaces.MultiBinary(3),
+    }
+)
+"""Two images of different sizes, a nested vector, choices and switches."""
+
+
+class PartsWalk(Walk):
+    """The same with observations of several parts, and a mask of three actions."""
+
+    observation_space = gym.spaces.Dict({**PARTS.spaces, "action_mask": gym.spaces.MultiBinary(3)})
+    action_space = gym.spaces.Discrete(3)
+
+    def _seen(self):
+        self.mask = self.np_random.integers(0, 2, 3).astype(np.int8)
+        self.mask[self.np_random.integers(3)] = 1
+        return {**self._parts(), "action_mask": self.mask}
+
+    def _parts(self):
+        rng = self.np_random
+        return {
+            "camera": rng.integers(0, 256, (5, 5), dtype=np.uint8),
+            "arm": {"joints": rng.normal(size=2).astype(np.float32)},
+            "map": rng.integers(0, 256, (4, 6, 3), dtype=np.uint8),
+            "cards": (2 + rng.integers(4), rng.integers([3, 5])),
+            "switches": rng.integers(0, 2, 3).astype(np.int8),
+        }
+
+    def step(self, action):
+        assert self.mask[action], f"action {action} is forbidden by {self.mask}"
+        return super().step(action)
+
+
+class SeveralChoicesWalk(PartsWalk):
+    """The same with actions of three integers and no mask."""
+
+    observation_space = PARTS
+    action_space = gym.spaces.MultiDiscrete([[2, 3, 2]], start=[[5, 0, -1]])
+
+    def _seen(self):
+        return self._parts()
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        return Walk.step(self, action)
+
+
+class ContinuousPartsWalk(SeveralChoicesWalk):
+    """The same with actions of two numbers."""
+
+    action_space = PULL
+
+
 WALKS = {
-    ("discrete", False): Walk,
-    ("discrete", True): PixelWalk,
-    ("continuous", False): ContinuousWalk,
-    ("continuous", True): ContinuousPixelWalk,
+    ("discrete", "vectors"): Walk,
+    ("discrete", "frames"): PixelWalk,
+    ("discrete", "parts"): PartsWalk,
+    ("continuous", "vectors"): ContinuousWalk,
+    ("continuous", "frames"): ContinuousPixelWalk,
+    ("continuous", "parts"): ContinuousPartsWalk,
 }
-"""Walks by action kind and by whether they have frames."""
+"""Walks by action kind and by what is seen."""
 
 
-def walk_for(preset: str, pixels: bool) -> type[Walk]:
+def walk_for(preset: str, seen: str) -> type[Walk]:
     """The walk with observations and actions that a preset's algorithm accepts."""
-    return WALKS["continuous" if preset == "pendulum-dpg" else "discrete", pixels]
+    return WALKS["continuous" if preset == "pendulum-dpg" else "discrete", seen]
+
+
+def has_frames(env: type[Walk]) -> bool:
+    """Whether a walk's observations have images."""
+    return issubclass(env, (PixelWalk, PartsWalk))
 
 
 def walks(env: type[Walk] = Walk, frame_stack: int = 0) -> Environments:

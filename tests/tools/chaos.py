@@ -20,6 +20,7 @@ from typing import Any
 
 import click
 
+from benchmarks.options import ResultsFolder
 from benchmarks.provenance import provenance
 from tests.tools.faults import FAULTS, Chaos
 
@@ -77,7 +78,7 @@ def table(chaos: Chaos) -> str:
 @click.option("--minutes", type=click.FloatRange(0.1), default=30.0, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
 @click.option("--durability", type=click.Choice(["log", "sync"]), default="log", show_default=True)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
+@click.option("--out", type=ResultsFolder(), help="For the results.")
 def main(minutes: float, seed: int, durability: str, out: Path | None) -> None:
     """See `--help`."""
     about, folder = provenance(), Path(tempfile.mkdtemp(prefix="apex-chaos-"))

@@ -29,6 +29,7 @@ from apex.launch.prepare import prepare_run, preset_config
 from apex.runs.directory import RunDirectory
 from apex.wire.client import Client
 from apex.wire.sockets import Poller
+from benchmarks.options import ResultsFolder
 from benchmarks.provenance import provenance
 from tests.support.builders import cartpole_chunk, hello_of
 from tests.support.paths import ROOT
@@ -122,7 +123,7 @@ def hold(path: Path, endpoint: str) -> None:
 
 
 @main.command()
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
+@click.option("--out", type=ResultsFolder(), help="For the results.")
 def measure(out: Path | None) -> None:
     """The insert rate with the flood as a share of the rate without it, alternating."""
     ratios = []

@@ -3,7 +3,8 @@
     python -m tests.tools.fuzz --inputs 10000000 --seed 1 --out benchmarks/reliability
 
 Each input is a valid message or record with a few random changes. It must be read, or refused
-with the proper error, within a second, and the process's memory must not grow.
+with the proper error, within a second, and the process's memory must not grow. Chunks are checked
+against a schema and decompressed, acts against an environment's spec.
 """
 
 from __future__ import annotations
@@ -21,18 +22,37 @@ import msgspec
 import numpy as np
 import psutil
 
+from apex.daemons.inference.client import result_to_arrays
+from apex.daemons.inference.endpoint import check_act
 from apex.data.chunk_bytes import chunk_from_arrays, chunk_to_arrays
-from apex.data.schema import Schema
-from apex.errors import DecodeError, SchemaError
+from apex.data.chunks import Samples
+from apex.data.frame_compression import decompress
+from apex.data.observations import to_columns
+from apex.data.schema import Arrays, Schema
+from apex.envs.spec import StepResult
+from apex.errors import CorruptItemsError, DecodeError, SchemaError
 from apex.replay.log.records import Inserted, Opening, ProducerMark, encode_record, record_at
 from apex.wire import messages
 from apex.wire.codec import decode, encode
+from benchmarks.options import ResultsFolder
 from benchmarks.provenance import provenance
-from tests.support.builders import FRAME_SCHEMA, VECTOR_SCHEMA, frame_chunk, hello, vector_chunk
+from tests.support.builders import (
+    FRAME_SCHEMA,
+    PARTS_SCHEMA,
+    PARTS_SPEC,
+    VECTOR_SCHEMA,
+    frame_chunk,
+    hello,
+    parts_chunk,
+    parts_observations,
+    vector_chunk,
+)
 
 Frames = list[bytes]
 MARKER = b"12345678"
 SLOWEST_S = 1.0
+ACT_ENVS = 2
+"""Environments of an actor with central inference."""
 INTERESTING = (b"\x00", b"\xff", b"\x7f", b"\x80", b"\xc0", b"\xd9\xff", b"\xdb\xff\xff\xff\xff",
                b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xcf" + b"\xff" * 8,
                b"\xd3\x80" + bytes(7), b"\xcb\x7f\xf0" + bytes(6), b"\xc4",
@@ -49,11 +69,18 @@ def valid_messages() -> list[Frames]:
     """One example of every message with contents, as frames."""
     vectors = chunk_to_arrays(vector_chunk([1, 2, 3]))
     pixels = chunk_to_arrays(frame_chunk([1, 2, 3]))
+    parts = chunk_to_arrays(parts_chunk([1, 2, 3]))
+    flags = np.zeros((3, ACT_ENVS), np.bool_)
+    step = StepResult(parts_observations(ACT_ENVS, 3), np.ones(ACT_ENVS), *flags)
+    act = {"seq": 2, "slot": 1, "incarnation": 0}
     priorities = {"item_ids": np.arange(4), "priorities": np.ones(4)}
     encoded = [
         encode(hello()),
         encode(messages.Insert(seq=3), vectors),
         encode(messages.Insert(seq=2**40), pixels),
+        encode(messages.Insert(seq=5), parts),
+        encode(messages.Act(begins=True, **act), to_columns(step.observations)),
+        encode(messages.Act(begins=False, **act), result_to_arrays(step)),
         encode(messages.Sample(request_id=1, batch_size=512)),
         encode(messages.UpdatePriorities(), priorities),
         encode(messages.GetParams(newer_than=-1)),
@@ -107,6 +134,13 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     return data[:at] + data[other : other + rng.randrange(1, 33)] + data[at:]
 
 
+def overwritten(data: bytes, rng: random.Random) -> bytes:
+    """A copy of the same length with other bytes at one place, such as in the array of a buffer."""
+    at = rng.randrange(len(data) + 1)
+    new = rng.choice((*INTERESTING, rng.randbytes(rng.randrange(1, 9))))[: len(data) - at]
+    return data[:at] + new + data[at + len(new) :]
+
+
 def mutated_header(header: bytes, rng: random.Random) -> bytes:
     """The header with one value replaced by an odd one; still valid msgpack."""
     try:
@@ -132,9 +166,12 @@ def mutated_frames(frames: Frames, others: list[Frames], rng: random.Random) -> 
     """A copy of a message with one to three changes, in its frames or among them."""
     frames = list(frames)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        how = rng.randrange(20)
+        how = rng.randrange(32)
         at = rng.randrange(len(frames)) if frames else 0
-        if how < 8 and frames:
+        if how >= 20 and len(frames) > 1:
+            at = rng.randrange(1, len(frames))
+            frames[at] = overwritten(frames[at], rng)
+        elif how < 8 and frames:
             frames[0] = mutated_header(frames[0], rng)
         elif how < 11 and frames:
             frames[0] = mutated(frames[0], rng)
@@ -151,21 +188,35 @@ def mutated_frames(frames: Frames, others: list[Frames], rng: random.Random) -> 
     return frames
 
 
-def read_message(frames: Frames, schemas: tuple[Schema, ...]) -> str:
+def read_message(frames: Frames, schema: Schema) -> str:
     """The outcome of decoding a message; any error but those for bad data is a defect."""
     try:
         received = decode(frames)
     except DecodeError as error:
         return error.code
-    if not isinstance(received.message, messages.Insert):
-        return "read"
     try:
-        chunk = chunk_from_arrays(received.arrays)
-        for schema in schemas:
-            chunk.check(schema)
+        if isinstance(received.message, messages.Act):
+            check_act(received.message, received.arrays, PARTS_SPEC, ACT_ENVS)
+        elif isinstance(received.message, messages.Insert):
+            read_chunk(received.arrays, schema)
+    except CorruptItemsError:
+        return "corrupt items"
     except SchemaError:
-        return "bad chunk"
+        return f"bad {'chunk' if isinstance(received.message, messages.Insert) else 'act'}"
     return "read"
+
+
+def read_chunk(arrays: Arrays, schema: Schema) -> None:
+    """Check a chunk as the replay server does, and decompress its items as the learner does.
+
+    Raises:
+        SchemaError: the chunk does not match the schema.
+        CorruptItemsError: its frames cannot be decompressed.
+    """
+    chunk = chunk_from_arrays(arrays)
+    chunk.check(schema)
+    ids = np.arange(len(chunk))
+    decompress(Samples(ids, np.ones(len(ids)), chunk.columns, chunk.frames), schema)
 
 
 def read_record(data: bytes) -> str:
@@ -200,8 +251,8 @@ def fuzz(inputs: int, seed: int) -> Report:
         try:
             if number % 8:
                 given = frames = mutated_frames(rng.choice(originals), originals, rng)
-                schema = FRAME_SCHEMA if rng.random() < 0.5 else VECTOR_SCHEMA
-                outcome = read_message(frames, (schema,))
+                schema = rng.choice((FRAME_SCHEMA, VECTOR_SCHEMA, PARTS_SCHEMA))
+                outcome = read_message(frames, schema)
             else:
                 given = record = mutated(rng.choice(records), rng)
                 outcome = read_record(record)
@@ -218,7 +269,7 @@ def fuzz(inputs: int, seed: int) -> Report:
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--inputs", type=click.IntRange(1), default=10_000_000, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
+@click.option("--out", type=ResultsFolder(), help="For the results.")
 def main(inputs: int, seed: int, out: Path | None) -> None:
     """See `--help`."""
     began = time.monotonic()

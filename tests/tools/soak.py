@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from apex.daemons.status.gathering import gather
 from apex.launch import engine
 from apex.runs.directory import RunDirectory
+from benchmarks.options import ResultsFolder
 from benchmarks.provenance import provenance
 
 APEX = str(Path(sys.executable).with_name("apex"))
@@ -150,7 +151,7 @@ def draw(samples: list[Sample], path: Path) -> None:
 @click.command(help=(__doc__ or "").partition("\n")[0])
 @click.option("--minutes", type=click.FloatRange(1.0), default=60.0, show_default=True)
 @click.option("--preset", default="pong-fast", show_default=True)
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="For the results.")
+@click.option("--out", type=ResultsFolder(), help="For the results.")
 def main(minutes: float, preset: str, out: Path | None) -> None:
     """See `--help`."""
     about = provenance()

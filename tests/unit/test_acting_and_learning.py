@@ -22,13 +22,18 @@ from apex.algos.sequence_batches import learning_inputs
 from apex.data import frame_compression
 from apex.data.chunks import Samples
 from apex.launch.prepare import preset_config
+from apex.ops.action_masks import FORBIDDEN_LOGIT, masked_values
 from tests.support.batches import learn
 from tests.support.walks import (
     ENVS,
+    ContinuousPartsWalk,
     ContinuousPixelWalk,
     ContinuousWalk,
+    PartsWalk,
     PixelWalk,
+    SeveralChoicesWalk,
     Walk,
+    has_frames,
     small,
     walks,
 )
@@ -39,7 +44,7 @@ CPU = torch.device("cpu")
 
 def acted(preset: str, env: type[Walk]) -> Iterator[tuple[np.ndarray, Any, Learner]]:
     """Initial priorities, the learner's batch and a fresh learner, for each chunk of an actor."""
-    environments = walks(env, 3 if issubclass(env, PixelWalk) else 0)
+    environments = walks(env, 3 if has_frames(env) else 0)
     settings = [*small(preset), "algorithm.conv=[[4, 2, 1]]", f"actor.num_envs={ENVS}"]
     config = preset_config(preset, [*settings, "actor.chunk_length=4"])
     torch.manual_seed(3)
@@ -59,7 +64,16 @@ def acted(preset: str, env: type[Walk]) -> Iterator[tuple[np.ndarray, Any, Learn
         yield chunk.priorities, batch, learner
 
 
-@pytest.mark.parametrize("env", [Walk, PixelWalk])
+@pytest.mark.parametrize("env", [Walk, PixelWalk, PartsWalk])
+def test_priorities_of_apex_dqns_actor_are_those_of_its_learner(env):
+    """With a target network like the online one, double Q takes the same maximum."""
+    for initial, batch, learner in acted("cartpole", env):
+        learned, _ = learn(learner, batch)
+        np.testing.assert_allclose(learned, initial, rtol=1e-3, atol=1e-5)
+        assert len(set(initial.tolist())) == len(initial), "each its own"
+
+
+@pytest.mark.parametrize("env", [Walk, PixelWalk, PartsWalk])
 def test_priorities_of_r2d2s_actor_are_those_of_its_learner(env):
     """With a target network like the online one, double Q takes the same maximum."""
     for initial, batch, learner in acted("cartpole-r2d2", env):
@@ -68,11 +82,12 @@ def test_priorities_of_r2d2s_actor_are_those_of_its_learner(env):
         assert len(set(initial.tolist())) == len(initial), "each its own"
 
 
-@pytest.mark.parametrize("env", [Walk, PixelWalk])
+@pytest.mark.parametrize("env", [Walk, PixelWalk, PartsWalk, SeveralChoicesWalk])
 def test_ratios_of_impala_are_one_for_the_policy_that_acted(env):
     for _, batch, learner in acted("cartpole-impala", env):
         with torch.inference_mode():
             logits, _, _ = learner.network(learning_inputs(batch))
+        logits = masked_values(logits, batch.action_mask, FORBIDDEN_LOGIT)
         learned = ~batch.is_last
         behaviour = batch.extras["behaviour_logits"][learned]
         np.testing.assert_allclose(logits[learned], behaviour, rtol=1e-4, atol=1e-6)
@@ -80,7 +95,7 @@ def test_ratios_of_impala_are_one_for_the_policy_that_acted(env):
         assert float(metrics["rho_mean"]) == pytest.approx(1.0, rel=1e-5)
 
 
-@pytest.mark.parametrize("env", [ContinuousWalk, ContinuousPixelWalk])
+@pytest.mark.parametrize("env", [ContinuousWalk, ContinuousPixelWalk, ContinuousPartsWalk])
 def test_priorities_of_a_deterministic_actor_are_those_of_its_learner(env):
     """The target network equals the online one; items hold the actions as float32."""
     for initial, batch, learner in acted("pendulum-dpg", env):

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.exploration import LadderPlace
+from apex.acting.normalization import Normalization
 from apex.algos.base import Algorithm
+from apex.algos.normalization import normalized
+from apex.algos.normalizer import VARIANCE
 from apex.api import R2D2, ApexDPG, ApexDQN, Impala, InputTensors, Policy, QAlgorithm, QPolicy
 from apex.daemons.inference.batched_policy import (
     ImmediatePolicy,
@@ -41,6 +44,11 @@ CASES = {
     "r2d2, images": (R2D2, IMAGES, {**SEQUENCES, **CONV}),
     "impala": (Impala, VECTORS, {"unroll_length": 9}),
     "impala, lstm": (Impala, IMAGES, {"unroll_length": 9, "lstm": 4, **CONV}),
+    "r2d2, normalized": (
+        normalized(R2D2, Normalization({"observation": (3,)}, rewards=True, discount=0.99)),
+        VECTORS,
+        {**SEQUENCES, "lstm": 4},
+    ),
 }
 AGENT = 2
 """Environments of an agent."""
@@ -144,7 +152,7 @@ def test_third_batch_in_flight_is_refused() -> None:
         streamed.begin(parts, None)
 
 
-@pytest.mark.parametrize("name", ["apex_dqn, images", "r2d2, lstm"])
+@pytest.mark.parametrize("name", ["apex_dqn, images", "r2d2, lstm", "r2d2, normalized"])
 def test_recordings_use_parameters_that_are_loaded_later(name: str) -> None:
     algorithm = made(*CASES[name])
     policy, newer = algorithm.policy(), algorithm.policy()
@@ -152,6 +160,8 @@ def test_recordings_use_parameters_that_are_loaded_later(name: str) -> None:
     streamed = StreamedPolicy(policy, 4, stream)
     parts = inputs_of(policy, algorithm.spec, 2)
     before = streamed.begin(parts, None).finish()
+    if hasattr(newer.network, VARIANCE):
+        newer.network.get_buffer(VARIANCE).fill_(4.0)
     streamed.load(parameters.decode(parameters.encode(newer.network)))
     after = streamed.begin(parts, None).finish()
     assert_same(after, newer.act(Inputs.joined(parts), None))

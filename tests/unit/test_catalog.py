@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import configparser
 import inspect
+import shlex
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -101,6 +103,14 @@ def test_supervisord_conf_has_a_program_with_its_timeouts_for_each_daemon() -> N
         "APEX_INFERENCE": "true", "APEX_EVALUATOR": "true", "APEX_ACTORS": "3",
     }  # fmt: skip
     assert supervisord_config.variables(config())["APEX_INFERENCE"] == "false"
+
+
+def test_paths_in_supervisord_conf_may_have_any_characters() -> None:
+    run = Path("/a %(x)s \"b'c;d#e,f\\g")
+    found = supervisord_config.path_variables(run, "/my python", Path("/b%d/bin"))
+    command = "{APEX_PYTHON_WORD} {APEX_BIN_WORD}/replay --run {APEX_RUN_WORD}".format(**found)
+    assert shlex.split(command) == ["/my python", "/b%d/bin/replay", "--run", str(run)]
+    assert found["APEX_RUN_TWICE"] % {} == str(run)
 
 
 def test_table_of_daemons_in_the_documents_is_what_the_catalog_makes(

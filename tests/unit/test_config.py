@@ -10,7 +10,7 @@ import pytest
 from apex.algos.registry import algorithm_class, make_algorithm
 from apex.config import sections as configuration
 from apex.config.conversion import convert
-from apex.config.loading import dump, load, merge, override, parse, preset_names
+from apex.config.loading import dump, load, merge, override, parse, preset_names, read_toml
 from apex.config.sections import Config
 from apex.envs.spec import ActionBounds
 from apex.errors import ConfigError
@@ -375,6 +375,18 @@ def test_file_errors_name_the_file(tmp_path):
     path.write_text('[env]\nid = "X"\n[algorithm]\nname = "a"\n[learner]\nbatch_size = "3"\n')
     with pytest.raises(ConfigError, match=r"config\.toml: learner\.batch_size"):
         load(path)
+
+
+def test_file_with_a_byte_order_mark_is_read_and_another_encoding_is_named(tmp_path):
+    path, text = tmp_path / "config.toml", '[env]\r\nid = "Caf\xe9-v1"\r\n'
+    path.write_bytes(text.encode("utf-8-sig"))
+    assert read_toml(path) == {"env": {"id": "Caf\xe9-v1"}}
+    path.write_bytes(text.encode("utf-16"))
+    with pytest.raises(ConfigError, match=r"config\.toml: expected UTF-8, got UTF-16; save"):
+        read_toml(path)
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"got another encoding \('utf-8' codec can't decode"):
+        read_toml(path)
 
 
 def test_every_field_is_frozen():

@@ -26,6 +26,7 @@ from apex.doctor import (
 from apex.doctor.activations import activation_bytes
 from apex.doctor.findings import Finding, guarded
 from apex.host import hardware
+from apex.launch.open_files import Limits
 from apex.launch.prepare import preset_config
 from tests.support.builders import env_spec, preset
 from tests.support.findings import only
@@ -37,7 +38,7 @@ def test_findings_are_printed_with_the_expected_value_and_the_remedy() -> None:
     bad = Finding("disk", "problem", "1 MB free\n", "2 MB", "make room")
     assert [click.unstyle(line) for line in (*lines_of(good), *lines_of(bad))] == [
         "ok       cores           2 cores (expected: at most 2)",
-        "problem  disk            1 MB free\\n",
+        "problem  disk            1 MB free",
         "                         expected: 2 MB",
         "                         remedy:   make room",
     ]
@@ -147,19 +148,18 @@ def test_gpu_that_torch_cannot_use_is_found(
     assert bool(found.remedy) == (state != "ok")
 
 
-def test_supervisord_needs_1024_files_unless_it_may_raise_the_limit() -> None:
-    config = parse(preset("cartpole", gpu=False))
-    low = limits.Limits(256, 256)
+def test_open_files_that_are_needed_follow_from_the_daemons() -> None:
+    config = parse(preset("cartpole", gpu=False) | {"actor": {"count": 2}})
+    low = Limits(64, 69)
     found = only(limits.check_open_files(config, low, privileged=False))
-    assert found.state == "problem" and found.found.endswith("too few for supervisord")
-    assert found.expected.endswith("supervisord 1,024")
-    assert found.remedy.startswith("ulimit -n 1024 ")
+    assert found.found.endswith("hard limit 69: too few for replay, learner")
+    assert found.expected == "actor_000 64, replay 70, learner 70, supervisord 21"
+    assert found.state == "problem" and found.remedy.startswith("`ulimit -n 70` ")
     assert only(limits.check_open_files(config, low, privileged=True)).state == "ok"
-    launcher = limits.Limits(10, 4096)
-    found = only(limits.check_open_files(config, launcher, privileged=False))
-    assert (found.state, found.remedy) == ("warning", "ulimit -n 15")  # 5 + 2 x 5 daemons
-    unlimited = limits.Limits(1024, None)
-    assert only(limits.check_open_files(config, unlimited, privileged=False)).state == "ok"
+    assert only(limits.check_open_files(config, Limits(10, 70), privileged=False)).state == "ok"
+    assert only(limits.check_open_files(config, Limits(64, None), privileged=False)).state == "ok"
+    launcher = only(limits.check_open_files(config, low, privileged=False, engine="local"))
+    assert launcher.expected.endswith("learner 70, launcher 15")  # 5 + 2 x 5 daemons
 
 
 def test_threads_are_counted_for_every_daemon_and_compared_with_each_limit() -> None:

@@ -23,9 +23,11 @@ from apex.replay.table.table import Table
 from apex.runs.directory import RunFacts
 from tests.support.builders import (
     FRAME_SCHEMA,
+    PARTS_SCHEMA,
     VECTOR_SCHEMA,
     env_spec,
     frame_chunk,
+    parts_chunk,
     vector_chunk,
 )
 from tests.support.clock import Clock
@@ -40,8 +42,8 @@ class Start:
         self._seq = {name: mark.seq for name, mark in keeper.producers.items()}
 
     def insert(self, *actions: int, producer: str = "actor_000", epoch: int = 1) -> bool:
-        frames = self.table.schema.frames is not None
-        chunk = frame_chunk(actions) if frames else vector_chunk(actions)
+        make = {VECTOR_SCHEMA: vector_chunk, FRAME_SCHEMA: frame_chunk, PARTS_SCHEMA: parts_chunk}
+        chunk = make[self.table.schema](actions)
         self._seq[producer] = self._seq.get(producer, -1) + 1
         return self.keeper.insert(producer, epoch, self._seq[producer], chunk)
 
@@ -131,15 +133,19 @@ def test_first_id_is_above_the_clock_and_takes_the_next_slot(next_id, now, expec
     assert next_first_id(next_id, now, 10) == expected
 
 
-def test_frames_are_recovered_byte_for_byte(tmp_path):
-    with start(tmp_path, schema=FRAME_SCHEMA) as first:
+@pytest.mark.parametrize("schema", [FRAME_SCHEMA, PARTS_SCHEMA], ids=["frames", "parts"])
+def test_frames_are_recovered_byte_for_byte(tmp_path, schema):
+    with start(tmp_path, schema=schema) as first:
         first.insert(1, 2, 3, 4)
         first.insert(5, 6, 7)
         ids = first.table.state().item_ids
-        before = first.table.contents(ids)[1]
-    with start(tmp_path, schema=FRAME_SCHEMA) as second:
+        columns, before = first.table.contents(ids)
+    with start(tmp_path, schema=schema) as second:
         assert second.table.state().item_ids.tolist() == ids.tolist()
-        after = second.table.contents(ids)[1]
+        recovered, after = second.table.contents(ids)
+        assert recovered.keys() == {column.name for column in schema.columns}
+        for name, array in columns.items():
+            np.testing.assert_array_equal(recovered[name], array)
         assert bytes(after.blob) == bytes(before.blob)
         for name in ("first_frame", "frame_count", "pad_count", "frame_lengths"):
             np.testing.assert_array_equal(getattr(after, name), getattr(before, name))

@@ -132,6 +132,11 @@ class WithSpaces(Countdown):
             "with all keys but 'word'",
         ),
         (gym.spaces.Text(3), gym.spaces.Discrete(2), "TransformObservation"),
+        (
+            gym.spaces.Dict({"": gym.spaces.Box(0, 1, (3,)), "a": gym.spaces.Discrete(3)}),
+            gym.spaces.Discrete(2),
+            "arrays with different names",
+        ),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, 9, (1,), int), "or Box of floats"),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(0, np.inf, (1,)), "env.action_limit"),
         (gym.spaces.Box(0, 1, (3,)), gym.spaces.Box(1, 1, (2,)), "a finite lower and upper bound"),
@@ -151,6 +156,7 @@ class WithSpaces(Countdown):
     ids=[
         "text_in_dict",
         "text_observation",
+        "key_without_a_name",
         "integers",
         "unbounded",
         "no_room",
@@ -504,7 +510,7 @@ def test_environment_without_render_mode_raises_what_a_film_needs(tmp_path, monk
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "blind_env.py").write_text(OWN_FILE.replace("length=LENGTH", ""))
     (tmp_path / "beside.py").write_text("LENGTH = 7")
-    with pytest.raises(EnvError, match=r"keyword argument 'render_mode'; let it take re"):
+    with pytest.raises(EnvError, match=r"argument 'render_mode'; let the environment take render_"):
         make_environments(EnvConfig(id=f"{tmp_path}/blind_env.py:Corridor"), 1, render=True)
     gym.registry.pop("OwnCorridor-v0", None)
     sys.modules.pop("beside", None)
@@ -747,7 +753,8 @@ def test_loop_clips_rewards_for_learning_and_reports_unclipped_returns(closing):
     agent = Agent(environments.spec, 2, 0, accumulator=recorder, clip_rewards=True)
     loop = ActingLoop(environments, LocalDecider(policy, agent), seed=0)
     finished = [loop.step() for _ in range(8)]
-    assert finished == [[], [], [(0, 15.0), (1, 15.0)], [], [], [], [(0, 15.0), (1, 15.0)], []]
+    both = [(0, 15.0, {}), (1, 15.0, {})]
+    assert finished == [[], [], both, [], [], [], both, []]
     assert [step.rewards[0] for step in recorder.steps] == [1, 1, 1, 0, 1, 1, 1, 0]
     ignored = [bool(step.ignored[0]) for step in recorder.steps]
     assert ignored == [False, False, False, True, False, False, False, True]
@@ -768,7 +775,8 @@ def test_evaluation_takes_the_same_number_of_episodes_from_each_environment(clos
     environments = own(lambda: Countdown(next(lengths)))
     closing.append(environments)
     loop = evaluation_of(environments)
-    assert play_episodes(loop, 2, 6, lambda: True) == [5.0] * 3 + [20.0] * 3
+    played = play_episodes(loop, 2, 6, lambda: True)
+    assert [episode.episode_return for episode in played] == [5.0] * 3 + [20.0] * 3
 
 
 class BothEnds(Countdown):
@@ -781,7 +789,8 @@ def test_episode_that_is_terminated_and_truncated_at_once_is_one_episode(closing
     environments = own(BothEnds)
     closing.append(environments)
     loop = evaluation_of(environments)
-    assert play_episodes(loop, 2, 4, lambda: True) == [15.0] * 4
+    played = play_episodes(loop, 2, 4, lambda: True)
+    assert [episode.episode_return for episode in played] == [15.0] * 4
     assert loop.episodes == 4 and loop.env_steps == 12
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from apex.acting.exploration import Progress
+from apex.acting.normalization import Normalization
 from apex.algos.base import Algorithm, Learner, Update
 from apex.algos.batches import (
     PackedSequences,
@@ -21,6 +22,7 @@ from apex.algos.batches import (
     map_tensors,
 )
 from apex.algos.loss_learner import LossLearner
+from apex.algos.normalization import normalized
 from apex.api import R2D2, ApexDPG, ApexDQN, Impala
 from apex.envs.spec import ActionBounds, EnvSpec
 from apex.execution.comparison import (
@@ -39,6 +41,7 @@ from apex.execution.execution import (
     Execution,
     Graphed,
 )
+from apex.ops.moments import Moments
 from examples.munchausen import Munchausen
 from tests.support.batches import batch_of, random_sequences, random_transitions
 from tests.support.tape import Tape
@@ -52,6 +55,7 @@ CONTINUOUS = EnvSpec(
 )
 SEQUENCES = {"burn_in": 3, "unroll_length": 5, "overlap": 2, "n_step": 2, "hidden": (8,)}
 SIZE = 8
+NORMALIZED = Normalization({"observation": (3,)}, rewards=True, discount=0.99)
 
 CASES: dict[str, tuple[Any, EnvSpec, dict[str, Any]]] = {
     "apex_dqn, rmsprop": (ApexDQN, VECTORS, {"optimizer": "rmsprop", "stream_hidden": (8,)}),
@@ -66,6 +70,7 @@ CASES: dict[str, tuple[Any, EnvSpec, dict[str, Any]]] = {
     "impala": (Impala, VECTORS, {"unroll_length": 9, "hidden": (8,)}),
     "impala, lstm": (Impala, VECTORS, {"unroll_length": 9, "lstm": 4, "hidden": (8,)}),
     "munchausen": (Munchausen, VECTORS, {}),
+    "normalized": (normalized(ApexDQN, NORMALIZED), VECTORS, {"stream_hidden": (8,)}),
 }  # fmt: skip
 
 
@@ -114,6 +119,26 @@ def test_100_replayed_updates_equal_eager_ones(name: str) -> None:
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-6)
     for one, other in zip(states_of(graphed), states_of(eager)):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_replays_read_statistics_that_are_written_between_updates() -> None:
+    algorithm, tape = algorithm_of("normalized"), Tape(tolerance=1e-5)
+    learners = graphed, eager = learner_of(algorithm), learner_of(algorithm)
+    executions = Graphed(graphed, tape, SIZE), Eager(eager)
+    found: tuple[list[list[float]], ...] = ([], [])
+    for step in range(30):
+        spread = np.full(3, 10.0 * (step + 1))
+        moments = {"observation": Moments(10, np.full(3, 0.1 * step), spread)}
+        moments["discounted_return"] = Moments(10, np.zeros(1), spread[:1])
+        for learner, execution, priorities in zip(learners, executions, found):
+            assert learner.normalizer is not None
+            learner.normalizer.write(learner.network, moments)
+            priorities += train(learner, execution, [batch_for(algorithm, step)], step)
+    assert tape.replayed >= 20
+    assert np.allclose(*found, rtol=1e-4, atol=1e-6)
+    still = learner_of(algorithm)
+    kept = train(still, Eager(still), [batch_for(algorithm, step) for step in range(30)])
+    assert not np.allclose(found[0][-1], kept[-1], rtol=0.1), "the statistics make a difference"
 
 
 def packed(algorithm: Algorithm, seed: int) -> PackedTransitions | PackedSequences:

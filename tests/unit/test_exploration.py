@@ -78,3 +78,18 @@ def test_greedy_actions_are_kept_and_not_changed_in_place():
     taken = np.stack([explore(values) for _ in range(30)])
     assert (taken[:, 0] == 1).all() and set(taken[:, 1].tolist()) == {0, 1}
     assert values.tolist() == [[0.0, 1.0], [2.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.5, -np.inf, 0.1, -np.inf], {0, 2}),
+        ([np.nan, -np.inf, np.nan, np.inf], {0, 2, 3}),
+        ([-np.inf] * 4, {0, 1, 2, 3}),
+    ],
+    ids=["masked", "diverged", "nothing_left"],
+)
+def test_random_actions_are_those_that_are_not_forbidden(values, expected):
+    explore = EpsilonGreedy(np.ones(50), 4, [(k,) for k in range(50)])
+    chosen = np.concatenate([explore(np.tile(np.float32(values), (50, 1))) for _ in range(4)])
+    assert set(chosen.tolist()) == expected

@@ -11,7 +11,7 @@ import pytest
 import apex
 from apex.config.sections import EnvConfig
 from apex.envs.registry import make_environments
-from apex.errors import EnvFaultError, UsageError
+from apex.errors import EnvError, EnvFaultError, UsageError
 from apex.evaluation import film
 from apex.evaluation.film import Scene
 from apex.evaluation.trained_policy import load_policy
@@ -92,3 +92,26 @@ def test_showing_gives_the_returns_and_leaves_the_cursor_visible():
     out = io.StringIO()
     assert film.show(scenes(3, fps=1000.0), out) == [7.0]
     assert out.getvalue().endswith("\x1b[?25h\n") and "returns so far: 7" in out.getvalue()
+
+
+def test_film_is_whole_although_closing_the_environment_fails(tmp_path, caplog):
+    (tmp_path / "breaks.py").write_text(
+        "import gymnasium as gym\n"
+        "class Breaks(gym.Wrapper):\n"
+        "    def __init__(self, render_mode=None):\n"
+        "        super().__init__(gym.make('CartPole-v1', render_mode=render_mode))\n"
+        "    def close(self):\n"
+        "        raise RuntimeError('close failed')\n"
+    )
+    settings = (f"env.id={tmp_path / 'breaks.py'}:Breaks", "env.max_episode_steps=4")
+    played = list(film.play(load_policy(CARTPOLE, settings), episodes=1, seed=1))
+    assert played[-1].finished == 4.0 and len(played) == 5
+    assert "closing the environments raised RuntimeError: close failed" in caplog.text
+
+
+def test_policy_is_not_played_in_an_environment_of_another_kind():
+    policy = load_policy(CARTPOLE, ("env.id=Acrobot-v1",))
+    with pytest.raises(EnvError, match=r"Acrobot-v1 has observations \(6,\).*was trained on CartP"):
+        policy.play(2, seed=1)
+    with pytest.raises(EnvError, match=r"Acrobot-v1 has observations \(6,\).*was trained on CartP"):
+        list(film.play(policy, episodes=1, seed=1))

@@ -8,12 +8,19 @@ import numpy as np
 import pytest
 
 from apex.data.chunks import FrameRanges
-from apex.data.schema import FramesColumn
+from apex.data.schema import Column, FramesColumn
 from apex.replay.table.frame_store import LARGE_CHUNK_BYTES, SEGMENT_BYTES, FrameStore
 
 SMALL = FramesColumn((16, 16), 5)
 LARGE = FramesColumn((300, 300), 3)
 """The length of a compressed frame of this shape may not fit into 16 bits."""
+IMAGES = FramesColumn.of_images(
+    (Column("map", "uint8", (16, 16)), Column("near", "uint8", (3, 5))), 5
+)
+LARGE_IMAGES = FramesColumn.of_images(
+    (Column("left", "uint8", (200, 200)), Column("right", "uint8", (200, 200))), 3
+)
+"""Each block has a length of 16 bits, both together do not."""
 
 
 def frame(rng: np.random.Generator, spec: FramesColumn, longest: int) -> bytes:
@@ -58,7 +65,9 @@ def check(store: FrameStore, expected: dict[int, tuple[int, list[bytes]]], rng) 
     assert {array.dtype for array in arrays} == {np.dtype(np.int32)}
 
 
-@pytest.mark.parametrize(("spec", "longest"), [(SMALL, 300), (LARGE, 90_000)])
+@pytest.mark.parametrize(
+    ("spec", "longest"), [(SMALL, 300), (LARGE, 90_000), (IMAGES, 300), (LARGE_IMAGES, 80_000)]
+)
 @pytest.mark.parametrize("capacity", [1, 2, 7, 37])
 def test_frames_match_a_dictionary_over_random_inserts_and_deletes(capacity, spec, longest):
     rng = np.random.default_rng(capacity)
@@ -104,6 +113,15 @@ def test_longest_possible_frame_keeps_its_length():
     store = FrameStore(SMALL, 1)
     store.put(np.array([0]), FrameRanges(ones * 0, ones, ones * 4, ones * 277, longest))
     assert items_of(store.get(np.array([0, 0]))) == [(4, [longest])] * 2
+
+
+def test_longest_possible_frame_of_two_images_keeps_its_length():
+    # Twice LZ4's bound of 40,000 bytes, which is 156 and 16 more, and the block's size.
+    longest = b"\x01" * (2 * (40_000 + 156 + 16 + 4))
+    ones = np.array([1], dtype=np.int32)
+    store = FrameStore(LARGE_IMAGES, 1)
+    store.put(np.array([0]), FrameRanges(ones * 0, ones, ones * 2, ones * 80_352, longest))
+    assert items_of(store.get(np.array([0, 0]))) == [(2, [longest])] * 2
 
 
 @pytest.mark.parametrize("items", [1, 50, 600])

@@ -8,11 +8,13 @@ from hypothesis import strategies as st
 
 from apex.errors import DecodeError
 from apex.wire.codec import decode
-from apex.wire.messages import PROTOCOL_VERSION, AnyMessage
+from apex.wire.messages import PROTOCOL_VERSION, AnyMessage, Insert
+from tests.support.builders import FRAME_SCHEMA, PARTS_SCHEMA, VECTOR_SCHEMA
 from tests.support.messages import EVERY_MESSAGE
-from tests.tools.fuzz import fuzz, read_record, valid_messages, valid_records
+from tests.tools.fuzz import fuzz, read_message, read_record, valid_messages, valid_records
 
 TAGS = sorted({type(message).__struct_config__.tag for message in EVERY_MESSAGE})
+SCHEMAS = (FRAME_SCHEMA, VECTOR_SCHEMA, PARTS_SCHEMA)
 FIELDS = sorted(
     {f for message in EVERY_MESSAGE for f in message.__struct_fields__} - {"buffers", "protocol"}
 )
@@ -80,11 +82,16 @@ def test_mutants_of_valid_messages_and_records_are_read_or_refused():
     report = fuzz(inputs=40_000, seed=7)
     assert report.failures == []
     assert report.slowest_s < 1.0
-    assert set(report.outcomes) == {"malformed", "protocol_version", "read", "bad chunk", "damaged"}
+    assert set(report.outcomes) == {
+        "malformed", "protocol_version", "read", "bad chunk", "corrupt items", "bad act", "damaged",
+    }  # fmt: skip
+    assert report.outcomes["bad chunk"] > 1000 and report.outcomes["bad act"] > 300
     assert report.rss_mb[-1] < report.rss_mb[10] + 20
 
 
 def test_unchanged_messages_and_records_are_valid():
     for frames in valid_messages():
-        decode(frames)
+        outcomes = [read_message(frames, schema) for schema in SCHEMAS]
+        inserts = isinstance(decode(frames).message, Insert)
+        assert sorted(outcomes) == (["bad chunk"] * 2 + ["read"] if inserts else ["read"] * 3)
     assert [read_record(record) for record in valid_records()] == ["read", "read"]

@@ -255,6 +255,10 @@ def test_evaluator_has_no_slot_and_is_not_listed_as_an_actor():
     assert membership.actors() == () and membership.evaluator().phase is None
     membership.heartbeat(hello("evaluator", "evaluator"), Heartbeat(phase="evaluating"))
     assert membership.actors() == () and membership.evaluator().phase == "evaluating"
+    assert membership.evaluator().episode_steps == 0
+    evaluating = Heartbeat(phase="evaluating", env_steps=70_000)
+    membership.heartbeat(hello("evaluator", "evaluator"), evaluating)
+    assert membership.evaluator().episode_steps == 70_000 and membership.env_steps == 0
     assert membership.greet(hello("extra")).slot == 1
 
 
@@ -264,6 +268,18 @@ def test_member_is_known_by_name_and_epoch():
     assert membership.knows(hello("actor_000", epoch=3))
     assert not membership.knows(hello("actor_000", epoch=4))
     assert not membership.knows(hello("actor_001", epoch=3))
+
+
+def test_measured_scalars_are_those_of_the_last_heartbeat_and_evaluation():
+    membership, _ = make(1)
+    greeting = hello("actor_000")
+    membership.greet(greeting)
+    membership.heartbeat(greeting, Heartbeat(phase="stepping", metrics={"success": 0.25}))
+    assert membership.actors()[0].metrics == {"success": 0.25}
+    assert membership.evaluator().metrics == {}
+    for value in (0.5, 0.75):
+        membership.evaluation(EvaluationReport(returns=(1.0,), metrics={"success": value}))
+    assert membership.evaluator().metrics == {"success": 0.75}
 
 
 def test_evaluations_give_means_and_the_best_whole_one():

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from apex.acting.exploration import Progress
+from apex.acting.normalization import Normalization
 from apex.algos.base import Algorithm
 from apex.algos.batches import map_tensors
+from apex.algos.normalization import normalized
 from apex.api import R2D2, ApexDPG, ApexDQN, Impala, InputTensors
 from apex.data.chunks import Items
 from apex.envs.spec import ActionBounds, EnvSpec
@@ -30,6 +32,7 @@ BOUNDS = ActionBounds("float32", (2,), (-2.0, 0.0), (2.0, 10.0))
 CONTINUOUS = EnvSpec("Test-v0", (3,), "float32", 0, 0, BOUNDS)
 CONV = {"conv": ((4, 3, 2),)}
 SEQUENCES = {"burn_in": 3, "unroll_length": 5, "overlap": 2, "n_step": 2}
+NORMALIZED = Normalization({"observation": (3,)}, rewards=True, discount=0.99)
 
 CASES = {
     "apex_dqn": (ApexDQN, VECTORS, {"optimizer": "rmsprop"}),
@@ -41,6 +44,9 @@ CASES = {
     "impala, lstm": (Impala, VECTORS, {"unroll_length": 9, "lstm": 4}),
     "munchausen": (Munchausen, VECTORS, {}),
     "own network": (WideDQN, VECTORS, {}),
+    "apex_dqn, normalized": (normalized(ApexDQN, NORMALIZED), VECTORS, {}),
+    "apex_dpg, normalized": (normalized(ApexDPG, NORMALIZED), CONTINUOUS, {}),
+    "r2d2, normalized": (normalized(R2D2, NORMALIZED), VECTORS, {**SEQUENCES, "lstm": 4}),
 }
 
 
@@ -111,7 +117,7 @@ def test_expansion_of_a_packed_batch_reads_no_tensor_value(name: str) -> None:
     update_without_numbers(algorithm, algorithm.pack(zero_items(algorithm)))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "apex_dpg"])
+@pytest.mark.parametrize("name", [name for name in CASES if "apex_dpg" not in name])
 def test_policy_computes_without_reading_a_tensor_value(name: str) -> None:
     kind, spec, settings = CASES[name]
     algorithm = kind(kind.Config(**settings), spec)

@@ -140,3 +140,24 @@ def test_clock_step_does_not_change_a_daemons_age(path, step_s):
     assert path.stat().st_mtime - record.started == pytest.approx(0.0, abs=0.5)
     later = CrashHistory(path, 8)
     assert later.crashes == 1 and later.epoch > history.epoch
+
+
+def test_hangs_in_a_row_are_counted_and_kept_with_their_reason(path):
+    def hang(lived_s: float) -> int:
+        history = CrashHistory(path, 8, watchdog_s=60.0)
+        history.record_start()
+        again = restart_backoff.hangs_again(path, 60.0)
+        history.record_failure("hung in the reset of environment 3", ExitCode.HANG)
+        record = restart_backoff.read(path)
+        assert record is not None
+        os.utime(path, (record.started + lived_s, record.started + lived_s))
+        return record.hangs if again else -record.hangs
+
+    assert [hang(61.0), hang(61.0), hang(61.0), hang(3600.0)] == [0, -1, 2, 3]
+    assert hang(61.0) == -1  # it worked for an hour in between
+    CrashHistory(path, 8, watchdog_s=60.0).record_start()
+    record = restart_backoff.read(path)
+    assert record is not None
+    assert (record.hangs, record.error) == (2, "hung in the reset of environment 3")
+    CrashHistory(path, 8).record_clean_exit()
+    assert hang(61.0) == 0

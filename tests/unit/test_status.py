@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
+from apex.config.sections import ActorConfig, Config, EnvConfig, EvaluatorConfig, RunConfig
 from apex.daemons.status.bottleneck import bottleneck, limiting_part
-from apex.daemons.status.health import alarms, health
+from apex.daemons.status.health import alarms, configured_alarms, health
 from apex.daemons.status.reports import (
     InferenceSummary,
     LearnerAnswer,
@@ -17,7 +19,7 @@ from apex.daemons.status.reports import (
     from_wire,
     to_wire,
 )
-from apex.daemons.status.run_status import EvaluatorSummary
+from apex.daemons.status.run_status import EvaluatorSummary, RunStatus
 from apex.errors import DecodeError
 from tests.support.statuses import (
     actor_report,
@@ -222,3 +224,81 @@ def test_report_without_a_field_is_refused_with_its_name() -> None:
     del answer["min_size"]
     with pytest.raises(DecodeError, match="missing required field `min_size`"):
         from_wire(answer, ReplayReport)
+
+
+# Episodes without an end, and items that are refused
+
+
+def configured(**run: Any) -> Config:
+    """A configuration of two actors with four environments each."""
+    return Config(
+        env=EnvConfig(id="own"),
+        algorithm={"name": "apex_dqn"},
+        run=RunConfig(**run),
+        actor=ActorConfig(count=2, num_envs=4),
+    )
+
+
+def test_actors_whose_episodes_never_end_raise_an_alarm_with_the_remedy() -> None:
+    def actors(steps: int, episodes: int) -> RunStatus:
+        rows = (actor_report(0, env_steps=steps, episodes=0),
+                actor_report(1, env_steps=steps, episodes=episodes))  # fmt: skip
+        return run_status(actors=rows)
+
+    assert configured_alarms(actors(399_999, 0), configured()) == []
+    assert configured_alarms(actors(400_000, 1), configured()) == []
+    (alarm,) = configured_alarms(actors(400_000, 0), configured())
+    assert alarm == (
+        "no episode has ended after 800,000 steps of 8 environments: there are no returns; set "
+        "env.max_episode_steps if episodes may be endless"
+    )
+    (alarm,) = configured_alarms(actors(400_000, 0), configured(until_return=5.0))
+    assert "run.until_return cannot end the run; set env.max_episode_steps" in alarm
+
+
+def test_evaluation_whose_episode_does_not_end_raises_an_alarm() -> None:
+    def evaluator(steps: int) -> RunStatus:
+        row = EvaluatorSummary(state="running", pid=14, phase="evaluating", episode_steps=steps)
+        return run_status(evaluator=row)
+
+    assert configured_alarms(evaluator(99_999), configured()) == []
+    (alarm,) = configured_alarms(evaluator(100_000), configured())
+    assert alarm.startswith("an episode of the evaluation has not ended after 100,000 steps; set")
+
+
+def test_run_without_actors_raises_no_alarm_about_episodes() -> None:
+    assert configured_alarms(run_status(actors=()), configured()) == []
+
+
+def test_refused_chunks_are_counted_in_an_alarm_with_their_reason() -> None:
+    replay = replay_report(
+        refused_by={"bad_chunk": 2822}, refused_chunk="of actor_001: priorities: expected 0 to 1"
+    )
+    status = run_status(replay=replay)
+    assert alarms(status) == [
+        "items are lost: replay has refused 2,822 chunks, the last one of actor_001: priorities: "
+        "expected 0 to 1"
+    ]
+    long_ago = replay_report(refused_by={"bad_chunk": 2822})
+    assert alarms(run_status(replay=long_ago)) == []
+
+
+def test_return_that_ends_the_run_needs_evaluations() -> None:
+    config = msgspec.structs.replace(
+        configured(until_return=5.0), evaluator=EvaluatorConfig(enabled=False)
+    )
+    (alarm,) = configured_alarms(run_status(), config)
+    assert alarm.endswith("without evaluations: set evaluator.enabled = true")
+
+
+def test_items_that_are_not_learned_from_raise_an_alarm_if_they_are_many() -> None:
+    def learner(corrupt_items: int, learner_step: int) -> RunStatus:
+        report = learner_report(corrupt_items=corrupt_items, learner_step=learner_step)
+        return run_status(learner=report)
+
+    # Batches have 32 items: 10,000 steps sample 320,000.
+    assert configured_alarms(learner(999, 0), configured()) == []
+    assert configured_alarms(learner(31_999, 10_000), configured()) == []
+    (alarm,) = configured_alarms(learner(32_000, 10_000), configured())
+    assert alarm.startswith("32,000 sampled items were not learned from: the learner's log")
+    assert len(configured_alarms(learner(1000, 0), configured())) == 1

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import click
 import numpy as np
 
+from apex.acting.episodes import metric_columns, metric_means
 from apex.acting.exploration import environments_seed
+from apex.acting.lanes import LaneLoop
 from apex.acting.loop import ActingLoop, Decider
 from apex.config.sections import Config
 from apex.daemons.catalog import ACTOR
@@ -24,6 +26,7 @@ from apex.daemons.learner.parameter_versions import Publication
 from apex.daemons.metrics import METRICS_PERIOD_S, MetricsLog, Rate
 from apex.daemons.periodic import Every
 from apex.daemons.service import Service, serve
+from apex.envs.async_environments import AsyncEnvironments
 from apex.envs.base import Environments
 from apex.envs.recreation import Recreation, close
 from apex.envs.registry import make_environments
@@ -33,6 +36,9 @@ from apex.runs.directory import RunDirectory
 from apex.wire.client import Client
 from apex.wire.messages import Heartbeat, Phase
 from apex.wire.sockets import Poller
+
+if TYPE_CHECKING:  # importing it imports torch
+    from apex.daemons.actor.local_inference import LocalInference
 
 log = logging.getLogger("apex.actor")
 
@@ -111,10 +117,19 @@ class ActorDaemon:
         self._config = service.config
         make = partial(
             make_environments, service.config.env, service.config.actor.num_envs,
-            extensions.make_env,
+            extensions.make_env, activity=service.activity,
         )  # fmt: skip
         self._recreation = Recreation(make)
-        self._environments = self._recreation.first(made_before=service.starts > 0)
+        self._environments: Environments | None = None
+        self._async: AsyncEnvironments | None = None
+        """With `actor.async_envs`, in place of `_environments`."""
+        if self._config.actor.async_envs:
+            self._async = AsyncEnvironments(
+                self._config.env, self._config.actor.num_envs, service.facts.env,
+                self._config.actor.env_timeout_s, name=service.name, extensions=extensions.pickled,
+            )  # fmt: skip
+        else:
+            self._environments = self._recreation.first(made_before=service.starts > 0)
         self._learner = learner or LearnerClient(
             service.endpoints.of("learner.params"), service.hello()
         )
@@ -123,9 +138,11 @@ class ActorDaemon:
         )
         self._poller = poller or Poller(self._learner.client, self._inference.client)
         self._attached = service.spec.index(service.name) >= self._config.actor.count
-        self._loop: ActingLoop | None = None
+        self._loop: ActingLoop | LaneLoop | None = None
         self._begin: Callable[[Environments], None] | None = None
-        """Begins episodes; None until the learner has assigned a slot."""
+        """Begins episodes in environments that are stepped together, once there is a slot."""
+        self._started = False
+        """Whether the learner has assigned a slot."""
         self._phase: Phase = "starting"
         self._rate, self._wait_rate = Rate(), Rate()
         # tensorboardX imports torch, which an actor with central inference avoids.
@@ -136,6 +153,7 @@ class ActorDaemon:
             tensorboard=not service.config.central,
         )
         self._metrics_due = Every(METRICS_PERIOD_S)
+        service.between_calls = lambda: self._learner.heartbeat(self._heartbeat)
 
     def run(self) -> None:
         """Step environments until the service is asked to stop, then drain."""
@@ -146,6 +164,8 @@ class ActorDaemon:
             self._drain()
         finally:
             close(self._environments)
+            if self._async is not None:
+                self._async.close()
             self._learner.close()
             self._inference.close()
             self._metrics.close()
@@ -154,7 +174,7 @@ class ActorDaemon:
         """Wait for a slot from the learner and for inference, then start."""
         log.info("waiting for the learner at %s", self._service.endpoints.learner.params)
         self._phase = "waiting_for_peer"
-        while not self._service.stopping and self._begin is None:
+        while not self._service.stopping and not self._started:
             self._wait_a_moment()
             welcome = self._learner.welcome
             if welcome is not None and self._inference.ready:
@@ -164,11 +184,19 @@ class ActorDaemon:
         config, num_envs = self._config, self._config.actor.num_envs
         exploration = self._inference.start(slot, incarnation)
         os.nice(config.actor.nice)
+        self._phase = "starting"
         log.info("stepping %d environments in slot %d, %s", num_envs, slot, exploration)
+        self._started = True
+        seed_of = partial(environments_seed, config.run.seed, slot, incarnation)
+        if self._async is not None:
+            self._async.start(seed_of)
+            lanes = cast("LocalInference", self._inference).lanes
+            self._loop = LaneLoop(self._async, lanes, WAIT_S)
+            return
 
         def begin(environments: Environments) -> None:
-            seed = environments_seed(config.run.seed, slot, incarnation, self._recreation.faults)
-            if self._loop is not None:
+            seed = seed_of(self._recreation.faults)
+            if isinstance(self._loop, ActingLoop):
                 self._loop.begin(environments, seed)
             else:
                 self._loop = ActingLoop(environments, self._inference, seed=seed)
@@ -181,11 +209,16 @@ class ActorDaemon:
         except EnvFaultError as error:
             self._on_fault(error)
 
-    def _recreate(self, begin: Callable[[Environments], None]) -> None:
+    @property
+    def _faults(self) -> int:
+        return self._recreation.faults + (self._async.faults if self._async is not None else 0)
+
+    def _recreate(self) -> None:
         """Recreate the failed environments when that is due; otherwise wait."""
+        assert self._begin is not None
         self._phase = "recreating"
         self._wait_a_moment()
-        made = self._recreation.attempt(begin)
+        made = self._recreation.attempt(self._begin)
         if made is not None:
             self._environments = made
 
@@ -195,17 +228,17 @@ class ActorDaemon:
         self._recreation.fault(error)
 
     def _step(self) -> None:
-        assert self._begin is not None
         self._poll()
         if self._recreation.due is not None or self._loop is None:
-            self._recreate(self._begin)
+            self._recreate()
             return
         waiting = self._inference.waiting
         if waiting is not None:
             self._phase = waiting
             self._wait_a_moment()
             return
-        self._phase = "stepping"
+        none_works = self._async is not None and not self._async.working
+        self._phase = "recreating" if none_works else "stepping"
         before = self._loop.env_steps
         try:
             self._loop.step()
@@ -236,7 +269,7 @@ class ActorDaemon:
     def _heartbeat(self) -> Heartbeat:
         loop = self._loop
         if loop is None:
-            return Heartbeat(phase=self._phase, env_faults=self._recreation.faults)
+            return Heartbeat(phase=self._phase, env_faults=self._faults)
         returns = loop.recent_returns
         return Heartbeat(
             phase=self._phase,
@@ -245,7 +278,8 @@ class ActorDaemon:
             env_steps_per_s=self._rate.per_second(),
             episodes=loop.episodes,
             mean_return=float(np.mean(returns)) if returns else None,
-            env_faults=self._recreation.faults,
+            env_faults=self._faults,
+            metrics=metric_means(loop.recent_metrics),
         )
 
     def _write_metrics(self) -> None:
@@ -259,6 +293,7 @@ class ActorDaemon:
                 "mean_return": beat.mean_return,
                 "param_version": beat.param_version,
                 "env_faults": beat.env_faults,
+                **metric_columns(beat.metrics),
                 **self._inference.metrics(),
             },
             step=beat.env_steps,

@@ -6,14 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 from apex.acting.agent import Agent, LocalDecider
-from apex.algos.agent_factory import make_agent
+from apex.acting.decisions import exploration_metrics
+from apex.acting.lanes import Lanes
+from apex.acting.normalization import MomentCollector
+from apex.algos.agent_factory import make_agent, make_lanes
 from apex.algos.registry import check_schema, make_algorithm
 from apex.daemons.learner.client import LearnerClient
+from apex.daemons.learner.moment_sender import MomentSender
 from apex.daemons.learner.parameter_versions import Publication
 from apex.daemons.periodic import Every
 from apex.daemons.replay.backlog import Backlog
 from apex.daemons.replay.client import InsertClient
 from apex.daemons.service import Service
+from apex.data.chunks import Chunk
 from apex.data.observations import Observations
 from apex.data.schema import Array
 from apex.envs.spec import StepResult
@@ -44,14 +49,23 @@ class LocalInference:
         process_tuning.set_up(service.config.actor.torch_threads)
         facts = service.facts
         self._config = service.config
-        self._algorithm = make_algorithm(self._config.algorithm, facts.env, extensions.algorithm)
+        self._algorithm = make_algorithm(
+            self._config.algorithm, facts.env, extensions.algorithm, env=self._config.env
+        )
         check_schema(self._algorithm, facts.schema)
         self._policy = self._algorithm.policy()
         self._learner = learner
         self._replay = replay or InsertClient(
             service.endpoints.of("replay.insert"), service.hello()
         )
+        self._collector: MomentCollector | None = None
+        self._moments: MomentSender | None = None
+        if self._algorithm.normalization is not None:
+            self._collector = MomentCollector(self._algorithm.normalization.sizes)
+            self._moments = MomentSender(learner, self._collector)
         self._decider: LocalDecider | None = None
+        self._lanes: Lanes | None = None
+        """Decides in place of `_decider` with `actor.async_envs`."""
         self._backlog = Backlog(self._replay)
         self._steps_to_refresh = 0
         """Environment steps until the next request for parameters."""
@@ -77,11 +91,32 @@ class LocalInference:
             self._learner.ask_for_params()
         return self._learner.param_version >= 0
 
+    @property
+    def lanes(self) -> Lanes:
+        """The decider of environments that step at their own pace; it exists after `start`."""
+        assert self._lanes is not None
+        return self._lanes
+
     def start(self, slot: int, incarnation: int) -> str:
         """Create the agent of a slot and incarnation; returns a description of its exploration."""
-        agent = make_agent(self._algorithm, self._config, self._policy.core_size, slot, incarnation)
+        if self._config.actor.async_envs:
+            agents = make_lanes(
+                self._algorithm, self._config, self._policy.core_size, slot, incarnation,
+                self._collector,
+            )  # fmt: skip
+            self._lanes = Lanes(self._policy, agents, self.learner_step, self._on_lane_items)
+            return self._lanes.describe()
+        agent = make_agent(
+            self._algorithm, self._config, self._policy.core_size, slot, incarnation,
+            collector=self._collector,
+        )  # fmt: skip
         self._decider = LocalDecider(self._policy, agent, self.learner_step)
         return agent.exploration.describe() if agent.exploration else "greedy"
+
+    def _on_lane_items(self, chunks: list[Chunk]) -> None:
+        self._backlog.put(chunks)
+        if self._refresh_is_due(1):
+            self._learner.ask_for_params()
 
     def begin(self, observations: Observations) -> None:
         """Begin episodes in all environments."""
@@ -98,15 +133,15 @@ class LocalInference:
         assert self._decider is not None
         self._decider.observe(result)
         self._backlog.put(self._decider.agent.take_chunks())
-        if self._refresh_is_due():
+        if self._refresh_is_due(self._config.actor.num_envs):
             self._learner.ask_for_params()
 
-    def _refresh_is_due(self) -> bool:
-        """Whether to request newer parameters after a step."""
+    def _refresh_is_due(self, env_steps: int) -> bool:
+        """Whether to request newer parameters after so many steps of environments."""
         period = self._config.actor.parameter_period
         if not period:
             return self._refresh_due.due()
-        self._steps_to_refresh -= self._config.actor.num_envs
+        self._steps_to_refresh -= env_steps
         due = self._steps_to_refresh <= 0
         if due:
             self._steps_to_refresh = period
@@ -130,19 +165,30 @@ class LocalInference:
         if publication is not None:
             self._policy.load(parameters.decode(publication.data))
             self.learner_step = publication.learner_step
-            if self._decider is not None:
-                self._decider.learner_step = publication.learner_step
+            for decider in (self._decider, self._lanes):
+                if decider is not None:
+                    decider.learner_step = publication.learner_step
+        if self._moments is not None:
+            self._moments.send()
         self._backlog.send()
 
     def finish(self, turn: Callable[[], object]) -> None:
         """Send all complete items to replay, and wait briefly for their acknowledgement."""
         if self._decider is not None:
             self._backlog.put(self._decider.agent.flush())
+        if self._lanes is not None:
+            self._backlog.put(self._lanes.flush())
+        if self._moments is not None:
+            self._moments.finish()
         self._backlog.drain(turn)
 
     def metrics(self) -> dict[str, Any]:
         """Metrics of inference, for the actor's metrics file."""
+        exploration = self._decider.agent.exploration if self._decider is not None else None
+        if self._lanes is not None:
+            exploration = self._lanes.exploration()
         return {
+            **exploration_metrics(exploration),
             "learner_step": self.learner_step,
             "param_staleness": max(0, self._learner.learner_step - self.learner_step),
             "inserted_items": self._replay.inserted_items,

@@ -7,9 +7,8 @@ import os
 import time
 from collections.abc import Callable
 
-import numpy as np
-
 from apex.acting.agent import greedy
+from apex.acting.episodes import Episode, metrics_of
 from apex.acting.exploration import evaluation_seed
 from apex.acting.loop import ActingLoop, play_episodes
 from apex.algos.policy import Policy
@@ -23,9 +22,8 @@ from apex.daemons.learner.parameter_versions import Publication
 from apex.daemons.metrics import MetricsLog
 from apex.daemons.service import Service
 from apex.envs.recreation import Recreation, close
-from apex.envs.registry import make_environments
+from apex.envs.registry import evaluation_factory, make_environments
 from apex.errors import EnvFaultError
-from apex.evaluation.trained_policy import evaluation_env
 from apex.host import process_tuning
 from apex.networks import parameters
 from apex.plugins import NONE, Extensions
@@ -65,14 +63,21 @@ class EvaluatorDaemon:
         self._config = service.config
         config = service.config.evaluator
         algorithm = make_algorithm(
-            service.config.algorithm, service.facts.env, extensions.algorithm
+            service.config.algorithm,
+            service.facts.env,
+            extensions.algorithm,
+            env=service.config.env,
         )
         self._policy: Policy = algorithm.policy()
         device = evaluation_device(service.config, service.facts.env, self._policy)
         self._policy.to(device)
-        env, num_envs = evaluation_env(service.config.env), config.num_envs
+        self._env = service.config.evaluation_env
+        factory = evaluation_factory(service.config, extensions.make_env)
         self._recreation = Recreation(
-            lambda: make_environments(env, num_envs, extensions.make_env), clock
+            lambda: make_environments(
+                self._env, config.num_envs, factory, activity=service.activity
+            ),
+            clock,
         )
         self._environments = self._recreation.first(made_before=service.starts > 0)
         self._interrupted: Publication | None = None
@@ -94,6 +99,10 @@ class EvaluatorDaemon:
         self._next_at = clock()
         """When to request parameters for the next evaluation."""
         self._count = 0
+        self._phase: Phase = "idle"
+        self._loop: ActingLoop | None = None
+        """Of the evaluation that is running."""
+        service.between_calls = self._heartbeat
 
     def run(self) -> None:
         """Evaluate until the service is asked to stop."""
@@ -152,8 +161,17 @@ class EvaluatorDaemon:
 
     def _poll(self, phase: Phase) -> Publication | None:
         self._service.beat()
-        self._learner.heartbeat(lambda: Heartbeat(phase=phase, env_faults=self._recreation.faults))
+        self._phase = phase
+        self._heartbeat()
         return self._learner.poll()
+
+    def _heartbeat(self) -> None:
+        beat = Heartbeat(
+            phase=self._phase,
+            env_steps=self._loop.longest_episode if self._loop is not None else 0,
+            env_faults=self._recreation.faults,
+        )
+        self._learner.heartbeat(lambda: beat)
 
     def evaluate(self, publication: Publication) -> None:
         """Play complete episodes with published parameters, and report their returns."""
@@ -163,44 +181,49 @@ class EvaluatorDaemon:
         log.info("learner step %d: playing %d episodes", publication.learner_step, config.episodes)
         self._policy.load(parameters.decode(publication.data))
         faults = self._recreation.faults
-        loop = ActingLoop(
+        self._loop = loop = ActingLoop(
             self._environments,
-            greedy(self._policy, self._environments.spec, self._config.env, config.num_envs),
+            greedy(self._policy, self._environments.spec, self._env, config.num_envs),
             seed=evaluation_seed(self._config.run.seed, publication.param_version, faults),
         )
-        returns = play_episodes(loop, config.num_envs, config.episodes, self._proceed)
-        if returns is None:
+        try:
+            episodes = play_episodes(loop, config.num_envs, config.episodes, self._proceed)
+        finally:
+            self._loop = None
+        if episodes is None:
             return
         self._count += 1
         cpu_s = self._cpu_clock() - cpu_started
         self._next_at = started + max(
             config.period_s, cpu_s / (config.max_share * cpu_affinity.of_run())
         )
-        self._report(publication, returns, self._clock() - started, cpu_s)
+        self._report(publication, episodes, self._clock() - started, cpu_s)
 
     def _proceed(self) -> bool:
         self._poll("evaluating")
         return not self._service.stopping
 
     def _report(
-        self, publication: Publication, returns: list[float], seconds: float, cpu_s: float
+        self, publication: Publication, episodes: list[Episode], seconds: float, cpu_s: float
     ) -> None:
-        mean = float(np.mean(returns))
+        returns = [episode.episode_return for episode in episodes]
+        values = evaluation_values(publication, episodes, seconds, cpu_s)
+        mean, metrics = values["mean_return"], metrics_of(values)
         log.info(
-            "learner step %d: mean return %.2f over %d episodes (%.1f to %.1f) in %.0f s",
+            "learner step %d: mean return %.2f over %d episodes (%.1f to %.1f) in %.0f s%s",
             publication.learner_step,
             mean,
             len(returns),
             min(returns),
             max(returns),
             seconds,
+            "".join(f", {name} {value:.3g}" for name, value in metrics.items()),
         )
         self._best_return = mean if self._best_return is None else max(mean, self._best_return)
         better = self._saved_return is None or mean > self._saved_return
         if better and keep_best(self._service.run, publication, mean):
             self._saved_return = mean
-        self._learner.report(EvaluationReport(returns=tuple(returns)))
-        values = evaluation_values(publication, returns, seconds, cpu_s)
+        self._learner.report(EvaluationReport(returns=tuple(returns), metrics=metrics))
         self._metrics.write(
             {**values, "best_mean_return": self._best_return}, step=publication.env_steps
         )

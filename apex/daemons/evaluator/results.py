@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from apex.acting.episodes import Episode, metric_columns, metric_means
 from apex.daemons.learner.parameter_versions import Publication
 from apex.runs import checkpoint
 from apex.runs.checkpoint import Manifest
@@ -17,16 +18,17 @@ log = logging.getLogger("apex.evaluator")
 
 
 def evaluation_values(
-    publication: Publication, returns: Sequence[float], seconds: float, cpu_s: float
+    publication: Publication, episodes: Sequence[Episode], seconds: float, cpu_s: float
 ) -> dict[str, float]:
     """Return the metrics of one evaluation, with the counters of the parameters that it played.
 
     Args:
         publication: the evaluated parameters.
-        returns: one per episode.
+        episodes: its complete episodes.
         seconds: duration of the evaluation.
         cpu_s: its CPU time in seconds.
     """
+    returns = [episode.episode_return for episode in episodes]
     return {
         "mean_return": float(np.mean(returns)),
         "std_return": float(np.std(returns)),
@@ -39,6 +41,7 @@ def evaluation_values(
         "train_s": round(publication.train_s, 1),
         "seconds": round(seconds, 1),
         "cpu_s": round(cpu_s, 1),
+        **metric_columns(metric_means(episode.metrics for episode in episodes)),
     }
 
 

@@ -7,6 +7,7 @@ import os
 import time
 from functools import partial
 
+from apex.acting.normalization import MomentCollector
 from apex.algos.agent_factory import make_agent
 from apex.algos.base import Algorithm
 from apex.algos.registry import check_schema, make_algorithm
@@ -15,6 +16,7 @@ from apex.daemons.inference.batched_policy import MAX_IN_FLIGHT, batched
 from apex.daemons.inference.cuda_stream import Stream
 from apex.daemons.inference.endpoint import ActEndpoint
 from apex.daemons.learner.client import LearnerClient
+from apex.daemons.learner.moment_sender import MomentSender
 from apex.daemons.metrics import METRICS_PERIOD_S, MetricsLog, Rate
 from apex.daemons.periodic import Every
 from apex.daemons.replay.backlog import Backlog
@@ -66,11 +68,15 @@ class InferenceDaemon:
         hello = service.hello()
         self._learner = learner or LearnerClient(service.endpoints.of("learner.params"), hello)
         self._replay = replay or InsertClient(service.endpoints.of("replay.insert"), hello)
+        collector, self._moments = None, None
+        if algorithm.normalization is not None:
+            collector = MomentCollector(algorithm.normalization.sizes)
+            self._moments = MomentSender(self._learner, collector)
         self._acts = ActEndpoint(
             service.endpoints.of("inference.act"),
             config,
             service.facts,
-            partial(make_agent, algorithm, config, policy.core_size),
+            partial(make_agent, algorithm, config, policy.core_size, collector=collector),
             status=self.status,
             starts=service.starts,
         )
@@ -156,11 +162,15 @@ class InferenceDaemon:
             self._learner_step = publication.learner_step
         if self._refresh_due.due():
             self._learner.ask_for_params()
+        if self._moments is not None:
+            self._moments.send()
 
     def _drain(self) -> None:
         """Send all complete items to replay, and wait briefly for their acknowledgement."""
         self._write_metrics()
         self._backlog.put(self._acts.flush())
+        if self._moments is not None:
+            self._moments.finish()
         self._backlog.drain(partial(self._poll, IDLE_WAIT_S))
 
     def status(self) -> InferenceReport:
@@ -195,7 +205,8 @@ def body(service: Service, extensions: Extensions = NONE) -> None:
     """Run the inference server until it is asked to stop."""
     process_tuning.set_up(service.config.inference.torch_threads)
     facts = service.facts
-    algorithm = make_algorithm(service.config.algorithm, facts.env, extensions.algorithm)
+    config = service.config
+    algorithm = make_algorithm(config.algorithm, facts.env, extensions.algorithm, env=config.env)
     check_schema(algorithm, facts.schema)
     with process_tuning.memory_errors():
         InferenceDaemon(service, algorithm).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import reprlib
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from apex.daemons.status.reports import InferenceReport, to_wire
 from apex.data.chunks import Chunk
 from apex.data.observations import column_name, from_columns
 from apex.data.schema import Array, Arrays
-from apex.envs.spec import MAX_REWARD, EnvSpec, StepResult, good_rewards
+from apex.envs.spec import MAX_REWARD, EnvSpec, ObservationPart, StepResult, good_rewards
 from apex.errors import SchemaError
 from apex.runs.directory import RunFacts
 from apex.wire.endpoints import Endpoint
@@ -309,13 +310,12 @@ def _exploration(member: _Member) -> Exploration:
 
 
 def check_act(message: Act, arrays: Arrays, spec: EnvSpec, num_envs: int) -> _CheckedAct:
-    """Check the buffers of an `Act`. Raises `SchemaError`."""
-    columns = {
-        column_name(part.name): _buffer(
-            arrays, column_name(part.name), part.dtype, (num_envs, *part.shape)
-        )
-        for part in spec.all_parts
-    }
+    """Check the buffers of an `Act`; buffers that it does not need are ignored.
+
+    Raises:
+        SchemaError: a buffer is missing or invalid.
+    """
+    columns = {column_name(part.name): _part(arrays, part, num_envs) for part in spec.all_parts}
     observations = from_columns(columns, [part.name for part in spec.parts])
     zeros = np.zeros(num_envs)
     rewards, flags, ended = zeros, dict.fromkeys(FLAGS, zeros), zeros
@@ -327,10 +327,22 @@ def check_act(message: Act, arrays: Arrays, spec: EnvSpec, num_envs: int) -> _Ch
         if not good_rewards(rewards):
             raise SchemaError(f"rewards: expected magnitudes of at most {MAX_REWARD:g}")
         flags = {name: _buffer(arrays, name, "uint8", (num_envs,)) for name in FLAGS}
-    result = StepResult(
-        observations, rewards, **{name: flag.astype(np.bool_) for name, flag in flags.items()}
-    )
+    terminated, truncated, life_lost = (flags[name].astype(np.bool_) for name in FLAGS)
+    result = StepResult(observations, rewards, terminated, truncated, life_lost)
     return _CheckedAct(message, result, ended.astype(np.bool_))
+
+
+def _part(arrays: Arrays, part: ObservationPart, num_envs: int) -> Array:
+    """The buffer of a part of the observations."""
+    name = column_name(part.name)
+    array = _buffer(arrays, name, part.dtype, (num_envs, *part.shape))
+    wrong = part.invalid(array)
+    if wrong.any():
+        below = f"numbers from 0 and below {reprlib.repr(part.choices)}"
+        expected = "an allowed action" if part.kind == "mask" else below
+        found = reprlib.repr(array[wrong][0].tolist())
+        raise SchemaError(f"{name}: expected {expected} in each environment, got {found}")
+    return array
 
 
 def _buffer(arrays: Arrays, name: str, dtype: str, shape: tuple[int, ...]) -> Array:

@@ -18,6 +18,7 @@ from apex.wire.messages import (
     Heartbeat,
     HeartbeatAck,
     Hello,
+    MomentsAck,
     NotModified,
     Params,
     Welcome,
@@ -47,6 +48,8 @@ class LearnerClient:
         """Version of the newest publication received; -1: none."""
         self.learner_step = 0
         """Learner step in the last heartbeat's acknowledgement."""
+        self.acknowledged_moments = -1
+        """Largest number of a report of moments that the learner has counted; -1: none."""
         self.last_contact = clock()
         """Time of the last message from the learner, on `clock`."""
         self._clock = clock
@@ -67,6 +70,8 @@ class LearnerClient:
                 self._send_reports()
             elif isinstance(message, HeartbeatAck):
                 self.learner_step = message.learner_step
+            elif isinstance(message, MomentsAck):
+                self.acknowledged_moments = max(self.acknowledged_moments, message.seq)
             elif isinstance(message, NotModified):
                 self._params_asked_at = float("-inf")
             elif isinstance(message, Ack) and self._reports:

@@ -66,6 +66,7 @@ class LearnerDaemon:
             resumed.env_steps if resumed else 0,
             resumed.actors if resumed else {},
             self._trainer.board,
+            statistics=self._trainer.statistics,
             starts=service.starts,
             status=self.status,
             on_evaluation=self._trainer.evaluated,
@@ -136,6 +137,7 @@ class LearnerDaemon:
         batch = self._prefetcher.get(BATCH_WAIT_S)
         self._report.waited_s.add(time.monotonic() - wait_started)
         if batch is None:
+            self._trainer.publish_statistics()
             return
         if self._report.state == "waiting":
             self._report.state = "training"
@@ -190,7 +192,8 @@ class LearnerDaemon:
 def body(service: Service, extensions: Extensions = NONE) -> None:
     """Run the learner until it is asked to stop or the run ends."""
     facts = service.facts
-    algorithm = make_algorithm(service.config.algorithm, facts.env, extensions.algorithm)
+    config = service.config
+    algorithm = make_algorithm(config.algorithm, facts.env, extensions.algorithm, env=config.env)
     check_schema(algorithm, facts.schema)
     with process_tuning.memory_errors():
         LearnerDaemon(service, algorithm).run()

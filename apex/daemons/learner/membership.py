@@ -75,6 +75,7 @@ class Membership:
         self._members: dict[str, Member] = {}
         self._evaluations = 0
         self._last_evaluation: float | None = None
+        self._last_metrics: dict[str, float] = {}
         self.env_steps = env_steps
         """Environment steps of all actors, since the run's first start."""
         self.records = dict(records or {})
@@ -170,7 +171,7 @@ class Membership:
         # Dividing first keeps the mean of finite returns finite.
         mean = math.fsum(r / len(report.returns) for r in report.returns)
         self._evaluations += len(report.returns)
-        self._last_evaluation = mean
+        self._last_evaluation, self._last_metrics = mean, report.metrics
         self.best_return = mean if self.best_return is None else max(self.best_return, mean)
         return mean
 
@@ -200,6 +201,7 @@ class Membership:
             episodes=beat.episodes,
             mean_return=beat.mean_return,
             env_faults=beat.env_faults,
+            metrics=beat.metrics,
         )
 
     def evaluator(self) -> EvaluationsReport:
@@ -212,4 +214,6 @@ class Membership:
             episodes=self._evaluations,
             mean_return=self._last_evaluation,
             best_mean_return=self.best_return,
+            metrics=self._last_metrics,
+            episode_steps=newest.env_steps if newest is not None else 0,
         )

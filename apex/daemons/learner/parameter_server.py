@@ -12,7 +12,9 @@ import numpy as np
 from msgspec.structs import replace
 
 from apex.daemons.learner.membership import Membership
+from apex.daemons.learner.moment_sender import read_moments
 from apex.daemons.learner.parameter_versions import PublicationBoard
+from apex.daemons.learner.running_statistics import RunningStatistics
 from apex.daemons.status.reports import LearnerAnswer, LearnerReport, to_wire
 from apex.runs.checkpoint import ActorRecord
 from apex.runs.directory import RunFacts
@@ -24,8 +26,10 @@ from apex.wire.messages import (
     Heartbeat,
     HeartbeatAck,
     Hello,
+    MomentsAck,
     NotModified,
     Params,
+    ReportMoments,
     Snapshot,
     SnapshotReply,
     Status,
@@ -55,6 +59,7 @@ class ParameterServer:
         env_steps: environment steps before this start.
         records: the actors' records at that time.
         board: where the training thread publishes.
+        statistics: counts reports of moments; None: the run does not normalise.
         starts: starts of the learner in this run before this one.
         status: returns the learner's part of STATUS; called on the serving thread.
         on_evaluation: called on the serving thread with the mean return of each evaluation.
@@ -71,6 +76,7 @@ class ParameterServer:
         records: Mapping[str, ActorRecord],
         board: PublicationBoard,
         *,
+        statistics: RunningStatistics | None = None,
         starts: int = 0,
         status: Callable[[], LearnerReport],
         on_evaluation: Callable[[float], None],
@@ -81,9 +87,9 @@ class ParameterServer:
             facts.run_id,
             facts.schema.hash,
             {
-                "actor": (GetParams, Heartbeat),
+                "actor": (GetParams, Heartbeat, ReportMoments),
                 "evaluator": (GetParams, Heartbeat, EvaluationReport),
-                "inference": (GetParams,),
+                "inference": (GetParams, ReportMoments),
                 "operator": (Status, Snapshot),
             },
             lambda peer: self._greet(peer.hello),
@@ -93,6 +99,7 @@ class ParameterServer:
         )
         self._lock = threading.Lock()
         self._board = board
+        self._statistics = statistics
         self._status = status
         self._on_evaluation = on_evaluation
         self._on_snapshot = on_snapshot
@@ -140,7 +147,8 @@ class ParameterServer:
         if isinstance(message, GetParams):
             self._send_params(identity, message.newer_than)
         elif isinstance(message, Heartbeat):
-            if not np.isfinite([message.env_steps_per_s, message.mean_return or 0.0]).all():
+            rates = (message.env_steps_per_s, message.mean_return or 0.0)
+            if not np.isfinite([*rates, *message.metrics.values()]).all():
                 self._server.refuse(
                     identity,
                     "bad_request",
@@ -148,10 +156,15 @@ class ParameterServer:
                 )
                 return
             self._on_heartbeat(request, message)
+        elif isinstance(message, ReportMoments):
+            self._on_moments(request, message)
         elif isinstance(message, EvaluationReport):
-            if not message.returns or not np.isfinite(message.returns).all():
+            figures = (*message.returns, *message.metrics.values())
+            if not message.returns or not np.isfinite(figures).all():
                 self._server.refuse(
-                    identity, "bad_request", "evaluation: expected one or more finite returns"
+                    identity,
+                    "bad_request",
+                    "evaluation: expected one or more finite returns, and finite metrics",
                 )
                 return
             with self._lock:
@@ -194,6 +207,24 @@ class ParameterServer:
             return
         learner_step = newest.learner_step if newest else 0
         self._server.send(request.peer.identity, HeartbeatAck(learner_step=learner_step))
+
+    def _on_moments(self, request: Request, message: ReportMoments) -> None:
+        """Count a report of moments once, and acknowledge it each time."""
+        identity, hello = request.peer.identity, request.peer.hello
+        with self._lock:
+            known = self.membership.knows(hello)
+        if not known:
+            self._server.refuse(identity, "hello_required", "send HELLO again")
+            return
+        if self._statistics is None:
+            self._server.refuse(identity, "bad_request", "moments: this run normalises nothing")
+            return
+        moments = read_moments(message, request.arrays, self._statistics.sizes)
+        if isinstance(moments, str):
+            self._server.refuse(identity, "bad_request", f"moments {message.seq}: {moments}")
+            return
+        self._statistics.count(hello.member, hello.epoch, message.seq, moments)
+        self._server.send(identity, MomentsAck(seq=message.seq))
 
     def _send_params(self, identity: bytes, newer_than: int) -> None:
         newest = self._board.newest()

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from apex.daemons.replay.client import SampleClient
 from apex.data import frame_compression
-from apex.data.chunks import Items, Samples
-from apex.data.schema import LEARNER_STEP, Schema
+from apex.data.chunks import REWARD_COLUMNS, Items, Samples
+from apex.data.schema import LEARNER_STEP, Arrays, Schema
 from apex.errors import ApexError, CorruptItemsError, SchemaError
 from apex.wire.messages import SnapshotReply
 from apex.wire.sockets import Poller, Waker
@@ -38,6 +38,8 @@ class Batch:
     """Result of `Algorithm.collate` or `Algorithm.pack`, on the learner's device."""
     corrupt_ids: list[int]
     """Ids of corrupt items, which the batch does not have."""
+    rewards: Arrays = field(default_factory=dict)
+    """The items' columns of rewards, on the CPU, to explain a loss that is not finite."""
 
 
 def prepare(samples: Samples, schema: Schema, collate: Callable[[Items], Any]) -> Batch:
@@ -60,7 +62,10 @@ def prepare(samples: Samples, schema: Schema, collate: Callable[[Items], Any]) -
             log.warning("removed %d corrupt items from a batch: %s", (~intact).sum(), error)
             samples = samples.take(intact)
         else:
-            return Batch(items.item_ids, items.columns[LEARNER_STEP], data, corrupt)
+            columns = items.columns
+            rewards = {name: columns[name] for name in REWARD_COLUMNS if name in columns}
+            steps = columns[LEARNER_STEP]
+            return Batch(items.item_ids, steps, data, corrupt, rewards)
 
 
 class PriorityWriter(ABC):

@@ -20,14 +20,17 @@ import torch
 
 from apex.acting.exploration import Progress
 from apex.algos.base import Learner, check_priorities
+from apex.algos.restoring import load_parameters, restore_learner
 from apex.config.sections import Config
 from apex.daemons.learner.host_copies import HostCopies, HostCopy, read_numbers
 from apex.daemons.learner.parameter_versions import PublicationBoard, VersionCounter
 from apex.daemons.learner.prefetcher import Batch
 from apex.daemons.learner.publisher import Publisher, TrainingTime
+from apex.daemons.learner.running_statistics import RunningStatistics, check_unchanged
 from apex.daemons.periodic import Every
-from apex.data.chunks import good_priorities
-from apex.errors import ConfigError, DivergedError
+from apex.data.chunks import about_rewards, good_priorities
+from apex.data.schema import Arrays
+from apex.errors import DivergedError
 from apex.execution.execution import Execution
 from apex.execution.settings import make_execution, use_precision
 from apex.host import process_tuning
@@ -72,6 +75,8 @@ class _Pending(NamedTuple):
     """Learner steps of the policies that made the items."""
     priorities: HostCopy
     metrics: Mapping[str, Any]
+    rewards: Arrays
+    """See `Batch`."""
 
 
 def begin_training(config: Config) -> torch.device:
@@ -115,6 +120,10 @@ class Trainer:
         self._lag = int(on_gpu) if lag is None else lag
         learner.precision = use_precision(settings.precision, learner.device)
         self._execution = execution or make_execution(settings, learner)
+        self.statistics = (
+            RunningStatistics(learner.normalizer.sizes) if learner.normalizer else None
+        )
+        """Statistics of normalisation; None: the run does not normalise."""
         self._host_copies = HostCopies(learner.device, self._lag + 1)
         self._pending: deque[_Pending] = deque()
         self.board = PublicationBoard()
@@ -164,8 +173,11 @@ class Trainer:
         if found is None:
             self._initialise()
             return None
-        self._load(found)
         manifest = found.manifest
+        check_unchanged(self._config.env, manifest.config["env"], str(found.path))
+        state = self._load(found)
+        if self.statistics is not None:
+            self.statistics.load_state_dict(state["normalization"])
         self._resumed_s = manifest.train_s
         durable = self._config.replay.durability != "off"
         log.info(
@@ -181,29 +193,27 @@ class Trainer:
         if not self._config.run.init_from:
             return
         source = checkpoint.find(Path(self._config.run.init_from))
-        try:
-            self._learner.load_parameters(parameters.decode(source.parameters()))
-        except RuntimeError as error:
-            raise ConfigError(
-                f"run.init_from: {source.path} does not fit the [algorithm] section: {error}"
-            ) from None
+        check_unchanged(self._config.env, source.manifest.config["env"], str(source.path))
+        load_parameters(self._learner, source, "run.init_from")
+        if self.statistics is not None and self._learner.normalizer is not None:
+            self.statistics.begin_with(self._learner.normalizer.read(self._learner.network))
         log.info("parameters initialised from %s", source.path)
 
-    def _load(self, found: Checkpoint) -> None:
-        """Load networks, optimizers, RNG and step of a checkpoint. Raises `ConfigError`."""
-        state = found.learner_state()
-        try:
-            self._learner.load_state_dict(state["learner"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise ConfigError(
-                f"{found.path} does not fit the [algorithm] section: {error}; revert the change "
-                "of its network or optimizer, or start a new run with --init-from"
-            ) from None
+    def _load(self, found: Checkpoint) -> dict[str, Any]:
+        """Load networks, optimizers, RNG and step of a checkpoint; returns its whole state.
+
+        Raises:
+            ConfigError: it belongs to another network or optimizer.
+        """
+        state = restore_learner(self._learner, found)
         torch.set_rng_state(state["rng"])
         if self._learner.device.type == "cuda" and "cuda_rng" in state:
             torch.cuda.set_rng_state(state["cuda_rng"], self._learner.device)
         self._execution.reset()
         self.learner_step = found.manifest.learner_step
+        if self.statistics is not None:
+            self.statistics.write_again()
+        return state
 
     def update(self, batch: Batch) -> None:
         """Make one update from a batch, and process the results that are due.
@@ -212,18 +222,36 @@ class Trainer:
             ConfigError: the learner did not return one priority per item.
             DivergedError: the run diverged and cannot be rolled back.
         """
+        if self.statistics is not None:
+            self.statistics.write_to(self._learner)
         progress = Progress(self.learner_step, self._counts.env_steps)
         update = self._learner.learn(batch.data, progress, self._execution)
         check_priorities(update, len(batch.item_ids), self._learner)
         copy = self._host_copies.copy(update.priorities)
         self._pending.append(
-            _Pending(self.learner_step, batch.item_ids, batch.learner_steps, copy, update.metrics)
+            _Pending(
+                self.learner_step,
+                batch.item_ids,
+                batch.learner_steps,
+                copy,
+                update.metrics,
+                batch.rewards,
+            )
         )
         self.learner_step += 1
         if not self._process_pending(self._lag):
             return
         if self._publisher.due(self.learner_step):
             self._publisher.publish(self._training_time(), proven=False)
+
+    def publish_statistics(self) -> None:
+        """Publish new statistics before the first update of this start, and no longer after it.
+
+        So the first items have priorities in the learner's units.
+        """
+        statistics = self.statistics
+        if not self.metrics and statistics is not None and statistics.write_to(self._learner):
+            self.publish()
 
     def _process_pending(self, keep: int = 0) -> bool:
         """Process results until `keep` updates are pending; returns False after a rollback."""
@@ -238,13 +266,14 @@ class Trainer:
         self.metrics = update.metrics
         good = good_priorities(priorities)
         if not good.all() and (not good.any() or not self._learner.is_finite()):
-            self._roll_back(update.learner_step)
+            self._roll_back(update.learner_step, about_rewards(update.rewards))
             return False
         if not good.all():
             log.warning(
                 "%d items give an invalid priority (negative, not finite or too large) although "
-                "the network is finite: their priority is set to 0",
+                "the network is finite: their priority is set to 0%s",
                 (~good).sum(),
+                about_rewards(update.rewards),
             )
             self._priorities.reject(item_ids[~good].tolist())
         self._publisher.prove(update.learner_step)
@@ -254,10 +283,14 @@ class Trainer:
         self.item_staleness = float(age.mean())
         return True
 
-    def _roll_back(self, learner_step: int) -> None:
+    def _roll_back(self, learner_step: int, reason: str) -> None:
         """Roll back to the last valid checkpoint after a loss that is not finite, once per start.
 
         Parameters of the diverged network are neither published nor saved.
+
+        Args:
+            learner_step: step of the update with that loss.
+            reason: a clause about large rewards, or empty.
 
         Raises:
             DivergedError: the run was rolled back before, or there is no checkpoint yet.
@@ -266,7 +299,7 @@ class Trainer:
         folder = self._run.checkpoints
         checkpoint.remove_from(folder, "step", learner_step)
         found = checkpoint.newest(folder)
-        what = f"the loss at learner step {learner_step} is not finite"
+        what = f"the loss at learner step {learner_step} is not finite{reason}"
         if self.rollbacks or found is None:
             state = "again, after one rollback" if self.rollbacks else "before any checkpoint"
             raise DivergedError(
@@ -316,6 +349,8 @@ class Trainer:
         state = {"learner": self._learner.state_dict(), "rng": torch.get_rng_state()}
         if self._learner.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self._learner.device)
+        if self.statistics is not None:
+            state["normalization"] = self.statistics.state_dict()
         try:
             data = parameters.encode(self._learner.network)
             path = checkpoint.save(folder, "step", self._manifest(), data, state)

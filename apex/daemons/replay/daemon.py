@@ -112,6 +112,7 @@ class ReplayServer:
             duplicate_inserts=self.inserts.duplicates,
             refused=sum(refused.values()) + self.table.counters.refused_priorities,
             refused_by=dict(refused),
+            refused_chunk=self.inserts.refused_chunk,
             **asdict(self.table.counters),
             **self._durable.status()._asdict(),
             **connections()._asdict(),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from apex.daemons.metrics import Rate
 from apex.data.chunk_bytes import chunk_from_arrays
@@ -22,6 +25,8 @@ CREDITS = 4
 """Unacknowledged inserts that one producer may have; bounds the queue of waiting inserts."""
 
 
+REFUSAL_SHOWN_S = 60.0
+"""Seconds for which the status shows why a chunk was refused."""
 MAX_PENDING = 4096
 """Inserts of all producers that may wait for the rate limiter."""
 MAX_PRODUCERS = 10_000
@@ -62,6 +67,13 @@ class _Acknowledgement:
     logged: bool
 
 
+class _Refusal(NamedTuple):
+    """Why a chunk was refused, and when, on the endpoint's clock."""
+
+    reason: str
+    at: float
+
+
 class InsertEndpoint:
     """Takes each insert once, in order, and acknowledges it when it is in the table.
 
@@ -72,9 +84,18 @@ class InsertEndpoint:
         endpoint: the address to bind.
         facts: the run's.
         durable: the table and its log.
+        clock: monotonic time in seconds.
     """
 
-    def __init__(self, endpoint: Endpoint, facts: RunFacts, durable: DurableTable) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        facts: RunFacts,
+        durable: DurableTable,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._refusal: _Refusal | None = None
         self._durable = durable
         self._table = durable.table
         self.server = Server(
@@ -108,6 +129,13 @@ class InsertEndpoint:
         """Check and queue the inserts that have arrived."""
         for request in self.server.receive():
             self._enqueue(request)
+
+    @property
+    def refused_chunk(self) -> str | None:
+        """Why the last chunk was refused, if that was less than `REFUSAL_SHOWN_S` ago."""
+        last = self._refusal
+        is_recent = last is not None and self._clock() - last.at < REFUSAL_SHOWN_S
+        return last.reason if last is not None and is_recent else None
 
     def work(self) -> bool:
         """Insert the chunks that the rate limiter allows; returns whether there was one."""
@@ -208,6 +236,7 @@ class InsertEndpoint:
             chunk.check(self._table.schema)
         except SchemaError as error:
             self.server.refuse(request.peer.identity, "bad_chunk", f"insert {seq}: {error}")
+            self._refusal = _Refusal(f"of {request.peer.hello.name}: {error}", self._clock())
             return None
         return chunk
 

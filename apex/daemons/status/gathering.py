@@ -9,13 +9,14 @@ from typing import Any
 
 from msgspec.structs import asdict, replace
 
+from apex.acting.episodes import metrics_of
 from apex.config.sections import Config
 from apex.daemons import restart_backoff
 from apex.daemons.catalog import ACTOR, EVALUATOR, INFERENCE, LEARNER, REPLAY, DaemonSpec
 from apex.daemons.catalog import daemon_names as configured_names
 from apex.daemons.operator_client import ask
 from apex.daemons.status.bottleneck import bottleneck
-from apex.daemons.status.health import alarms, health
+from apex.daemons.status.health import alarms, configured_alarms, health
 from apex.daemons.status.last_figures import LastFigures, last_records
 from apex.daemons.status.reports import (
     ActorReport,
@@ -158,12 +159,33 @@ class _Gathering:
 
     def _with_assessment(self, status: RunStatus) -> RunStatus:
         """Add bottleneck, alarms and health."""
-        found = (*self._problems, *alarms(status), *_crash_alarms(self._run, status))
+        found = (
+            *self._problems,
+            *alarms(status),
+            *configured_alarms(status, self._config),
+            *self._crash_alarms(status),
+        )
         last = None if self._last is None else self._last.bottleneck(self._config.replay.min_size)
         summary = replace(status.run, alarms=found, bottleneck=last or bottleneck(status))
         status = replace(status, run=summary)
         names = configured_names(self._config)
         return replace(status, run=replace(summary, health=health(status, names)))
+
+    def _crash_alarms(self, status: RunStatus) -> list[str]:
+        """Return an alarm for each daemon that crashes or hangs repeatedly or has given up."""
+        found, watchdog_s = [], self._config.run.watchdog_s
+        for _, name, row in status.rows():
+            path = self._run.crash_file(name)
+            record = restart_backoff.read(path)
+            if record is None:
+                continue
+            if row.pid is None and record.gave_up:
+                found.append(f"{name} has stopped and is not restarted: {record.error}")
+            elif row.pid is not None and restart_backoff.in_crash_loop(path):
+                found.append(f"{name} crashed {record.crashes} times in a row: {record.error}")
+            elif self._last is None and restart_backoff.hangs_again(path, watchdog_s):
+                found.append(f"{name} hung {record.hangs} times in a row: {record.error}")
+        return found
 
 
 def _actor(name: str, report: ActorReport | None, pid: int | None, *, foreign: bool) -> ActorReport:
@@ -195,7 +217,9 @@ def _last_evaluation(run: RunDirectory, saved: dict[str, Any]) -> EvaluationsRep
     records = last_records(run.metrics / f"{EVALUATOR.kind}.jsonl", 1)
     try:
         return EvaluationsReport(
-            mean_return=records[0]["mean_return"], best_mean_return=records[0]["best_mean_return"]
+            mean_return=records[0]["mean_return"],
+            best_mean_return=records[0]["best_mean_return"],
+            metrics=metrics_of(records[0]),
         )
     except (IndexError, KeyError):
         return EvaluationsReport(best_mean_return=saved.get("best_return"))
@@ -208,17 +232,3 @@ def _newest_manifest(run: RunDirectory) -> dict[str, Any]:
         return dict(json.loads(manifests[-1].read_text())) if manifests else {}
     except (OSError, ValueError):
         return {}
-
-
-def _crash_alarms(run: RunDirectory, status: RunStatus) -> list[str]:
-    """Return an alarm for each daemon that crashes repeatedly or has given up."""
-    found = []
-    for _, name, row in status.rows():
-        record = restart_backoff.read(run.crash_file(name))
-        if record is None:
-            continue
-        if row.pid is None and record.gave_up:
-            found.append(f"{name} has stopped and is not restarted: {record.error}")
-        elif row.pid is not None and restart_backoff.in_crash_loop(run.crash_file(name)):
-            found.append(f"{name} crashed {record.crashes} times in a row: {record.error}")
-    return found

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from apex.acting.episodes import metrics_of
 from apex.daemons.catalog import ACTOR, INFERENCE, LEARNER, REPLAY
 from apex.daemons.status.bottleneck import limiting_part, warm_up
 from apex.daemons.status.reports import (
@@ -55,8 +56,9 @@ class LastFigures:
         """Add the last figures to the row of an actor that is down."""
         record = self._newest(down.actor_id)
         names = ("env_steps", "env_steps_per_s", "param_version", "episodes", "mean_return",
-                 "env_faults")  # fmt: skip
-        return _with(down, {**record, "env_steps": record.get("step")}, names)
+                 "env_faults", "metrics")  # fmt: skip
+        known = {**record, "env_steps": record.get("step"), "metrics": metrics_of(record)}
+        return _with(down, known, names)
 
     def bottleneck(self, min_size: int) -> str | None:
         """Return which part limited the run's speed, or None without metrics.

@@ -74,6 +74,8 @@ class ActorReport(Report, frozen=True, kw_only=True):
     episodes: int = 0
     mean_return: float | None = None
     env_faults: int = 0
+    metrics: dict[str, float] = {}
+    """Mean of each measured scalar of `info` over the last episodes."""
 
 
 class EvaluationsReport(Report, frozen=True, kw_only=True):
@@ -86,6 +88,10 @@ class EvaluationsReport(Report, frozen=True, kw_only=True):
     mean_return: float | None = None
     """Mean return of the last evaluation."""
     best_mean_return: float | None = None
+    metrics: dict[str, float] = {}
+    """Mean of each measured scalar of `info` in the last evaluation."""
+    episode_steps: int = 0
+    """Steps of the longest unfinished episode of the evaluation that is running."""
 
 
 class LearnerAnswer(Report, frozen=True, kw_only=True):
@@ -131,6 +137,8 @@ class ReplayReport(ReplaySummary, frozen=True, kw_only=True):
     duplicate_inserts: int
     refused_by: dict[str, int]
     """Refused messages by error code, and dropped replies."""
+    refused_chunk: str | None = None
+    """Whose chunk was refused in the last minute, and why; its items are lost."""
     inserted: int
     sampled: int
     evicted: int

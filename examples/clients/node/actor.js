@@ -4,11 +4,13 @@ import { setImmediate as nextTurn, setTimeout as sleep } from "node:timers/promi
 import { parseArgs } from "node:util";
 import { CartPole } from "./cartpole.js";
 import { Learner, Producer } from "./clients.js";
+import { Corners } from "./corners.js";
 import { readRun } from "./run.js";
 import { NStepTransitions, chunkOf } from "./transitions.js";
 import { Connection, UserError } from "./wire.js";
 
 const USAGE = "usage: node actor.js --run DIR --index N [--steps N]";
+const ENVIRONMENTS = [CartPole, Corners];
 const WAIT_MS = 5;
 const DRAIN_MS = 3_000;
 const RECENT_EPISODES = 20;
@@ -16,28 +18,30 @@ const RATE_BEATS = 10;
 
 /** One environment and its transitions. */
 class Lane {
-  #env = new CartPole(Math.random);
+  #env;
+  #numActions;
   #transitions;
-  #columns;
+  #schema;
   #chunkLength;
   #observation;
   #items = [];
   #return = 0;
 
-  constructor({ columns, settings }) {
-    this.#transitions = new NStepTransitions(settings);
-    this.#columns = columns;
+  constructor(Environment, { schema, settings }) {
+    this.#env = new Environment(Math.random);
+    this.#numActions = Environment.num_actions;
+    this.#transitions = new NStepTransitions(schema, settings);
+    this.#schema = schema;
     this.#chunkLength = settings.chunkLength;
-    this.#observation = this.#env.reset();
+    this.#begin();
   }
 
   /** Take one random action. @returns {number | null} the return of the episode, if it ended */
   step(learnerStep) {
-    const action = Math.floor(Math.random() * CartPole.numActions);
+    const allowed = allowedActions(this.#observation, this.#numActions);
+    const action = allowed[Math.floor(Math.random() * allowed.length)];
     const after = this.#env.step(action);
-    this.#items.push(
-      ...this.#transitions.add({ observation: this.#observation, action, learner_step: learnerStep }, after),
-    );
+    this.#items.push(...this.#transitions.add({ action, learner_step: learnerStep }, after));
     this.#return += after.reward;
     this.#observation = after.observation;
     return after.terminated || after.truncated ? this.#begin() : null;
@@ -47,7 +51,7 @@ class Lane {
   insert(producer, all = false) {
     while (this.#items.length >= this.#chunkLength || (all && this.#items.length > 0)) {
       const items = this.#items.splice(0, this.#chunkLength);
-      producer.insert(chunkOf(items, this.#columns), items.length);
+      producer.insert(chunkOf(items, this.#schema), items.length);
     }
   }
 
@@ -55,8 +59,14 @@ class Lane {
     const whole = this.#return;
     this.#return = 0;
     this.#observation = this.#env.reset();
+    this.#transitions.begin(this.#observation);
     return whole;
   }
+}
+
+/** The actions that an observation's mask allows; without a mask all of them. */
+function allowedActions({ action_mask }, numActions) {
+  return Array.from({ length: numActions }, (_, action) => action).filter((action) => action_mask?.[action] !== 0);
 }
 
 /** Steps environments while there are parameters and credit, and sends the learner a heartbeat each second. */
@@ -79,7 +89,7 @@ class Actor {
   constructor(run, index) {
     this.#run = run;
     this.#name = `actor_${String(index).padStart(3, "0")}`;
-    this.#lanes = Array.from({ length: run.settings.numEnvs }, () => new Lane(run));
+    this.#lanes = Array.from({ length: run.settings.numEnvs }, () => new Lane(environmentOf(run.env), run));
     const hello = {
       role: "actor",
       name: this.#name,
@@ -230,20 +240,30 @@ function optionsGiven() {
   }
 }
 
-/** Refuse a run whose observations and actions are not those of CartPole. */
-function checkEnvironment({ env_id, observation_shape, num_actions, frame_stack }) {
-  const same = String(observation_shape) === String(CartPole.observationShape) && num_actions === CartPole.numActions;
-  if (!same || frame_stack > 0)
-    throw new UserError(
-      `this actor plays CartPole (observations [${CartPole.observationShape}], ${CartPole.numActions} actions); ` +
-        `the run has ${env_id} (observations [${observation_shape}], ${num_actions} actions)`,
-    );
+/** The environment with the run's observations and actions. @throws {UserError} there is none */
+function environmentOf(env) {
+  const found = ENVIRONMENTS.find((Environment) => shapeOf(Environment) === shapeOf(env));
+  if (found) return found;
+  const known = ENVIRONMENTS.map((Environment) => `${Environment.name} (${describe(Environment)})`);
+  throw new UserError(`this actor plays ${known.join(", ")}; the run has ${env.env_id} (${describe(env)})`);
+}
+
+/** Text that is equal for equal observations and actions. */
+function shapeOf({ observation_shape, num_actions, parts }) {
+  const lines = parts.map(({ name, kind, shape, dtype, choices }) => JSON.stringify([name, kind, shape, dtype, choices]));
+  return JSON.stringify([observation_shape, num_actions, ...lines.sort()]);
+}
+
+function describe({ observation_shape, num_actions, parts }) {
+  const named = parts.map(({ name, kind, shape, choices }) =>
+    [`${name}: ${kind} [${shape}]`, ...(choices.length > 0 ? [`of ${choices}`] : [])].join(" "),
+  );
+  return `observations ${parts.length > 0 ? named.join(", ") : `[${observation_shape}]`}, ${num_actions} actions`;
 }
 
 async function main() {
   const options = parseArguments();
   const run = readRun(options.run);
-  checkEnvironment(run.env);
   const actor = new Actor(run, options.index);
   process.on("SIGTERM", () => actor.end());
   process.on("SIGINT", () => actor.end());

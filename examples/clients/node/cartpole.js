@@ -11,8 +11,9 @@ const MAX_ANGLE = (12 * 2 * Math.PI) / 360; // rad
 const MAX_STEPS = 500;
 
 export class CartPole {
-  static observationShape = [4];
-  static numActions = 2;
+  static observation_shape = [4];
+  static num_actions = 2;
+  static parts = [];
   #random;
   #state = [0, 0, 0, 0];
   #steps = 0;

@@ -14,9 +14,12 @@ import { UserError } from "./wire.js";
  * @property {string} id `run_id`
  * @property {string} schemaHash 16 hexadecimal digits
  * @property {{insert: Endpoint, params: Endpoint}} endpoints
- * @property {{name: string, dtype: string, shape: number[]}[]} columns of the run's table
- * @property {{observation_shape: number[], num_actions: number, env_id: string}} env
- * @property {{nStep: number, discount: number, clipRewards: boolean, numEnvs: number, chunkLength: number, parameterPeriod: number, parameterPeriodS: number, learnerPatienceS: number}} settings
+ * @property {import("./transitions.js").Schema} schema of the run's table
+ * @property {{env_id: string, observation_shape: number[], num_actions: number, frame_stack: number, parts: Part[]}} env
+ * @property {{nStep: number, discount: number, clipRewards: boolean, frameStack: number, numEnvs: number, chunkLength: number, parameterPeriod: number, parameterPeriodS: number, learnerPatienceS: number}} settings
+ *
+ * An array of an observation that has several.
+ * @typedef {{name: string, kind: "image" | "vector" | "choices" | "mask", shape: number[], dtype: string, choices: number[]}} Part
  */
 
 /**
@@ -35,19 +38,23 @@ export function readRun(folder) {
     id: run_id,
     schemaHash: schemaHash(schema),
     endpoints: { insert: endpoint(replay.insert), params: endpoint(learner.params) },
-    columns: schema.columns,
-    env,
-    settings: settingsOf(config),
+    schema,
+    env: { parts: [], ...env },
+    settings: { ...settingsOf(config), frameStack: env.frame_stack },
   };
 }
 
 /** The first 16 digits of the SHA-256 of the schema's compact JSON, keys in PROTOCOL.md's order. */
 export function schemaHash({ columns, frames }) {
-  const ordered = {
-    columns: columns.map(({ name, dtype, shape }) => ({ name, dtype, shape })),
-    frames: frames && { shape: frames.shape, max_frames: frames.max_frames },
-  };
+  const ordered = { columns: columns.map(orderedColumn), frames: frames && orderedFrames(frames) };
   return createHash("sha256").update(JSON.stringify(ordered)).digest("hex").slice(0, 16);
+}
+
+const orderedColumn = ({ name, dtype, shape }) => ({ name, dtype, shape });
+
+/** `images` is in the text only where there are some. */
+function orderedFrames({ shape, max_frames, images = [] }) {
+  return { shape, max_frames, ...(images.length > 0 && { images: images.map(orderedColumn) }) };
 }
 
 function settingsOf({ algorithm, env, actor }) {
