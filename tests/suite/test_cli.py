@@ -72,8 +72,8 @@ def test_presets_are_listed_and_shown() -> None:
     listed = apex_process("presets", "list")
     assert [line.split()[0] for line in listed.stdout.splitlines()] == [
         "ant-dpg", "breakout", "cartpole", "cartpole-impala", "cartpole-r2d2", "cartpole-seed",
-        "halfcheetah-dpg", "lunarlander", "pendulum-dpg", "pong", "pong-fast", "pong-impala",
-        "pong-r2d2", "pong-seed",
+        "dm-control-dpg", "halfcheetah-dpg", "lunarlander", "minatar", "minigrid", "pendulum-dpg",
+        "pong", "pong-fast", "pong-impala", "pong-r2d2", "pong-seed", "vizdoom",
     ]  # fmt: skip
     assert 'id = "ALE/Pong-v5"' in apex("presets", "show", "pong").stdout
     resolved = apex("presets", "show", "pong", "--resolved").stdout
@@ -82,8 +82,8 @@ def test_presets_are_listed_and_shown() -> None:
     assert unknown.returncode == 78
     assert unknown.stderr == (
         "apex: no preset 'pang'; there are: ant-dpg, breakout, cartpole, cartpole-impala, "
-        "cartpole-r2d2, cartpole-seed, halfcheetah-dpg, lunarlander, pendulum-dpg, pong, "
-        "pong-fast, pong-impala, pong-r2d2, pong-seed\n"
+        "cartpole-r2d2, cartpole-seed, dm-control-dpg, halfcheetah-dpg, lunarlander, minatar, "
+        "minigrid, pendulum-dpg, pong, pong-fast, pong-impala, pong-r2d2, pong-seed, vizdoom\n"
     )
 
 

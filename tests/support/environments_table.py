@@ -8,7 +8,7 @@ from tests.support.paths import ROOT
 def environments_table() -> dict[str, list[str]]:
     """Cells of each row by the set's name: set, environments, extra, presets, in `.venv`."""
     text = (ROOT / "docs" / "ENVIRONMENTS.md").read_text(encoding="utf-8")
-    part = text.partition("## Ready sets")[2].partition("### ")[0]
+    part = text.partition("## Ready sets")[2].partition("A preset names")[0]
     lines = [line for line in part.splitlines() if line.startswith("| `")]
     rows = [[cell.strip().replace("`", "") for cell in line.split("|")[1:-1]] for line in lines]
     return {row[0]: row for row in rows}
