@@ -243,7 +243,7 @@ def test_new_run_reads_its_configuration_in_one_pass_and_checks_it_once(
     end = max(number for number, (_, name) in enumerate(calls) if name == "replace_file")
     files = files_of(calls[begin : end + 1])
     assert files[-1] == "host/files.py" and "launch/preflight.py" in files
-    assert len(files) < 40 and upward_calls(files) < 8
+    assert len(files) < 40 and upward_calls(files) < 12
     assert calls[: end + 1].count(("config/sections.py", "check")) == 1
 
     resumed = calls_of(lambda: prepare.resume_run(RunDirectory(made), []), is_one_step)
