@@ -263,7 +263,7 @@ def test_resume_continues_from_the_learner_step_of_the_checkpoint(learned: Suite
     saved = json.loads(
         max(learned.run.checkpoints.glob("step_*/manifest.json")).read_text(encoding="utf-8")
     )
-    assert stopped["learner"]["learner_step"] == saved["learner_step"] > 100
+    assert stopped["learner"]["learner_step"] == saved["learner_step"] > 100, learned.logs()
     learned.start("--resume", "--engine", "local")
     resumed = learned.wait_healthy()
     assert resumed["learner"]["learner_step"] >= saved["learner_step"]
