@@ -60,19 +60,13 @@ class EvaluatorDaemon:
     ) -> None:
         self._clock, self._cpu_clock = clock, cpu_clock
         self._service = service
-        self._config = service.config
-        config = service.config.evaluator
-        algorithm = make_algorithm(
-            service.config.algorithm,
-            service.facts.env,
-            extensions.algorithm,
-            env=service.config.env,
-        )
+        self._config = run = service.config
+        config, spec = run.evaluator, service.facts.env
+        algorithm = make_algorithm(run.algorithm, spec, extensions.algorithm, env=run.env)
         self._policy: Policy = algorithm.policy()
-        device = evaluation_device(service.config, service.facts.env, self._policy)
-        self._policy.to(device)
-        self._env = service.config.evaluation_env
-        factory = evaluation_factory(service.config, extensions.make_env)
+        self._policy.to(evaluation_device(run, spec, self._policy))
+        self._env = run.evaluation_env
+        factory = evaluation_factory(run, extensions.make_env)
         self._recreation = Recreation(
             lambda: make_environments(
                 self._env, config.num_envs, factory, activity=service.activity
