@@ -97,7 +97,7 @@ def test_presets_are_listed_and_shown() -> None:
         (["algorithm.name=3"], 'algorithm.name: expected a string, such as "apex_dqn", got 3'),
         (["env.id=NoSuch-v0"], "env.id = 'NoSuch-v0'"),
         (["env.id=Pendulum-v1"], "apex_dqn supports discrete actions, but Pendulum-v1 takes"),
-        (["env.id=ALE/NoSuch-v5"], "ALE has no game"),
+        (["env.id=ALE/NoSuch-v5"], "ALE has no such game"),
         (["replay.min_size=100000"], "replay.min_size (100000) must not exceed"),
         (["replay.tolerance=1.0"], "could deadlock"),
         (["batch_size=3"], "expected section.key=value"),
