@@ -305,7 +305,7 @@ def test_runs_of_apex_0_1_do_not_say_which_axis_has_the_channels():
 
 
 @pytest.mark.parametrize(
-    "actions, mask", [(gym.spaces.MultiDiscrete([2, 3]), 5), (gym.spaces.Discrete(4), 5)]
+    ("actions", "mask"), [(gym.spaces.MultiDiscrete([2, 3]), 5), (gym.spaces.Discrete(4), 5)]
 )
 def test_mask_that_is_not_one_of_discrete_actions_is_not_used_silently(actions, mask, caplog):
     seen = gym.spaces.Dict({"action_mask": gym.spaces.MultiBinary(mask), "seen": BOX})
