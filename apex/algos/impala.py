@@ -108,8 +108,9 @@ class Impala(SequenceAlgorithm):
         bounds = self.spec.action_bounds
         if bounds is None:
             return actions.long()
-        low = torch.tensor(bounds.low, device=actions.device).long()
-        return actions.long().flatten(2) - low
+        # Numbers of Python, as a CUDA graph cannot record a copy of them from the host.
+        heads = zip(actions.long().flatten(2).unbind(-1), bounds.low)
+        return torch.stack([head - int(low) for head, low in heads], dim=-1)
 
     def loss(self, batch: Sequences, online: nn.Module, target: nn.Module | None) -> Loss:
         """Policy gradient, value and entropy losses with V-trace targets, summed over steps."""

@@ -195,8 +195,8 @@ class AsyncEnvironments:
         if isinstance(message, Failed):
             return self._fail(lane, message.reason)
         if isinstance(message, Made):
-            if message.spec != self.spec:
-                return self._fail(lane, f"expected {self.spec}, got {message.spec}")
+            if differing := message.spec.differences(self.spec):
+                return self._fail(lane, f"it has {', '.join(differing)}")
             seed = self._seed_of(lane.faults) + lane.index
             self._ask(lane, "reset", Reset(seed=seed))
             return None

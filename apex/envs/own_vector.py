@@ -257,8 +257,11 @@ class OneOfVector(gym.Env[Any, Any]):
                     "returned no info['final_obs'] at the end of an episode; in the autoreset mode "
                     "SAME_STEP it holds the last observation of each episode that ended"
                 )
-            final, self._begun = infos["final_obs"][0], (observation, info)
-            observation, info = _copied(final), _first_info(infos.get("final_info", {}))
+            final, self._begun = infos["final_obs"], (observation, info)
+            # gymnasium's vectors give an array of observations, others a batch as in a step.
+            is_batch = isinstance(final, (dict, tuple))
+            observation = self._first(final) if is_batch else _copied(final[0])
+            info = _first_info(infos.get("final_info", {}))
         return observation, np.asarray(rewards)[0], over, cut, info
 
     def _first(self, observations: Any) -> Any:

@@ -152,6 +152,13 @@ def observation_part(
     where = f"{env_id}: observation{f' {name!r}' if name else ''}"
     if name == ACTION_MASK and num_actions and space.shape == (num_actions,):
         return ObservationPart(name, "mask", (num_actions,), "uint8")
+    if name == ACTION_MASK:
+        log.warning(
+            "%s of shape %s is seen by the network but forbids nothing: %s",
+            where, space.shape,
+            f"a mask has one number for each of the {num_actions} actions" if num_actions
+            else "only discrete actions can be masked",
+        )  # fmt: skip
     if isinstance(space, gym.spaces.Discrete):
         return ObservationPart(name, "choices", (), "int32", (int(space.n),))
     if isinstance(space, gym.spaces.MultiDiscrete):

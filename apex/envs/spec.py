@@ -133,6 +133,26 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             channels_last=part.channels_last if is_image else None,
         )
 
+    def differences(self, other: EnvSpec) -> list[str]:
+        """How this environment's observations and actions differ from those of another.
+
+        Networks see no difference between a `channels_last` that is None, as in runs of apex 0.1,
+        and the value that it stands for.
+        """
+        compared = {
+            name: (getattr(self, name), getattr(other, name))
+            for name in self.__struct_fields__
+            if name not in ("env_id", "channels_last")
+        }
+        if not (self.parts or other.parts):
+            lasts = (self.all_parts[0].channels_last, other.all_parts[0].channels_last)
+            compared["channels_last"] = lasts
+        return [
+            f"{name} {own} instead of {others}"
+            for name, (own, others) in compared.items()
+            if own != others
+        ]
+
     @property
     def images(self) -> tuple[ObservationPart, ...]:
         """The parts that are images: each is stored once for each step and stacked when read."""

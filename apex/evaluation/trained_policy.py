@@ -119,14 +119,23 @@ class TrainedPolicy:
             raise UsageError(
                 f"expected a dictionary of the observation's parts {sorted(names)}, got {given}"
             )
-        batch, single = {}, False
+        batch, singles, counts = {}, set(), set()
         for part in spec.parts:
             stack = (spec.frame_stack,) if part.kind == "image" else ()
-            shape = (*stack, *part.shape)
-            batch[part.name], single = _rows(
-                observations[part.name], part.dtype, shape, f" '{part.name}'"
+            array, single = _rows(
+                observations[part.name], part.dtype, (*stack, *part.shape), f" '{part.name}'"
             )
-        return batch, single
+            if part.kind != "image" and part.invalid(array).any():
+                raise UsageError(
+                    f"expected observations '{part.name}' with choices that exist, or a mask that "
+                    f"allows an action, got {array[part.invalid(array)][0].tolist()}"
+                )
+            batch[part.name] = array
+            singles.add(single)
+            counts.add(len(array))
+        if len(singles) != 1 or len(counts) != 1:
+            raise UsageError("expected all parts of an observation for the same environments")
+        return batch, singles.pop()
 
     def _inputs(self, observations: Observations, rewards: npt.ArrayLike) -> Inputs:
         count, last = rows_of(observations), self._decision
@@ -154,11 +163,12 @@ class TrainedPolicy:
         """Raise `EnvError` unless an environment has the observations and actions of training."""
         own = self.manifest.env
         seen, trained = spec.observations_text, own.observations_text
-        if (seen, spec.actions_text) != (trained, own.actions_text):
+        alike = seen == trained and spec.actions_text == own.actions_text
+        if not alike or (spec.parts, spec.frame_stack) != (own.parts, own.frame_stack):
             raise EnvError(
                 f"{spec.env_id} has observations {seen} and {spec.actions_text}, but the policy "
                 f"was trained on {own.env_id} with {trained} and {own.actions_text}; evaluate it "
-                "on an environment like that one"
+                f"on an environment like that one ({', '.join(spec.differences(own))})"
             )
 
     def play(self, episodes: int, seed: int, extensions: Extensions = NONE) -> list[float]:

@@ -109,12 +109,7 @@ def try_evaluation_environment(
         )
     except EnvError as error:
         raise EnvError(f"evaluator.env: {error}") from None
-    differing = [
-        f"{name} {getattr(found, name)} instead of {getattr(spec, name)}"
-        for name in EnvSpec.__struct_fields__
-        if name != "env_id" and getattr(found, name) != getattr(spec, name)
-    ]
-    if differing:
+    if differing := found.differences(spec):
         raise ConfigError(
             f"evaluator.env: {found.env_id} must have the observations and actions of training "
             f"({spec.env_id}), but has {', '.join(differing)}; change it, or the keys of "

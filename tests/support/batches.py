@@ -62,7 +62,8 @@ def random_sequences(algorithm: SequenceAlgorithm, batch_size: int, seed: int = 
     """Sequences of an algorithm with random numbers, as arrays by name."""
     rng, spec, layout = np.random.default_rng(seed), algorithm.spec, algorithm.layout()
     shape = (batch_size, layout.length)
-    actions = spec.random_actions(batch_size * layout.length, rng).reshape(shape)
+    actions = spec.random_actions(batch_size * layout.length, rng)
+    actions = actions.reshape(*shape, *actions.shape[1:])
     arrays = {
         "observation": _observations(spec, shape, rng),
         "action": actions.astype(np.int32),

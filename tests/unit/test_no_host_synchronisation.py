@@ -30,6 +30,7 @@ VECTORS = EnvSpec("Test-v0", (3,), "float32", 0, 4)
 IMAGES = EnvSpec("Test-v0", (12, 12), "uint8", 2, 4)
 BOUNDS = ActionBounds("float32", (2,), (-2.0, 0.0), (2.0, 10.0))
 CONTINUOUS = EnvSpec("Test-v0", (3,), "float32", 0, 0, BOUNDS)
+SEVERAL = EnvSpec("Test-v0", (3,), "float32", 0, 0, ActionBounds("int64", (2,), (0, 1), (3, 2)))
 CONV = {"conv": ((4, 3, 2),)}
 SEQUENCES = {"burn_in": 3, "unroll_length": 5, "overlap": 2, "n_step": 2}
 NORMALIZED = Normalization({"observation": (3,)}, rewards=True, discount=0.99)
@@ -42,6 +43,8 @@ CASES = {
     "r2d2, images": (R2D2, IMAGES, {**SEQUENCES, **CONV, "lstm": 4}),
     "impala": (Impala, VECTORS, {"unroll_length": 9}),
     "impala, lstm": (Impala, VECTORS, {"unroll_length": 9, "lstm": 4}),
+    "impala, several": (Impala, SEVERAL, {"unroll_length": 9}),
+    "impala, several, lstm": (Impala, SEVERAL, {"unroll_length": 9, "lstm": 4}),
     "munchausen": (Munchausen, VECTORS, {}),
     "own network": (WideDQN, VECTORS, {}),
     "apex_dqn, normalized": (normalized(ApexDQN, NORMALIZED), VECTORS, {}),
@@ -110,6 +113,18 @@ def test_update_reads_no_tensor_value(name: str) -> None:
     update_without_numbers(kind(kind.Config(**settings), spec))
 
 
+@pytest.mark.parametrize("name", ["impala, lstm", "impala, several, lstm"])
+def test_loss_copies_no_list_to_the_device(name: str) -> None:
+    """A CUDA graph cannot record such a copy, which waits for the device."""
+    kind, spec, settings = CASES[name]
+    algorithm = kind(kind.Config(**settings), spec)
+    batch, network = batch_of(numbers_of(algorithm)), algorithm.network()
+    refused = AssertionError("an update made a tensor of numbers of Python")
+    with mock.patch("torch.tensor", side_effect=refused):
+        losses = algorithm.loss(batch, network, None)
+    assert losses[0].shape == (4,)
+
+
 @pytest.mark.parametrize("name", ["apex_dqn, images, adam", "r2d2, images"])
 def test_expansion_of_a_packed_batch_reads_no_tensor_value(name: str) -> None:
     kind, spec, settings = CASES[name]
@@ -128,7 +143,7 @@ def test_policy_computes_without_reading_a_tensor_value(name: str) -> None:
             InputTensors(
                 torch.empty((6, *spec.policy_shape), dtype=dtype),
                 torch.empty((6, policy.core_size)),
-                torch.empty(6, dtype=torch.int64),
+                torch.from_numpy(spec.no_actions(6)),
                 torch.empty(6),
             )
         )

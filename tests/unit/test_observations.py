@@ -20,7 +20,7 @@ from apex.data.schema import Column
 from apex.envs.base import Environments
 from apex.envs.registry import make_environments
 from apex.envs.spaces import channels_last, env_spec
-from apex.envs.spec import ObservationPart
+from apex.envs.spec import EnvSpec, ObservationPart
 from apex.errors import ConfigError, EnvError, EnvFaultError
 from apex.launch.preflight import try_config
 from apex.launch.prepare import preset_config
@@ -289,6 +289,29 @@ def test_unsure_axis_of_the_channels_is_logged_and_may_be_set(caplog):
     assert torso(first, ((4, 3, 1),)).convolutions[0].in_channels == 7
     env_spec(gym.spaces.Box(0, 255, (210, 160, 3), np.uint8), gym.spaces.Discrete(2), "T", 0)
     assert not caplog.text
+
+
+def test_runs_of_apex_0_1_do_not_say_which_axis_has_the_channels():
+    space = gym.spaces.Box(0, 255, (210, 160, 3), np.uint8)
+    spec = env_spec(space, gym.spaces.Discrete(2), "Test-v0", 4)
+    old = EnvSpec("Old-v0", (210, 160, 3), "uint8", 4, 2)
+    assert (spec.channels_last, old.channels_last) == (True, None)
+    assert spec.differences(old) == old.differences(spec) == []
+    first = env_spec(space, gym.spaces.Discrete(2), "Test-v0", 4, channels="first")
+    assert first.differences(old) == ["channels_last False instead of True"]
+    assert EnvSpec("Old-v0", (210, 160, 3), "uint8", 4, 3).differences(old) == [
+        "num_actions 3 instead of 2"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("actions", "mask"), [(gym.spaces.MultiDiscrete([2, 3]), 5), (gym.spaces.Discrete(4), 5)]
+)
+def test_mask_that_is_not_one_of_discrete_actions_is_not_used_silently(actions, mask, caplog):
+    seen = gym.spaces.Dict({"action_mask": gym.spaces.MultiBinary(mask), "seen": BOX})
+    spec = env_spec(seen, actions, "Test-v0", 0)
+    assert not spec.has_action_mask
+    assert "'action_mask' of shape (5,) is seen by the network but forbids nothing" in caplog.text
 
 
 def test_text_is_refused_with_a_wrapper_that_helps():

@@ -190,6 +190,37 @@ def test_same_step_vector_without_last_observations_is_an_error():
         steps(environments, 4)
 
 
+class Batched(gym.vector.VectorWrapper):
+    """Gives the last observations as a batch of dictionaries, as a step's."""
+
+    def step(self, actions: Any) -> Any:
+        *result, infos = self.env.step(actions)
+        if "final_obs" in infos:
+            last = infos["final_obs"][0]
+            infos = {**infos, "final_obs": {name: part[None] for name, part in last.items()}}
+        return *result, infos
+
+
+@pytest.mark.parametrize("wrap", [lambda vector: vector, Batched])
+def test_last_observation_of_named_parts_may_be_one_of_an_array_or_of_a_batch(wrap):
+    space = gym.spaces.Dict({"cart": gym.make("CartPole-v1").observation_space})
+
+    def parts() -> gym.Env:
+        return gym.wrappers.TransformObservation(cartpole(), lambda seen: {"cart": seen}, space)
+
+    same = AutoresetMode.SAME_STEP
+    one_by_one = own(parts, 1)
+    vector = own(lambda num_envs: wrap(SyncVectorEnv([parts] * num_envs, autoreset_mode=same)), 1)
+    first, second = one_by_one.reset(seed=3), vector.reset(seed=3)
+    ends = 0
+    for _ in range(60):
+        np.testing.assert_array_equal(first["cart"], second["cart"])
+        results = [each.step(np.zeros(1, np.int64)) for each in (one_by_one, vector)]
+        first, second = (result.observations for result in results)
+        ends += int(results[1].terminated[0])
+    assert ends >= 4
+
+
 def test_factory_that_does_not_make_what_it_was_asked_for_is_refused():
     with pytest.raises(EnvError, match="own: asked for num_envs=2, got a vector of 3 env"):
         own(lambda num_envs: Copies(3))
