@@ -97,6 +97,7 @@ def test_evaluation_prints_its_json_alone_although_closing_fails(tmp_path, caplo
          "--set", "env.max_episode_steps=3"],
     )  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout) == {"mean_return": 3.0, "returns": [3.0, 3.0]}
+    expected = {"mean_return": 3.0, "returns": [3.0, 3.0], "metrics": {}}
+    assert json.loads(done.stdout) == expected
     assert "step\n" in done.stderr
     assert "closing the environments raised RuntimeError: close failed" in caplog.text

@@ -157,7 +157,7 @@ class NoSection(ApexDQN):
             "Raises",
             r"CartPole-v1, .*raised ValueError: no such layer \(wrong_parts.py, line 6, in ne",
         ),
-        ("Narrow", r"observations \(4,\): it raised RuntimeError: mat1 and mat2 shapes"),
+        ("Narrow", r"observations \(4,\) float32: it raised RuntimeError: mat1 and mat2 shapes"),
         ("NoLearner", r"expected learner\(\) to return an apex.api.Learner, got a NoneType"),
         (
             "WrongActions",

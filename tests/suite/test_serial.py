@@ -60,7 +60,7 @@ def test_parameters_are_identical_for_the_same_seed_and_differ_for_another(prese
 
 
 def test_result_is_kept_although_closing_the_environments_fails(tmp_path, caplog):
-    settings = [*SETTINGS["cartpole"], *QUIET, "evaluator.enabled=true", "evaluator.period_s=0.1"]
+    settings = [*SETTINGS["cartpole"], *QUIET, "evaluator.enabled=true", "evaluator.period_s=1e-3"]
     extensions = Extensions(CloseFails)
     run = prepare_run(tmp_path / "run", preset_config("cartpole", settings), extensions=extensions)
     assert "env steps (max_env_steps" in SerialRun(run, extensions).run()

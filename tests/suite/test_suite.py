@@ -303,8 +303,9 @@ def test_run_ends_at_max_env_steps_and_the_status_says_so(
     assert done.returncode == 0, done.stderr
     *lines, last = done.stdout.splitlines()
     assert re.fullmatch(r"the run has ended: \d+ env steps \(max_env_steps = 2000\)", last)
-    assert lines and all(re.match(r"\d\d:\d\d:\d\d  \d", line) for line in lines)
-    assert max(map(len, lines)) < 100
+    # On a busy machine daemons are late, and the line says which.
+    form = r"\d\d:\d\d:\d\d  (degraded: [\w, ]+  )?\d+ frames .{0,80}"
+    assert lines and all(re.fullmatch(form, line) for line in lines), lines
     wait_until(lambda: not suite.processes(), 30.0, "its processes are gone")
 
     status = suite.status()
