@@ -62,14 +62,10 @@ class EvaluatorDaemon:
         self._service = service
         self._config = service.config
         config = service.config.evaluator
-        algorithm = make_algorithm(
-            service.config.algorithm,
-            service.facts.env,
-            extensions.algorithm,
-            env=service.config.env,
-        )
+        run, spec = service.config, service.facts.env
+        algorithm = make_algorithm(run.algorithm, spec, extensions.algorithm, env=run.env)
         self._policy: Policy = algorithm.policy()
-        device = evaluation_device(service.config, service.facts.env, self._policy)
+        device = evaluation_device(run, spec, self._policy)
         self._policy.to(device)
         self._env = service.config.evaluation_env
         factory = evaluation_factory(service.config, extensions.make_env)
