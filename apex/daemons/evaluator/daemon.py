@@ -65,8 +65,7 @@ class EvaluatorDaemon:
         run, spec = service.config, service.facts.env
         algorithm = make_algorithm(run.algorithm, spec, extensions.algorithm, env=run.env)
         self._policy: Policy = algorithm.policy()
-        device = evaluation_device(run, spec, self._policy)
-        self._policy.to(device)
+        self._policy.to(evaluation_device(run, spec, self._policy))
         self._env = service.config.evaluation_env
         factory = evaluation_factory(service.config, extensions.make_env)
         self._recreation = Recreation(
