@@ -314,6 +314,10 @@ class Algorithm(ABC):
     def schema(self) -> Schema:
         """The columns of an item."""
 
+    def new_frames(self) -> int:
+        """Frames that an item adds to those of the item before it, for estimates of memory."""
+        return 1
+
     @abstractmethod
     def accumulator(self, num_envs: int, chunk_length: int) -> Accumulator:
         """An accumulator that turns steps of `num_envs` environments into prioritized items."""

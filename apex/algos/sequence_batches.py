@@ -90,6 +90,9 @@ class SequenceAlgorithm(Algorithm):
     def schema(self) -> Schema:
         return self.layout().schema(self.spec)
 
+    def new_frames(self) -> int:
+        return self.layout().period
+
     def accumulator(self, num_envs: int, chunk_length: int) -> SequenceAccumulator:
         return SequenceAccumulator(
             self.spec,

@@ -98,7 +98,7 @@ def limit_capacity(config: Config, item_bytes: float, memory: Memory) -> Config:
 
     Args:
         config: a checked configuration.
-        item_bytes: bytes of one item in the table (`Schema.item_bytes`).
+        item_bytes: estimated bytes of one item in the table.
         memory: memory of the machine.
 
     Raises:
@@ -111,14 +111,17 @@ def limit_capacity(config: Config, item_bytes: float, memory: Memory) -> Config:
         raise ConfigError(
             f"replay.capacity: {100 * REPLAY_MEMORY_SHARE:.0f} % of {memory} holds "
             f"{affordable} items, but the run needs at least {config.min_capacity}; lower "
-            "replay.min_size, actor.chunk_length or learner.batch_size, or choose smaller frames"
+            "replay.min_size, actor.chunk_length or learner.batch_size, or choose smaller "
+            "or grey images"
         )
     log.warning(
-        "replay.capacity lowered from %d to %d: a full table may take %.0f %% of %s",
+        "replay.capacity lowered from %d to %d: a full table may take %.0f %% of %s, at about "
+        "%.0f bytes an item; smaller or grey images make room for more",
         config.replay.capacity,
         affordable,
         100 * REPLAY_MEMORY_SHARE,
         memory,
+        item_bytes,
     )
     replay = msgspec.structs.replace(config.replay, capacity=affordable)
     return msgspec.structs.replace(config, replay=replay)

@@ -133,13 +133,22 @@ class Schema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def item_bytes(self) -> float:
-        """Estimated bytes of one item in the table."""
+        """Estimated bytes of one item in the table, if it adds one frame."""
+        return self.estimated_bytes()
+
+    def estimated_bytes(self, frames: int = 1, share: float = COMPRESSED_SHARE) -> float:
+        """Estimated bytes of one item in the table.
+
+        Args:
+            frames: frames that an item adds to those of the item before it.
+            share: compressed size of a frame as a fraction of its bytes.
+        """
         columns = sum(
             np.dtype(column.dtype).itemsize * int(np.prod(column.shape, dtype=np.int64))
             for column in self.columns
         )
-        frame = self.frames.frame_bytes * COMPRESSED_SHARE if self.frames else 0
-        return ITEM_OVERHEAD_BYTES + columns + frame
+        pixels = frames * self.frames.frame_bytes * share if self.frames else 0
+        return ITEM_OVERHEAD_BYTES + columns + pixels
 
     def check_columns(self, columns: Arrays, rows: int) -> None:
         """Raise `SchemaError` unless `columns` match the schema, with `rows` items each."""

@@ -16,7 +16,7 @@ from apex.envs.sets import EnvironmentSet, set_of
 from apex.envs.spec import EnvSpec
 from apex.errors import ApexError
 from apex.host import hardware
-from apex.launch.preflight import try_algorithm, try_environment
+from apex.launch.preflight import item_bytes, try_algorithm, try_environment
 from apex.launch.prepare import configure
 from apex.plugins import NONE
 
@@ -177,9 +177,9 @@ def _fit_with(name: str, preset: str | None, tried: Tried) -> Fit:
         config = _config(tried.env_id, tried.settings, preset, name)
         algorithm = make_algorithm(config.algorithm, tried.spec)
         try_algorithm(algorithm, tried.observation)
-        item_bytes, machine = algorithm.schema().item_bytes, hardware.this_machine()
+        estimate, machine = item_bytes(algorithm, tried.observation), hardware.this_machine()
         memory = Memory(machine.memory_bytes, machine.available_bytes)
-        config = machine_fitting.limit_capacity(config, item_bytes, memory)
+        config = machine_fitting.limit_capacity(config, estimate, memory)
     except ApexError as error:
         return Fit(name, preset or "", str(error))
-    return Fit(name, preset or "", "", item_bytes, config.replay.capacity)
+    return Fit(name, preset or "", "", estimate, config.replay.capacity)

@@ -19,12 +19,13 @@ from apex import plugins
 from apex.acting.agent import Agent
 from apex.acting.decisions import Inputs
 from apex.acting.exploration import LadderPlace
+from apex.acting.observation_columns import ObservationColumns
 from apex.algos.base import Algorithm, Learner
 from apex.algos.registry import make_algorithm
 from apex.config.sections import ATARI_FIELDS, Config, EnvConfig
 from apex.data.chunks import LARGE_REWARD, LARGE_REWARDS_REMEDY
 from apex.data.observations import Observations, action_mask, concatenate, map_arrays
-from apex.data.schema import Schema
+from apex.data.schema import COMPRESSED_SHARE, Schema
 from apex.envs.activity import Activity, announced
 from apex.envs.base import Environments
 from apex.envs.recreation import close
@@ -56,6 +57,8 @@ class Trial(NamedTuple):
     schema: Schema
     """Schema of the items that the algorithm makes."""
     algorithm: Algorithm
+    item_bytes: float
+    """Estimated bytes of one item in the table (`item_bytes`)."""
 
 
 def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = STEPS) -> Trial:
@@ -71,15 +74,42 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
     """
     config = plugins.with_absolute_paths(config)
     num_envs = min(2, config.actor.num_envs)
+    asked_masks = config.env.action_masks
     env, spec, observation = try_environment(config.env, extensions, num_envs=num_envs, steps=steps)
     config = msgspec.structs.replace(config, env=env)
     try_evaluation_environment(config, spec, extensions, steps=steps)
     algorithm = make_algorithm(config.algorithm, spec, extensions.algorithm, env=config.env)
     check_settings(config.learner, process_tuning.pick_device(config.learner.device))
-    try_algorithm(algorithm, observation)
+    try:
+        try_algorithm(algorithm, observation)
+    except ConfigError as error:
+        if asked_masks is None and config.env.action_masks:
+            raise ConfigError(
+                f"{error}. info['action_mask'] was found, so the observation is a dictionary; for "
+                "an algorithm that knows no masks set env.action_masks to false"
+            ) from None
+        raise
     section = msgspec.to_builtins(algorithm.config)
     whole = msgspec.structs.replace(config, algorithm=section)
-    return Trial(whole, spec, algorithm.schema(), algorithm)
+    estimate = item_bytes(algorithm, observation)
+    return Trial(whole, spec, algorithm.schema(), algorithm, estimate)
+
+
+def item_bytes(algorithm: Algorithm, observation: Observations) -> float:
+    """Estimated bytes of one item in the table.
+
+    The frames of games compress well, those of a camera hardly: the share is that of the observed
+    frame, but at least the one measured in games, since a first frame may be empty.
+
+    Args:
+        algorithm: makes the items.
+        observation: of one environment, `[1, ...]`.
+    """
+    schema, share = algorithm.schema(), COMPRESSED_SHARE
+    if schema.frames is not None:
+        compressed = len(ObservationColumns(algorithm.spec).frame(observation, 0))
+        share = max(share, compressed / schema.frames.frame_bytes)
+    return schema.estimated_bytes(algorithm.new_frames(), share)
 
 
 def try_evaluation_environment(

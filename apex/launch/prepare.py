@@ -193,7 +193,7 @@ def prepare_run(
     if config.central:
         endpoints.of("inference.act")
     trial = try_config(config, extensions)
-    machine, item_bytes = hardware.this_machine(), trial.schema.item_bytes
+    machine, item_bytes = hardware.this_machine(), trial.item_bytes
     config = machine_fitting.limit_capacity(
         trial.config, item_bytes, Memory(machine.memory_bytes, machine.available_bytes)
     )
@@ -237,13 +237,18 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
         before: Config = convert(table.written, Config)
     facts = run.check_kept(before)
     config = plugins.with_absolute_paths(configure(table))
+    # A run of apex 0.1 does not say whether it has masks; it has none, whatever `info` offers.
+    masks = bool(config.env.action_masks)
+    tried = msgspec.structs.replace(
+        config, env=msgspec.structs.replace(config.env, action_masks=masks)
+    )
     if config.env != before.env:
         check_unchanged(config.env, msgspec.to_builtins(before.env), str(run.path))
         num_envs = min(2, config.actor.num_envs)
-        _, spec, _ = try_environment(config.env, NONE, num_envs=num_envs)
+        _, spec, _ = try_environment(tried.env, NONE, num_envs=num_envs)
         _check_like(spec, facts.env, "env.id")
     if config.evaluation_env != before.evaluation_env:
-        try_evaluation_environment(config, facts.env, NONE)
+        try_evaluation_environment(tried, facts.env, NONE)
     if not segments(run.replay) or config.replay.durability == "off":
         # Not by what is available now: the run's capacity stays when other programs come and go.
         memory = Memory(hardware.memory_bytes())

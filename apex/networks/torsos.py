@@ -239,13 +239,15 @@ def torso(
             f"algorithm.conv_by_part: expected names of images, got {', '.join(sorted(unknown))}; "
             f"{spec.env_id} has {', '.join(names) or 'none with a name'}"
         )
-    made = {
-        part.name: encoders.make(part) or _default_encoder(
-            spec, part, encoders.conv.get(part.name, conv), standardize, residual
-        )
-        for part in spec.all_parts
-        if part.kind != "mask"
-    }  # fmt: skip
+    made = {}
+    for part in spec.all_parts:
+        if part.kind == "mask":
+            continue
+        own = encoders.make(part)
+        if own is None:
+            layers = encoders.conv.get(part.name, conv)
+            own = _default_encoder(spec, part, layers, standardize, residual)
+        made[part.name] = own
     return JoinedTorso(made) if spec.parts else made[""]
 
 

@@ -296,6 +296,33 @@ def test_resume_refuses_another_capacity_while_there_is_a_log_and_writes_nothing
     prepare.resume_run(run, ["replay.capacity=3000", "replay.durability=off"])
 
 
+def test_run_from_before_action_masks_has_none_when_its_environment_is_changed(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "offers.py"
+    file.write_text(
+        "import gymnasium as gym\n"
+        "class Offers(gym.Wrapper):\n"
+        "    def __init__(self, render_mode=None):\n"
+        "        super().__init__(gym.make('CartPole-v1'))\n"
+        "    def reset(self, **kwargs):\n"
+        "        return self.env.reset(**kwargs)[0], {'action_mask': [1, 1]}\n"
+        "    def step(self, action):\n"
+        "        return *self.env.step(action)[:4], {'action_mask': [1, 1]}\n"
+    )
+    settings = [f"env.id={file}:Offers", "env.action_masks=false"]
+    run = prepare.prepare_run(tmp_path / "run", prepare.preset_config("cartpole", settings))
+    lines = run.config_file.read_text().splitlines(keepends=True)
+    assert "action_masks = false\n" in lines
+    run.config_file.write_text("".join(each for each in lines if "action_masks" not in each))
+    assert run.config().env.action_masks is None
+    changed = ["env.max_episode_steps=50", "evaluator.env.max_episode_steps=60"]
+    resumed = prepare.resume_run(run, changed)
+    assert resumed.env.max_episode_steps == 50
+    with pytest.raises(ConfigError, match="action_mask"):
+        prepare.resume_run(run, ["env.action_masks=true"])
+
+
 def test_missing_keys_are_reported_when_the_run_is_prepared(tmp_path: Path) -> None:
     endpoints = tmp_path / "endpoints.toml"
     endpoints.write_text(

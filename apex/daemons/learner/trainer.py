@@ -230,14 +230,10 @@ class Trainer:
         copy = self._host_copies.copy(update.priorities)
         self._pending.append(
             _Pending(
-                self.learner_step,
-                batch.item_ids,
-                batch.learner_steps,
-                copy,
-                update.metrics,
+                self.learner_step, batch.item_ids, batch.learner_steps, copy, update.metrics,
                 batch.rewards,
             )
-        )
+        )  # fmt: skip
         self.learner_step += 1
         if not self._process_pending(self._lag):
             return
