@@ -171,6 +171,9 @@ class AsyncEnvironments:
                 if now >= lane.due:
                     self._start(lane)
             elif lane.asked:
+                if lane.pipe is not None:
+                    with suppress(OSError):
+                        lane.pipe.flush()
                 lane.waited_s += turn_s
                 if lane.waited_s > self._timeout_s:
                     late = f"{lane.asked} took more than {self._timeout_s:g} s"
