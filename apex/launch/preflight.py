@@ -70,7 +70,7 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
         ApexError: the environment or the algorithm cannot be used.
     """
     config = plugins.with_absolute_paths(config)
-    num_envs = min(2, config.actor.num_envs)
+    num_envs = envs_to_try(config)
     env, spec, observation = try_environment(config.env, extensions, num_envs=num_envs, steps=steps)
     config = msgspec.structs.replace(config, env=env)
     try_evaluation_environment(config, spec, extensions, steps=steps)
@@ -80,6 +80,15 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
     section = msgspec.to_builtins(algorithm.config)
     whole = msgspec.structs.replace(config, algorithm=section)
     return Trial(whole, spec, algorithm.schema(), algorithm)
+
+
+def envs_to_try(config: Config) -> int:
+    """Number of environments to try together: two, if an actor's process has several.
+
+    One that can exist only once in a process, such as a simulator with global state, is usable
+    with `actor.async_envs`.
+    """
+    return 1 if config.actor.async_envs else min(2, config.actor.num_envs)
 
 
 def try_evaluation_environment(
