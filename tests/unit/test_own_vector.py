@@ -149,6 +149,23 @@ def test_value_of_info_for_all_environments_together_is_no_fault(mode):
     assert [{k: v.tolist() for k, v in one.items()} for one in metrics] == [expected] * 3
 
 
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_vector_whose_spaces_cannot_be_used_is_closed(mode):
+    opened = []
+
+    class Texts(Copies):
+        metadata = {"autoreset_mode": mode}  # noqa: RUF012
+
+        def __init__(self, num_envs: int) -> None:
+            super().__init__(num_envs)
+            self.single_observation_space = gym.spaces.Text(5)
+            opened.append(self)
+
+    with pytest.raises(EnvError):
+        own(Texts)
+    assert opened and all(one.closed for one in opened)
+
+
 def test_what_a_vector_returns_is_copied():
     environments = own(Copies)
     first = environments.reset(seed=0)
