@@ -157,6 +157,9 @@ class AsyncEnvironments:
 
         Args:
             wait_s: seconds to wait for the first answer.
+
+        Raises:
+            ConfigError: an action that a mask forbids, which is the algorithm's fault.
         """
         found: list[LaneAnswer] = []
         for key, _ in self._selector.select(wait_s):
@@ -196,6 +199,8 @@ class AsyncEnvironments:
     ) -> LaneAnswer | None:
         lane.asked = ""
         if isinstance(message, Failed):
+            if message.of_algorithm:
+                raise ConfigError(message.reason)
             return self._fail(lane, message.reason)
         if isinstance(message, Made):
             if message.spec != self.spec:

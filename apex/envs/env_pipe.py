@@ -73,6 +73,8 @@ class Failed(PipeMessage, frozen=True, tag="failed"):
     """From the process, before it ends: what the environment did wrong."""
 
     reason: str
+    of_algorithm: bool = False
+    """Whether the algorithm did: it chose an action that a mask forbids."""
 
 
 AnyPipeMessage: TypeAlias = Setup | Reset | Act | Made | Begun | Stepped | Failed

@@ -225,6 +225,20 @@ def test_time_in_which_the_actor_did_not_look_is_not_the_environments():
         environments.close()
 
 
+def test_masked_action_is_the_algorithms_fault_too():
+    config = EnvConfig(id=f"{ROOT}/examples/lanes.py:Lanes")
+    environments = AsyncEnvironments(config, 1, spec_of(config), PATIENCE_S)
+    agent = Agent(environments.spec, 1, 0, clip_rewards=False)
+    loop = LaneLoop(environments, Lanes(Zeros(), [agent], 0, lambda chunks: None), wait_s=0.05)
+    try:
+        environments.start(lambda faults: 1)
+        with pytest.raises(ConfigError, match=r"chose the action 0 .* the action mask allows only"):
+            wait_until(lambda: loop.step() and loop.episodes > 100, PATIENCE_S)
+        assert environments.faults == 0
+    finally:
+        environments.close()
+
+
 def test_invalid_action_is_the_algorithms_fault():
     config = EnvConfig(id=ID)
     environments = AsyncEnvironments(config, 2, spec_of(config), 10.0)
