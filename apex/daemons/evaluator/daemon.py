@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 from apex.acting.agent import greedy
 from apex.acting.episodes import Episode, metrics_of
@@ -60,25 +61,20 @@ class EvaluatorDaemon:
     ) -> None:
         self._clock, self._cpu_clock = clock, cpu_clock
         self._service = service
-        self._config = service.config
-        config = service.config.evaluator
+        self._config, config = service.config, service.config.evaluator
         algorithm = make_algorithm(
-            service.config.algorithm,
-            service.facts.env,
-            extensions.algorithm,
+            service.config.algorithm, service.facts.env, extensions.algorithm,
             env=service.config.env,
-        )
+        )  # fmt: skip
         self._policy: Policy = algorithm.policy()
         device = evaluation_device(service.config, service.facts.env, self._policy)
         self._policy.to(device)
         self._env = service.config.evaluation_env
         factory = evaluation_factory(service.config, extensions.make_env)
-        self._recreation = Recreation(
-            lambda: make_environments(
-                self._env, config.num_envs, factory, activity=service.activity
-            ),
-            clock,
+        make = partial(
+            make_environments, self._env, config.num_envs, factory, activity=service.activity
         )
+        self._recreation = Recreation(make, clock)
         self._environments = self._recreation.first(made_before=service.starts > 0)
         self._interrupted: Publication | None = None
         """Parameters whose evaluation a failure of the environments has interrupted."""
