@@ -15,7 +15,6 @@ from apex.algos.agent_factory import make_agent
 from apex.algos.registry import make_algorithm
 from apex.config.sections import Config
 from apex.envs.registry import make_environments
-from apex.evaluation.trained_policy import evaluation_env
 
 NUM_ENVS = 2
 
@@ -54,7 +53,7 @@ def try_out(config: Config, *, steps: int, evaluation_steps: int) -> Trial:
     config = msgspec.structs.replace(config, actor=one_actor)
     with contextlib.closing(make_environments(config.env, NUM_ENVS)) as environments:
         spec = environments.spec
-        algorithm = make_algorithm(config.algorithm, spec)
+        algorithm = make_algorithm(config.algorithm, spec, env=config.env)
         policy = algorithm.policy()
         agent = make_agent(algorithm, config, policy.core_size, 0, 0)
         loop = ActingLoop(
@@ -65,7 +64,7 @@ def try_out(config: Config, *, steps: int, evaluation_steps: int) -> Trial:
         while loop.env_steps < steps:
             loop.step()
         items = sum(len(chunk) for chunk in agent.flush())
-    env = evaluation_env(config.env)
+    env = config.evaluation_env
     with contextlib.closing(make_environments(env, 1)) as environments:
         played = ActingLoop(
             environments, greedy(policy, spec, env, 1), seed=evaluation_seed(config.run.seed)

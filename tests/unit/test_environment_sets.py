@@ -230,4 +230,4 @@ def test_table_of_games_counts_those_that_work_and_keeps_the_reasons(tmp_path):
 def test_game_that_does_not_exist_is_a_row_with_its_reason():
     pytest.importorskip("ale_py")
     (row,) = atari_games.rows(["ALE/NoSuchGame-v5"])
-    assert row.trial is None and "ALE has no game" in row.fault
+    assert row.trial is None and "ALE has no such game" in row.fault
