@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tests.support.paths import ROOT
 
-
 COLUMNS = 5
 """A table of measured presets, which has others, follows it."""
 
