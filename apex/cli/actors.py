@@ -87,7 +87,7 @@ def attach(count: int, run_path: Path | None) -> None:
     from apex.daemons.log_format import log_to_stderr
     from apex.daemons.service import ENGINE_PID
     from apex.launch.local import Launcher
-    from apex.launch.open_files import ENGINE_FILES, FILES_OF_DAEMON, raise_limit
+    from apex.launch.open_files import ENGINE_FILES, files_of_actor, raise_limit
     from apex.runs import engine_record
 
     run = find_run(run_path)
@@ -96,7 +96,7 @@ def attach(count: int, run_path: Path | None) -> None:
         raise RunError(f"{run.path} is down; start it with `apex run --resume`")
     run.check_kept(config)
     name, own, of_child = ENGINE_FILES["local"]
-    raise_limit({ACTOR.name(0): FILES_OF_DAEMON, name: own + of_child * count})
+    raise_limit({ACTOR.name(0): files_of_actor(config), name: own + of_child * count})
     log_to_stderr("attach")
     lock = FileLock(run.lock_file(f"attach_{os.getpid()}"))
     if not lock.acquire():

@@ -6,6 +6,7 @@ import logging
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -89,9 +90,10 @@ def show_environment(
     env_id: str, preset: str | None, settings: tuple[str, ...], as_json: bool
 ) -> None:
     """Make environment ID once; show what is seen and done in it, and which algorithms fit."""
+    from apex.host.orphans import ending_children
     from apex.launch.environment_report import report
 
-    with _without_warnings():
+    with _without_warnings(), ending_children(Path.cwd()):
         found = report(env_id, settings, preset)
     if as_json:
         echo_json(_as_map(found))

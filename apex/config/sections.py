@@ -110,8 +110,9 @@ class EnvConfig(Section, frozen=True):
     last step, averaged over the episodes that have it."""
     max_episode_steps: NonNegativeInt = 0
     """Steps after which an episode is truncated, in training and evaluation; 0: the environment's
-    own limit. A registered environment's own limit is replaced; on Atari the earlier of this limit
-    and `max_episode_frames` applies, and the no-ops at the start count."""
+    own limit. The limit that gymnasium applies to a registered environment is replaced; one inside
+    the environment stays. On Atari the earlier of this limit and `max_episode_frames` applies, and
+    the no-ops at the start count."""
     frame_skip: PositiveInt = 4
     """Emulator frames per step; the action is repeated in each."""
     obs_type: Literal["grayscale", "rgb", "ram"] = "grayscale"

@@ -157,6 +157,9 @@ class AsyncEnvironments:
 
         Args:
             wait_s: seconds to wait for the first answer.
+
+        Raises:
+            ConfigError: an action that a mask forbids, which is the algorithm's fault.
         """
         found: list[LaneAnswer] = []
         for key, _ in self._selector.select(wait_s):
@@ -171,6 +174,9 @@ class AsyncEnvironments:
                 if now >= lane.due:
                     self._start(lane)
             elif lane.asked:
+                if lane.pipe is not None:
+                    with suppress(OSError):
+                        lane.pipe.flush()
                 lane.waited_s += turn_s
                 if lane.waited_s > self._timeout_s:
                     late = f"{lane.asked} took more than {self._timeout_s:g} s"
@@ -193,6 +199,8 @@ class AsyncEnvironments:
     ) -> LaneAnswer | None:
         lane.asked = ""
         if isinstance(message, Failed):
+            if message.of_algorithm:
+                raise ConfigError(message.reason)
             return self._fail(lane, message.reason)
         if isinstance(message, Made):
             if differing := message.spec.differences(self.spec):

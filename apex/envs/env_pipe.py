@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TypeAlias
 
 import msgspec
@@ -72,6 +73,8 @@ class Failed(PipeMessage, frozen=True, tag="failed"):
     """From the process, before it ends: what the environment did wrong."""
 
     reason: str
+    of_algorithm: bool = False
+    """Whether the algorithm did: it chose an action that a mask forbids."""
 
 
 AnyPipeMessage: TypeAlias = Setup | Reset | Act | Made | Begun | Stepped | Failed
@@ -107,13 +110,25 @@ class Pipe:
         self.connection = connection
         self._decoder = msgspec.msgpack.Decoder(AnyPipeMessage)
         self._received = bytearray()
+        self._unsent = bytearray()
 
     def send(self, message: PipeMessage, arrays: Mapping[str, Array] | None = None) -> None:
-        """Send a message. Raises `OSError` if the other end is gone or does not read."""
+        """Send a message, or as much as a socket that does not block takes: `flush` sends the rest.
+
+        Raises:
+            OSError: the other end is gone.
+        """
         buffers, frames = declare(arrays or {})
         header = msgspec.msgpack.encode(msgspec.structs.replace(message, buffers=buffers))
         body = b"".join(frames)
-        self.connection.sendall(LENGTHS.pack(len(header), len(body)) + header + body)
+        self._unsent += LENGTHS.pack(len(header), len(body)) + header + body
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what `send` has left, as far as the socket takes it. Raises `OSError`."""
+        with suppress(BlockingIOError):
+            while self._unsent:
+                del self._unsent[: self.connection.send(self._unsent)]
 
     def receive(self) -> tuple[AnyPipeMessage, Arrays] | None:
         """The next message, if it is complete; reads once, and waits if the socket blocks.

@@ -62,7 +62,10 @@ class InfoMetrics:
 
 def _number(value: Any) -> float:
     """One finite number, or an array of one, as a float; NaN for anything else."""
-    array: Array = np.asarray(value)
+    try:
+        array: Array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):  # a ragged list, a tensor of a GPU
+        return float("nan")
     if array.size != 1 or array.dtype.kind not in "biuf" or not np.isfinite(array).all():
         return float("nan")
     return float(array.item())

@@ -287,7 +287,10 @@ def _first_info(infos: Any) -> Any:
             continue
         if not np.asarray(infos.get(f"_{key}", True)).all():
             continue
-        found[key] = _first_info(values) if isinstance(values, dict) else values[0]
+        if isinstance(values, dict):
+            found[key] = _first_info(values)
+        else:  # one value for each environment, or one for all of them together
+            found[key] = values[0] if np.ndim(values) else values
     return found
 
 

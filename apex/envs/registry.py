@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -61,8 +62,23 @@ def make_environments(
             return make_atari(config, num_envs, render=render, activity=activity)
         kwargs = config.kwargs | ({"render_mode": "rgb_array"} if render else {})
         make = factory or _factory(sets.resolve(config.id), kwargs, config.max_episode_steps)
+        return _environments(_vector(make, config, num_envs, activity), config, activity)
+    except ApexError:
+        raise
+    except plugins.RAISED as error:
+        remedy = _remedy(error, config, render, factory is not None)
+        raise EnvError(
+            f"env.id = '{config.id}': making it {plugins.describe_error(error, remedy)}"
+        ) from error
+
+
+def _environments(
+    vector: VectorEnv[Any, Any, Any], config: EnvConfig, activity: Activity | None
+) -> Environments:
+    """The environments of a vector, which is closed if its spaces cannot be used."""
+    try:
         return Environments(
-            _vector(make, config, num_envs, activity),
+            vector,
             plugins.short(config.id),
             config.frame_stack,
             config.life_loss_ends,
@@ -72,13 +88,10 @@ def make_environments(
             activity=activity,
             metrics=config.metrics,
         )
-    except ApexError:
+    except BaseException:
+        with suppress(*plugins.RAISED):
+            vector.close()
         raise
-    except plugins.RAISED as error:
-        remedy = _remedy(error, config, render, factory is not None)
-        raise EnvError(
-            f"env.id = '{config.id}': making it {plugins.describe_error(error, remedy)}"
-        ) from error
 
 
 def _vector(

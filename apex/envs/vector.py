@@ -51,11 +51,14 @@ def reported(infos: Infos, key: str) -> list[Any] | None:
 
     Returns:
         E values as the environments returned them (an entry of an array if they were merged), or
-        None if no environment reported the key.
+        None if no environment reported the key, or the value is one for all of them together.
     """
     if key not in infos:
         return None
-    values = list(infos[key])
+    try:
+        values = list(infos[key])
+    except TypeError:  # one number
+        return None
     mask = infos.get(f"_{key}")
     if mask is None:
         return values

@@ -78,6 +78,16 @@ def mark_children(run: Path) -> None:
     os.environ[MARK] = f"{os.getpid()} {started_ticks(os.getpid())} {run}"
 
 
+def mark_own_children() -> None:
+    """In a process that a daemon has started: mark what it starts as its own, not the daemon's.
+
+    So that is ended when this process has ended, although the daemon goes on.
+    """
+    words = os.environ.get(MARK, "").split(" ", 2)
+    if len(words) == 3:
+        mark_children(Path(words[2]))
+
+
 def mark_of(pid: int) -> Mark | None:
     """The daemon that has started a process; None if it has no mark or cannot be read."""
     try:
@@ -130,6 +140,8 @@ def _end(left: Callable[[], Collection[int]], ended: set[int]) -> None:
 class Orphans:
     """Adopts what daemons of this process leave behind, and ends it.
 
+    Children that this process has already, such as of a script that it replaced, are left alone.
+
     Args:
         known: process ids of the daemons that this process has started itself.
         clock: seconds, monotonic.
@@ -146,6 +158,7 @@ class Orphans:
         self._every = every
         _adopt_orphans(adopt=True)
         self._known, self._clock = known, clock
+        self._before = set(_children())
         self._asked: dict[int, float] = {}
         """When each orphan was sent SIGTERM."""
         self._look_at = clock() + LOOK_PERIOD_S
@@ -175,7 +188,7 @@ class Orphans:
 
     def _adopted(self) -> list[int]:
         """Adopted processes that are running; those that have ended are collected."""
-        known, found = set(self._known()), []
+        known, found = self._before.union(self._known()), []
         for pid in _children():
             if pid in known:
                 continue
@@ -190,13 +203,15 @@ class Orphans:
 @contextmanager
 def ending_children(run: Path) -> Iterator[None]:
     """End, at the end of the block, what this process has started in it, orphans included."""
-    before = set(_children())
-    orphans = Orphans(lambda: before, every=True)
+    mark = os.environ.get(MARK)
+    orphans = Orphans(tuple, every=True)
     mark_children(run)
     try:
         yield
     finally:
-        del os.environ[MARK]
+        os.environ.pop(MARK, None)  # the user's code may have cleared it
+        if mark is not None:
+            os.environ[MARK] = mark
         orphans.end_all()
         _adopt_orphans(adopt=False)
 

@@ -30,7 +30,8 @@ from apex.envs.env_pipe import (
 )
 from apex.envs.recreation import close
 from apex.envs.registry import make_environments
-from apex.errors import ApexError
+from apex.errors import ApexError, ConfigError
+from apex.host.orphans import mark_own_children
 from apex.launch.pickled_extensions import unpickle_extensions
 
 
@@ -45,7 +46,7 @@ def serve(pipe: Pipe) -> None:
                 _answer(pipe, environments)
     except ApexError as error:
         with suppress(OSError):
-            pipe.send(Failed(reason=str(error)))
+            pipe.send(Failed(reason=str(error), of_algorithm=isinstance(error, ConfigError)))
     except OSError:  # the actor has gone
         pass
     finally:
@@ -88,6 +89,7 @@ def main() -> None:
     if os.getppid() != int(parent):
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the engine
+    mark_own_children()
     log_to_stderr(name)
     if int(quiet):
         logging.getLogger().setLevel(logging.ERROR)

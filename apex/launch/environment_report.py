@@ -86,7 +86,7 @@ def report(
     found = set_of(env_id)
     first = preset or next(iter(_presets(found)), None)
     config = _config(env_id, settings, first)
-    _, spec, observation = try_environment(config.env, NONE)
+    _, spec, observation = try_environment(config.env, NONE, num_envs=1)
     tried = Tried(env_id, settings, spec, observation)
     return EnvironmentReport(
         spec.env_id,

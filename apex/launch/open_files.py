@@ -50,13 +50,18 @@ def may_raise_limits() -> bool:
 
 def files_needed(config: Config, engine: EngineName) -> dict[str, int]:
     """Open files that the servers, an actor and an engine need, by the name of the process."""
-    needed = {ACTOR.name(0): FILES_OF_DAEMON}
+    needed = {ACTOR.name(0): files_of_actor(config)}
     for spec in CATALOG:
         if spec.binds and spec.names(config):
             clients = config.actor.count if {*spec.binds} & {*ACTOR.connects(config)} else 0
             needed[spec.kind] = FILES_OF_DAEMON + CONNECTIONS_BESIDE_ACTORS + clients
     name, own, of_child = ENGINE_FILES[engine]
     return needed | {name: own + of_child * len(daemon_names(config))}
+
+
+def files_of_actor(config: Config) -> int:
+    """Open files of an actor: with `actor.async_envs`, a pipe to each environment's process."""
+    return FILES_OF_DAEMON + (config.actor.num_envs if config.actor.async_envs else 0)
 
 
 def too_few(needed: Mapping[str, int], limits: Limits, *, privileged: bool) -> dict[str, int]:

@@ -73,8 +73,7 @@ def try_config(config: Config, extensions: Extensions = NONE, *, steps: int = ST
         ApexError: the environment or the algorithm cannot be used.
     """
     config = plugins.with_absolute_paths(config)
-    num_envs = min(2, config.actor.num_envs)
-    asked_masks = config.env.action_masks
+    num_envs, asked_masks = envs_to_try(config), config.env.action_masks
     env, spec, observation = try_environment(config.env, extensions, num_envs=num_envs, steps=steps)
     config = msgspec.structs.replace(config, env=env)
     try_evaluation_environment(config, spec, extensions, steps=steps)
@@ -110,6 +109,15 @@ def item_bytes(algorithm: Algorithm, observation: Observations) -> float:
         compressed = len(ObservationColumns(algorithm.spec).frame(observation, 0))
         share = max(share, compressed / schema.frames.frame_bytes)
     return schema.estimated_bytes(algorithm.new_frames(), share)
+
+
+def envs_to_try(config: Config) -> int:
+    """Number of environments to try together: two, if an actor's process has several.
+
+    One that can exist only once in a process, such as a simulator with global state, is usable
+    with `actor.async_envs`.
+    """
+    return 1 if config.actor.async_envs else min(2, config.actor.num_envs)
 
 
 def try_evaluation_environment(

@@ -35,7 +35,12 @@ from apex.errors import ApexError, ConfigError, UsageError
 from apex.execution.settings import check_settings
 from apex.host import hardware, process_tuning
 from apex.host.files import remove
-from apex.launch.preflight import try_config, try_environment, try_evaluation_environment
+from apex.launch.preflight import (
+    envs_to_try,
+    try_config,
+    try_environment,
+    try_evaluation_environment,
+)
 from apex.plugins import NONE, Extensions
 from apex.replay.log.records import segments
 from apex.runs import checkpoint, provenance
@@ -244,8 +249,7 @@ def resume_run(run: RunDirectory, settings: Sequence[str]) -> Config:
     )
     if config.env != before.env:
         check_unchanged(config.env, msgspec.to_builtins(before.env), str(run.path))
-        num_envs = min(2, config.actor.num_envs)
-        _, spec, _ = try_environment(tried.env, NONE, num_envs=num_envs)
+        _, spec, _ = try_environment(tried.env, NONE, num_envs=envs_to_try(config))
         _check_like(spec, facts.env, "env.id")
     if config.evaluation_env != before.evaluation_env:
         try_evaluation_environment(tried, facts.env, NONE)

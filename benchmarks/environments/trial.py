@@ -53,7 +53,7 @@ def try_out(config: Config, *, steps: int, evaluation_steps: int) -> Trial:
     config = msgspec.structs.replace(config, actor=one_actor)
     with contextlib.closing(make_environments(config.env, NUM_ENVS)) as environments:
         spec = environments.spec
-        algorithm = make_algorithm(config.algorithm, spec)
+        algorithm = make_algorithm(config.algorithm, spec, env=config.env)
         policy = algorithm.policy()
         agent = make_agent(algorithm, config, policy.core_size, 0, 0)
         loop = ActingLoop(

@@ -24,10 +24,11 @@ from apex.config import loading
 from apex.config.sections import EnvConfig
 from apex.data.observations import to_columns
 from apex.envs.async_environments import AsyncEnvironments
-from apex.envs.env_pipe import Begun, Pipe, Reset, Stepped, observation_of
+from apex.envs.env_pipe import Begun, Pipe, Reset, Setup, Stepped, observation_of
 from apex.envs.registry import make_environments
 from apex.envs.spec import EnvSpec
 from apex.errors import ConfigError
+from apex.host.orphans import MARK
 from apex.launch.pickled_extensions import pickle_extensions
 from apex.plugins import Extensions
 from tests.support.clock import Clock
@@ -224,6 +225,20 @@ def test_time_in_which_the_actor_did_not_look_is_not_the_environments():
         environments.close()
 
 
+def test_masked_action_is_the_algorithms_fault_too():
+    config = EnvConfig(id=f"{ROOT}/examples/lanes.py:Lanes")
+    environments = AsyncEnvironments(config, 1, spec_of(config), PATIENCE_S)
+    agent = Agent(environments.spec, 1, 0, clip_rewards=False)
+    loop = LaneLoop(environments, Lanes(Zeros(), [agent], 0, lambda chunks: None), wait_s=0.05)
+    try:
+        environments.start(lambda faults: 1)
+        with pytest.raises(ConfigError, match=r"chose the action 0 .* the action mask allows only"):
+            wait_until(lambda: loop.step() and loop.episodes > 100, PATIENCE_S)
+        assert environments.faults == 0
+    finally:
+        environments.close()
+
+
 def test_invalid_action_is_the_algorithms_fault():
     config = EnvConfig(id=ID)
     environments = AsyncEnvironments(config, 2, spec_of(config), 10.0)
@@ -282,3 +297,32 @@ def test_central_inference_refuses_asynchronous_environments():
     table = loading.apply_overlay(loading.read_table(settings=settings), gpu=False)
     with pytest.raises(ConfigError, match=r'^actor\.async_envs needs actor\.inference = "local"'):
         loading.parse(table)
+
+
+def test_message_larger_than_the_buffer_of_a_socket_that_does_not_block_arrives_whole() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        sender, receiver = Pipe(ours), Pipe(theirs)
+        extensions = bytes(range(256)) * 16_384
+        sender.send(Setup(env=EnvConfig(id="own"), extensions=extensions))
+        received = receiver.receive()
+        assert received is None
+        while received is None:
+            sender.flush()
+            received = receiver.receive()
+    assert received[0] == Setup(env=EnvConfig(id="own"), extensions=extensions)
+
+
+def test_what_an_environment_starts_is_marked_as_its_process_s_own() -> None:
+    code = (
+        "import os; from apex.host.orphans import MARK, mark_own_children; mark_own_children(); "
+        "print(os.getpid(), os.environ.get(MARK))"
+    )
+    for mark, expected in (("7 8 /a run", r"(\d+) \1 \d+ /a run"), ("", r"\d+ ")):
+        environ = {**os.environ, MARK: mark}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environ, cwd=ROOT, capture_output=True, text=True
+        )
+        assert re.fullmatch(expected, done.stdout.removesuffix("\n")), done

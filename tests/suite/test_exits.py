@@ -67,7 +67,7 @@ def test_exit_of_user_code_ends_a_command_with_one_line_that_says_so(
     assert said in last and ".py, line " in last and last.endswith("; fix it there"), done.stderr
 
 
-def test_exit_in_a_daemon_or_a_check_isdescribe_crashd_for_the_status() -> None:
+def test_exit_in_a_daemon_or_a_check_is_described_for_the_status() -> None:
     with pytest.raises(SystemExit) as raised:
         Quits("init")
     described = describe_crash(raised.value)

@@ -100,3 +100,24 @@ def test_process_without_a_valid_mark_has_none(environment: bytes) -> None:
     env = {name: value} if name else {}
     with running(["/bin/sleep", "60"], env=env) as process:
         assert mark_of(process.pid) is None
+
+
+EARLIER = """
+import os, subprocess
+from pathlib import Path
+from apex.host.orphans import Orphans, ending_children
+earlier = subprocess.Popen(["sleep", "4247"], start_new_session=True, env={"APEX_DAEMON": "1 1 x"})
+orphans = Orphans(tuple)
+later = subprocess.Popen(["sleep", "4248"], start_new_session=True)
+orphans.end_all()
+with ending_children(Path("run")):
+    last = subprocess.Popen(["sleep", "4249"])
+    os.environ.clear()
+print(earlier.poll(), later.poll() is not None, last.poll() is not None, flush=True)
+earlier.kill()
+"""
+
+
+def test_child_from_before_an_engine_or_a_command_is_left_alone() -> None:
+    done = finished([sys.executable, "-c", EARLIER], 60.0, cwd=ROOT)
+    assert done.stdout.split() == ["None", "True", "True"], done.stderr

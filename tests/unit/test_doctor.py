@@ -26,6 +26,7 @@ from apex.doctor import (
 from apex.doctor.activations import activation_bytes
 from apex.doctor.findings import Finding, guarded
 from apex.host import hardware
+from apex.launch import open_files
 from apex.launch.open_files import Limits
 from apex.launch.prepare import preset_config
 from tests.support.builders import env_spec, preset
@@ -160,6 +161,9 @@ def test_open_files_that_are_needed_follow_from_the_daemons() -> None:
     assert only(limits.check_open_files(config, Limits(64, None), privileged=False)).state == "ok"
     launcher = only(limits.check_open_files(config, low, privileged=False, engine="local"))
     assert launcher.expected.endswith("learner 70, launcher 15")  # 5 + 2 x 5 daemons
+    actor = {"count": 2, "num_envs": 9, "async_envs": True}  # a pipe to each environment
+    config = parse(preset("cartpole", gpu=False) | {"actor": actor})
+    assert open_files.files_needed(config, "local")["actor_000"] == 73
 
 
 def test_threads_are_counted_for_every_daemon_and_compared_with_each_limit() -> None:

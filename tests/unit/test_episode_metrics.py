@@ -131,3 +131,16 @@ def test_explorations_have_curves_and_one_without_metrics_has_none():
     noise = GaussianNoise(np.array([0.2, 0.4]), *bounds, [(0,), (1,)])
     assert exploration_metrics(noise) == {"exploration/sigma": pytest.approx(0.3)}
     assert exploration_metrics(Sampled([(0,)])) == exploration_metrics(None) == {}
+
+
+class OnGpu:
+    """As a tensor of a GPU: it does not become an array."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+
+@pytest.mark.parametrize("value", [OnGpu(), [[1], [1, 2]]])
+def test_success_that_is_no_number_is_not_measured_and_no_fault(value: Any) -> None:
+    read = InfoMetrics((), 2, "env").read({"success": [value, True]})
+    np.testing.assert_array_equal(read["success"], [np.nan, 1.0])

@@ -135,6 +135,37 @@ class Copies(VectorEnv):
         return tuple(result.values())
 
 
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_value_of_info_for_all_environments_together_is_no_fault(mode):
+    info = {"success": np.float32(0.5), "time": 3, "final_obs": np.zeros((1, 2))}
+
+    class Together(Copies):
+        metadata = {"autoreset_mode": mode}  # noqa: RUF012
+
+    environments = own(lambda num_envs: Together(num_envs, info=info), 2)
+    environments.reset(seed=0)
+    metrics = [environments.step(np.zeros(2, np.int64)).metrics for _ in range(3)]
+    expected = {} if mode == AutoresetMode.NEXT_STEP else {"success": [0.5, 0.5]}
+    assert [{k: v.tolist() for k, v in one.items()} for one in metrics] == [expected] * 3
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_vector_whose_spaces_cannot_be_used_is_closed(mode):
+    opened = []
+
+    class Texts(Copies):
+        metadata = {"autoreset_mode": mode}  # noqa: RUF012
+
+        def __init__(self, num_envs: int) -> None:
+            super().__init__(num_envs)
+            self.single_observation_space = gym.spaces.Text(5)
+            opened.append(self)
+
+    with pytest.raises(EnvError):
+        own(Texts)
+    assert opened and all(one.closed for one in opened)
+
+
 def test_what_a_vector_returns_is_copied():
     environments = own(Copies)
     first = environments.reset(seed=0)

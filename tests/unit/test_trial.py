@@ -17,16 +17,17 @@ from tests.support.environments import Counted, InfoVaries, PaysMuch, own
 OWN = EnvConfig(id="factory:own")
 
 
-def test_trial_makes_two_environments_but_no_more_than_an_actor_has():
+def test_trial_makes_two_environments_but_no_more_than_a_process_of_an_actor_has():
     made: list[int] = []
 
     def make() -> Counted:
         made.append(1)
         return Counted()
 
-    for num_envs, expected in (("8", 2), ("1", 1)):
+    cases = ("actor.num_envs=8", 2), ("actor.num_envs=1", 1), ("actor.async_envs=true", 1)
+    for setting, expected in cases:
         made.clear()
-        settings = [f"actor.num_envs={num_envs}", f"env.id={OWN.id}"]
+        settings = [setting, f"env.id={OWN.id}"]
         try_config(prepare.preset_config("cartpole", settings), Extensions(make))
         assert len(made) == expected
 

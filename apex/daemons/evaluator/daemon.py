@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 from apex.acting.agent import greedy
 from apex.acting.episodes import Episode, metrics_of
@@ -67,12 +68,10 @@ class EvaluatorDaemon:
         self._policy.to(evaluation_device(run, spec, self._policy))
         self._env = run.evaluation_env
         factory = evaluation_factory(run, extensions.make_env)
-        self._recreation = Recreation(
-            lambda: make_environments(
-                self._env, config.num_envs, factory, activity=service.activity
-            ),
-            clock,
+        make = partial(
+            make_environments, self._env, config.num_envs, factory, activity=service.activity
         )
+        self._recreation = Recreation(make, clock)
         self._environments = self._recreation.first(made_before=service.starts > 0)
         self._interrupted: Publication | None = None
         """Parameters whose evaluation a failure of the environments has interrupted."""
