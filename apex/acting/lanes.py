@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from apex.acting.agent import Agent
 from apex.acting.decisions import ActingPolicy, Exploration, Inputs, JoinedExploration
 from apex.acting.episodes import Episode
-from apex.acting.loop import RECENT_EPISODES, measured_at
+from apex.acting.loop import LONG_EPISODE, RECENT_EPISODES, measured_at, warn_of_long_episode
 from apex.data.chunks import Chunk
 from apex.data.schema import Array
 from apex.envs.spec import StepResult
@@ -108,15 +108,22 @@ class LaneLoop:
         environments: the environments, which have been started.
         decider: chooses the actions.
         wait_s: seconds that `step` waits for an answer.
+        long_episode: steps after which an episode that has not ended is logged.
     """
 
     def __init__(
-        self, environments: AsyncEnvironments, decider: LaneDecider, wait_s: float
+        self,
+        environments: AsyncEnvironments,
+        decider: LaneDecider,
+        wait_s: float,
+        long_episode: int = LONG_EPISODE,
     ) -> None:
         self._environments, self._decider, self._wait_s = environments, decider, wait_s
         self._ignored = [False] * environments.num_envs
         """Whether the next step of an environment ignores its action and begins an episode."""
         self._returns = [0.0] * environments.num_envs
+        self._lengths = [0] * environments.num_envs
+        self._report_at = long_episode
         self._known = [False] * environments.num_envs
         """Whether an environment has begun an episode before."""
         self.env_steps = 0
@@ -153,6 +160,7 @@ class LaneLoop:
         if result is None:
             self._decider.begin(lane, answer.begun)
             self._known[lane], self._ignored[lane], self._returns[lane] = True, False, 0.0
+            self._lengths[lane] = 0
             return []
         self._decider.observe(lane, result)
         ignored, self._ignored[lane] = self._ignored[lane], False
@@ -160,10 +168,14 @@ class LaneLoop:
         if ignored:
             return []
         self.env_steps += 1
+        self._lengths[lane] += 1
+        if self._lengths[lane] >= self._report_at:
+            self._report_at = 2 * self._lengths[lane]
+            warn_of_long_episode(lane, self._lengths[lane])
         if not (result.terminated[0] or result.truncated[0]):
             return []
         episode = Episode(lane, self._returns[lane], measured_at(0, result.metrics))
-        self._ignored[lane], self._returns[lane] = True, 0.0
+        self._ignored[lane], self._returns[lane], self._lengths[lane] = True, 0.0, 0
         self.episodes += 1
         self.recent_returns.append(episode.episode_return)
         self.recent_metrics.append(episode.metrics)

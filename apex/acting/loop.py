@@ -44,6 +44,15 @@ class Decider(Protocol):
         """Truncate all episodes: the environments failed and the last actions have no result."""
 
 
+def warn_of_long_episode(env: int, steps: int) -> None:
+    """Log that an environment's episode has lasted unusually long."""
+    log.warning(
+        "environment %d: its episode has not ended after %d steps, and has no return until "
+        "then; set env.max_episode_steps if episodes may be endless",
+        env, steps,
+    )  # fmt: skip
+
+
 class ActingLoop:
     """Steps environments and reports the returns of their episodes.
 
@@ -125,11 +134,7 @@ class ActingLoop:
         if self.longest_episode < self._report_at:
             return
         self._report_at = 2 * self.longest_episode
-        log.warning(
-            "environment %d: its episode has not ended after %d steps, and has no return until "
-            "then; set env.max_episode_steps if episodes may be endless",
-            int(self._lengths.argmax()), self.longest_episode,
-        )  # fmt: skip
+        warn_of_long_episode(int(self._lengths.argmax()), self.longest_episode)
 
     def _finish(
         self, ended: npt.NDArray[np.bool_], metrics: Mapping[str, npt.NDArray[np.float64]]

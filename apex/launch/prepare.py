@@ -211,7 +211,7 @@ def prepare_run(
     run = RunDirectory(claim_run_path(name) if path is None else path)
     try:
         run.create(config, endpoints, trial.spec, trial.schema, more)
-    except ApexError:
+    except BaseException:  # Ctrl-C, too, leaves no empty directory
         if path is None:
             remove(run.path)
         raise

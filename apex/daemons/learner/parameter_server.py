@@ -209,7 +209,10 @@ class ParameterServer:
         self._server.send(request.peer.identity, HeartbeatAck(learner_step=learner_step))
 
     def _on_moments(self, request: Request, message: ReportMoments) -> None:
-        """Count a report of moments once, and acknowledge it each time."""
+        """Count a report of moments once, and acknowledge it each time.
+
+        An invalid one is acknowledged, too: it would be no better when sent again.
+        """
         identity, hello = request.peer.identity, request.peer.hello
         with self._lock:
             known = self.membership.knows(hello)
@@ -222,8 +225,8 @@ class ParameterServer:
         moments = read_moments(message, request.arrays, self._statistics.sizes)
         if isinstance(moments, str):
             self._server.refuse(identity, "bad_request", f"moments {message.seq}: {moments}")
-            return
-        self._statistics.count(hello.member, hello.epoch, message.seq, moments)
+        else:
+            self._statistics.count(hello.member, hello.epoch, message.seq, moments)
         self._server.send(identity, MomentsAck(seq=message.seq))
 
     def _send_params(self, identity: bytes, newer_than: int) -> None:
