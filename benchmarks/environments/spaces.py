@@ -13,6 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,9 @@ class Measuring:
 
     def finish(self) -> None:
         """Wait for the runs with daemons that were started."""
-        for cell, stopping in self.pending:
-            fault = stopping()
+        with ThreadPoolExecutor(max_workers=self.together) as pool:
+            faults = list(pool.map(lambda one: one[1](), self.pending))
+        for (cell, _), fault in zip(self.pending, faults):
             self._keep(cell._replace(result="fails" if fault else "works", detail=fault))
         self.pending.clear()
 
