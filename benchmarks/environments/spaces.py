@@ -9,6 +9,7 @@ interrupted goes on, and `--modes` and `--only` measure a part. Delete the CSV t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import tempfile
 import time
@@ -125,17 +126,24 @@ class Measuring:
         self.commit = commit()
         self.pending: list[tuple[Cell, Stopping]] = []
 
-    def measure(self, space: Space, algorithm: str, mode: str, folder: Path) -> None:
-        """Measure a cell, unless the CSV has it."""
-        if (space.name, algorithm, mode) in self.cells:
-            return
-        cell = Cell(space.name, algorithm, mode, seed=self.seed, commit=self.commit)
+    def usable(self, space: Space, algorithm: str, mode: str) -> Config | None:
+        """A cell's configuration; None if it is refused, or the CSV has the cell."""
+        cell = self._cell(space, algorithm, mode)
+        if cell.key in self.cells:
+            return None
         try:
             config = preset_config(PRESETS[algorithm], settings(space, algorithm, mode, self.seed))
             try_config(config)
         except ApexError as error:
             self._keep(cell._replace(result="refused", detail=str(error)))
-            return
+            return None
+        return config
+
+    def measure(
+        self, space: Space, algorithm: str, mode: str, config: Config, folder: Path
+    ) -> None:
+        """Measure a cell."""
+        cell = self._cell(space, algorithm, mode)
         try:
             if mode == "serial":
                 score, chance = train(config, folder, self.seed)
@@ -147,6 +155,9 @@ class Measuring:
             self._keep(cell._replace(result="fails", detail=str(error)))
         if len(self.pending) >= self.together:
             self.finish()
+
+    def _cell(self, space: Space, algorithm: str, mode: str) -> Cell:
+        return Cell(space.name, algorithm, mode, seed=self.seed, commit=self.commit)
 
     def finish(self) -> None:
         """Wait for the runs with daemons that were started."""
@@ -169,7 +180,7 @@ class Measuring:
 @click.option("--algorithms", default=",".join(PRESETS), show_default=True)
 @click.option("--seed", default=1, show_default=True)
 @click.option("--limit-s", default=60.0, show_default=True, help="For a run with daemons.")
-@click.option("--together", default=2, show_default=True, help="Runs with daemons at once.")
+@click.option("--together", default=1, show_default=True, help="Runs with daemons at once.")
 @click.option("--stop-after-s", default=1e9, help="Begin no further cell after so many seconds.")
 def main(
     out: Path, only: str, modes: str, algorithms: str, seed: int, limit_s: float, together: int,
@@ -178,14 +189,14 @@ def main(
     """Measure the cells that the CSV does not have."""
     torch.set_num_threads(1)
     until, measuring = time.monotonic() + stop_after_s, Measuring(out, seed, limit_s, together)
+    spaces = [one for one in SPACES if only.lower() in one.name.lower()]
+    cells = [*itertools.product(modes.split(","), algorithms.split(","), spaces)]
+    tried = [(*cell, measuring.usable(cell[2], cell[1], cell[0])) for cell in cells]
     with tempfile.TemporaryDirectory(prefix="spaces") as folder:
-        for mode in modes.split(","):
-            for space in (one for one in SPACES if only.lower() in one.name.lower()):
-                for algorithm in algorithms.split(","):
-                    if time.monotonic() < until:
-                        name = f"{SPACES.index(space)}-{algorithm}-{mode}"
-                        measuring.measure(space, algorithm, mode, Path(folder) / name)
-            measuring.finish()
+        for number, (mode, algorithm, space, config) in enumerate(tried):
+            if config is not None and time.monotonic() < until:
+                measuring.measure(space, algorithm, mode, config, Path(folder) / str(number))
+        measuring.finish()
 
 
 if __name__ == "__main__":

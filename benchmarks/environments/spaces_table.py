@@ -10,7 +10,7 @@ from benchmarks.environments.spaces_rows import PRESETS, SPACES
 from benchmarks.provenance import provenance
 
 MODES = ("serial", "local", "central")
-REMEDY_CHARACTERS = 110
+REMEDY_CHARACTERS = 160
 """Longest remedy in the Markdown; the CSV has the whole error."""
 
 

@@ -21,7 +21,7 @@ def test_cell_says_score_or_remedy():
     assert WORKS.text == "works"
     assert REFUSED.text == "refused: use a wrapper"
     assert remedy("first | second") == "first / second"
-    assert remedy("x" * 200) == "x" * 109 + "…"
+    assert remedy("x" * 200) == "x" * 159 + "…"
 
 
 def test_modes_that_agree_are_named_once():
