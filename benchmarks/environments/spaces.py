@@ -197,6 +197,7 @@ def main(
             if config is not None and time.monotonic() < until:
                 measuring.measure(space, algorithm, mode, config, Path(folder) / str(number))
         measuring.finish()
+    write(out, measuring.cells)
 
 
 if __name__ == "__main__":
