@@ -73,10 +73,9 @@ def start(config: Config, folder: Path, limit_s: float) -> Stopping:
     """Start the daemons as `apex run --detach` does."""
     run = prepare_run(folder, config)
     engine.start_detached(run, "local")
-    until = time.monotonic() + limit_s
 
     def stopping() -> str:
-        missing = "it has not begun"
+        missing, until = "it has not begun", time.monotonic() + limit_s
         try:
             while missing and time.monotonic() < until:
                 missing = lacking(json.loads(json.dumps(gather(run).as_map())))
