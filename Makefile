@@ -7,7 +7,8 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run-pong learn-pong status logs restart-actor attach stop test test-unit \
-	test-learning test-envs test-atari-games chaos fuzz soak bench bench-peers bundle check docs clean
+	test-learning test-envs test-atari-games environments-table chaos fuzz soak bench bench-peers \
+	bundle check docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -83,6 +84,9 @@ test-envs: $(or $(SET:%=$(ENVS)/%/.installed),$(SETS:%=$(ENVS)/%/.installed))  #
 
 test-atari-games: $(STAMP)  ## make, step and evaluate all 104 Atari games; the table goes to benchmarks/environments
 	@$(VENV)/bin/python -m benchmarks.environments.atari_games --out benchmarks/environments
+
+environments-table: $(STAMP)  ## try each kind of space with each algorithm; goes on from the cells that benchmarks/environments/spaces.csv has
+	@$(VENV)/bin/python -m benchmarks.environments.spaces --out benchmarks/environments
 
 chaos: $(STAMP)  ## inject faults into a suite for MINUTES and audit the acknowledged inserts
 	@$(VENV)/bin/python -m tests.tools.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) \
