@@ -86,7 +86,7 @@ test-atari-games: $(STAMP)  ## make, step and evaluate all 104 Atari games; the 
 	@$(VENV)/bin/python -m benchmarks.environments.atari_games --out benchmarks/environments
 
 environments-table: $(STAMP)  ## try each kind of space with each algorithm; goes on from the cells that benchmarks/environments/spaces.csv has
-	@$(VENV)/bin/python -m benchmarks.environments.spaces --out benchmarks/environments
+	@$(VENV)/bin/python -m benchmarks.environments --out benchmarks/environments
 
 chaos: $(STAMP)  ## inject faults into a suite for MINUTES and audit the acknowledged inserts
 	@$(VENV)/bin/python -m tests.tools.chaos --minutes $(or $(MINUTES),30) --seed $(or $(SEED),1) \
