@@ -1,4 +1,4 @@
-"""What a run normalises, and the moments of what its environments return. Imports no torch."""
+"""Moments of observations and returns, collected where environments step. Imports no torch."""
 
 from __future__ import annotations
 

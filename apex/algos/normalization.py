@@ -1,4 +1,4 @@
-"""Normalisation of what networks see: an algorithm's class whose policies and learners do it."""
+"""Subclass of an algorithm whose policies and learners normalise their inputs."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class NormalizedPolicy(Policy):
 
 
 class _Normalizing(Algorithm):
-    """Goes before an algorithm's class, so that all it makes is normalised."""
+    """Mixin that goes before an algorithm's class: policies, learners and priorities normalise."""
 
     normalizer: Normalizer
 

@@ -1,4 +1,4 @@
-"""`apex envs`: list the sets of ready environments, and show what one is like."""
+"""`apex envs`: list the sets of ready environments, and report on one environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find and end orphans: processes that a daemon has started and left behind.
+"""Find and end orphans: processes that a daemon started and that outlived it.
 
 A daemon marks what it starts by an environment variable. The process that starts the daemons adopts
 orphans (PR_SET_CHILD_SUBREAPER): when a daemon dies, the kernel makes that process their parent.
@@ -22,7 +22,7 @@ PR_SET_CHILD_SUBREAPER = 36
 GRACE_S = 2.0
 """Seconds between SIGTERM and SIGKILL."""
 LOOK_PERIOD_S = 60.0
-"""Seconds between two looks without an occasion, which collect what has ended meanwhile."""
+"""Seconds between two regular searches for orphans, which also collect ended processes."""
 POLL_S = 0.02
 
 

@@ -1,4 +1,4 @@
-"""The run's statistics for normalisation, which the learner keeps: one of all actors together."""
+"""Statistics for normalisation, merged by the learner from the reports of all actors."""
 
 from __future__ import annotations
 
