@@ -1,9 +1,9 @@
 """Vector environments that users bring: factories that are given `num_envs`, and their checks.
 
-Those with autoreset mode NEXT_STEP are stepped as they are. In the modes SAME_STEP and DISABLED all
-environments of a vector must be stepped together, although one of them has just begun an episode
-and the policy has not seen the end of the last one. So these are made as vectors of one environment
-each, which convert exactly.
+Vectors with autoreset mode NEXT_STEP are stepped as they are. In the modes SAME_STEP and DISABLED
+an environment begins its next episode before the policy has seen the end of the last one, and the
+others cannot be held back. So these are made as vectors of one environment each, which
+`OneOfVector` presents as a single environment, without losing an observation.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A daemon marks what it starts by an environment variable. The process that starts the daemons adopts
 orphans (PR_SET_CHILD_SUBREAPER): when a daemon dies, the kernel makes that process their parent.
-So it finds those that have cleared their environment or were only forked, too.
+So it also finds orphans without the variable, such as those that have cleared their environment.
 """
 
 from __future__ import annotations
