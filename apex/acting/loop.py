@@ -126,8 +126,8 @@ class ActingLoop:
             return
         self._report_at = 2 * self.longest_episode
         log.warning(
-            "environment %d: its episode has not ended after %d steps, and has no return until "
-            "then; set env.max_episode_steps if episodes may be endless",
+            "environment %d: its episode has not ended after %d steps, so it has no return "
+            "yet; set env.max_episode_steps if episodes may be endless",
             int(self._lengths.argmax()), self.longest_episode,
         )  # fmt: skip
 

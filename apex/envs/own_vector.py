@@ -31,7 +31,7 @@ Vector: TypeAlias = VectorEnv[Any, Any, Any]
 VectorFactory: TypeAlias = Callable[[int], Any]
 """Makes a vector environment with a number of environments."""
 
-KINDS = "gymnasium.vector.VectorEnv"
+VECTOR_CLASS = "gymnasium.vector.VectorEnv"
 
 
 def vector_factory(make: Callable[..., Any]) -> VectorFactory | None:
@@ -99,9 +99,9 @@ def _made(make: VectorFactory, num_envs: int, env_id: str) -> Vector:
     vector = make(num_envs)
     if not isinstance(vector, VectorEnv):
         raise EnvError(
-            f"{env_id}: a factory that takes num_envs must return a {KINDS}, got a "
-            f"{type(vector).__name__}; derive its class from {KINDS}, or take num_envs away to "
-            "make one environment at each call"
+            f"{env_id}: a factory that takes num_envs must return a {VECTOR_CLASS}, got a "
+            f"{type(vector).__name__}; derive its class from {VECTOR_CLASS}, or take num_envs away "
+            "to make one environment at each call"
         )
     if vector.num_envs != num_envs:
         found = vector.num_envs
