@@ -153,7 +153,7 @@ class MomentRecorder:
             observations: of E environments.
             rewards: `[E]`, as learners see them.
             ended: `[E]`, the episode ended with this step.
-            ignored: `[E]`, the step began an episode, and its reward is no reward.
+            ignored: `[E]`, the step began an episode, so its reward does not count.
         """
         self._add(observations)
         if self._normalization.rewards:

@@ -74,7 +74,7 @@ def make_own_vector(make: VectorFactory, num_envs: int, env_id: str) -> Vector |
         A checked vector environment in mode NEXT_STEP, or `num_envs` single environments.
 
     Raises:
-        EnvError: what it returned is no such vector environment.
+        EnvError: what it returned is not a vector environment of that size.
     """
     vector = _made(make, num_envs, env_id)
     mode = _mode(vector, env_id)
