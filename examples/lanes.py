@@ -1,4 +1,4 @@
-"""Lanes, an environment with a Dict observation and an action mask, in about 40 lines.
+"""Lanes, a small environment with a Dict observation and an action mask.
 
 Run it with `apex run --preset cartpole --env examples/lanes.py:Lanes`, and
 `--set 'algorithm.conv=[[8, 3, 2]]'` since its picture is small.

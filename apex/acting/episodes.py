@@ -1,4 +1,4 @@
-"""Finished episodes: their returns, and what their environments measured."""
+"""Finished episodes: their returns, and the scalars of `info` that are measured."""
 
 from __future__ import annotations
 

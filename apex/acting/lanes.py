@@ -1,7 +1,7 @@
 """Lanes: environments that step at their own pace, with an agent for each.
 
-Whichever environments have answered are decided for together, in one batch; each has items,
-exploration and recurrent state of its own.
+A lane is one environment with its items, exploration and recurrent state. Actions for all
+environments that have answered are computed in one batch.
 """
 
 from __future__ import annotations

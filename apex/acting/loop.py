@@ -47,8 +47,8 @@ class Decider(Protocol):
 def warn_of_long_episode(env: int, steps: int) -> None:
     """Log that an environment's episode has lasted unusually long."""
     log.warning(
-        "environment %d: its episode has not ended after %d steps, and has no return until "
-        "then; set env.max_episode_steps if episodes may be endless",
+        "environment %d: its episode has not ended after %d steps, so it has no return yet; "
+        "set env.max_episode_steps if episodes may be endless",
         env, steps,
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a run normalises, and the moments of what its environments return. Imports no torch."""
+"""Moments of observations and returns, collected where environments step. Imports no torch."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class MomentRecorder:
             observations: of E environments.
             rewards: `[E]`, as learners see them.
             ended: `[E]`, the episode ended with this step.
-            ignored: `[E]`, the step began an episode, and its reward is no reward.
+            ignored: `[E]`, the step began an episode, so its reward does not count.
         """
         self._add(observations)
         if self._normalization.rewards:

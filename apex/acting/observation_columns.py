@@ -1,4 +1,4 @@
-"""What accumulators keep of observations: images as compressed frames, the rest as columns."""
+"""Split observations into what items store: images as compressed frames, the rest as columns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from apex.data.schema import Array, Arrays, Column, FramesColumn
 from apex.envs.spec import EnvSpec
 
 PARTS_RULE = "; choices that exist, and masks that allow the action taken"
-"""What observations of parts must be besides, for messages."""
+"""Condition on the parts of an observation, to append to error messages."""
 
 
 class ObservationColumns:

@@ -5,7 +5,7 @@ row provides the observation to bootstrap from. The columns of an item:
 
     observation      [L, ...]; absent if the observation is an image, whose frames are stored
                      separately. An observation of parts has a column `observation.NAME` for each
-                     part that is no image
+                     part that is not an image
     action           [L, *action shape] int32, or float32 if actions are continuous
     reward           [L] float32, the reward of the action
     discount         [L] float32: gamma, or 0 after a termination or a lost life

@@ -93,7 +93,7 @@ class PackedTransitions(NamedTuple):
     frames_column: FramesColumn | None = None
     """The images of a frame; None: one plain image."""
     arrays: dict[str, Tensor] = _NO_EXTRAS
-    """The parts of the observation that are no images, `[B, ...]` each."""
+    """The parts of the observation that are not images, `[B, ...]` each."""
     next_arrays: dict[str, Tensor] = _NO_EXTRAS
     """Those of the bootstrap observation."""
 
@@ -125,7 +125,7 @@ class PackedSequences(NamedTuple):
     frames_column: FramesColumn | None = None
     """The images of a frame; None: one plain image."""
     arrays: dict[str, Tensor] = _NO_EXTRAS
-    """The parts of the observation that are no images, `[B, L, ...]` each."""
+    """The parts of the observation that are not images, `[B, L, ...]` each."""
 
     def expanded(self) -> Sequences:
         """The sequences with their frame stacks, on the frames' device.

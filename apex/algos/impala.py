@@ -36,7 +36,7 @@ BEHAVIOUR_LOGITS = "behaviour_logits"
 
 
 class Impala(SequenceAlgorithm):
-    """IMPALA for discrete and multi-discrete actions; the latter have one softmax each."""
+    """IMPALA for discrete and multi-discrete actions, a softmax for each integer."""
 
     class Config(SequenceAlgorithm.Config, frozen=True):
         """The `[algorithm]` section; the defaults are the paper's."""

@@ -1,4 +1,4 @@
-"""Normalisation of what networks see: an algorithm's class whose policies and learners do it."""
+"""Subclass of an algorithm whose policies and learners normalise their inputs."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class NormalizedPolicy(Policy):
 
 
 class _Normalizing(Algorithm):
-    """Goes before an algorithm's class, so that all it makes is normalised."""
+    """Mixin that goes before an algorithm's class: policies, learners and priorities normalise."""
 
     normalizer: Normalizer
 
@@ -113,12 +113,12 @@ class _Normalizing(Algorithm):
 
     @property
     def extra_names(self) -> tuple[str, ...]:
-        """The algorithm's, and the factor by which initial priorities multiply rewards."""
+        """Names of the algorithm, and of the factor of rewards in initial priorities."""
         algorithm: Any = super()
         return (*algorithm.extra_names, REWARD_SCALE)
 
     def initial_priorities(self, columns: Arrays, *extras: Mapping[str, Any]) -> Any:
-        """The algorithm's, of rewards in the learner's units: those of the policy that acted."""
+        """Initial priorities of the algorithm, from rewards scaled as by the policy that acted."""
         scale = extras[0][REWARD_SCALE]
         given = dict(columns)
         for name in ("n_step_return", "reward"):

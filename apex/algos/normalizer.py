@@ -1,4 +1,4 @@
-"""The normalizer: inputs and batches by the statistics in a network's buffers.
+"""Normalise inputs and batches by the statistics in a network's buffers.
 
 The statistics are buffers of the network. So publications, checkpoints and trained policies hold
 them, and a policy uses those that its parameters were trained with. Items hold raw numbers.

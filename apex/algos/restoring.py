@@ -1,4 +1,4 @@
-"""Load a checkpoint into a learner or a policy, or say how the two differ."""
+"""Load a checkpoint into a learner or a policy; an error says how the two differ."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ class SequenceAlgorithm(Algorithm):
         return PackedSequences(frames, self._fields(items), column, self._arrays(items))
 
     def _arrays(self, items: Items) -> dict[str, Tensor]:
-        """The parts of the observation that are no images, by name."""
+        """The parts of the observation that are not images, by name."""
         return {
             part.name: torch.from_numpy(items.columns[column_name(part.name)])
             for part in self.spec.arrays

@@ -151,7 +151,7 @@ class TransitionAlgorithm(Algorithm):
         )
 
     def _arrays(self, items: Items, prefix: str = "") -> dict[str, Tensor]:
-        """The parts of the observation, or of the next one, that are no images, by name."""
+        """The parts of the observation, or of the next one, that are not images, by name."""
         return {
             part.name: torch.from_numpy(items.columns[prefix + column_name(part.name)])
             for part in self.spec.arrays

@@ -1,4 +1,4 @@
-"""`apex envs`: list the sets of ready environments, and show what one is like."""
+"""`apex envs`: list the sets of ready environments, and report on one environment."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def _chosen(name: str | None) -> list[EnvironmentSet]:
 
     found = [one for one in sets.SETS if name in (None, one.name)]
     if not found:
-        raise UsageError(f"no set '{name}'; there are: {', '.join(one.name for one in sets.SETS)}")
+        raise UsageError(
+            f"unknown set '{name}'; expected one of: {', '.join(one.name for one in sets.SETS)}"
+        )
     return found
 
 

@@ -1,4 +1,4 @@
-"""`--json`: standard output carries one line of JSON and nothing else.
+"""Output of `--json`: one line of JSON on standard output, and nothing else.
 
 The user's environments and algorithms print what they like, also from C. With `--json` all of that
 goes to standard error, until the process ends.

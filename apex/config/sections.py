@@ -89,30 +89,30 @@ class EnvConfig(Section, frozen=True):
     image_channels: Literal["auto", "first", "last"] = "auto"
     """Axis of an image of three axes that has its channels. `auto`: the axes of equal length are
     height and width, if exactly two are equal; else the shorter of the first and the last axis has
-    the channels. Without an effect on Atari."""
+    the channels. No effect on Atari."""
     action_masks: bool | None = None
-    """Take the mask of the allowed actions from `info["action_mask"]`. By default (no value), if
-    the first reset returns one; a start writes its choice here. A mask that is a key of the
-    observation, `action_mask`, is always used."""
+    """Whether `info["action_mask"]` is the mask of allowed actions. Without a value, it is if the
+    first reset returns one; the run's `config.toml` has the answer. The key `action_mask` of a
+    `Dict` observation is always used as the mask, if its shape fits."""
     action_limit: NonNegativeFloat = 0.0
-    """Bound of a continuous action that has none: an infinite side of the action space becomes
-    -limit or limit. 0: such a space is an error."""
+    """Bound of continuous actions that have none: an infinite `low` of the action space becomes
+    -limit, an infinite `high` limit. 0: such a space is an error."""
     clip_rewards: bool = False
     """Clip the rewards that the policy sees and learns from to [-1, 1]; returns stay unclipped."""
     normalize_observations: bool = False
-    """Give the network observations with mean 0 and variance 1, by one running statistic of all
-    actors, clipped to [-10, 10]. Vectors of numbers only: images, bytes and choices stay."""
+    """Normalise observations to mean 0 and variance 1, by a running statistic of all actors, and
+    clip them to [-10, 10]. Only vectors of floats: images, bytes and choices are not changed."""
     normalize_rewards: bool = False
     """Divide the rewards that the policy sees and learns from by the standard deviation of
-    discounted returns, a running statistic of all actors; returns are reported undivided."""
+    discounted returns, a running statistic of all actors. Reported returns are not divided."""
     metrics: Annotated[tuple[MetricName, ...], msgspec.Meta(max_length=MAX_METRICS)] = ()
     """Names of scalars in `info` that become curves, besides `success`: the value at each episode's
     last step, averaged over the episodes that have it."""
     max_episode_steps: NonNegativeInt = 0
     """Steps after which an episode is truncated, in training and evaluation; 0: the environment's
-    own limit. The limit that gymnasium applies to a registered environment is replaced; one inside
-    the environment stays. On Atari the earlier of this limit and `max_episode_frames` applies, and
-    the no-ops at the start count."""
+    own limit. It replaces the limit that gymnasium applies to a registered environment; one inside
+    the environment stays. On Atari, this limit or `max_episode_frames` ends the episode, whichever
+    is first, and the no-ops at the start count."""
     frame_skip: PositiveInt = 4
     """Emulator frames per step; the action is repeated in each."""
     obs_type: Literal["grayscale", "rgb", "ram"] = "grayscale"
@@ -146,8 +146,8 @@ class ActorConfig(Section, frozen=True):
     """Step each environment in a process of its own, so that a slow one does not hold up the
     others; needs local inference. Worth it where a step takes many milliseconds."""
     env_timeout_s: PositiveFloat = 300.0
-    """Seconds that making, resetting or stepping an environment may take with `async_envs`; then
-    its process is killed and it is made again."""
+    """With `async_envs`: seconds that making, resetting or stepping an environment may take. After
+    that its process is killed, and the environment is made again."""
     chunk_length: PositiveInt = 50
     """Items per insert, all of one environment."""
     parameter_period: NonNegativeInt = 0

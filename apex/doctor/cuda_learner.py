@@ -126,7 +126,7 @@ def _runs_on(architecture: str, capability: tuple[int, int]) -> bool:
 def device_memory_needed(
     config: Config, schema: Schema, parameters: int, activations: int
 ) -> dict[str, int]:
-    """Bytes of device memory that a learner needs, by part; see ARCHITECTURE.md, "Memory".
+    """Bytes of device memory that a learner needs, by part; see docs/MEMORY.md.
 
     Args:
         config: the suite's configuration.

@@ -1,4 +1,4 @@
-"""What the environments of this process are doing, for the threads that watch them."""
+"""The running call into an environment, noted for the watchdog and for messages about waiting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Environments in processes of their own, so that a slow, hung or dead one stops no other."""
+"""Environments, each in its own process: a slow, hung or dead one does not stop the others."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class _Lane:
     process: subprocess.Popen[bytes] | None = None
     pipe: Pipe | None = None
     asked: str = ""
-    """What the process has been asked for and has not answered; empty: nothing."""
+    """Request that the process has not answered yet, such as `step`; empty: none."""
     waited_s: float = 0.0
     """Seconds that its answer has been waited for."""
     faults: int = 0

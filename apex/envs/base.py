@@ -52,7 +52,7 @@ class Environments:
         squeeze: drop the first axis of each observation, which has a length of one.
         masked: take the mask of the allowed actions from `info["action_mask"]`.
         channels, action_limit: see `env_spec`.
-        activity: is told of each call that begins and ends; None: nobody watches.
+        activity: notes when each call begins and ends; None: calls are not noted.
         metrics: names of scalars in `info` for `StepResult.metrics`, besides `success`.
 
     Raises:

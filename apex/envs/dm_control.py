@@ -1,4 +1,4 @@
-"""DeepMind Control Suite by shimmy: one vector of all that a task observes.
+"""DeepMind Control Suite by shimmy: the parts of an observation are joined to one vector.
 
 `apex.envs.dm_control:dm_control/cheetah-run-v0` is that task in the wrappers of this module, and so
 is every other id of shimmy's. A plain `env.id = "dm_control/cheetah-run-v0"` means the same.

@@ -1,4 +1,4 @@
-"""MiniGrid for learning: one-hot images, the mission as choices, and an action mask.
+"""MiniGrid as apex trains on it: one-hot images, the mission as choices, and an action mask.
 
 `apex.envs.minigrid:MiniGrid-Empty-5x5-v0` is that environment in the wrapper of this module, and
 so is every other id of MiniGrid. A plain `env.id = "MiniGrid-Empty-5x5-v0"` means the same.

@@ -1,9 +1,9 @@
 """Vector environments that users bring: factories that are given `num_envs`, and their checks.
 
-Those with autoreset mode NEXT_STEP are stepped as they are. In the modes SAME_STEP and DISABLED all
-environments of a vector must be stepped together, although one of them has just begun an episode
-and the policy has not seen the end of the last one. So these are made as vectors of one environment
-each, which convert exactly.
+Vectors with autoreset mode NEXT_STEP are stepped as they are. In the modes SAME_STEP and DISABLED
+an environment begins its next episode before the policy has seen the end of the last one, and the
+others cannot be held back. So these are made as vectors of one environment each, which
+`OneOfVector` presents as a single environment, without losing an observation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Vector: TypeAlias = VectorEnv[Any, Any, Any]
 VectorFactory: TypeAlias = Callable[[int], Any]
 """Makes a vector environment with a number of environments."""
 
-KINDS = "gymnasium.vector.VectorEnv"
+VECTOR_CLASS = "gymnasium.vector.VectorEnv"
 
 
 def vector_factory(make: Callable[..., Any]) -> VectorFactory | None:
@@ -74,7 +74,7 @@ def make_own_vector(make: VectorFactory, num_envs: int, env_id: str) -> Vector |
         A checked vector environment in mode NEXT_STEP, or `num_envs` single environments.
 
     Raises:
-        EnvError: what it returned is no such vector environment.
+        EnvError: what it returned is not a vector environment of that size.
     """
     vector = _made(make, num_envs, env_id)
     mode = _mode(vector, env_id)
@@ -99,9 +99,9 @@ def _made(make: VectorFactory, num_envs: int, env_id: str) -> Vector:
     vector = make(num_envs)
     if not isinstance(vector, VectorEnv):
         raise EnvError(
-            f"{env_id}: a factory that takes num_envs must return a {KINDS}, got a "
-            f"{type(vector).__name__}; derive its class from {KINDS}, or take num_envs away to "
-            "make one environment at each call"
+            f"{env_id}: a factory that takes num_envs must return a {VECTOR_CLASS}, got a "
+            f"{type(vector).__name__}; derive its class from {VECTOR_CLASS}, or take num_envs away "
+            "to make one environment at each call"
         )
     if vector.num_envs != num_envs:
         found = vector.num_envs

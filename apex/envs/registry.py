@@ -46,7 +46,7 @@ def make_environments(
         num_envs: number of environments that are stepped together.
         factory: makes one environment, or a vector of them; replaces the id.
         render: whether `Environments.render` will be called.
-        activity: is told of each call into an environment; None: nobody watches.
+        activity: notes each call into an environment; None: calls are not noted.
 
     Raises:
         EnvError: the environment cannot be made, or has spaces that apex cannot use.

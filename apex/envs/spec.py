@@ -91,7 +91,7 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             empty if there are `parts`.
         observation_dtype: NumPy name of the dtype; empty if there are `parts`.
         frame_stack: consecutive frames of each image in one input of the policy; 0 if there are
-            no images. What is no image is stored as array columns.
+            no images. Other parts are stored as array columns.
         num_actions: number of discrete actions, which are 0 to `num_actions` - 1; 0 if
             `action_bounds` is set.
         action_bounds: bounds of actions that are arrays of numbers; None: actions are discrete.

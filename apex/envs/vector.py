@@ -71,7 +71,7 @@ class SerialVectorEnv(SyncVectorEnv):
     Args:
         env_fns: make one environment each.
         info_keys: keys of `info` that are kept; `reported` reads them.
-        activity: is told of each call into an environment that begins; the caller ends the last.
+        activity: notes the start of each call into an environment; the caller notes the end.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""ViZDoom for learning: four tics a step, smaller screens, numbers only.
+"""ViZDoom as apex trains on it: four tics a step, smaller screens, no texts.
 
 `apex.envs.vizdoom:VizdoomBasic-v1` is that scenario in the wrapper of this module, and so is every
 other id of ViZDoom. A plain `env.id = "VizdoomBasic-v1"` means the same.

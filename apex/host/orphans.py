@@ -1,8 +1,8 @@
-"""Find and end orphans: processes that a daemon has started and left behind.
+"""Find and end orphans: processes that a daemon started and that outlived it.
 
 A daemon marks what it starts by an environment variable. The process that starts the daemons adopts
 orphans (PR_SET_CHILD_SUBREAPER): when a daemon dies, the kernel makes that process their parent.
-So it finds those that have cleared their environment or were only forked, too.
+So it also finds orphans without the variable, such as those that have cleared their environment.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PR_SET_CHILD_SUBREAPER = 36
 GRACE_S = 2.0
 """Seconds between SIGTERM and SIGKILL."""
 LOOK_PERIOD_S = 60.0
-"""Seconds between two looks without an occasion, which collect what has ended meanwhile."""
+"""Seconds between two regular searches for orphans, which also collect ended processes."""
 POLL_S = 0.02
 
 

@@ -1,4 +1,4 @@
-"""The process of one environment, which an actor with `actor.async_envs` starts.
+"""Process that steps one environment; an actor with `actor.async_envs` starts it.
 
 `python -m apex.launch.env_process DESCRIPTOR PARENT NAME QUIET`: the socket to the actor, the
 actor's process id, the name in log lines, and 1 if only errors are logged.

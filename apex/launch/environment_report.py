@@ -1,4 +1,4 @@
-"""Report of what an agent would see and do in an environment, and which algorithms fit it."""
+"""Report about an environment: observations, actions, and which algorithms fit it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Seen(NamedTuple):
     kind: str
     """As in `ObservationPart`."""
     shape: tuple[int, ...]
-    """Of one observation of the environment."""
+    """Shape of the part in one observation of the environment."""
     dtype: str
     stack: int
     """Consecutive observations that the policy sees; 0: one, stored as a column."""
@@ -58,7 +58,7 @@ class EnvironmentReport(NamedTuple):
 
     env_id: str
     set_name: str
-    """Empty: the environment is in no set."""
+    """Name of its set; empty: it is in none."""
     observation: list[Seen]
     actions: str
     masked: bool

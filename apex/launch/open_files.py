@@ -17,7 +17,7 @@ from apex.errors import RunError
 from apex.runs.engine_record import EngineName
 
 FILES_OF_DAEMON = 64
-"""Open files of a daemon besides its connections; measured: 17 to 36."""
+"""Open files of a daemon without its connections; measured: 17 to 36."""
 CONNECTIONS_BESIDE_ACTORS = 4
 """Connections of a server besides actors: learner, evaluator, inference server, a command."""
 ENGINE_FILES: Mapping[EngineName, tuple[str, int, int]] = {

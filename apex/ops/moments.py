@@ -1,4 +1,4 @@
-"""Count, mean and sum of squared deviations of numbers, merged without the numbers themselves."""
+"""Count, mean and sum of squared deviations of numbers, and how to merge two of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 LARGEST = 1e100
-"""Largest magnitude of a mean, and 1e50 x that of a sum of squares, so that merging many of them
-never overflows."""
+"""Largest magnitude of a mean. A sum of squares may be 1e50 times as large: merging many of them
+still does not overflow."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The run's statistics for normalisation, which the learner keeps: one of all actors together."""
+"""Statistics for normalisation, merged by the learner from the reports of all actors."""
 
 from __future__ import annotations
 
@@ -136,6 +136,6 @@ def check_unchanged(env: EnvConfig, other: Mapping[str, Any], source: str) -> No
         if getattr(env, name) != trained:
             raise ConfigError(
                 f"env.{name}: {source} was trained with {str(trained).lower()}, and its network "
-                f"knows no other numbers; set it to {str(trained).lower()}, or start a new run "
+                f"expects such inputs; set it to {str(trained).lower()}, or start a new run "
                 "from random parameters"
             )
