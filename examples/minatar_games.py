@@ -3,6 +3,8 @@
 apex run --config examples/minatar-breakout.toml
 """
 
+import gymnasium as gym
 from minatar.gym import register_envs
 
-register_envs()
+if "MinAtar/Breakout-v1" not in gym.registry:
+    register_envs()

@@ -169,7 +169,12 @@ BAD = {
 
 
 def replies(stage: Stage, client: LearnerClient, *sent: Any) -> Any:
-    """The reply to a message that is neither a greeting nor about parameters."""
+    """The first reply to a message that is neither a greeting nor about parameters."""
+    return all_replies(client, *sent, count=1)[0]
+
+
+def all_replies(client: LearnerClient, *sent: Any, count: int) -> list[Any]:
+    """So many replies to a message."""
     found: list[Any] = []
 
     def turn() -> None:
@@ -179,16 +184,18 @@ def replies(stage: Stage, client: LearnerClient, *sent: Any) -> Any:
 
     wait_until(lambda: client.client.ready, turn=turn)
     client.client.send(*sent)
-    wait_until(lambda: found, turn=turn)
-    return found[0]
+    wait_until(lambda: len(found) >= count, turn=turn)
+    return found
 
 
 def test_malformed_reports_are_refused_and_the_next_good_one_is_counted(stage: Stage) -> None:
     statistics = RunningStatistics(SIZES)
     stage.serve(statistics)
     for what, (counts, arrays) in BAD.items():
-        reply = replies(stage, stage.learner, ReportMoments(seq=0, counts=counts), arrays)
-        assert isinstance(reply, Error) and reply.code == "bad_request", what
+        report = ReportMoments(seq=0, counts=counts)
+        error, done = all_replies(stage.learner, report, arrays, count=2)
+        assert isinstance(error, Error) and error.code == "bad_request", what
+        assert done == MomentsAck(seq=0), "it is not sent again"
         assert count_of(statistics) == 0, what
     good = ReportMoments(seq=0, counts={"observation": 4})
     assert replies(stage, stage.learner, good, GOOD) == MomentsAck(seq=0)
