@@ -245,7 +245,7 @@ class Learner(ABC):
                 optimizer.
         """
         if "modules" not in state:
-            state = _from_version_0_1(state)
+            state = deprecated_interface().learner_state(state)
         for name, optimization in self.optimizations().items():
             optimization.load_state_dict(state["optimizations"][name])
         for name, module in self.modules().items():
@@ -253,23 +253,6 @@ class Learner(ABC):
         for name, buffer in self.buffers().items():
             buffer.copy_(state["buffers"][name])
         self.updates = state["updates"]
-
-
-def _from_version_0_1(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a learner state written by apex 0.1.0 to the current layout."""
-    modules = {n: state[n] for n in ("online", "target") if n in state}
-    if "network" in state:
-        modules["online"] = state["network"]
-    optimizations = {name: state[name] for name in ("critic", "actor") if name in state}
-    if "optimizer" in state:
-        optimizations["online"] = state
-    updates = next(iter(optimizations.values()))["updates"]
-    return {
-        "modules": modules,
-        "optimizations": optimizations,
-        "buffers": {},
-        "updates": updates,
-    }
 
 
 class Algorithm(ABC):

@@ -27,6 +27,23 @@ def warn(problem: str) -> None:
     warnings.warn(f"{problem}; apex 0.3 removes the old form", FutureWarning, stacklevel=3)
 
 
+def learner_state(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert a learner state written by apex 0.1.0 to the current layout."""
+    modules = {n: state[n] for n in ("online", "target") if n in state}
+    if "network" in state:
+        modules["online"] = state["network"]
+    optimizations = {name: state[name] for name in ("critic", "actor") if name in state}
+    if "optimizer" in state:
+        optimizations["online"] = state
+    updates = next(iter(optimizations.values()))["updates"]
+    return {
+        "modules": modules,
+        "optimizations": optimizations,
+        "buffers": {},
+        "updates": updates,
+    }
+
+
 def adapt_exploration(kind: type) -> None:
     """Wrap a three-argument `exploration` method so that it accepts a `LadderPlace`."""
     method = vars(kind).get("exploration")
