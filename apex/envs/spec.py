@@ -136,8 +136,7 @@ class EnvSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def differences(self, other: EnvSpec) -> list[str]:
         """How this environment's observations and actions differ from those of another.
 
-        Networks see no difference between a `channels_last` that is None, as in runs of apex 0.1,
-        and the value that it stands for.
+        Runs of apex 0.1 have None as `channels_last`; it equals the value that it stands for.
         """
         compared = {
             name: (getattr(self, name), getattr(other, name))

@@ -1,9 +1,9 @@
 """Try each kind of space with each algorithm, serial and with daemons, and write a table of it.
 
-python -m benchmarks.environments.spaces --out benchmarks/environments
+python -m benchmarks.environments --out benchmarks/environments
 
-The CSV is written after each cell, and cells that it has are not measured again: a run that was
-interrupted goes on, and `--modes` and `--only` measure a part. Delete the CSV to begin anew.
+The CSV is written after each cell, and cells that it has are not measured again. So an interrupted
+run can be continued. `--modes` and `--only` choose cells. To measure all again, delete the CSV.
 """
 
 from __future__ import annotations
