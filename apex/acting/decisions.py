@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from apex.data.observations import Observations, concatenate
-from apex.data.observations import action_mask as mask_of
 from apex.data.schema import Array, Arrays
 
 
@@ -35,11 +34,6 @@ class Inputs(NamedTuple):
     def num_envs(self) -> int:
         """E, the number of environments."""
         return len(self.last_rewards)
-
-    @property
-    def action_mask(self) -> Array | None:
-        """`[E, num_actions] uint8`, 1 for each allowed action; None: all are allowed."""
-        return mask_of(self.observations)
 
 
 def seen_rewards(rewards: npt.NDArray[np.float64], *, clip: bool) -> npt.NDArray[np.float64]:

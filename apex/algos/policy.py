@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.algos.batches import Observation, map_tensors
 from apex.algos.noise import resample_noise
-from apex.data.observations import ACTION_MASK
+from apex.data.observations import action_mask
 from apex.data.schema import Arrays
 from apex.ops.action_masks import masked_values
 
@@ -34,16 +34,9 @@ class InputTensors(NamedTuple):
         """Copy inputs to a device; on a CPU the tensors share the arrays' memory."""
         return cls._make(map_tensors(tuple(inputs), lambda tensor: tensor.to(device)))
 
-    @property
-    def action_mask(self) -> Tensor | None:
-        """`[E, num_actions] uint8`, 1 for each allowed action; None: all are allowed."""
-        named = isinstance(self.observations, dict)
-        return self.observations.get(ACTION_MASK) if named else None  # type: ignore[union-attr]
-
     def masked(self, values: Tensor, forbidden: float = -math.inf) -> Tensor:
         """Set the values `[E, num_actions]` of forbidden actions to `forbidden`."""
-        mask = self.action_mask
-        return values if mask is None else masked_values(values, mask, forbidden)
+        return masked_values(values, action_mask(self.observations), forbidden)
 
 
 class Policy:

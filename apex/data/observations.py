@@ -7,13 +7,15 @@ Dict space, is a dictionary of such arrays; its keys are the names of the parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 from apex.data.schema import Array, Arrays
 
 Observations: TypeAlias = Array | Arrays
+A = TypeVar("A")
+B = TypeVar("B")
 
 OBSERVATION = "observation"
 """Name of the column of a plain observation, and prefix of those of its parts."""
@@ -26,8 +28,8 @@ def column_name(part: str) -> str:
     return f"{OBSERVATION}.{part}" if part else OBSERVATION
 
 
-def map_arrays(function: Callable[[Array], Array], observations: Observations) -> Observations:
-    """Apply a function to each array."""
+def map_arrays(function: Callable[[A], B], observations: A | dict[str, A]) -> B | dict[str, B]:
+    """Apply a function to each array, or to each tensor of observations on a device."""
     if isinstance(observations, dict):
         return {name: function(array) for name, array in observations.items()}
     return function(observations)
@@ -62,6 +64,10 @@ def from_columns(columns: Mapping[str, Array], names: Sequence[str]) -> Observat
     return {name: columns[column_name(name)] for name in names}
 
 
-def action_mask(observations: Observations) -> Array | None:
-    """The mask of the allowed actions, `[E, num_actions] uint8`; None: all are allowed."""
+def action_mask(observations: A | dict[str, A]) -> A | None:
+    """The mask of the allowed actions, `[E, num_actions] uint8`; None: all are allowed.
+
+    Args:
+        observations: arrays, or tensors on a device.
+    """
     return observations.get(ACTION_MASK) if isinstance(observations, dict) else None

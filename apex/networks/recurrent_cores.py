@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from apex.data.observations import map_arrays
 from apex.envs.spec import EnvSpec
 from apex.networks.full_precision import full_precision
 
@@ -30,19 +30,13 @@ class SequenceInputs(NamedTuple):
     """Steps at which an episode begins in any of the sequences, in ascending order; None: only the
     device knows them, by `is_first`."""
 
-    def map_observations(self, function: Callable[[Tensor], Tensor]) -> Tensor | dict[str, Tensor]:
-        """Apply a function to each tensor of the observations."""
-        if isinstance(self.observations, dict):
-            return {name: function(tensor) for name, tensor in self.observations.items()}
-        return function(self.observations)
-
     def part(self, begin: int, end: int | None, core_state: Tensor) -> SequenceInputs:
         """The steps `begin` to `end` (exclusive), with the recurrent state before them."""
         stop, edges = self.is_first.shape[1] if end is None else end, self.episode_edges
         if edges is not None:
             edges = tuple(edge - begin for edge in edges if begin <= edge < stop)
         return SequenceInputs(
-            self.map_observations(lambda tensor: tensor[:, begin:end]),
+            map_arrays(lambda tensor: tensor[:, begin:end], self.observations),
             self.last_actions[:, begin:end],
             self.last_rewards[:, begin:end],
             self.is_first[:, begin:end],

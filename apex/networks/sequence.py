@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from apex.data.observations import map_arrays
 from apex.envs.spec import EnvSpec
 from apex.networks.recurrent_cores import SequenceInputs, make_core
 from apex.networks.torsos import DEFAULT_ENCODERS, ConvLayers, Encoders, features_of, mlp, torso
@@ -51,7 +52,7 @@ class SequenceNetwork(nn.Module):
     def features(self, inputs: SequenceInputs) -> tuple[Tensor, Tensor]:
         """Inputs of the heads, `[B, L, core.out_features]`, and the recurrent state after the last
         step, `[B, core_size]`."""
-        steps = inputs.map_observations(lambda tensor: tensor.flatten(0, 1))
+        steps = map_arrays(lambda tensor: tensor.flatten(0, 1), inputs.observations)
         features = self.shared(self.torso(steps))
         output: tuple[Tensor, Tensor] = self.core(
             features.unflatten(0, inputs.is_first.shape), inputs

@@ -16,6 +16,7 @@ from apex.algos.batches import map_tensors
 from apex.algos.noise import resample_noise
 from apex.algos.policy import InputTensors, Policy
 from apex.daemons.inference.cuda_stream import CudaStream, Mark, Outputs, Stream
+from apex.data.observations import map_arrays
 from apex.data.schema import Array
 
 log = logging.getLogger("apex.inference")
@@ -115,10 +116,12 @@ class Slot:
         self._stream, self._rows = stream, rows
         observations, *rest = like
         self.inputs = InputTensors(
-            _map(self._tensor, observations), *(self._tensor(array) for array in rest)
+            map_arrays(self._tensor, observations), *(self._tensor(array) for array in rest)
         )
         seen, *others = self.inputs
-        self._arrays = Inputs(_map(Tensor.numpy, seen), *(tensor.numpy() for tensor in others))
+        self._arrays = Inputs(
+            map_arrays(Tensor.numpy, seen), *(tensor.numpy() for tensor in others)
+        )
         self._outputs: dict[str, Tensor] = {}
 
     def _tensor(self, like: Array) -> Tensor:
@@ -136,7 +139,7 @@ class Slot:
             begin = end
         observations, *rest = self._arrays
         return Inputs(
-            _map(lambda array: array[:begin], observations),
+            map_arrays(lambda array: array[:begin], observations),
             *(array[:begin].copy() for array in rest),
         )
 
@@ -151,13 +154,6 @@ class Slot:
     def outputs(self, count: int) -> dict[str, Array]:
         """A copy of the fetched outputs."""
         return {name: tensor[:count].numpy().copy() for name, tensor in self._outputs.items()}
-
-
-def _map(function: Callable[[Any], Any], observations: Any) -> Any:
-    """Apply a function to each array or tensor of observations."""
-    if isinstance(observations, dict):
-        return {name: function(array) for name, array in observations.items()}
-    return function(observations)
 
 
 def _leaves(inputs: Inputs | InputTensors) -> list[Any]:
