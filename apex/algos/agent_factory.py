@@ -21,23 +21,12 @@ def make_lanes(
 
     Places on the ladder and seeds are those of `make_agent`.
     """
-    num_envs, count = config.actor.num_envs, config.actor.count
-    positions = ladder_positions(slot, count, num_envs)
-    seeds = place_seeds(config.run.seed, slot, incarnation, num_envs)
-    return [
-        Agent(
-            algorithm.spec,
-            1,
-            core_size,
-            exploration=algorithm.exploration(
-                LadderPlace(positions[env : env + 1], count * num_envs, seeds[env : env + 1])
-            ),
-            accumulator=algorithm.accumulator(1, config.actor.chunk_length),
-            clip_rewards=config.env.clip_rewards,
-            moments=_recorder(algorithm, collector),
-        )
-        for env in range(num_envs)
+    whole = _place(config, slot, incarnation)
+    places = [
+        LadderPlace(whole.positions[env : env + 1], whole.size, whole.seeds[env : env + 1])
+        for env in range(config.actor.num_envs)
     ]
+    return [_agent(algorithm, config, core_size, place, collector) for place in places]
 
 
 def make_agent(
@@ -60,26 +49,37 @@ def make_agent(
         agents_before: agents made earlier for the same incarnation; each explores differently.
         collector: receives the statistics of normalisation, if the run normalises.
     """
+    place = _place(config, slot, incarnation, agents_before)
+    return _agent(algorithm, config, core_size, place, collector)
+
+
+def _place(config: Config, slot: int, incarnation: int, agents_before: int = 0) -> LadderPlace:
+    """The place of an actor's environments on the ladder, and their seeds."""
     num_envs, count = config.actor.num_envs, config.actor.count
+    return LadderPlace(
+        ladder_positions(slot, count, num_envs),
+        count * num_envs,
+        place_seeds(config.run.seed, slot, incarnation, num_envs, agents_before),
+    )
+
+
+def _agent(
+    algorithm: Algorithm,
+    config: Config,
+    core_size: int,
+    place: LadderPlace,
+    collector: MomentCollector | None,
+) -> Agent:
+    """Make the agent of the environments at a place on the ladder."""
+    num_envs, moments = len(place.positions), None
+    if algorithm.normalization is not None and collector is not None:
+        moments = MomentRecorder(algorithm.normalization, collector)
     return Agent(
         algorithm.spec,
         num_envs,
         core_size,
-        exploration=algorithm.exploration(
-            LadderPlace(
-                ladder_positions(slot, count, num_envs),
-                count * num_envs,
-                place_seeds(config.run.seed, slot, incarnation, num_envs, agents_before),
-            )
-        ),
+        exploration=algorithm.exploration(place),
         accumulator=algorithm.accumulator(num_envs, config.actor.chunk_length),
         clip_rewards=config.env.clip_rewards,
-        moments=_recorder(algorithm, collector),
+        moments=moments,
     )
-
-
-def _recorder(algorithm: Algorithm, collector: MomentCollector | None) -> MomentRecorder | None:
-    """What an agent records for normalisation; None: the run does not normalise."""
-    if algorithm.normalization is None or collector is None:
-        return None
-    return MomentRecorder(algorithm.normalization, collector)
