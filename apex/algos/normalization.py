@@ -13,23 +13,15 @@ from torch import Tensor, nn
 from apex.acting.decisions import Decision, Exploration, Inputs
 from apex.acting.normalization import Normalization
 from apex.algos.base import Algorithm, Learner
-from apex.algos.batches import Observation
 from apex.algos.normalizer import Normalizer
 from apex.algos.policy import InputTensors, Policy
-from apex.data.observations import Observations
+from apex.data.observations import map_arrays
 from apex.data.schema import Arrays
 
 REWARD_SCALE = "reward_scale"
 """Extra output of a policy, `[E]`: the factor by which it multiplies rewards."""
 DEFAULT_DISCOUNT = 0.99
 """Gamma of discounted returns for algorithms whose settings have no `discount`."""
-
-
-def _on_host(observations: Observation) -> Observations:
-    """The arrays of observations."""
-    if isinstance(observations, dict):
-        return {name: tensor.cpu().numpy() for name, tensor in observations.items()}
-    return observations.cpu().numpy()
 
 
 class NormalizedPolicy(Policy):
@@ -64,7 +56,8 @@ class NormalizedPolicy(Policy):
             return super().act(inputs, exploration)
         tensors = InputTensors.of(inputs, self.device)
         observations, *rest = self._normalizer.inputs(self.network, tensors)
-        arrays = Inputs(_on_host(observations), *(tensor.cpu().numpy() for tensor in rest))
+        on_host = map_arrays(lambda tensor: tensor.cpu().numpy(), observations)
+        arrays = Inputs(on_host, *(tensor.cpu().numpy() for tensor in rest))
         decision = self._policy.act(arrays, exploration)
         scale = self._normalizer.reward_scale(self.network).cpu().numpy()
         scales = np.full(len(inputs.last_rewards), scale)
