@@ -49,7 +49,7 @@ class LearnerClient:
         self.learner_step = 0
         """Learner step in the last heartbeat's acknowledgement."""
         self.acknowledged_moments = -1
-        """Largest number of a report of moments that the learner has counted; -1: none."""
+        """Largest number of a report of moments that the learner has counted or refused; -1: none."""
         self.last_contact = clock()
         """Time of the last message from the learner, on `clock`."""
         self._clock = clock
